@@ -1,0 +1,44 @@
+"""Deep-learning inference as a method of a Dask dataframe.
+
+Importing the package registers ``.infer`` on Dask dataframes and series.
+"""
+
+from __future__ import annotations
+
+from dask_infer import config as _config  # noqa: F401  (registers the defaults)
+from dask_infer._dask import register_tensor_dtype
+from dask_infer.accessor import DataFrameInfer, PandasSeriesInfer, SeriesInfer
+from dask_infer.batch.tensor_array import TensorArray, TensorDtype
+from dask_infer.errors import (
+    InferError,
+    InputError,
+    ModelLoadError,
+    OutputError,
+    PartitionError,
+    PlacementError,
+)
+from dask_infer.model.source import ModelSource
+from dask_infer.replica.residents import replicas, unload
+from dask_infer.spec import Layout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataFrameInfer",
+    "InferError",
+    "InputError",
+    "Layout",
+    "ModelLoadError",
+    "ModelSource",
+    "OutputError",
+    "PandasSeriesInfer",
+    "PartitionError",
+    "PlacementError",
+    "SeriesInfer",
+    "TensorArray",
+    "TensorDtype",
+    "replicas",
+    "unload",
+]
+
+register_tensor_dtype(TensorArray, TensorDtype)

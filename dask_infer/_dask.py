@@ -1,0 +1,121 @@
+"""The only importer of Dask's private names, so that a new release is met in one place.
+
+Checked with dask and distributed 2026.8.0.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from dask._task_spec import Task, TaskRef
+from dask.dataframe.dask_expr import DataFrame, Series, new_collection
+from dask.dataframe.dask_expr._expr import (
+    Blockwise,
+    Elemwise,
+    Expr,
+    Filter,
+    Index,
+    Projection,
+    determine_column_projection,
+    is_filter_pushdown_available,
+)
+
+__all__ = [
+    "Blockwise",
+    "DataFrame",
+    "Elemwise",
+    "Expr",
+    "Filter",
+    "Index",
+    "Projection",
+    "Series",
+    "Task",
+    "TaskRef",
+    "arrow_schema",
+    "is_filter_pushdown_available",
+    "live_clients",
+    "new_collection",
+    "projected_columns",
+    "register_tensor_dtype",
+]
+
+
+def projected_columns(expr: Expr, parent: Expr, dependents: Any) -> set[Any]:
+    """Columns that `parent` and every other user of `expr` read."""
+    columns = determine_column_projection(expr, parent, dependents)
+    return set(columns) if isinstance(columns, list) else {columns}
+
+
+def live_clients() -> list[Any]:
+    """Return the connected clients of this process; none where there is no cluster."""
+    import sys
+
+    if "distributed" not in sys.modules:
+        return []
+    from distributed import Client
+
+    return [c for c in list(Client._instances) if c.status == "running"]
+
+
+def arrow_schema(expr: Expr) -> Any | None:
+    """Arrow schema of the parquet files below `expr`, where its columns are theirs.
+
+    Only nodes that keep a column's values are passed; None anywhere else.
+    """
+    from dask.dataframe.dask_expr._expr import Head, Partitions, Tail
+    from dask.dataframe.dask_expr.io.parquet import ReadParquet
+
+    while not isinstance(expr, ReadParquet):
+        if not isinstance(expr, (Projection, Filter, Head, Tail, Partitions)):
+            return None
+        expr = expr.frame
+    return expr._dataset_info["schema"]
+
+
+def register_tensor_dtype(array: type, dtype: type) -> None:
+    """Teach Dask the tensor column; doing it again changes nothing.
+
+    `array` makes the rows that Dask invents for meta (``array.made_up(dtype)``). Both
+    name their content: Dask's own token of an extension array pickles its rows one by
+    one, and its token of a dtype is the name alone.
+    """
+    import pandas as pd
+    from dask.dataframe.dispatch import from_pyarrow_table_dispatch
+    from dask.dataframe.extensions import make_array_nonempty
+    from dask.tokenize import normalize_token
+
+    make_array_nonempty.register(dtype, array.made_up)  # type: ignore[attr-defined]
+    for kind in (array, dtype):
+        normalize_token.register(kind, lambda x: normalize_token(x.__dask_tokenize__()))
+    read = from_pyarrow_table_dispatch.dispatch(pd.DataFrame)
+    if getattr(read, "func", None) is not _from_table:
+        from_pyarrow_table_dispatch.register(
+            pd.DataFrame, functools.partial(_from_table, read, dtype)
+        )
+
+
+def _from_table(
+    read: Callable[..., Any], dtype: Any, meta: Any, table: Any, **kwargs: Any
+) -> Any:
+    """Turn an Arrow table into a frame; tensor columns come back as `meta` has them.
+
+    The P2P shuffle goes by the table's pandas metadata, which calls them object. It
+    then casts to the common dtype of object and theirs (distributed/shuffle/_arrow.py),
+    which is object for every dtype that lets object be object.
+    """
+    kinds = {
+        name: kind for name, kind in meta.dtypes.items() if isinstance(kind, dtype)
+    }
+    names = [name for name in table.column_names if name in kinds]
+    if not names:
+        return read(meta, table, **kwargs)
+    columns = {name: kinds[name].__from_arrow__(table[name]) for name in names}
+    frame = read(meta, table.drop_columns(names), **kwargs)
+    order = [
+        name for name in table.column_names if name in columns or name in frame.columns
+    ]
+    for name in names:
+        frame.insert(order.index(name), name, columns[name])
+    return frame

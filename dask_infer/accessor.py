@@ -1,0 +1,193 @@
+"""`.infer` on Dask and pandas collections: what the user types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from dask.dataframe.extensions import (
+    register_dataframe_accessor,
+    register_series_accessor,
+)
+
+from dask_infer._dask import DataFrame, Series, new_collection
+from dask_infer.batch.lists import is_list, to_dense
+from dask_infer.expr import Predict, PredictBatches
+from dask_infer.request import Request
+from dask_infer.spec import Layout
+
+
+@register_dataframe_accessor("infer")
+class DataFrameInfer:
+    """Inference over the rows of a Dask dataframe."""
+
+    def __init__(self, frame: DataFrame) -> None:
+        self._frame = frame
+
+    def predict(
+        self,
+        model: Any,
+        *,
+        columns: Any = None,
+        output: str | Sequence[str] | Mapping[str, str] | None = None,
+        keep: bool | Sequence[Any] = True,
+        batch_size: int | Literal["auto"] = "auto",
+        batch_tokens: int | Literal["auto"] | None = "auto",
+        preprocess: Callable[[pd.DataFrame], Any] | None = None,
+        tokenizer: Any = None,
+        postprocess: Callable[..., Any] | None = None,
+        method: str | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        dtype: str | None = None,
+        device: str = "auto",
+        parallel: str | Layout = "data",
+        resources: Mapping[str, float] | None = None,
+        on_error: Literal["raise", "null", "quarantine"] = "raise",
+        timeout: float | str | None = None,
+        row_wise: bool = True,
+        meta: Any = None,
+    ) -> DataFrame:
+        """Run a model over every row; nothing runs until the result is computed.
+
+        Parameters
+        ----------
+        model
+            A torch module, a path (``*.pt2``, ``*.onnx``, a Hugging Face or
+            sentence-transformers directory), a fitted estimator, a class, a callable,
+            or a `ModelSource`. It is taken as it is now.
+        columns
+            What the model reads: one column ``"x"`` (scalars ``(n,)``, lists
+            ``(n, *shape)``); a list ``["a", "b"]`` side by side as one ``(n, 2)``
+            tensor; a tuple for positional arguments; a dict for keyword arguments.
+            None takes all columns side by side.
+        output
+            Name of the output column, names of several, or ``{field: name}``.
+        keep
+            Input columns carried into the result: all, none, or a list.
+        batch_size
+            Most rows of one forward; ``"auto"`` grows it while rows/s improves.
+        batch_tokens
+            Most padded tokens of one forward over texts; None for no limit.
+        preprocess
+            ``f(frame) -> DataFrame | tensor | tuple | dict`` on the rows of a batch.
+        tokenizer
+            For text: a Hugging Face tokenizer, its directory, or a callable
+            ``list[str] -> dict``. A model's directory brings its own.
+        postprocess
+            ``f(output, frame)`` or ``f(output, frame, inputs)``, on the device's
+            tensors, before they are copied back.
+        method
+            Call this method instead of the model itself, such as ``"predict_proba"``.
+        call_kwargs
+            Extra keyword arguments of every call.
+        shapes
+            ``{column: row shape}`` for flat list columns.
+        dtype
+            Floating dtype the model runs in: "float32", "bfloat16", "float16",
+            "float64". As loaded by default.
+        device
+            ``"auto"`` (the accelerator where there is one), "cpu", "cuda", "mps".
+        parallel
+            How the model is spread; ``"data"``: every worker holds all of it.
+        resources
+            Dask resources that one replica holds.
+        on_error
+            ``"raise"``: a row that fails fails its partition.
+        timeout
+            Seconds, or a text like ``"30s"``, that a load or one forward may take.
+        row_wise
+            False where rows of a batch influence each other: batches are then
+            consecutive rows, and neither filters nor ``head`` move below the model.
+        meta
+            The output columns where they cannot be inferred: a dtype, ``{name:
+            dtype}``, ``(name, dtype)`` or a pandas object.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame
+            The kept columns and the outputs: same divisions, index and row order.
+            Vector outputs are `TensorDtype` columns.
+
+        Raises
+        ------
+        InputError
+            If a column is missing or cannot become what the model reads.
+        OutputError
+            If the output columns cannot be inferred and `meta` is not given.
+        ModelLoadError
+            If the model is missing, corrupt, or may run code and is not trusted.
+        ValueError
+            If an argument is not one of its choices, or an output's name is taken.
+        """
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "model")}
+        return _predict(self._frame, Request(model, **arguments))
+
+
+@register_series_accessor("infer")
+class SeriesInfer:
+    """Inference over one column of a Dask dataframe."""
+
+    def __init__(self, series: Series) -> None:
+        self._series = series
+
+    def predict(self, model: Any, **arguments: Any) -> DataFrame | Series:
+        """Run a model over the values of this column.
+
+        Parameters
+        ----------
+        model, **arguments
+            As of `DataFrameInfer.predict`; `columns` is this column, and `keep`
+            defaults to False.
+
+        Returns
+        -------
+        dask.dataframe.Series or dask.dataframe.DataFrame
+            A series named as the output column where there is one output and the
+            column is not kept; else a dataframe.
+        """
+        series = self._series
+        name = "value" if series.name is None else series.name
+        arguments = {"columns": name, "keep": False, **arguments}
+        result = _predict(series.to_frame(name), Request(model, **arguments))
+        return result[result.columns[0]] if len(result.columns) == 1 else result
+
+    def to_numpy(self, dtype: Any = None) -> np.ndarray:
+        """Compute this column as one ``(n, *shape)`` array."""
+        return _to_numpy(self._series.compute(), dtype)
+
+
+@pd.api.extensions.register_series_accessor("infer")
+class PandasSeriesInfer:
+    """What a prediction's column offers once it is computed."""
+
+    def __init__(self, series: pd.Series) -> None:
+        self._series = series
+
+    def to_numpy(self, dtype: Any = None) -> np.ndarray:
+        """Return the column as one ``(n, *shape)`` array, without a copy if possible.
+
+        Parameters
+        ----------
+        dtype
+            NumPy dtype of the result; by default the column's own.
+
+        Raises
+        ------
+        InputError
+            If rows have different shapes.
+        """
+        return _to_numpy(self._series, dtype)
+
+
+def _to_numpy(series: pd.Series, dtype: Any) -> np.ndarray:
+    values = to_dense(series) if is_list(series.dtype) else series.to_numpy()
+    return values if dtype is None else values.astype(dtype, copy=False)
+
+
+def _predict(frame: DataFrame, request: Request) -> DataFrame:
+    job, emit = request.build(frame.expr)
+    node = Predict if request.row_wise else PredictBatches
+    return new_collection(node(frame.expr, job, emit))

@@ -1,0 +1,1 @@
+"""Rows to tensors and back: pure pandas, NumPy and torch."""

@@ -1,0 +1,224 @@
+"""The promised columns: names, dtypes and shapes, before anything runs.
+
+Runs on the client. What a model returns is known from propagated shapes, from an
+estimator's attributes, or from ``meta=``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from dask_infer.batch.declared import declared_columns, declared_dtype
+from dask_infer.batch.fields import fields, is_tensor
+from dask_infer.batch.naming import Naming, Shape, Value, name_declared, name_values
+from dask_infer.batch.tensor_array import TensorDtype
+from dask_infer.errors import OutputError
+from dask_infer.spec import OutputColumn, Outputs
+
+#: Column that ``on_error="quarantine"`` adds.
+ERROR_COLUMN = "infer_error"
+
+#: What Dask makes of text under its default ``dataframe.convert-string``.
+STRING = pd.StringDtype("pyarrow")
+
+
+def resolve_outputs(
+    traced_output: Any,
+    *,
+    rows: int,
+    tokens: int | None,
+    output: Naming,
+    kept: Iterable[Hashable],
+    text: bool,
+) -> Outputs:
+    """Return the columns of a model whose output was found by propagating shapes.
+
+    Parameters
+    ----------
+    traced_output
+        The model's output, holding fake or meta tensors.
+    rows, tokens
+        Length of the batch axis and of the padded axis in `traced_output`.
+    output
+        The user's names: see the reference of ``predict``.
+    kept
+        Input columns carried into the result.
+    text
+        Whether the inputs were tokenized, so that there is a padded axis.
+
+    Raises
+    ------
+    OutputError
+        If the output holds no tensor, not a row for each row, or not what `output`
+        names.
+    ValueError
+        If names collide.
+    """
+    padded = tokens if text else None
+    found = [
+        _traced_value(key, value, padded)
+        for key, value in fields(traced_output)
+        if is_tensor(value) or isinstance(value, np.ndarray)
+    ]
+    if not found:
+        raise OutputError(
+            f"the model returns no tensor with an entry a row (its output is of type "
+            f"{type(traced_output).__name__}); return one, or pass postprocess= and "
+            "meta="
+        )
+    return check_names(Outputs(name_values(found, output, rows)), kept)
+
+
+def outputs_from_estimator(
+    described: Sequence[tuple[str | None, Any, tuple[int, ...]]],
+    output: Naming,
+    kept: Iterable[Hashable],
+) -> Outputs:
+    """Return the columns of an estimator that tells what it returns.
+
+    Parameters
+    ----------
+    described
+        A (name or None, dtype, shape of one row) for each array that it returns. They
+        count as declared: what comes is cast to them.
+    output, kept
+        As for `resolve_outputs`.
+    """
+    found = []
+    for place, (name, dtype, shape) in enumerate(described):
+        key = place if name is None and len(described) > 1 else name
+        text, _ = declared_dtype(dtype, dtype)
+        found.append(Value(key, text, _squeezed(shape)))
+    return check_names(Outputs(name_values(found, output), declared=True), kept)
+
+
+def outputs_from_meta(meta: Any, output: Naming, kept: Iterable[Hashable]) -> Outputs:
+    """Return the columns that the user declares by ``meta=``.
+
+    Parameters
+    ----------
+    meta
+        A dtype for one column, ``{name: dtype}``, ``(name, dtype)``, a list of those,
+        or a pandas object. Kept columns named in it are passed over.
+    output, kept
+        As for `resolve_outputs`; `output` must name the columns that `meta` names.
+
+    Raises
+    ------
+    ValueError
+        If `meta` is none of these, or names other columns than `output`.
+    """
+    passed_over = {*kept, ERROR_COLUMN}
+    declared = [item for item in declared_columns(meta) if item.name not in passed_over]
+    if not declared:
+        raise ValueError(
+            f"meta={meta!r} names no output column, only input columns that are kept; "
+            'add the outputs, such as meta={"score": "float32"}'
+        )
+    return check_names(Outputs(name_declared(declared, output), declared=True), kept)
+
+
+def check_names(
+    outputs: Outputs, kept: Iterable[Hashable], *, quarantine: bool = False
+) -> Outputs:
+    """Return `outputs` if its names stand beside the kept columns.
+
+    Raises
+    ------
+    ValueError
+        If two outputs share a name, or one has that of a kept column or of the error
+        column; with `quarantine` also if a kept column has that of the error column.
+    """
+    kept = set(kept)
+    for place, name in enumerate(outputs.names):
+        if name in outputs.names[:place]:
+            raise ValueError(
+                f'two outputs are named "{name}"; pass output= with names that differ'
+            )
+        if name == ERROR_COLUMN:
+            raise ValueError(
+                f'output column "{name}" has the name of the column that '
+                'on_error="quarantine" adds; name it otherwise by output='
+            )
+        if name in kept:
+            raise ValueError(
+                f'output column "{name}" has the name of the input column "{name}", '
+                "which is kept; name the output otherwise by output=, or pass keep= "
+                f'without "{name}"'
+            )
+    if quarantine and ERROR_COLUMN in kept:
+        raise ValueError(
+            f'on_error="quarantine" adds the column "{ERROR_COLUMN}", which the input '
+            f'has already; pass keep= without "{ERROR_COLUMN}", or rename it'
+        )
+    return outputs
+
+
+def output_meta(outputs: Outputs, nullable: bool = False) -> dict[str, pd.Series[Any]]:
+    """Return an empty series for each output column, as Dask wants them for meta."""
+    return {
+        column.name: pd.Series(
+            [], name=column.name, dtype=cast("Any", pandas_dtype(column, nullable))
+        )
+        for column in outputs.columns
+    }
+
+
+@lru_cache(1024)
+def pandas_dtype(column: OutputColumn, nullable: bool = False) -> Any:
+    """Return the NumPy or extension dtype that `column` has in the result.
+
+    With `nullable`, whole numbers and booleans take the pandas dtypes that can miss.
+    """
+    if column.shape:
+        return TensorDtype(np.dtype(column.dtype), column.shape)
+    if column.dtype == "string":
+        return STRING
+    dtype = pd.api.types.pandas_dtype(column.dtype)
+    if not nullable or not isinstance(dtype, np.dtype) or dtype.kind not in "iub":
+        return dtype
+    if dtype.kind == "b":
+        return pd.BooleanDtype()
+    prefix = "UInt" if dtype.kind == "u" else "Int"
+    return pd.api.types.pandas_dtype(f"{prefix}{8 * dtype.itemsize}")
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the NumPy name that values of a torch or NumPy dtype have as a column.
+
+    Floats that NumPy lacks become float32.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name.startswith(("bfloat", "float8", "float4")):
+        return "float32"
+    if name == "complex32":
+        return "complex64"
+    try:
+        known = np.dtype(name)
+    except TypeError:
+        raise OutputError(
+            f"the model returns values of dtype {dtype}, which no column can hold; "
+            "cast them in postprocess="
+        ) from None
+    return {"U": "string", "O": "object", "S": "object"}.get(known.kind, known.name)
+
+
+def _traced_value(key: Any, value: Any, padded: int | None) -> Value:
+    return Value(key, dtype_name(value.dtype), _row_shape(value, padded), len(value))
+
+
+def _row_shape(value: Any, padded: int | None) -> Shape:
+    shape: Shape = tuple(map(int, value.shape[1:]))
+    if padded is not None and shape[:1] == (padded,):
+        return (None, *shape[1:])
+    return _squeezed(shape)
+
+
+def _squeezed(shape: Shape) -> Shape:
+    """Return () for a row that holds one number, as an ``(n, 1)`` tensor has them."""
+    return () if shape == (1,) else tuple(shape)

@@ -1,0 +1,41 @@
+"""The ``infer`` section of Dask's configuration.
+
+Defaults ship in ``infer.yaml``; `get` is the only way the package reads them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import yaml
+from dask.utils import parse_bytes, parse_timedelta
+
+DEFAULTS = Path(__file__).parent / "infer.yaml"
+
+
+def register() -> None:
+    """Merge the shipped defaults below whatever the user has configured."""
+    defaults = yaml.safe_load(DEFAULTS.read_text())
+    dask.config.update_defaults(defaults)
+
+
+def get(key: str) -> Any:
+    """Value of ``infer.<key>``."""
+    return dask.config.get(f"infer.{key}")
+
+
+def get_bytes(key: str) -> int | None:
+    """Value of ``infer.<key>`` in bytes; None where it is unset."""
+    value = get(key)
+    return None if value is None else int(parse_bytes(value))
+
+
+def get_seconds(key: str) -> float | None:
+    """Value of ``infer.<key>`` in seconds; None where it is unset."""
+    value = get(key)
+    return None if value is None else float(parse_timedelta(value))
+
+
+register()

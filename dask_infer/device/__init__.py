@@ -1,0 +1,1 @@
+"""One face for the CPU, CUDA and MPS: where a forward runs and how tensors get there."""

@@ -1,0 +1,132 @@
+"""A CUDA device: one compute stream, and copies overlapped with it.
+
+Batch *i + 1* is copied to the device and batch *i - 1* back from it while batch *i*
+computes. Three streams, ordered by events only::
+
+    copy-in      upload i+1  --event-->
+    compute                      forward i+1  --event-->
+    copy-out                                      download i+1  --event--> wait()
+
+The caching allocator may hand a freed block to another stream while a copy still
+reads it; `record_stream` tells it who reads what.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dask_infer.device.device import Accelerator
+from dask_infer.device.stream import Pending, Staged, Stream, map_tensors
+
+
+class Cuda(Accelerator):
+    """One CUDA device of this process."""
+
+    def prepare(self) -> None:
+        """Make the copy streams."""
+        with torch.cuda.device(self.torch_device):
+            self._copy_in = torch.cuda.Stream()
+            self._copy_out = torch.cuda.Stream()
+            self._compute = torch.cuda.default_stream()
+
+    def stream(self) -> Stream:
+        """A channel whose copies overlap with compute."""
+        return CudaStream(
+            self.torch_device, self._copy_in, self._compute, self._copy_out
+        )
+
+    def free_bytes(self) -> int:
+        """Free device memory, and what torch's allocator has cached unused."""
+        free, _ = torch.cuda.mem_get_info(self.torch_device)
+        cached = torch.cuda.memory_reserved(self.torch_device)
+        used = torch.cuda.memory_allocated(self.torch_device)
+        return int(free + cached - used)
+
+    def release_memory(self) -> None:
+        """Return the allocator's unused blocks to the device."""
+        torch.cuda.empty_cache()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether the device's, or the host's, memory ran out."""
+        oom = isinstance(error, torch.cuda.OutOfMemoryError)
+        return oom or super().is_out_of_memory(error)
+
+
+class CudaStream(Stream):
+    """The batches of one partition on their way through a CUDA device."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        copy_in: torch.cuda.Stream,
+        compute: torch.cuda.Stream,
+        copy_out: torch.cuda.Stream,
+    ) -> None:
+        self.device = device
+        self.copy_in = copy_in
+        self.compute = compute
+        self.copy_out = copy_out
+
+    def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
+        """Pin a batch and start its copy on the copy-in stream."""
+        sources: list[torch.Tensor] = []
+
+        def pin(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.is_cuda:
+                return tensor
+            source = tensor.pin_memory()
+            sources.append(source)
+            return source.to(self.device, non_blocking=True)
+
+        with torch.cuda.device(self.device), torch.cuda.stream(self.copy_in):
+            moved = map_tensors(pin, args), map_tensors(pin, kwargs)
+            event = self.copy_in.record_event()
+        return Staged(*moved, event=event, sources=tuple(sources))
+
+    def enter(self, staged: Staged) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Let the compute stream wait for the copy."""
+        self.compute.wait_event(staged.event)
+
+        def used_here(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.is_cuda:
+                tensor.record_stream(self.compute)
+            return tensor
+
+        return map_tensors(used_here, staged.args), map_tensors(
+            used_here, staged.kwargs
+        )
+
+    def download(self, fields: list[tuple[Any, Any]]) -> Pending:
+        """Start the copies back into pinned memory on the copy-out stream."""
+        computed = self.compute.record_event()
+        with torch.cuda.device(self.device), torch.cuda.stream(self.copy_out):
+            self.copy_out.wait_event(computed)
+            copied = map_tensors(self._to_pinned, fields)
+            event = self.copy_out.record_event()
+        return CudaPending(copied, event)
+
+    def _to_pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_cuda:
+            return tensor
+        tensor = tensor.detach()
+        target = torch.empty(
+            tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True
+        )
+        target.copy_(tensor, non_blocking=True)
+        tensor.record_stream(self.copy_out)
+        return target
+
+
+class CudaPending(Pending):
+    """Outputs that are there once their event has happened."""
+
+    def __init__(self, fields: list[tuple[Any, Any]], event: torch.cuda.Event) -> None:
+        super().__init__(fields)
+        self._event = event
+
+    def wait(self) -> list[tuple[Any, Any]]:
+        """Wait for the copies, then return the outputs."""
+        self._event.synchronize()
+        return super().wait()

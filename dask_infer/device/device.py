@@ -1,0 +1,146 @@
+"""A place where forwards run: the CPU, or one accelerator of this process.
+
+`Device` is the CPU and the null object of every accelerator call, so that code and
+tests above this room are the same with and without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import psutil
+import torch
+
+from dask_infer.device.allocator import keep_freed_blocks
+from dask_infer.device.stream import Stream
+from dask_infer.device.threads import use_cpu_threads
+from dask_infer.errors import PlacementError
+
+
+class Device:
+    """The CPU: as many forwards at once as there are worker threads, nothing to copy."""
+
+    #: Where tensors of the model live.
+    torch_device: torch.device
+
+    def __init__(self, torch_device: torch.device) -> None:
+        self.torch_device = torch_device
+
+    def __repr__(self) -> str:
+        return f"<Device {self}>"
+
+    def __str__(self) -> str:
+        return str(self.torch_device)
+
+    def prepare(self) -> None:
+        """Set up this process, once, before the first model is loaded."""
+        keep_freed_blocks()
+
+    @contextlib.contextmanager
+    def forward(self, threads: int) -> Iterator[None]:
+        """Everything around one forward: thread counts here, the lock elsewhere."""
+        use_cpu_threads(threads)
+        yield
+
+    def abandon_forward(self) -> None:
+        """Go on although a forward never ended; its thread may hold the device."""
+
+    def stream(self) -> Stream:
+        """A fresh channel for the batches of one partition."""
+        return Stream()
+
+    def free_bytes(self) -> int:
+        """Bytes that a forward may take now."""
+        return int(psutil.virtual_memory().available)
+
+    def release_memory(self) -> None:
+        """Give freed blocks back, after an out-of-memory error."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether `error` says that memory ran out, which is no row's fault."""
+        return isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError)
+            and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        )
+
+
+class Accelerator(Device):
+    """A device with memory of its own: one forward at a time, copies beside it."""
+
+    def __init__(self, torch_device: torch.device) -> None:
+        super().__init__(torch_device)
+        self._one_forward = threading.Lock()
+
+    def prepare(self) -> None:
+        """Nothing: the CPU's allocator does not matter here."""
+
+    @contextlib.contextmanager
+    def forward(self, threads: int) -> Iterator[None]:
+        """Hold the device while a forward is launched."""
+        with self._one_forward:
+            yield
+
+    def abandon_forward(self) -> None:
+        """Let the next forward in; the stuck one keeps the old lock."""
+        self._one_forward = threading.Lock()
+
+
+_devices: dict[str, Device] = {}
+_devices_lock = threading.Lock()
+
+
+def resolve_device(name: str) -> Device:
+    """Return the one `Device` of this process for ``"auto"``, ``"cpu"``, ``"cuda:1"``...
+
+    Raises
+    ------
+    PlacementError
+        If this process has no such device.
+    """
+    torch_device = _torch_device(name)
+    with _devices_lock:
+        known = _devices.get(str(torch_device))
+        if known is None:
+            known = _build(torch_device)
+            known.prepare()
+            _devices[str(torch_device)] = known
+        return known
+
+
+def _build(torch_device: torch.device) -> Device:
+    if torch_device.type == "cuda":
+        from dask_infer.device.cuda import Cuda
+
+        return Cuda(torch_device)
+    if torch_device.type == "mps":
+        from dask_infer.device.mps import Mps
+
+        return Mps(torch_device)
+    return Device(torch_device)
+
+
+def _torch_device(name: str) -> torch.device:
+    if name == "auto":
+        name = _best_device()
+    kind, _, index = name.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise PlacementError(
+                f'device="{name}": this worker sees {count} CUDA devices; start the '
+                'workers where there is a GPU, or pass device="auto" or "cpu"'
+            )
+        return torch.device("cuda", int(index or 0))
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise PlacementError(
+            'device="mps": this worker has no Metal device; pass device="auto" or "cpu"'
+        )
+    return torch.device(kind)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,32 @@
+"""Apple's Metal device: memory shared with the CPU, so copies need no streams."""
+
+from __future__ import annotations
+
+import torch
+
+from dask_infer.device.device import Accelerator
+from dask_infer.device.stream import BlockingStream, Stream
+
+
+class Mps(Accelerator):
+    """The Metal device of this process."""
+
+    def stream(self) -> Stream:
+        """Plain copies."""
+        return BlockingStream(self.torch_device)
+
+    def free_bytes(self) -> int:
+        """What Metal recommends, less what is taken."""
+        limit = torch.mps.recommended_max_memory()
+        return int(limit - torch.mps.driver_allocated_memory())
+
+    def release_memory(self) -> None:
+        """Return the allocator's unused blocks."""
+        torch.mps.empty_cache()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether Metal says that memory ran out."""
+        oom = isinstance(error, RuntimeError) and "MPS backend out of memory" in str(
+            error
+        )
+        return oom or super().is_out_of_memory(error)

@@ -1,0 +1,111 @@
+"""Holds: an entry of the content store stays while any process needs it.
+
+Locks on a file beside the entry, which the system drops with the process that had them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+
+try:
+    import fcntl
+except ImportError:  # Windows: recent entries are not evicted instead
+    fcntl = None  # type: ignore[assignment]
+
+#: Ends of the names of files beside an entry.
+LOCK, HOLD, FETCH = ".lock", ".hold", ".fetch"
+#: Seconds after its last use that an entry stays where locks cannot tell.
+RECENT = 3600.0
+
+
+class Hold:
+    """Keeps an entry from being evicted, until released or garbage collected."""
+
+    def __init__(self, path: str) -> None:
+        self._shared: _SharedLock | None = _SharedLock.of(path)
+
+    def release(self) -> None:
+        """Let the entry go; twice is as good as once."""
+        self._shared = None
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+_living: weakref.WeakValueDictionary[str, _SharedLock] = weakref.WeakValueDictionary()
+
+
+class _SharedLock:
+    """One shared file lock for all holds of an entry in this process.
+
+    It ends with the last reference. That needs no lock of its own, which a finalizer
+    run by the garbage collector could never take safely.
+    """
+
+    @classmethod
+    def of(cls, path: str) -> _SharedLock:
+        shared = _living.get(path)
+        if shared is None:  # two threads may each open one, which does no harm
+            shared = _living[path] = cls(path)
+        return shared
+
+    def __init__(self, path: str) -> None:
+        descriptor = _lock(path, exclusive=False)
+        if descriptor is not None:
+            # Closed, never unlocked: a forked child shares the lock of its parent.
+            weakref.finalize(self, os.close, descriptor)
+
+
+def _lock(path: str, exclusive: bool) -> int | None:
+    """Open and lock a sidecar; None where this platform or file system cannot.
+
+    1. a remover locks the file, 2. a holder opens it and waits, 3. the remover unlinks
+    it: the holder's lock would be on a file that nobody finds, so it opens a new one.
+    """
+    if fcntl is None:
+        return None
+    how = fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            os.close(descriptor)
+            return None
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+def remove(path: Path, last_used: float) -> bool:
+    """Remove an entry unless somebody holds it."""
+    try:
+        descriptor = _lock(f"{path}{HOLD}", exclusive=True)
+    except BlockingIOError:
+        return False
+    if descriptor is None and time.time() - last_used < RECENT:
+        return False
+    try:
+        for end in ("", LOCK, FETCH, HOLD):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{path}{end}")
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return not path.exists()

@@ -1,0 +1,361 @@
+"""What a model would return, found without its weights, without data, on the client.
+
+The model's code runs on fake tensors: they have a shape and a dtype and no numbers. The
+counts of rows and tokens are primes that are no other size of the model, so whoever
+reads the result knows these axes by their size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dask_infer.model.declared import declared_outputs
+from dask_infer.model.footprint import parse_dtype
+from dask_infer.model.refusals import (
+    ArityMismatch,
+    Attempt,
+    CannotTrace,
+    Example,
+    MixedDtypes,
+    ShapeMismatch,
+    cannot_trace,
+    check_arity,
+    label,
+    require_method,
+)
+from dask_infer.model.sandbox import sandbox
+from dask_infer.model.skeleton import Opened, open_model
+from dask_infer.spec import ModelSpec
+
+__all__ = [
+    "ArityMismatch",
+    "CannotTrace",
+    "Example",
+    "ShapeMismatch",
+    "Traced",
+    "propagate",
+]
+
+Key = int | str
+
+#: Counts of rows and of tokens to choose from; small models take few tokens.
+_ROWS = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
+_TOKENS = (11, 13, 17, 19, 23, 29, 31)
+
+#: Up to so many stacked lists are tried as integers in every combination, else all.
+_COMBINED = 4
+
+#: Methods that choose each token by the values of the last.
+_GENERATES = ("generate", "beam_search", "sample")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a model returned for fake rows."""
+
+    #: The model's output structure, fake or meta tensors in place of tensors.
+    output: Any
+    #: Size of the batch axis.
+    rows: int
+    #: Size of the padded axis.
+    tokens: int
+    #: Some stacked list had to go in as int64.
+    integers: bool
+    #: Name of the model's floating dtype.
+    floating: str
+    #: Which had to: places of positional arguments, keywords of others.
+    as_integers: tuple[int | str, ...] = ()
+    #: Optional arguments that the model does not take.
+    dropped: tuple[str, ...] = ()
+
+
+def propagate(
+    spec: ModelSpec,
+    live: object | None,
+    args: Sequence[Example],
+    kwargs: Mapping[str, Example],
+    *,
+    method: str | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> Traced:
+    """Find what the model returns for a batch, without weights, data or a real call.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    live
+        The caller's module, which is left untouched; for a factory what builds it when
+        called. None to read the spec's own.
+    args, kwargs
+        One row of each argument.
+    method
+        Called in place of the model itself.
+    call_kwargs
+        Extra keyword arguments of the call.
+    dtype
+        Floating dtype that the model runs in; None as it is.
+
+    Raises
+    ------
+    ShapeMismatch
+        The model refuses these sizes or dtypes.
+    ArityMismatch
+        It takes other arguments.
+    MissingMethodError
+        It has no such method.
+    CannotTrace
+        It depends on values, leaves torch, or is opaque: ``meta=`` is needed.
+    """
+    examples: dict[Key, Example] = dict(enumerate(args))
+    examples.update(kwargs.items())
+    with sandbox():
+        if spec.kind in ("onnx", "sentence-transformers"):
+            rows, tokens = _ROWS[0], _TOKENS[0]
+            output, floating, as_integers = declared_outputs(
+                spec, examples, (rows, tokens), dtype
+            )
+            counts = (rows, tokens, bool(as_integers))
+            return Traced(output, *counts, floating, as_integers)
+        opened = open_model(spec, live)
+        call = _Call(
+            spec.name, opened, method, examples, dict(call_kwargs or {}), dtype
+        )
+        return call.checked().traced()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One model and one way of calling it."""
+
+    name: str
+    opened: Opened
+    method: str | None
+    examples: dict[Key, Example]
+    extra: dict[str, Any]
+    dtype: str | None
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def floating(self) -> torch.dtype:
+        return self.opened.floating(parse_dtype(self.dtype))
+
+    def checked(self) -> _Call:
+        """Check method and arguments; return the call that can be tried."""
+        if self.method is not None:
+            require_method(self.opened.module, self.name, self.method)
+            if self.method in _GENERATES:
+                reason = f"{self.method} chooses each token by the one before"
+                raise cannot_trace(self.name, reason)
+        signature = self.opened.signature(self.method)
+        if signature is None:
+            return self
+        dropped = _unwanted(signature, self.examples)
+        examples = {k: ex for k, ex in self.examples.items() if k not in dropped}
+        function = self.method or "forward"
+        check_arity(self.name, function, signature, examples, self.extra)
+        extra = dict(self.extra)
+        if (
+            hasattr(self.opened.module, "config")
+            and "use_cache" in signature.parameters
+        ):
+            extra.setdefault("use_cache", False)
+        rest = (self.method, examples, extra, self.dtype, dropped)
+        return _Call(self.name, self.opened, *rest)
+
+    def traced(self) -> Traced:
+        """Try floating inputs, then int64 for as few stacked lists as it takes."""
+        refused: CannotTrace | None = None
+        for as_integers in _subsets(self.examples):
+            try:
+                output, rows, tokens = self._unambiguous(as_integers)
+            except CannotTrace as error:
+                refused = refused or error
+                continue
+            found = (output, rows, tokens, bool(as_integers), _name(self.floating))
+            return Traced(*found, as_integers, self.dropped)
+        assert refused is not None
+        raise refused
+
+    def _unambiguous(self, as_integers: tuple[Key, ...]) -> tuple[Any, int, int]:
+        """Trace; once more where a count turns up on an axis that is not its own."""
+        sizes = self._sizes()
+        rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
+        tokens = [count for count in _TOKENS if count not in sizes] or list(_TOKENS)
+        output = self._attempt(as_integers, rows[0], tokens[0])
+        if _is_ambiguous(output, rows[0], tokens[0]):
+            with suppress(CannotTrace):
+                again = self._attempt(as_integers, rows[-1], tokens[-1])
+                return again, rows[-1], tokens[-1]
+        return output, rows[0], tokens[0]
+
+    def _sizes(self) -> set[int]:
+        """Return every size that the model's tensors and its inputs have."""
+        module = self.opened.module
+        tensors = chain(module.parameters(), module.buffers())
+        own = chain.from_iterable(tensor.shape for tensor in tensors)
+        given = chain.from_iterable(example.shape for example in self.examples.values())
+        return {int(size) for size in chain(own, given) if size is not None}
+
+    def _attempt(self, as_integers: tuple[Key, ...], rows: int, tokens: int) -> Any:
+        floating = self.floating
+        weights = floating if self.dtype is not None else None
+        try:
+            return self._run(as_integers, (rows, tokens), weights, floating)
+        except CannotTrace as error:
+            # Fakes of some kernels (grouped products of experts) know bfloat16 only.
+            half = torch.bfloat16
+            if "BF16" not in str(error.__cause__) or floating is half:
+                raise
+            output = self._run(as_integers, (rows, tokens), half, half)
+        return pytree.tree_map_only(
+            torch.Tensor, lambda x: x.to(floating) if x.dtype is half else x, output
+        )
+
+    def _run(
+        self,
+        as_integers: tuple[Key, ...],
+        counts: tuple[int, int],
+        weights: torch.dtype | None,
+        floating: torch.dtype,
+    ) -> Any:
+        """Call a weightless copy on fake tensors; refuse in the user's words."""
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        module = self._copy(mode, weights)
+        function = self.opened.function(module, self.method)
+        strict = _StrictDtypes()
+        with torch.no_grad(), mode, strict:
+            tensors = {
+                key: self._tensor(key, floating, key in as_integers, counts)
+                for key in self.examples
+            }
+            device = next((p.device for p in module.parameters()), None)
+            args, kwargs = _split({key: t.to(device) for key, t in tensors.items()})
+            try:
+                return function(*args, **kwargs, **self.extra)
+            except Exception as error:
+                cause = strict.unsaid(error)
+                raise self._attempted(tensors, counts).refusal(cause, module) from cause
+
+    def _copy(
+        self, mode: FakeTensorMode, weights: torch.dtype | None
+    ) -> torch.nn.Module:
+        try:
+            return self.opened.weightless(mode, weights)
+        except Exception as error:
+            reason = f"it cannot be copied ({type(error).__name__}: {error})"
+            raise cannot_trace(self.name, reason) from error
+
+    def _tensor(
+        self, key: Key, floating: torch.dtype, integers: bool, counts: tuple[int, int]
+    ) -> torch.Tensor:
+        example, (rows, tokens) = self.examples[key], counts
+        known = {"floating": floating, **vars(torch)}
+        dtype = torch.int64 if integers else known.get(example.dtype)
+        if not isinstance(dtype, torch.dtype):
+            reason = f"{label(key)} holds {example.dtype}, of which no tensor is made"
+            raise cannot_trace(self.name, reason)
+        shape = [tokens if size is None else size for size in example.shape]
+        return torch.empty(rows, *shape, dtype=dtype)
+
+    def _attempted(
+        self, tensors: Mapping[Key, torch.Tensor], counts: tuple[int, int]
+    ) -> Attempt:
+        shown = {
+            key: Example(_name(tensor.dtype), self.examples[key].shape)
+            for key, tensor in tensors.items()
+        }
+        return Attempt(self.name, shown, *counts)
+
+
+def _unwanted(
+    signature: inspect.Signature, examples: Mapping[Key, Example]
+) -> tuple[str, ...]:
+    """Return the optional arguments that a function does not take."""
+    parameters = signature.parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return ()
+    optional = [key for key, example in examples.items() if example.optional]
+    return tuple(str(key) for key in optional if key not in parameters)
+
+
+def _subsets(examples: Mapping[Key, Example]) -> Iterator[tuple[Key, ...]]:
+    able = [key for key, example in examples.items() if example.integers]
+    sizes = range(len(able) + 1) if len(able) <= _COMBINED else (0, len(able))
+    return chain.from_iterable(combinations(able, size) for size in sizes)
+
+
+def _split(
+    tensors: Mapping[Key, torch.Tensor],
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    args = [tensor for key, tensor in tensors.items() if isinstance(key, int)]
+    return args, {key: t for key, t in tensors.items() if isinstance(key, str)}
+
+
+def _is_ambiguous(output: Any, rows: int, tokens: int) -> bool:
+    shapes = [leaf.shape for leaf in _leaves(output)]
+    return any(rows in shape[1:] or tokens in shape[2:] for shape in shapes)
+
+
+def _leaves(output: Any) -> list[torch.Tensor]:
+    """Return the tensors of an output, those of dataclasses and the like included."""
+    leaves = pytree.tree_leaves(output)
+    inner = (vars(leaf).values() for leaf in leaves if hasattr(leaf, "__dict__"))
+    found = chain(leaves, *inner)
+    return [leaf for leaf in found if isinstance(leaf, torch.Tensor)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class _StrictDtypes(TorchDispatchMode):
+    """Refuses dtypes that real kernels refuse and fake ones take together."""
+
+    #: Kernels whose tensors must all be of one dtype.
+    ALIKE = frozenset(("mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "linear"))
+    #: Kernels that take wider weights beside float16 and bfloat16, else one dtype.
+    NORMS = frozenset(("native_layer_norm", "native_batch_norm", "native_group_norm"))
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        #: What the last failing kernel said.
+        self.failure: Exception | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        packet = getattr(func, "overloadpacket", func)
+        try:
+            self._check(getattr(packet, "__name__", ""), args)
+            return func(*args, **(kwargs or {}))
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def _check(self, kernel: str, args: Sequence[Any]) -> None:
+        if kernel not in self.ALIKE and kernel not in self.NORMS:
+            return
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        names = dict.fromkeys(_name(tensor.dtype) for tensor in tensors)
+        if len(names) < 2 or (kernel in self.NORMS and tensors[0].dtype.itemsize == 2):
+            return
+        raise MixedDtypes(f"it computes {' with '.join(names)}")
+
+    def unsaid(self, error: Exception) -> Exception:
+        """Return the kernel's own error where TorchScript has swallowed its text."""
+        swallowed = "TorchScript interpreter" in str(error)
+        return self.failure if swallowed and self.failure is not None else error

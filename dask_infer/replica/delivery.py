@@ -1,0 +1,256 @@
+"""Entries of the content store brought to hosts that do not have them.
+
+A worker that misses an entry asks, in this order:
+
+1. a worker on another host that has it: chunks are read from its store;
+2. a client that has it: the worker raises an event on `TOPIC`, clients that hold the
+   entry offer it, and the first to offer sends its chunks.
+
+The caller holds the entry's cross-process lock (`Store.require`), so that one process
+of a host asks, once; the others then find the file. Only Dask's own calls are used
+(events and `run`): nothing must be registered on workers, so late joiners are served
+too. Every delivery is an event on `DELIVERED`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import uuid
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Worker
+from distributed.protocol.pickle import dumps
+
+from dask_infer import config
+from dask_infer._dask import live_clients
+from dask_infer.errors import ModelLoadError
+from dask_infer.model.store import Store, default_store, set_fetcher
+
+logger = logging.getLogger(__name__)
+
+#: Workers ask here: ``{"key", "worker", "request"}``.
+TOPIC = "infer-wanted"
+#: Every delivery: ``{"key", "worker", "source", "bytes"}``.
+DELIVERED = "infer-delivered"
+
+_attached: weakref.WeakSet[Worker] = weakref.WeakSet()
+_offering: weakref.WeakSet[Client] = weakref.WeakSet()
+_offering_lock = threading.Lock()
+
+
+def attach(worker: Worker) -> None:
+    """Let this process fetch missing entries through `worker`."""
+    if worker not in _attached:
+        _attached.add(worker)
+        set_fetcher(fetch)
+
+
+def offer_to_workers() -> None:
+    """Let the clients of this process answer workers that miss an entry."""
+    for client in live_clients():
+        with _offering_lock:
+            if client in _offering:
+                continue
+            _offering.add(client)
+        client.subscribe_topic(TOPIC, _Offer(client))
+
+
+# --- the worker that asks ------------------------------------------------------------
+
+
+@dataclass
+class _Request:
+    """One entry on its way to this process."""
+
+    target: Path
+    #: The client whose offer was taken; others are refused.
+    sender: str | None = None
+    taken: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
+    progress: int = 0
+
+
+_requests: dict[str, _Request] = {}
+
+
+def fetch(key: str, store: Store) -> None:
+    """Bring the entry `key` into `store`, or raise `ModelLoadError`."""
+    worker = next((w for w in _attached if w.status.name == "running"), None)
+    if worker is None:
+        raise _nobody_has(key)
+    store.receive(key, lambda target: _fetch_to(worker, key, target))
+
+
+def _fetch_to(worker: Worker, key: str, target: Path) -> None:
+    source = _from_workers(worker, key, target) or _from_client(worker, key, target)
+    if source is None:
+        raise _nobody_has(key)
+    size = target.stat().st_size
+    logger.info("received %s (%d bytes) from %s", key, size, source)
+    worker.log_event(
+        DELIVERED,
+        {"key": key, "worker": worker.address, "source": source, "bytes": size},
+    )
+
+
+def _nobody_has(key: str) -> ModelLoadError:
+    return ModelLoadError(
+        f"the weights {key} are not on this host, and no worker or connected client "
+        "has them any more: call predict() again with the model, and keep that client "
+        "open while the job runs"
+    )
+
+
+def _on_loop(worker: Worker, coroutine: Any) -> Any:
+    loop = worker.loop.asyncio_loop  # type: ignore[attr-defined]
+    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+
+def _from_workers(worker: Worker, key: str, target: Path) -> str | None:
+    return _on_loop(worker, _copy_from_workers(worker, key, target))  # type: ignore[no-any-return]
+
+
+async def _copy_from_workers(worker: Worker, key: str, target: Path) -> str | None:
+    answers = await worker.scheduler.broadcast(
+        msg={"op": "run", "function": dumps(size_here), "args": dumps((key,))},
+        on_error="ignore",
+    )
+    for address, answer in answers.items():
+        size = answer.get("result") if isinstance(answer, dict) else answer
+        if address == worker.address or not size:
+            continue
+        try:
+            await _copy_chunks(worker, address, key, target, size)
+        except OSError as error:  # it left midway: the next may have it
+            logger.info("%s stopped sending %s: %s", address, key, error)
+            continue
+        return str(address)
+    return None
+
+
+async def _copy_chunks(
+    worker: Worker, address: str, key: str, target: Path, size: int
+) -> None:
+    with target.open("wb") as file:
+        for start, length in _chunks(size):
+            answer = await worker.rpc(address).run(
+                function=dumps(chunk_here), args=dumps((key, start, length))
+            )
+            if answer["status"] != "OK":
+                raise OSError(f"{address} could not read its copy")
+            await asyncio.to_thread(file.write, answer["result"])
+
+
+def _from_client(worker: Worker, key: str, target: Path) -> str | None:
+    timeout = config.get_seconds("delivery.timeout") or 0.0
+    request_id = uuid.uuid4().hex
+    request = _requests[request_id] = _Request(target)
+    try:
+        worker.log_event(
+            TOPIC, {"key": key, "worker": worker.address, "request": request_id}
+        )
+        if not request.taken.wait(config.get_seconds("delivery.offer-timeout")):
+            return None
+        received = -1
+        while not request.done.wait(timeout):
+            if request.progress == received:
+                return None
+            received = request.progress
+        return request.sender
+    finally:
+        del _requests[request_id]
+
+
+def take_offer(request_id: str, client: str) -> bool:
+    """On the asking worker: whether this client is the one to send."""
+    request = _requests.get(request_id)
+    if request is None or request.sender not in (None, client):
+        return False
+    request.sender = client
+    request.taken.set()
+    return True
+
+
+async def receive_chunk(request_id: str, start: int, data: bytes, last: bool) -> bool:
+    """On the asking worker: write one chunk; False where nobody waits any more."""
+    request = _requests.get(request_id)
+    if request is None:
+        return False
+    await asyncio.to_thread(_write_at, request.target, start, data)
+    request.progress += len(data)
+    if last:
+        request.done.set()
+    return True
+
+
+def _write_at(path: Path, start: int, data: bytes) -> None:
+    with path.open("r+b" if start else "wb") as file:
+        file.seek(start)
+        file.write(data)
+
+
+# --- whoever has it ------------------------------------------------------------------
+
+
+def size_here(key: str) -> int:
+    """Bytes of the entry in this process's store; 0 where it is not."""
+    path = default_store().path(key)
+    return path.stat().st_size if path.exists() else 0
+
+
+async def chunk_here(key: str, start: int, length: int) -> bytes:
+    """Some bytes of the entry in this process's store."""
+    return await asyncio.to_thread(_read_at, default_store().path(key), start, length)
+
+
+def _read_at(path: Path, start: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def _chunks(size: int) -> Iterator[tuple[int, int]]:
+    chunk = config.get_bytes("delivery.chunk") or size
+    for start in range(0, size, chunk):
+        yield start, min(chunk, size - start)
+
+
+class _Offer:
+    """A client's answer to a worker that misses an entry."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = weakref.ref(client)
+
+    async def __call__(self, event: tuple[float, dict[str, str]]) -> None:
+        client, wanted = self._client(), event[1]
+        size = size_here(wanted["key"])
+        if client is None or not size:
+            return
+        try:
+            await self._send(client, wanted, size)
+        except Exception:  # the worker will ask others or say so itself
+            logger.exception("could not send %s", wanted["key"])
+
+    async def _send(self, client: Client, wanted: dict[str, str], size: int) -> None:
+        worker, request = wanted["worker"], wanted["request"]
+        if not await _run(client, worker, take_offer, request, client.id):
+            return
+        for start, length in _chunks(size):
+            data = await chunk_here(wanted["key"], start, length)
+            last = start + length == size
+            if not await _run(
+                client, worker, receive_chunk, request, start, data, last
+            ):
+                return
+
+
+async def _run(client: Client, worker: str, function: Any, *args: Any) -> Any:
+    # On the client's own loop `run` returns an awaitable.
+    answers = await client.run(function, *args, workers=[worker])  # type: ignore[misc]
+    return answers[worker]

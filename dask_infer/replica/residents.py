@@ -1,0 +1,119 @@
+"""What is resident on a cluster, told and let go of from the client."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+import pandas as pd
+
+COLUMNS = {
+    "worker": "str",
+    "model": "str",
+    "device": "str",
+    "stage": "Int64",
+    "shard": "Int64",
+    "bytes": "int64",
+    "rows": "int64",
+    "idle": "float64",
+}
+
+
+def replicas(client: Any = None) -> pd.DataFrame | Awaitable[pd.DataFrame]:
+    """List the models resident on the workers.
+
+    Parameters
+    ----------
+    client
+        A `distributed.Client`; by default the current one, or this process where
+        there is none.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a replica: `worker` (its address), `model`, `device`, `stage` and
+        `shard` (missing for data-parallel), `bytes`, `rows` served so far, `idle`
+        seconds. An awaitable of it where the client is asynchronous.
+    """
+    return _everywhere(client, rows_here, (), _frame)
+
+
+def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
+    """Free a model on all workers, or every model, once its users are done.
+
+    Parameters
+    ----------
+    model
+        Anything that `predict` takes; None for all models.
+    client
+        As of `replicas`.
+    """
+    content = None
+    if model is not None:
+        from dask_infer.model.recognise import recognise
+
+        content = recognise(model).spec.key
+    return _everywhere(client, unload_here, (content,), lambda answers: None)
+
+
+def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
+    """The replicas that this worker loaded."""
+    module = sys.modules.get("dask_infer.replica.cache")
+    if module is None:  # nothing was ever loaded here
+        return []
+    here = "local" if dask_worker is None else dask_worker.address
+    now = time.monotonic()
+    return [
+        {
+            "worker": replica.worker,
+            "model": replica.spec.name,
+            "device": str(replica.device),
+            "stage": None,
+            "shard": None,
+            "bytes": replica.nbytes,
+            "rows": replica.rows,
+            "idle": 0.0 if replica.leases else now - replica.last_used,
+        }
+        for replica in module.cache.replicas()
+        if replica.worker == here
+    ]
+
+
+def unload_here(content: str | None) -> None:
+    """Let go of replicas of this process."""
+    module = sys.modules.get("dask_infer.replica.cache")
+    if module is not None:
+        module.cache.unload(content)
+
+
+def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    rows = [row for answer in answers.values() for row in answer]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _everywhere(client: Any, function: Any, args: tuple[Any, ...], combine: Any) -> Any:
+    """Run `function` on every worker, or here without a client."""
+    client = client or _current_client()
+    if client is None:
+        return combine({"local": function(*args)})
+    answers = client.run(function, *args)
+    if not isinstance(answers, dict):
+
+        async def later() -> Any:
+            return combine(await answers)
+
+        return later()
+    return combine(answers)
+
+
+def _current_client() -> Any | None:
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None

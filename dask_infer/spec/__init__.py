@@ -1,0 +1,19 @@
+"""The frozen nouns that travel from client to worker. Standard library only."""
+
+from dask_infer.spec.inputs import Argument, Inputs
+from dask_infer.spec.job import Blob, Code, Job
+from dask_infer.spec.layout import Layout
+from dask_infer.spec.model import ModelSpec
+from dask_infer.spec.outputs import OutputColumn, Outputs
+
+__all__ = [
+    "Argument",
+    "Blob",
+    "Code",
+    "Inputs",
+    "Job",
+    "Layout",
+    "ModelSpec",
+    "OutputColumn",
+    "Outputs",
+]

@@ -1,0 +1,42 @@
+"""Which columns become which arguments of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: number: one scalar a row. list: one array a row. text, bytes: one object a row.
+#: object: unknown until a worker sees it (Dask calls list columns "object").
+Content = Literal["number", "list", "text", "bytes", "object"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of the model's call."""
+
+    #: Columns read; one unless `stacked`.
+    columns: tuple[str, ...]
+    #: Keyword under which it is passed; None for a positional argument.
+    keyword: str | None = None
+    #: ``["a", "b"]``: columns side by side, one ``(n, k)`` tensor.
+    stacked: bool = False
+    content: Content = "number"
+    #: Shape of one row of a list column; None where only the worker can tell;
+    #: ``()`` for scalars. A leading None is a ragged axis.
+    shape: tuple[int | None, ...] | None = ()
+    #: Dtype the tensor is cast to: "floating" (the model's own), or a torch dtype's
+    #: name such as "int64"; None keeps the column's own.
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of the model, in order."""
+
+    arguments: tuple[Argument, ...]
+    #: Columns handed to `preprocess` and `postprocess`: those the user named, or all.
+    columns: tuple[str, ...]
+    #: False where the user left ``columns=None``.
+    named: bool = True
+    #: Text goes through the tokenizer; its outputs become keyword arguments.
+    tokenized: bool = False

@@ -1,0 +1,59 @@
+"""Everything one partition task needs to know, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dask_infer.spec.inputs import Inputs
+from dask_infer.spec.layout import Layout
+from dask_infer.spec.model import Blob, ModelSpec
+from dask_infer.spec.outputs import Outputs
+
+__all__ = ["Blob", "Code", "Job"]
+
+
+@dataclass(frozen=True)
+class Code:
+    """What the user gave besides the model; pickled apart, unpickled on workers only."""
+
+    preprocess: Callable[..., Any] | None = None
+    postprocess: Callable[..., Any] | None = None
+    #: A tokenizer, the directory of one, or a callable.
+    tokenizer: Any = None
+    call_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `predict` call: the model, what it reads, what it writes, and how.
+
+    User code (preprocess, postprocess, tokenizer, call keyword arguments) travels
+    pickled in `code`, so that the scheduler need not import it.
+    """
+
+    model: ModelSpec
+    inputs: Inputs
+    outputs: Outputs
+    #: Pickled `Code`: preprocess, postprocess, tokenizer, call_kwargs.
+    code: Blob
+    method: str | None = None
+    #: Most rows of one forward; None lets the policy choose.
+    batch_size: int | None = None
+    #: Most padded tokens of one forward; "auto", or None for no limit.
+    batch_tokens: int | Literal["auto"] | None = "auto"
+    #: Floating dtype the model runs in; None as loaded.
+    dtype: str | None = None
+    device: str = "auto"
+    #: Seconds that a load or a forward may take.
+    timeout: float | None = None
+    on_error: Literal["raise", "null", "quarantine"] = "raise"
+    row_wise: bool = True
+    layout: Layout = Layout()
+    resources: tuple[tuple[str, float], ...] = ()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(map(str, self.inputs.columns))
+        outputs = ", ".join(map(str, self.outputs.names))
+        return f"<{self.model.name}: {inputs} -> {outputs}>"

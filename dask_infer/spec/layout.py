@@ -1,0 +1,58 @@
+"""How a model is spread over workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one model is spread: whole replicas, layer groups, or slices of layers.
+
+    Parameters
+    ----------
+    replicas
+        Complete copies of the model that work side by side; ``"auto"`` is as many
+        as there are places.
+    stages
+        Layer groups, each on a worker of its own: a number, ``"auto"`` for the fewest
+        that fit, or the names of the modules before which to cut.
+    shards
+        Workers that share each layer's weights.
+    window
+        Microbatches admitted and not yet finished; ``"auto"`` is twice the stages.
+    microbatch
+        Rows of one microbatch.
+    """
+
+    replicas: int | Literal["auto"] = "auto"
+    stages: int | Literal["auto"] | tuple[str, ...] = 1
+    shards: int = 1
+    window: int | Literal["auto"] = "auto"
+    microbatch: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stages, list):
+            object.__setattr__(self, "stages", tuple(self.stages))
+        for name in ("replicas", "stages", "shards", "window", "microbatch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or (isinstance(value, int) and value < 1):
+                raise ValueError(
+                    f"Layout({name}={value!r}): {name} must be a positive whole number"
+                )
+            if isinstance(value, int):
+                continue
+            if value == "auto" and name != "shards":
+                continue
+            if name == "stages" and isinstance(value, tuple) and value:
+                continue
+            raise ValueError(
+                f"Layout({name}={value!r}): pass a positive whole number"
+                + ("" if name == "shards" else ' or "auto"')
+            )
+
+    @property
+    def is_data_parallel(self) -> bool:
+        """Whether every worker holds the whole model."""
+        return self == Layout()

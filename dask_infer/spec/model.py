@@ -1,0 +1,63 @@
+"""What a model is, small enough to ride in every task; its weights never do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: How a loaded model wants its batch: tensors, NumPy arrays, or a pandas frame.
+Interface = Literal["tensor", "numpy", "frame"]
+
+Kind = Literal[
+    "module",  # a pickled torch module in the content store
+    "estimator",  # a pickled estimator in the content store
+    "callable",  # a pickled function or callable object
+    "factory",  # a pickled class or function that builds the model on the worker
+    "exported",  # a torch.export program, *.pt2
+    "torchscript",  # *.pt or *.pth, archive or pickled module: trusted only
+    "huggingface",  # a directory with config.json
+    "sentence-transformers",  # a directory with modules.json
+    "onnx",  # *.onnx
+]
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A pickled object: inline where it is small, else an entry of the content store."""
+
+    #: Content key, and the name of the store's entry.
+    key: str
+    #: The pickle itself where it is small enough to ride in a task.
+    data: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by its content: equal content has an equal key.
+
+    The spec says where the weights are found, never holds them.
+    """
+
+    #: Hex digest of the content.
+    key: str
+    #: What people call it: class name, file stem or directory name.
+    name: str
+    kind: Kind
+    #: Real path of the file or directory, for kinds that live in files.
+    path: str | None = None
+    #: The pickled object, for kinds that live in the content store.
+    blob: Blob | None = None
+    #: Real path of a safetensors file that fills a factory's meta tensors.
+    weights: str | None = None
+    #: Files that can run code may be loaded.
+    trust: bool = False
+    #: Compile on the worker: keyword arguments of ``torch.compile``, else None.
+    compile: tuple[tuple[str, object], ...] | None = None
+    #: Projected bytes resident once loaded; 0 where nobody can tell.
+    nbytes: int = 0
+
+    def __dask_tokenize__(self) -> object:
+        return (type(self).__name__, self.key, self.kind, self.compile)
+
+    def __repr__(self) -> str:
+        return f"<ModelSpec {self.name} {self.kind} {self.key[:8]}>"

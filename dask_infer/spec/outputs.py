@@ -1,0 +1,37 @@
+"""Which columns the model's results become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OutputColumn:
+    """One column of the result and where its values are found in the output."""
+
+    #: Column name in the result.
+    name: str
+    #: NumPy dtype name of the values ("float32", "int64", "bool", ...), "string",
+    #: or "object".
+    dtype: str
+    #: Shape of one row: ``()`` a scalar; ``(3, 4)`` fixed; a leading None is a ragged
+    #: axis, trimmed to each row's real length.
+    shape: tuple[int | None, ...] = ()
+    #: Where: a dict key or attribute (str), a tuple position (int), or None for the
+    #: output itself.
+    field: str | int | None = None
+    #: Which column of an ``(n, k)`` output; None for all of it.
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The columns that a prediction adds."""
+
+    columns: tuple[OutputColumn, ...]
+    #: Told by the user through ``meta=``, not inferred.
+    declared: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)

@@ -1,0 +1,57 @@
+"""The one function that a graph task calls: a partition in, its predictions out.
+
+Runs in a worker's task thread. Torch is imported with the first row, not before.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from typing import Any
+
+import pandas as pd
+
+from dask_infer.batch.outputs import output_meta
+from dask_infer.spec import Job
+
+
+def run_partition(
+    frame: pd.DataFrame, job: bytes, emit: tuple[Any, ...]
+) -> pd.DataFrame:
+    """Return `frame`'s kept columns and the predictions of its rows.
+
+    Parameters
+    ----------
+    frame
+        The rows of one partition, with at least the columns that the model reads.
+    job
+        The pickled `Job`; equal bytes are unpickled once in a process.
+    emit
+        Names of the result's columns, in order.
+    """
+    request = _read_job(job)
+    if len(frame):
+        from dask_infer.parallel.data import predict_rows
+
+        predicted = predict_rows(frame, request)
+    else:
+        predicted = output_meta(request.outputs, request.on_error != "raise")
+    return _result(frame, predicted, emit)
+
+
+@functools.lru_cache(maxsize=256)
+def _read_job(job: bytes) -> Job:
+    return pickle.loads(job)  # type: ignore[no-any-return]
+
+
+def _result(
+    frame: pd.DataFrame, predicted: dict[str, Any], emit: tuple[Any, ...]
+) -> pd.DataFrame:
+    """Kept columns and predictions side by side, under the partition's own index."""
+    kept = [name for name in emit if name not in predicted]
+    result = frame[kept]
+    for name in emit:
+        if name in predicted:
+            column = pd.Series(predicted[name], index=frame.index, copy=False)
+            result = result.assign(**{name: column})
+    return result if list(result.columns) == list(emit) else result[list(emit)]

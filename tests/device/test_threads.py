@@ -1,0 +1,28 @@
+"""Torch threads of one forward."""
+
+import threading
+
+import pytest
+import torch
+from dask_infer.device.threads import share_of_cores, use_cpu_threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "forwards", "threads"),
+    [(16, 4, 4), (16, 16, 1), (2, 8, 1), (8, 3, 2), (1, 1, 1), (4, 0, 4)],
+)
+def test_cores_are_shared(cores, forwards, threads):
+    assert share_of_cores(cores, forwards) == threads
+
+
+def test_threads_are_set_in_the_calling_thread():  # DI-17
+    seen = []
+
+    def run():
+        use_cpu_threads(2)
+        seen.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [2]

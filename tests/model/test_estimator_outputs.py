@@ -1,0 +1,201 @@
+"""Estimators tell what they return, and then return it."""
+
+import numpy as np
+import pytest
+
+from dask_infer.model.estimator_outputs import estimator_outputs
+from dask_infer.model.methods import MissingMethodError
+from dask_infer.model.refusals import CannotTrace
+
+pytest.importorskip("sklearn")
+
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster import DBSCAN, Birch, KMeans
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.decomposition import PCA
+from sklearn.ensemble import (
+    IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    PolynomialFeatures,
+    StandardScaler,
+)
+from sklearn.svm import SVC
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.random((60, 4))
+THREE = RANDOM.integers(0, 3, 60)
+TARGETS = {
+    "binary": RANDOM.integers(0, 2, 60),
+    "bool": RANDOM.integers(0, 2, 60).astype(bool),
+    "three": THREE,
+    "small": THREE.astype("int8"),
+    "texts": np.array(["ham", "spam", "eggs"])[THREE],
+    "objects": np.array(["ham", "spam", "eggs"], dtype=object)[THREE],
+    "floats": THREE.astype("float32"),
+    "value": RANDOM.random(60),
+    "column": RANDOM.random((60, 1)),
+    "values": RANDOM.random((60, 2)),
+    "labels": RANDOM.integers(0, 2, (60, 3)),
+}
+
+FOREST = {"n_estimators": 3, "max_depth": 2}
+LOGISTIC = LogisticRegression()
+SEARCH = {"param_grid": {"alpha": [0.1, 1]}, "cv": 2}
+COLUMNS = [("scaled", StandardScaler(), [0, 1]), ("same", "passthrough", [2])]
+
+CASES = [
+    *((LOGISTIC, target, "predict") for target in list(TARGETS)[:7]),
+    (LOGISTIC, "three", "predict_proba"),
+    (LOGISTIC, "three", "predict_log_proba"),
+    (LOGISTIC, "three", "decision_function"),
+    (LOGISTIC, "binary", "decision_function"),
+    (SVC(decision_function_shape="ovo"), "three", "decision_function"),
+    (SVC(), "texts", "predict"),
+    (RandomForestClassifier(**FOREST), "labels", "predict"),
+    (RandomForestClassifier(**FOREST), "labels", "predict_proba"),
+    (MultiOutputClassifier(LOGISTIC), "labels", "predict"),
+    (MLPClassifier((3,), max_iter=3), "labels", "predict"),
+    (MLPClassifier((3,), max_iter=3), "labels", "predict_proba"),
+    (OneVsRestClassifier(LOGISTIC), "labels", "predict"),
+    (CalibratedClassifierCV(LOGISTIC, cv=2), "texts", "predict_proba"),
+    (StackingClassifier([("a", LOGISTIC)], cv=2), "texts", "predict"),
+    (VotingClassifier([("a", LOGISTIC)]), "texts", "predict"),
+    (LinearRegression(), "value", "predict"),
+    (LinearRegression(), "column", "predict"),
+    (LinearRegression(), "values", "predict"),
+    (Lasso(alpha=0.01), "values", "predict"),
+    (KernelRidge(), "values", "predict"),
+    (KNeighborsRegressor(), "values", "predict"),
+    (RandomForestRegressor(**FOREST), "values", "predict"),
+    (MultiOutputRegressor(Ridge()), "values", "predict"),
+    (TransformedTargetRegressor(Ridge()), "values", "predict"),
+    (GridSearchCV(Ridge(), **SEARCH), "values", "predict"),
+    (make_pipeline(StandardScaler(), LOGISTIC), "texts", "predict"),
+    (make_pipeline(StandardScaler(), LOGISTIC), "texts", "predict_proba"),
+    (make_pipeline(StandardScaler(), "passthrough", PCA(2)), "value", "transform"),
+    (PCA(3), "value", "transform"),
+    (PolynomialFeatures(2), "value", "transform"),
+    (ColumnTransformer(COLUMNS), "value", "transform"),
+    (OneHotEncoder(max_categories=3, sparse_output=False), "value", "transform"),
+    (OrdinalEncoder(dtype="int64"), "value", "transform"),
+    (KMeans(3, n_init=1), "value", "predict"),
+    (KMeans(3, n_init=1), "value", "transform"),
+    (Birch(), "value", "predict"),
+    (GaussianMixture(2), "value", "predict"),
+    (GaussianMixture(2), "value", "predict_proba"),
+    (GaussianMixture(2), "value", "score_samples"),
+    (IsolationForest(n_estimators=3), "value", "predict"),
+    (IsolationForest(n_estimators=3), "value", "decision_function"),
+]
+
+
+def described(returned):
+    """Describe arrays as a column holds them: floats are float64, texts strings."""
+    arrays = returned if isinstance(returned, list) else [returned]
+    kinds = {"U": "string", "O": "string", "f": "float64"}
+    return [
+        (
+            kinds.get(a.dtype.kind, a.dtype.name),
+            () if a.shape[1:] == (1,) else a.shape[1:],
+        )
+        for a in arrays
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("estimator", "target", "method"), CASES)
+def test_what_is_told_is_returned(estimator, target, method):  # DM-01..08
+    estimator.fit(X, TARGETS[target])
+    told = [(dtype, shape) for _, dtype, shape in estimator_outputs(estimator, method)]
+    assert told == described(getattr(estimator, method)(X[:5]))
+
+
+def test_nothing_is_called():  # DI-01
+    class Shy(LogisticRegression):
+        def predict(self, X):
+            raise AssertionError
+
+    assert estimator_outputs(Shy().fit(X, THREE)) == [(None, "int64", ())]
+
+
+def test_frames_name_their_columns():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=list("abcd"))
+    scaler = StandardScaler().set_output(transform="pandas").fit(frame)
+    told = estimator_outputs(scaler, "transform")
+    assert told == [(name, "float64", ()) for name in "abcd"]
+
+
+class LookAlike:
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def predict(self, frame):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"classes_": ["ham", "spam"]}, ("string", ())),
+        ({"classes_": np.array([1, 2])}, ("int64", ())),
+        ({"coef_": np.ones(3)}, ("float64", ())),
+        ({"coef_": np.ones((2, 3))}, ("float64", (2,))),
+        ({"_estimator_type": "regressor", "trees_": 3}, ("float64", ())),
+        ({"_estimator_type": "regressor", "n_outputs_": 2}, ("float64", (2,))),
+    ],
+    ids=["texts", "numbers", "linear", "several", "regressor", "outputs"],
+)
+def test_look_alikes_tell_by_the_same_attributes(attributes, expected):
+    told = estimator_outputs(LookAlike(**attributes))
+    assert told == [(None, *expected)]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "method"),
+    [
+        (LogisticRegression(), "predict"),
+        (LinearRegression(), "predict"),
+        (PCA(0.9), "transform"),
+        (LookAlike(), "predict"),
+        (FunctionTransformer(np.log1p).fit(X), "transform"),
+        (RandomForestRegressor(**FOREST).fit(X, TARGETS["value"]), "apply"),
+    ],
+)
+def test_what_is_not_told_asks_for_meta(estimator, method):
+    with pytest.raises(CannotTrace, match=rf"does not tell what {method} .*meta="):
+        estimator_outputs(estimator, method)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "method", "words"),
+    [
+        (
+            LinearRegression(),
+            "predict_prob",
+            "LinearRegression has no method predict_pr",
+        ),
+        (SVC(), "predict_proba", "SVC has no method predict_proba"),
+        (DBSCAN(), "predict", "DBSCAN has no method predict.*fit_predict"),
+    ],
+)
+def test_missing_method_names_estimator_and_method(estimator, method, words):
+    with pytest.raises(MissingMethodError, match=words):  # DM-01..08
+        estimator_outputs(estimator, method)
