@@ -11,6 +11,7 @@ import pickle
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,7 +108,7 @@ def own_pss(under: str = "") -> int:
     for line in Path("/proc/self/smaps").read_text().splitlines():
         first, *rest = line.split()
         if not first.endswith(":"):
-            counted = not under or bool(rest[4:]) and rest[4].startswith(under)
+            counted = not under or (bool(rest[4:]) and rest[4].startswith(under))
         elif first == "Pss:" and counted:
             total += 1024 * int(rest[0])
     return total
@@ -117,6 +118,19 @@ def settled_rss() -> int:
     """Resident set size of the calling process, garbage collected first."""
     gc.collect()
     return int(psutil.Process().memory_info().rss)
+
+
+@contextlib.contextmanager
+def fresh_store() -> Iterator[str]:
+    """Empty content store, for this process and for clusters started meanwhile."""
+    import dask
+
+    with (
+        tempfile.TemporaryDirectory(prefix="dask-infer-store-") as place,
+        dask.config.set({"infer.store.path": place}),
+    ):
+        os.environ["DASK_INFER__STORE__PATH"] = place
+        yield place
 
 
 @contextlib.contextmanager

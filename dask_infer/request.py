@@ -8,7 +8,7 @@ everything is known to fit does the content store see the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -118,7 +118,6 @@ class _Builder:
         self.frame_meta: pd.DataFrame = expr._meta
         self.recognised: Recognised = recognise(request.model)
         self.spec: ModelSpec = self.recognised.spec
-        self.tokenizer = self._tokenizer()
 
     def build(self) -> tuple[Job, tuple[Any, ...]]:
         kept = self._kept()
@@ -167,13 +166,12 @@ class _Builder:
             return "numpy"
         return "tensor"
 
-    def _tokenizer(self) -> Any:
-        """The user's tokenizer, or for text the one in the model's own directory."""
+    def _tokenizes(self) -> bool:
+        """Whether text goes through a tokenizer: the user's, or the model's own."""
         if self.request.tokenizer is not None:
-            return self.request.tokenizer
-        if self.spec.kind not in ("huggingface", "sentence-transformers"):
-            return None
-        return self.spec.path if self._reads_text() else None
+            return True
+        brings_one = self.spec.kind in ("huggingface", "sentence-transformers")
+        return brings_one and self._reads_text()
 
     def _reads_text(self) -> bool:
         from dask_infer.batch.kinds import kind_of
@@ -197,7 +195,7 @@ class _Builder:
             interface_hint=self._interface(),
             shapes=self.request.shapes,
             schema=_schema_shapes(self.expr),
-            tokenizer=self.tokenizer is not None,
+            tokenizer=self._tokenizes(),
             feature_names=_feature_names(self.recognised.live),
             preprocess=self.request.preprocess is not None,
         )
@@ -251,7 +249,7 @@ class _Builder:
     def _trace(self, inputs: Inputs) -> Traced:
         from dask_infer.model.shapes import propagate
 
-        args, kwargs = _examples(inputs, self.frame_meta, self.tokenizer)
+        args, kwargs = _examples(inputs, self.frame_meta, self.request.tokenizer)
         return propagate(
             self.spec,
             self.recognised.live,
@@ -265,7 +263,7 @@ class _Builder:
     def _with_integers(self, inputs: Inputs, traced: Traced) -> Inputs:
         from dask_infer.batch.inputs import with_integers
 
-        return with_integers(inputs, self.frame_meta, traced.integers)
+        return with_integers(inputs, self.frame_meta, traced.as_integers)
 
     def _described(self) -> Any:
         from dask_infer.model.estimator_outputs import estimator_outputs
@@ -286,7 +284,7 @@ class _Builder:
         code = Code(
             preprocess=request.preprocess,
             postprocess=request.postprocess,
-            tokenizer=self.tokenizer,
+            tokenizer=request.tokenizer,
             call_kwargs=dict(request.call_kwargs or {}),
         )
         return pickle_held(code)
@@ -333,7 +331,7 @@ def _refusal(error: Exception, spec: ModelSpec) -> Exception:
         return InputError(str(error))
     return OutputError(
         f'the output columns of model "{spec.name}" cannot be known before it runs: '
-        f'{error}; pass meta=, such as meta="float32" or meta={{"score": "float32"}}'
+        f'{getattr(error, "reason", None) or error}; pass meta=, such as meta="float32" or meta={{"score": "float32"}}'
     )
 
 
@@ -350,7 +348,11 @@ def _examples(
 
     if inputs.tokenized:
         names = getattr(tokenizer, "model_input_names", TOKENIZED)
-        return [], {name: Example("int64", (None,)) for name in names}
+        ids = Example("int64", (None,))
+        return [], {
+            names[0]: ids,
+            **{n: replace(ids, optional=True) for n in names[1:]},
+        }
     args: list[Example] = []
     kwargs: dict[str, Example] = {}
     for argument in inputs.arguments:
@@ -363,7 +365,7 @@ def _examples(
 
 
 #: What tokenizers return where they do not say.
-TOKENIZED = ("input_ids", "attention_mask")
+TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def _example(argument: Argument, frame_meta: pd.DataFrame) -> Example:

@@ -47,11 +47,14 @@ def _read_job(job: bytes) -> Job:
 def _result(
     frame: pd.DataFrame, predicted: dict[str, Any], emit: tuple[Any, ...]
 ) -> pd.DataFrame:
-    """Kept columns and predictions side by side, under the partition's own index."""
+    """Kept columns, then predictions, under the partition's own index."""
     kept = [name for name in emit if name not in predicted]
-    result = frame[kept]
-    for name in emit:
-        if name in predicted:
-            column = pd.Series(predicted[name], index=frame.index, copy=False)
-            result = result.assign(**{name: column})
-    return result if list(result.columns) == list(emit) else result[list(emit)]
+    outputs = {name: predicted[name] for name in emit if name in predicted}
+    if not kept:
+        return pd.DataFrame(outputs, index=frame.index, copy=False)
+    # Selecting columns takes longer than all the rest: only where it must be.
+    whole = kept == list(frame.columns)
+    result = frame.copy(deep=False) if whole else frame[kept]
+    for name, values in outputs.items():
+        result[name] = pd.Series(values, index=frame.index, copy=False)
+    return result

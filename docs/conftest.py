@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import dask
 import pytest
-from sybil import Sybil
-from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
+from sybil import Example, Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.myst import CodeBlockParser
+
+import dask_infer.config  # noqa: F401 - its defaults must outlive what a page sets
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,8 +32,20 @@ def setup(namespace: dict[str, Any]) -> None:
     namespace["__name__"] = "__main__"
 
 
+def run(example: Example) -> str | None:
+    """Run a block and return what went wrong, with its causes.
+
+    Sybil 10.1 shows a failure itself, but trips over errors that have a cause.
+    """
+    try:
+        PythonEvaluator()(example)
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), SkipParser()],
+    parsers=[CodeBlockParser("python", run)],
     patterns=["*.md"],
     excludes=["_generated/*", "_build/*"],
     setup=setup,

@@ -17,11 +17,15 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
+import dask_infer.config  # noqa: F401 - its defaults must outlive what a test sets
+
 #: No dashboard, and no quarrel over port 8787 with another cluster.
 QUIET = {"scheduler_kwargs": {"dashboard": False, "dashboard_address": ":0"}}
 
 #: Threads that Dask and Python keep for the life of the process.
-LASTING = re.compile(r"ThreadPoolExecutor|Dask-Offload|IO loop|Profile|asyncio_|Tqdm")
+LASTING = re.compile(
+    r"ThreadPoolExecutor|Dask-Offload|IO loop|Profile|asyncio_|tqdm_monitor"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from typing import Any
 
 import dask.dataframe as dd
@@ -20,7 +18,8 @@ WORKERS = 4
 PARTITIONS = 32
 HEADER = (
     "model MB | dtype | predict() s | first prediction s | all workers s | "
-    "graph bytes | scheduler MB | workers | copies | of which mapped"
+    "graph bytes | scheduler MB | workers | copies | of which mapped | "
+    "copies, next model"
 )
 
 
@@ -44,13 +43,13 @@ def one(megabytes: float, dtype: str | None) -> dict[str, Any]:
     """Figures of one model on a fresh cluster with an empty content store."""
     model = build(megabytes)
     size = sum(parameter.nbytes for parameter in model.parameters())
-    with tempfile.TemporaryDirectory() as store:
-        os.environ["DASK_INFER__STORE__PATH"] = store
-        dask_infer.config.register()
-        with measure.cluster(WORKERS) as client:
-            answer = figures(client, model, dtype)
-            mapped = client.run(measure.own_pss, store).values()
-    return {"size": size, "mapped": sum(mapped), **answer}
+    with measure.fresh_store() as store, measure.cluster(WORKERS) as client:
+        answer = figures(client, model, dtype)
+        answer["mapped"] = sum(client.run(measure.own_pss, store).values())
+        before = memory(client)
+        rows().infer.predict(build(megabytes), dtype=dtype).compute()
+        answer["next"] = memory(client) - before
+    return {"size": size, **answer}
 
 
 def figures(client: Any, model: torch.nn.Module, dtype: str | None) -> dict[str, Any]:
@@ -94,6 +93,7 @@ def line(dtype: str, answer: dict[str, Any]) -> list[str]:
         f"{answer['loaded']}",
         f"{answer['workers'] / copy:.2f}",
         f"{answer['mapped'] / copy:.2f}",
+        f"{answer['next'] / copy:.2f}",
     ]
 
 

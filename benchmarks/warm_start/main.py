@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from typing import Any
 
 import torch
@@ -22,16 +20,13 @@ HEADER = f"model MB | {' | '.join(STEPS)} | second of the first"
 def steps(megabytes: float) -> dict[str, float]:
     """Seconds of each step on a fresh cluster with an empty content store."""
     model = build(megabytes)
-    with tempfile.TemporaryDirectory() as store:
-        os.environ["DASK_INFER__STORE__PATH"] = store
-        dask_infer.config.register()
-        with measure.cluster(WORKERS) as client:
-            first, _ = measure.timed(lambda: compute(model))
-            second, _ = measure.timed(lambda: compute(model))
-            with Client(client.scheduler.address):
-                other, _ = measure.timed(lambda: compute(model))
-            dask_infer.unload(client=client)
-            again, _ = measure.timed(lambda: compute(model))
+    with measure.fresh_store(), measure.cluster(WORKERS) as client:
+        first, _ = measure.timed(lambda: compute(model))
+        second, _ = measure.timed(lambda: compute(model))
+        with Client(client.scheduler.address):
+            other, _ = measure.timed(lambda: compute(model))
+        dask_infer.unload(client=client)
+        again, _ = measure.timed(lambda: compute(model))
     return dict(zip(STEPS, (first, second, other, again), strict=True))
 
 

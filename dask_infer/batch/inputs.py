@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -113,16 +113,25 @@ def all_integers(meta: pd.DataFrame, argument: Argument) -> bool:
     return all(kind_of_numbers(meta[c].dtype) == "integer" for c in argument.columns)
 
 
-def with_integers(inputs: Inputs, meta: pd.DataFrame, integers: bool) -> Inputs:
-    """Return `inputs` with stacked integer columns as "int64", or as "floating"."""
+def with_integers(
+    inputs: Inputs, meta: pd.DataFrame, integers: bool | Collection[int | str]
+) -> Inputs:
+    """Return `inputs` with stacked integer columns as "int64", or as "floating".
 
-    def changed(argument: Argument) -> Argument:
+    `integers` says for all of them, or names the arguments that go in as "int64" by
+    place or keyword.
+    """
+
+    def changed(place: int, argument: Argument) -> Argument:
         stacked = argument.stacked and argument.dtype in ("int64", "floating")
         if not stacked or not all_integers(meta, argument):
             return argument
-        return replace(argument, dtype="int64" if integers else "floating")
+        key = place if argument.keyword is None else argument.keyword
+        whole = integers if isinstance(integers, bool) else key in integers
+        return replace(argument, dtype="int64" if whole else "floating")
 
-    return replace(inputs, arguments=tuple(map(changed, inputs.arguments)))
+    arguments = (changed(*item) for item in enumerate(inputs.arguments))
+    return replace(inputs, arguments=tuple(arguments))
 
 
 def as_columns(inputs: Inputs) -> object:

@@ -301,8 +301,8 @@ def _instance(walk: Walk, obj: Any) -> None:
     walk.visit(type(obj))
     walk.visit(build)
     walk.visit(args)
-    if type(state) is dict:
-        walk.visit_state(state)
+    if state is None or type(state) is dict:  # no attributes may be either
+        walk.visit_state(state or {})
     else:
         walk.visit(state)
     walk.visit_all("items", () if items is None else items)

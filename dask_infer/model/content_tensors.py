@@ -52,7 +52,8 @@ def _numpy_scalar(walk: Walk, obj: Any) -> None:
 def _array(walk: Walk, array: Any) -> None:
     import numpy as np
 
-    walk.emit("array", array.dtype.str, array.dtype.names, array.shape)
+    # Dtypes of other packages (bfloat16) have the same `str` as any void of their size.
+    walk.emit("array", array.dtype, array.dtype.str, array.shape)
     if array.dtype.names is not None:  # bytes between fields are garbage
         for name in array.dtype.names:
             _array(walk, array[name])

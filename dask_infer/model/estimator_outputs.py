@@ -121,7 +121,7 @@ def _width(estimator: Any) -> int | None:
     if (inner := getattr(estimator, "estimator_", None)) is not None:
         return _width(inner)
     for attribute, axis in _TARGETS:
-        array = getattr(estimator, attribute, None)
+        array: Any = getattr(estimator, attribute, None)
         if np.ndim(array) == 2 and not hasattr(estimator, "support_"):
             return int(np.shape(array)[axis])
     return 1 if _is_fitted(estimator) else None

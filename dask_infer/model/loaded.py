@@ -168,6 +168,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def keywords_of(function: Callable[..., Any]) -> frozenset[str] | None:
     """Names that `function` takes as keywords; None for any, or where hidden."""
+    schema = getattr(function, "schema", None)
+    if isinstance(schema, torch._C.FunctionSchema):  # a script's method
+        return frozenset(argument.name for argument in schema.arguments[1:])
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

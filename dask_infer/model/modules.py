@@ -91,15 +91,15 @@ def in_dtype(
 
 def convert(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """Cast floating parameters and buffers, in place; what is shared stays shared."""
-    cast: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def cast_once(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor
-        if id(tensor) not in cast:
+        if id(tensor) not in copies:
             # The original is kept with its copy: an id may be used again.
-            cast[id(tensor)] = (tensor, tensor.to(dtype))
-        return cast[id(tensor)][1]
+            copies[id(tensor)] = (tensor, tensor.to(dtype))
+        return copies[id(tensor)][1]
 
     freeze(module)
     apply: Callable[..., torch.nn.Module] = module._apply

@@ -8,12 +8,14 @@ are mapped when they are read, so that the processes of a host share one copy.
 
 from __future__ import annotations
 
+import functools
 import io
 import mmap
 import pickle
 import struct
 import sys
 import types
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         inner = uncompiled(obj)
         if inner is not obj:
             return _same, (inner,)
+        if type(obj) is functools.cached_property:  # holds a lock before Python 3.12
+            return _cached_property, (obj.func, obj.attrname)
         torch = sys.modules.get("torch")
         if torch is not None:
             if isinstance(obj, torch.Tensor):
@@ -67,6 +71,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 def _same(obj: Any) -> Any:
     return obj
+
+
+def _cached_property(func: Callable[[Any], Any], name: str | None) -> Any:
+    made = functools.cached_property(func)
+    made.attrname = name
+    return made
 
 
 def _bare(cls: Any) -> Any:
@@ -169,7 +179,7 @@ class _Surveyor(Pickler):
     def _reduce_tensor(self, tensor: Any, torch: Any) -> Any:
         self._found.has_tensors = True
         address = _address(tensor)
-        if address:
+        if address and not tensor.is_nested:
             region = (tensor.data_ptr(), tensor.shape)
             views = self._found.viewed.setdefault(address, {})
             views[region] = tensor.numel() * tensor.element_size()
@@ -252,19 +262,12 @@ def from_file(path: Path) -> Any:
         magic = file.read(len(MAGIC))
         if magic == MAGIC:
             return _load_parts(file, path)
-    if not magic.startswith(ZIP):
+    if not zipfile.is_zipfile(path):
         raise _damaged(path)
-    try:
-        return _torch_load()(path, mmap=True)
-    except RuntimeError as error:
-        if "PytorchStreamReader" not in str(error):
-            raise
-        raise _damaged(path) from error
+    return _torch_load()(path, mmap=True)
 
 
 def _torch_load() -> Callable[..., Any]:
-    import functools
-
     import torch
 
     return functools.partial(torch.load, map_location="cpu", weights_only=False)

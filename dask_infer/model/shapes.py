@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dask_infer.model.declared import declared_outputs
 from dask_infer.model.footprint import parse_dtype
+from dask_infer.model.methods import MissingMethodError
 from dask_infer.model.refusals import (
     ArityMismatch,
     Attempt,
@@ -54,9 +55,6 @@ _TOKENS = (11, 13, 17, 19, 23, 29, 31)
 
 #: Up to so many stacked lists are tried as integers in every combination, else all.
 _COMBINED = 4
-
-#: Methods that choose each token by the values of the last.
-_GENERATES = ("generate", "beam_search", "sample")
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,7 @@ def propagate(
     examples.update(kwargs.items())
     with sandbox():
         if spec.kind in ("onnx", "sentence-transformers"):
+            _refuse_method(spec, method)
             rows, tokens = _ROWS[0], _TOKENS[0]
             output, floating, as_integers = declared_outputs(
                 spec, examples, (rows, tokens), dtype
@@ -133,6 +132,15 @@ def propagate(
             spec.name, opened, method, examples, dict(call_kwargs or {}), dtype
         )
         return call.checked().traced()
+
+
+def _refuse_method(spec: ModelSpec, method: str | None) -> None:
+    """Refuse methods of models whose files only tell what the model itself returns."""
+    if method is not None and spec.kind == "onnx":
+        reason = f"an ONNX model has no method {method}; leave method= out"
+        raise MissingMethodError(f"{spec.name}: {reason}")
+    if method is not None:
+        raise cannot_trace(spec.name, f"its files do not tell what {method} returns")
 
 
 @dataclass(frozen=True)
@@ -155,8 +163,8 @@ class _Call:
         """Check method and arguments; return the call that can be tried."""
         if self.method is not None:
             require_method(self.opened.module, self.name, self.method)
-            if self.method in _GENERATES:
-                reason = f"{self.method} chooses each token by the one before"
+            if self.method == "generate":
+                reason = "generate chooses each token by the one before"
                 raise cannot_trace(self.name, reason)
         signature = self.opened.signature(self.method)
         if signature is None:
@@ -240,7 +248,8 @@ class _Call:
                 key: self._tensor(key, floating, key in as_integers, counts)
                 for key in self.examples
             }
-            device = next((p.device for p in module.parameters()), None)
+            own = chain(module.parameters(), module.buffers())
+            device = next((tensor.device for tensor in own), None)
             args, kwargs = _split({key: t.to(device) for key, t in tensors.items()})
             try:
                 return function(*args, **kwargs, **self.extra)

@@ -52,7 +52,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 #: Bytes of a pickle that rides in the task instead of in the store.
-INLINE = 4096
+INLINE = 2048
 _SIDECARS = (LOCK, HOLD, FETCH, ".tmp")
 _KEY = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*")
 

@@ -52,14 +52,13 @@ class _Run:
         self.replica = replica
         self.place = place
         self.frame = frame
-        tokenizer = self.code.tokenizer
         self.encoder = Encoder(
             frame,
             job.inputs,
             interface=replica.loaded.interface,
             floating=replica.loaded.floating,
             preprocess=self.code.preprocess,
-            tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+            tokenizer=self._tokenizer(),
             accepts=replica.loaded.accepts,
         )
         self.assembler = Assembler(
@@ -94,6 +93,11 @@ class _Run:
                 len(self.frame),
             )
         return self.assembler.columns()
+
+    def _tokenizer(self) -> Any:
+        if not self.job.inputs.tokenized:
+            return None
+        return load_tokenizer(self.code.tokenizer, directory=self.job.model.path)
 
     def _size(self) -> BatchSize | FixedSize:
         if self.job.batch_size is not None:

@@ -48,7 +48,7 @@ class Replica:
     key: ReplicaKey
     spec: ModelSpec
     device: Device
-    #: Address of the worker that loaded it.
+    #: Address of the worker that used it last; several may share this process.
     worker: str
     #: Projected bytes while it loads, measured ones after.
     nbytes: int
@@ -166,6 +166,7 @@ class ReplicaCache:
             while (known := self._replicas.get(key)) is not None:
                 if known.state == "ready":
                     known.leases += 1
+                    known.worker = place.worker
                     known.last_used = time.monotonic()
                     return known
                 self._changed.wait()

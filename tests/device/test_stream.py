@@ -4,6 +4,7 @@ import collections
 
 import pytest
 import torch
+
 from dask_infer.device.device import resolve_device
 from dask_infer.device.names import check_device_name
 from dask_infer.device.stream import BlockingStream, Stream, map_tensors

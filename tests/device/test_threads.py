@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+
 from dask_infer.device.threads import share_of_cores, use_cpu_threads
 
 

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+
 from dask_infer.fault.deadline import DeadlineExceeded, abandoned_threads, within
 
 

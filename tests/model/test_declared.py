@@ -9,6 +9,7 @@ import torch
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.declared import embedding_width
+from dask_infer.model.methods import MissingMethodError
 from dask_infer.model.shapes import (
     ArityMismatch,
     CannotTrace,
@@ -155,6 +156,13 @@ def test_unmapped_input_is_named(graph):  # ON-10..12
 def test_fixed_batch_asks_for_a_dynamic_one(graph):
     with pytest.raises(CannotTrace, match=r"exactly 4 rows.*dynamic.*meta="):
         propagate(linear(graph, 4), None, (floats(10),), {})
+
+
+def test_methods_are_refused(graph, pipeline):
+    with pytest.raises(MissingMethodError, match="no method predict"):
+        propagate(linear(graph), None, (floats(10),), {}, method="predict")
+    with pytest.raises(CannotTrace, match=r"what encode returns.*meta="):
+        embed(pipeline(TRANSFORMER, ("Pooling", LEGACY)), method="encode")
 
 
 def test_missing_runtime_names_the_extra(graph, monkeypatch):

@@ -227,6 +227,7 @@ def test_torchscript_needs_trust_and_runs(script: Path) -> None:
     assert model.call((X,), {}).shape == (5, 4)
     assert not model.target.training
     assert model.nbytes == 64
+    assert model.accepts == {"input"}
 
 
 def test_torchscript_converts(script: Path) -> None:

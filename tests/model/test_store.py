@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import os
 import pickle
@@ -373,6 +374,15 @@ def test_local_classes_lambdas_and_ties_travel(store):  # PP-3
     assert torch.equal(loaded(torch.ones(2, 64)), model(torch.ones(2, 64)))
 
 
+def test_cached_properties_of_local_classes_travel(store):
+    class Lazy:
+        @functools.cached_property
+        def value(self):
+            return 3
+
+    assert read_blob(pickle_blob(Lazy(), store=store), store).value == 3
+
+
 def test_writing_leaves_the_model_alone(store):  # DI-24, PP-5
     model = layer().train()
     model.register_forward_hook(print)
@@ -461,9 +471,9 @@ def test_what_torch_alone_would_not_pickle(store, make):  # FACTS 17
 
 def test_unpicklable_part_is_named(store):
     model = torch.nn.Sequential(layer())
-    with open(os.devnull) as model[0].log:
-        with pytest.raises(ModelLoadError, match=r"an open file \(0\.log\).*factory"):
-            pickle_blob(model, store=store)
+    named = pytest.raises(ModelLoadError, match=r"an open file \(0\.log\).*factory")
+    with open(os.devnull, "w") as model[0].log, named:
+        pickle_blob(model, store=store)
     lock = threading.Lock()
     with pytest.raises(ModelLoadError, match=r"the model holds a lock \(lock\)"):
         pickle_blob(lambda x: lock, store=store)

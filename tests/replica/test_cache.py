@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.recognise import recognise
 from dask_infer.replica.cache import ReplicaCache
