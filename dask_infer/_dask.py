@@ -9,8 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from dask._collections import new_collection
 from dask._task_spec import Task, TaskRef
-from dask.dataframe.dask_expr import DataFrame, Series, new_collection
+from dask.dataframe.dask_expr import DataFrame, Series
 from dask.dataframe.dask_expr._expr import (
     Blockwise,
     Elemwise,

@@ -190,4 +190,5 @@ def _to_numpy(series: pd.Series, dtype: Any) -> np.ndarray:
 def _predict(frame: DataFrame, request: Request) -> DataFrame:
     job, emit = request.build(frame.expr)
     node = Predict if request.row_wise else PredictBatches
-    return new_collection(node(frame.expr, job, emit))
+    predicted: DataFrame = new_collection(node(frame.expr, job, emit))
+    return predicted

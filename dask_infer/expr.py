@@ -9,7 +9,7 @@ prediction that nobody reads.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from distributed.protocol.pickle import dumps
@@ -34,7 +34,7 @@ from dask_infer.task import run_partition
 class _Prediction:
     """What row-wise and batch-wise predictions have in common."""
 
-    _parameters = ["frame", "job", "emit"]
+    _parameters: ClassVar[list[str]] = ["frame", "job", "emit"]
     #: Input rows below the node.
     frame: Expr
     #: The whole request; also tells inputs and outputs.
@@ -47,7 +47,7 @@ class _Prediction:
         kept = [c for c in self.emit if c not in self.job.outputs.names]
         outputs = output_meta(self.job.outputs, self.job.on_error != "raise")
         # Rows, index and kept columns are the input's own.
-        meta = self.frame._meta[kept].copy()
+        meta: pd.DataFrame = self.frame._meta[kept].copy()
         for name in self.job.outputs.names:
             meta[name] = outputs[name].reindex(meta.index)
         return meta[list(self.emit)]
@@ -63,7 +63,7 @@ class _Prediction:
 
     @functools.cached_property
     def _job_bytes(self) -> bytes:
-        return dumps(self.job)
+        return bytes(dumps(self.job))
 
     def _task(self, name: Any, index: int) -> Task:
         frame = TaskRef((self.frame._name, index))

@@ -324,14 +324,15 @@ def _feature_names(live: Any) -> list[str] | None:
 
 
 def _refusal(error: Exception, spec: ModelSpec) -> Exception:
-    """The public error for a model whose shapes do not fit or cannot be found."""
+    """Return the public error for shapes that do not fit or cannot be found."""
     from dask_infer.model.shapes import ArityMismatch, ShapeMismatch
 
     if isinstance(error, (ArityMismatch, ShapeMismatch)):
         return InputError(str(error))
+    reason = getattr(error, "reason", None) or error
     return OutputError(
         f'the output columns of model "{spec.name}" cannot be known before it runs: '
-        f'{getattr(error, "reason", None) or error}; pass meta=, such as meta="float32" or meta={{"score": "float32"}}'
+        f'{reason}; pass meta=, such as meta="float32" or meta={{"score": "float32"}}'
     )
 
 

@@ -9,6 +9,7 @@ data in place.
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from pathlib import Path
 
@@ -164,7 +165,9 @@ def main() -> None:
     model = train(seen, seen_labels)
     print(f"model       trained in {time.perf_counter() - begin:.1f} s")
 
-    with LocalCluster() as cluster, Client(cluster) as client:
+    # A busy machine makes workers slow to leave, which is no news to a user.
+    quiet = LocalCluster(silence_logs=logging.ERROR)
+    with quiet as cluster, Client(cluster) as client:
         print(f"dashboard   {client.dashboard_link}")
         target = HERE / f"predictions-{rows}"
         seconds = predict(model, source, target)

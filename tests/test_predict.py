@@ -185,7 +185,7 @@ def test_lists_become_tensors(form):  # SP-12, SP-15
 
 
 def test_row_shape_comes_from_the_parquet_schema(tmp_path):
-    images, forms = image_frames()
+    _, forms = image_frames()
     pq.write_table(pa.table({"x": forms["arrow fixed"]}), tmp_path / "a.parquet")
     ddf = dd.read_parquet(tmp_path / "a.parquet")
     pred = ddf.infer.predict(torch.nn.Linear(12, 2), columns="x", output="y")
@@ -223,7 +223,7 @@ def test_a_leading_null_in_a_tensor_column():  # SP-31
 def test_lists_turned_into_text_name_the_setting():
     lists = pd.DataFrame({"x": [[1.0, 2.0]] * 4})
     ddf = dd.from_pandas(lists, npartitions=1)
-    with pytest.raises(InputError, match="convert-string|holds text"):
+    with pytest.raises(InputError, match=r"convert-string|holds text"):
         ddf.infer.predict(Sum(), columns="x", shapes={"x": (2,)}).compute()
 
 
@@ -603,7 +603,7 @@ def test_keep_of_an_unknown_column(ddf):
         ddf.infer.predict(Sum(), columns=["a", "b"], keep=["nope"])
 
 
-# --- section 2: models ------------------------------------------------------------------
+# --- section 2: models
 
 
 def test_a_class_is_built_on_the_worker(ddf, pdf):  # RY

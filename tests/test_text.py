@@ -171,7 +171,7 @@ def test_a_callable_model_gets_keyword_arrays(ddf, tokenizer):
 
 def test_a_missing_text_names_its_row(minilm):
     ddf = dd.from_pandas(pd.DataFrame({"text": ["a", None, "b"]}), npartitions=1)
-    with pytest.raises(InputError, match='"text".*1'):
+    with pytest.raises(InputError, match=r'"text".*1'):
         ddf.infer.predict(str(minilm), columns="text").compute()
 
 

@@ -1,1 +1,1 @@
-"""One face for the CPU, CUDA and MPS: where a forward runs and how tensors get there."""
+"""One face for the CPU, CUDA and MPS: where forwards run, how tensors get there."""

@@ -32,7 +32,7 @@ class Cuda(Accelerator):
             self._compute = torch.cuda.default_stream()
 
     def stream(self) -> Stream:
-        """A channel whose copies overlap with compute."""
+        """Return a channel whose copies overlap with compute."""
         return CudaStream(
             self.torch_device, self._copy_in, self._compute, self._copy_out
         )

@@ -20,7 +20,7 @@ from dask_infer.errors import PlacementError
 
 
 class Device:
-    """The CPU: as many forwards at once as there are worker threads, nothing to copy."""
+    """The CPU: as many forwards at once as worker threads, and nothing to copy."""
 
     #: Where tensors of the model live.
     torch_device: torch.device
@@ -48,7 +48,7 @@ class Device:
         """Go on although a forward never ended; its thread may hold the device."""
 
     def stream(self) -> Stream:
-        """A fresh channel for the batches of one partition."""
+        """Return a fresh channel for the batches of one partition."""
         return Stream()
 
     def free_bytes(self) -> int:
@@ -92,7 +92,7 @@ _devices_lock = threading.Lock()
 
 
 def resolve_device(name: str) -> Device:
-    """Return the one `Device` of this process for ``"auto"``, ``"cpu"``, ``"cuda:1"``...
+    """Return the one `Device` of this process for ``"auto"``, ``"cpu"``, ...
 
     Raises
     ------

@@ -12,11 +12,11 @@ class Mps(Accelerator):
     """The Metal device of this process."""
 
     def stream(self) -> Stream:
-        """Plain copies."""
+        """Return a channel of plain copies."""
         return BlockingStream(self.torch_device)
 
     def free_bytes(self) -> int:
-        """What Metal recommends, less what is taken."""
+        """Return what Metal recommends, less what is taken."""
         limit = torch.mps.recommended_max_memory()
         return int(limit - torch.mps.driver_allocated_memory())
 

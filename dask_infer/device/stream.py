@@ -37,7 +37,7 @@ class Pending:
         self._fields = fields
 
     def wait(self) -> list[tuple[Any, Any]]:
-        """The outputs on the CPU."""
+        """Return the outputs on the CPU."""
         return self._fields
 
 

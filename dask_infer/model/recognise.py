@@ -249,7 +249,6 @@ def _from_program(program: Any, kind: Kind, suffix: str, data: bytes) -> Recogni
         key=key,
         name=getattr(program, "original_name", type(program).__name__),
         kind=kind,
-        path=str(store.path(blob.key)),
         blob=blob,
         trust=True,
         nbytes=len(data),

@@ -230,14 +230,14 @@ def takes_inputs(postprocess: Callable[..., Any]) -> bool:
 
 
 def as_called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the model was called with: its one tensor, a tuple of them, or a dict."""
+    """Return what the model was called with: one tensor, a tuple, or a dict."""
     if kwargs:
         return kwargs
     return args[0] if len(args) == 1 else args
 
 
 def _wanted(output: Any, job: Job) -> list[tuple[Any, Any]]:
-    """The named parts of an output that become columns; only they are copied back."""
+    """Return the parts of an output that become columns; only they are copied back."""
     found = fields(output)
     names = {column.field for column in job.outputs.columns}
     return [(name, value) for name, value in found if name in names] or found
@@ -251,5 +251,5 @@ def _read_code(blob: Blob) -> Code:
     if code is None:
         if len(_codes) >= 64:
             _codes.clear()
-        code = _codes[blob.key] = read_blob(blob)  # type: ignore[assignment]
-    return code  # type: ignore[return-value]
+        code = _codes[blob.key] = read_blob(blob)
+    return code

@@ -114,7 +114,7 @@ class ReplicaCache:
         )
 
     def replicas(self) -> list[Replica]:
-        """The loaded replicas, in the order of their loading."""
+        """Return the loaded replicas, in the order of their loading."""
         with self._changed:
             return [r for r in self._replicas.values() if r.state == "ready"]
 

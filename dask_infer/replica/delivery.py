@@ -205,7 +205,7 @@ def size_here(key: str) -> int:
 
 
 async def chunk_here(key: str, start: int, length: int) -> bytes:
-    """Some bytes of the entry in this process's store."""
+    """Read some bytes of the entry in this process's store."""
     return await asyncio.to_thread(_read_at, default_store().path(key), start, length)
 
 
@@ -252,5 +252,5 @@ class _Offer:
 
 async def _run(client: Client, worker: str, function: Any, *args: Any) -> Any:
     # On the client's own loop `run` returns an awaitable.
-    answers = await client.run(function, *args, workers=[worker])  # type: ignore[misc]
+    answers = await client.run(function, *args, workers=[worker])
     return answers[worker]

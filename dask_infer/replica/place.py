@@ -50,7 +50,7 @@ class Place:
         Dask pauses by resident set size, and the pages of a mapped model count
         (distributed 2026.8.0: a mapped file of 400 MB added 384 MB).
         """
-        if not self.pause_at:
+        if not self.pause_at or not self.memory_limit:
             return
         used = self.used_bytes()
         if used + needed <= self.pause_at:
@@ -122,7 +122,7 @@ def _threads(forwards: int) -> int:
 
 
 def _local_forwards() -> int:
-    """Forwards at once under the schedulers that run in this process alone."""
+    """Count forwards at once under the schedulers that run in this process alone."""
     if threading.current_thread() is threading.main_thread():
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
@@ -130,7 +130,7 @@ def _local_forwards() -> int:
 
 def _forwards_on_host(worker: Any) -> int:
     """Threads of all workers on this worker's host."""
-    from distributed.comm import get_address_host
+    from distributed.comm.addressing import get_address_host
     from distributed.utils import sync
 
     async def ask() -> dict[str, int]:

@@ -37,7 +37,7 @@ def replicas(client: Any = None) -> pd.DataFrame | Awaitable[pd.DataFrame]:
         `shard` (missing for data-parallel), `bytes`, `rows` served so far, `idle`
         seconds. An awaitable of it where the client is asynchronous.
     """
-    return _everywhere(client, rows_here, (), _frame)
+    return _everywhere(client, rows_here, (), _frame)  # type: ignore[no-any-return]
 
 
 def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
@@ -55,11 +55,13 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
         from dask_infer.model.recognise import recognise
 
         content = recognise(model).spec.key
-    return _everywhere(client, unload_here, (content,), lambda answers: None)
+    return _everywhere(  # type: ignore[no-any-return]
+        client, unload_here, (content,), lambda answers: None
+    )
 
 
 def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
-    """The replicas that this worker loaded."""
+    """List the replicas that this worker loaded."""
     module = sys.modules.get("dask_infer.replica.cache")
     if module is None:  # nothing was ever loaded here
         return []

@@ -16,7 +16,7 @@ __all__ = ["Blob", "Code", "Job"]
 
 @dataclass(frozen=True)
 class Code:
-    """What the user gave besides the model; pickled apart, unpickled on workers only."""
+    """What the user gave besides the model; unpickled on workers only."""
 
     preprocess: Callable[..., Any] | None = None
     postprocess: Callable[..., Any] | None = None
@@ -50,7 +50,7 @@ class Job:
     timeout: float | None = None
     on_error: Literal["raise", "null", "quarantine"] = "raise"
     row_wise: bool = True
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
     resources: tuple[tuple[str, float], ...] = ()
 
     def __repr__(self) -> str:

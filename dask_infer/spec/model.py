@@ -23,7 +23,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Blob:
-    """A pickled object: inline where it is small, else an entry of the content store."""
+    """A pickled object: inline where small, else an entry of the content store."""
 
     #: Content key, and the name of the store's entry.
     key: str

@@ -34,4 +34,5 @@ class Outputs:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Their names, in order."""
         return tuple(column.name for column in self.columns)

@@ -103,7 +103,7 @@ def warm(job, _):
 
 
 def test_when_nobody_has_them_any_more_it_says_so(tmp_path, model, ddf):
-    with hosts(tmp_path / "a") as (_, client):
+    with hosts(tmp_path / "a") as (_, _client):
         pred = ddf.infer.predict(model, columns=list("abcd"), keep=False)
         from dask_infer.model.store import default_store
 
