@@ -32,9 +32,29 @@ def keep_freed_blocks() -> bool:
     threshold = config.get_bytes("replica.malloc-threshold")
     if not threshold or not sys.platform.startswith("linux"):
         return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library than glibc
+    libc = _glibc()
+    if libc is None:
         return False
     value = min(threshold, LARGEST)
-    return bool(mallopt(M_MMAP_THRESHOLD, value) and mallopt(M_TRIM_THRESHOLD, value))
+    set_mmap = libc.mallopt(M_MMAP_THRESHOLD, value)
+    return bool(set_mmap and libc.mallopt(M_TRIM_THRESHOLD, value))
+
+
+def give_back_freed_blocks() -> None:
+    """Return what malloc keeps to the system, once; after a load, not between batches.
+
+    Reading and converting weights leaves blocks as large as the model behind.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library where it is glibc."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return libc if libc.mallopt and libc.malloc_trim else None
+    except (OSError, AttributeError):
+        return None

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from dask.utils import format_bytes
 
 from dask_infer.batch.size import BatchSize
+from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.device import Device, resolve_device
 from dask_infer.errors import ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
@@ -241,7 +242,7 @@ class ReplicaCache:
 def _load(replica: Replica, dtype: str | None, timeout: float | None) -> LoadedModel:
     name = replica.spec.name
     try:
-        return within(
+        model = within(
             timeout,
             lambda: load(replica.spec, device=str(replica.device), dtype=dtype),
             what=f"load of {name}",
@@ -252,6 +253,8 @@ def _load(replica: Replica, dtype: str | None, timeout: float | None) -> LoadedM
             f"{replica.worker}: raise timeout=, or look at what its constructor waits "
             "for"
         ) from None
+    give_back_freed_blocks()
+    return model
 
 
 def _close(replicas: list[Replica]) -> None:
