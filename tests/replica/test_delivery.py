@@ -104,7 +104,9 @@ def warm(job, _):
 
 def test_when_nobody_has_them_any_more_it_says_so(tmp_path, model, ddf):
     with hosts(tmp_path / "a") as (_, _client):
-        pred = ddf.infer.predict(model, columns=list("abcd"), keep=False)
+        # One task: Dask would resume another that still waits for weights and fails.
+        one = ddf.repartition(npartitions=1)
+        pred = one.infer.predict(model, columns=list("abcd"), keep=False)
         from dask_infer.model.store import default_store
 
         path = default_store().path(pred.expr.job.model.blob.key)
