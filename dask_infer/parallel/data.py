@@ -129,7 +129,7 @@ class _Run:
                 return self._postprocess(output, batch, args, kwargs)
 
         try:
-            output = within(self.job.timeout, forward, what=f"forward of {model}")
+            output = within(self.job.timeout, forward, what=f"forward of {self.job.model.name}")
         except DeadlineExceeded as error:
             device.abandon_forward()
             cache.discard(self.replica)
