@@ -7,7 +7,6 @@ Read `size` once per split: it may change between two reads.
 from __future__ import annotations
 
 import threading
-from statistics import median
 
 #: Bytes of input that the first batch aims at: 2,048 rows of 32 float32 columns, where
 #: an MLP 32-128-128-1 on one CPU core was within 2 % of its best rate.
@@ -29,8 +28,13 @@ MOST_ROWS = 131_072
 #: A doubling must bring this much more rows a second.
 GAIN = 1.05
 
-#: Observations at each size; their median counts.
-OBSERVATIONS = 3
+#: Observations at each size; the fastest counts. What disturbs a forward (a cold cache,
+#: a neighbour on the core) only ever makes it slower: by medians of 3 the MLP of
+#: benchmarks/overhead settled at 8,192 rows, 10 % slower than at 2,048.
+OBSERVATIONS = 5
+
+#: First observations of all that do not count.
+WARM_UP = 3
 
 
 class FixedSize:
@@ -70,7 +74,7 @@ class BatchSize(FixedSize):
 
     The size starts from a projection (`start`), doubles while the rate grows by more
     than 5 %, and settles for good at the best size seen: it never goes back and forth.
-    The first observation of all is dropped, since a first forward also compiles,
+    The first observations of all are dropped, since a first forward also compiles,
     allocates and fills caches.
     """
 
@@ -78,7 +82,7 @@ class BatchSize(FixedSize):
         super().__init__(FIRST_ROWS[0])
         self.settled = False
         self.limit = MOST_ROWS
-        self._warm = False
+        self._seen = 0
         self._rates: list[float] = []
         #: Best rate so far and the size that gave it.
         self._best = (0.0, 0)
@@ -114,12 +118,12 @@ class BatchSize(FixedSize):
         with self._lock:
             if self.settled or rows != self.size or seconds <= 0:
                 return
-            if not self._warm:
-                self._warm = True
+            self._seen += 1
+            if self._seen <= WARM_UP:
                 return
             self._rates.append(rows / seconds)
             if len(self._rates) >= OBSERVATIONS:
-                self._climb(median(self._rates))
+                self._climb(max(self._rates))
 
     def _climb(self, rate: float) -> None:
         self._rates.clear()

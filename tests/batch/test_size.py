@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from dask_infer.batch.size import OBSERVATIONS, BatchSize, FixedSize
+from dask_infer.batch.size import OBSERVATIONS, WARM_UP, BatchSize, FixedSize
 
 
 def climb(policy, seconds_of, forwards=100):
@@ -86,7 +86,8 @@ def test_settled_size_ignores_what_comes_later():
 def test_first_forward_and_other_sizes_tell_nothing():
     policy = BatchSize()
     policy.start(128)
-    policy.observe(2048, 60.0)
+    for _ in range(WARM_UP):
+        policy.observe(2048, 60.0)
     for _ in range(10):
         policy.observe(17, 1e-6)
     assert policy.size == 2048
@@ -99,10 +100,9 @@ def test_one_slow_forward_does_not_end_the_climb():
     policy = BatchSize()
     policy.start(128)
     for rows, seconds in [
-        (2048, 1.0),
-        *[(2048, 3e-3)] * 3,
-        (4096, 5e-3),
-        (4096, 9.0),
+        *[(2048, 1.0)] * WARM_UP,
+        *[(2048, 3e-3)] * OBSERVATIONS,
+        *[(4096, 9.0)] * (OBSERVATIONS - 1),
         (4096, 5e-3),
     ]:
         policy.observe(rows, seconds)
@@ -123,7 +123,7 @@ def test_out_of_memory_halves_and_caps_for_good():
 def test_out_of_memory_while_climbing_returns_to_the_best_that_fitted():
     policy = BatchSize()
     policy.start(128)
-    for _ in range(1 + OBSERVATIONS):
+    for _ in range(WARM_UP + OBSERVATIONS):
         policy.observe(2048, 1e-3)
     assert policy.size == 4096
     assert policy.on_out_of_memory(4096) == 2048
