@@ -40,6 +40,7 @@ __all__ = [
     "new_collection",
     "projected_columns",
     "register_tensor_dtype",
+    "sample_no_faster",
 ]
 
 
@@ -58,6 +59,13 @@ def live_clients() -> list[Any]:
     from distributed import Client
 
     return [c for c in list(Client._instances) if c.status == "running"]
+
+
+def sample_no_faster(worker: Any, seconds: float) -> None:
+    """Let the profiler of a worker take its samples at least so far apart."""
+    sampler = worker.periodic_callbacks.get("profile")
+    if sampler is not None:
+        sampler.callback_time = max(sampler.callback_time, 1e3 * seconds)
 
 
 def arrow_schema(expr: Expr) -> Any | None:

@@ -21,8 +21,8 @@ from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.model.store import read_blob
 from dask_infer.model.tokenizers import load_tokenizer
 from dask_infer.parallel.work import Rows, Work, plan_work
+from dask_infer.replica.attach import attach
 from dask_infer.replica.cache import Replica, cache
-from dask_infer.replica.delivery import attach
 from dask_infer.replica.place import Place, current_place, current_worker
 from dask_infer.spec import Blob, Code, Job
 
@@ -129,7 +129,9 @@ class _Run:
                 return self._postprocess(output, batch, args, kwargs)
 
         try:
-            output = within(self.job.timeout, forward, what=f"forward of {self.job.model.name}")
+            output = within(
+                self.job.timeout, forward, what=f"forward of {self.job.model.name}"
+            )
         except DeadlineExceeded as error:
             device.abandon_forward()
             cache.discard(self.replica)

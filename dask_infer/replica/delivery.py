@@ -39,16 +39,9 @@ TOPIC = "infer-wanted"
 #: Every delivery: ``{"key", "worker", "source", "bytes"}``.
 DELIVERED = "infer-delivered"
 
-_attached: weakref.WeakSet[Worker] = weakref.WeakSet()
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
 _offering: weakref.WeakSet[Client] = weakref.WeakSet()
 _offering_lock = threading.Lock()
-
-
-def attach(worker: Worker) -> None:
-    """Let this process fetch missing entries through `worker`."""
-    if worker not in _attached:
-        _attached.add(worker)
-        set_fetcher(fetch)
 
 
 def offer_to_workers() -> None:
@@ -79,9 +72,15 @@ class _Request:
 _requests: dict[str, _Request] = {}
 
 
+def fetch_through(worker: Worker) -> None:
+    """Let this process fetch missing entries through `worker`."""
+    _workers.add(worker)
+    set_fetcher(fetch)
+
+
 def fetch(key: str, store: Store) -> None:
     """Bring the entry `key` into `store`, or raise `ModelLoadError`."""
-    worker = next((w for w in _attached if w.status.name == "running"), None)
+    worker = next((w for w in _workers if w.status.name == "running"), None)
     if worker is None:
         raise _nobody_has(key)
     store.receive(key, lambda target: _fetch_to(worker, key, target))
