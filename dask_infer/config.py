@@ -12,18 +12,26 @@ import dask.config
 import yaml
 from dask.utils import parse_bytes, parse_timedelta
 
-DEFAULTS = Path(__file__).parent / "infer.yaml"
+#: What ships in ``infer.yaml``.
+DEFAULTS: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parent / "infer.yaml").read_text()
+)
 
 
 def register() -> None:
     """Merge the shipped defaults below whatever the user has configured."""
-    defaults = yaml.safe_load(DEFAULTS.read_text())
-    dask.config.update_defaults(defaults)
+    dask.config.update_defaults(DEFAULTS)
 
 
 def get(key: str) -> Any:
     """Value of ``infer.<key>``."""
-    return dask.config.get(f"infer.{key}")
+    try:
+        return dask.config.get(f"infer.{key}")
+    except KeyError:
+        # `with dask.config.set(...)` around the first import of this package takes
+        # the whole section away again when it ends (dask 2026.8.0).
+        register()
+        return dask.config.get(f"infer.{key}")
 
 
 def get_bytes(key: str) -> int | None:

@@ -54,7 +54,7 @@ def _result(
         return pd.DataFrame(outputs, index=frame.index, copy=False)
     # Selecting columns takes longer than all the rest: only where it must be.
     whole = kept == list(frame.columns)
-    result = frame.copy(deep=False) if whole else frame[kept]
+    result = (frame if whole else frame[kept]).copy(deep=False)
     for name, values in outputs.items():
         result[name] = pd.Series(values, index=frame.index, copy=False)
     return result

@@ -102,3 +102,15 @@ METHODS = {"infer.predict", "infer.to_numpy", "infer.yaml"}
 def test_docs_name_only_keys_that_exist(page: Path) -> None:
     named = set(re.findall(r"`(infer\.[a-z.-]+)`", page.read_text()))
     assert named <= METHODS | set(keys(defaults))
+
+
+def test_importing_inside_a_config_block_keeps_the_section() -> None:
+    code = (
+        "import dask\n"
+        "with dask.config.set({'infer.batch.rows': 7}):\n"
+        "    import dask_infer\n"
+        "    from dask_infer import config\n"
+        "    assert config.get('batch.rows') == 7\n"
+        "assert config.get('batch.rows') == 'auto'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

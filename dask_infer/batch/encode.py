@@ -31,6 +31,9 @@ from dask_infer.batch.text import Rows, Side, Tokens
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
 
+#: Before pandas 3 a change to a shallow copy is a change to the partition.
+COPY_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
+
 
 @dataclass(frozen=True)
 class Batch(Call):
@@ -159,8 +162,9 @@ class Encoder:
             call = self._opened.call(rows)
             return _batch(call, count, lambda: self._seen.iloc[rows])
         seen = self._seen.iloc[rows]
-        # A shallow copy: whatever preprocess does to it, postprocess sees the rows.
-        return _batch(self._preprocessed(seen.copy(deep=False)), count, lambda: seen)
+        # A copy: whatever preprocess does to it, postprocess sees the rows.
+        given = seen.copy(deep=not COPY_ON_WRITE)
+        return _batch(self._preprocessed(given), count, lambda: seen)
 
     @cached_property
     def _seen(self) -> pd.DataFrame:

@@ -19,9 +19,12 @@ def open_private(path: Path) -> None:
     ModelLoadError
         If somebody else could write models there; names ``infer.store.path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path, 0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+    except OSError as error:
+        raise _refuse(path, f"cannot be created ({error.strerror})") from error
     if not hasattr(os, "getuid"):
         return
     for status in (os.lstat(path), os.stat(path)):  # a link and where it leads

@@ -22,7 +22,8 @@ def main() -> None:
     model = build()
 
     def predict(data: str, out: str) -> None:
-        rows = dd.read_parquet(f"{data}/*.parquet", columns=["id", *FEATURES])
+        columns = ["id", *FEATURES]
+        rows = dd.read_parquet(data, columns=columns, filesystem="arrow")
         meta = {"id": "int64", "prediction": "float32"}
         result = rows.map_partitions(predict_partition, model, meta=meta)
         result.to_parquet(out, write_index=False)
