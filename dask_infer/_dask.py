@@ -6,7 +6,7 @@ Checked with dask and distributed 2026.8.0.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dask._collections import new_collection
@@ -34,13 +34,13 @@ __all__ = [
     "Series",
     "Task",
     "TaskRef",
-    "arrow_schema",
     "is_filter_pushdown_available",
     "live_clients",
     "new_collection",
     "projected_columns",
     "register_tensor_dtype",
     "sample_no_faster",
+    "schema_columns",
 ]
 
 
@@ -68,19 +68,48 @@ def sample_no_faster(worker: Any, seconds: float) -> None:
         sampler.callback_time = max(sampler.callback_time, 1e3 * seconds)
 
 
-def arrow_schema(expr: Expr) -> Any | None:
-    """Arrow schema of the parquet files below `expr`, where its columns are theirs.
+def schema_columns(expr: Expr) -> dict[Any, Any]:
+    """Arrow types of the columns of `expr` that parquet files below it hold as such.
 
-    Only nodes that keep a column's values are passed; None anywhere else.
+    Only nodes that keep a column's values are passed; nothing is known elsewhere.
     """
-    from dask.dataframe.dask_expr._expr import Head, Partitions, Tail
+    from dask.dataframe.dask_expr._expr import RenameFrame, ToFrame
     from dask.dataframe.dask_expr.io.parquet import ReadParquet
 
-    while not isinstance(expr, ReadParquet):
-        if not isinstance(expr, (Projection, Filter, Head, Tail, Partitions)):
-            return None
-        expr = expr.frame
-    return expr._dataset_info["schema"]
+    if isinstance(expr, ReadParquet):
+        schema = expr._dataset_info["schema"]
+        return {name: schema.field(name).type for name in schema.names}
+    changed = _changed_columns(expr)
+    if changed is None:
+        return {}
+    types = schema_columns(expr.frame)
+    # Files hold columns that nobody reads; a new name may be one of theirs.
+    held = {name: types[name] for name in expr.frame.columns if name in types}
+    if isinstance(expr, (RenameFrame, ToFrame)):
+        names = zip(expr.frame.columns, expr.columns, strict=True)
+        return {new: held[old] for old, new in names if old in held}
+    return {name: kind for name, kind in held.items() if name not in changed}
+
+
+def _changed_columns(expr: Expr) -> set[Any] | None:
+    """Columns that `expr` gives other values; None where nobody can tell."""
+    from dask.dataframe.dask_expr import _expr
+    from dask.dataframe.dask_expr._repartition import Repartition
+
+    if isinstance(expr, _expr.Assign):
+        return set(expr.keys)
+    if isinstance(expr, _expr.AsType):
+        dtypes = expr.operand("dtypes")
+        return set(dtypes if isinstance(dtypes, Mapping) else expr.columns)
+    if hasattr(expr, "job") and hasattr(expr, "emit"):  # an earlier prediction
+        return set(expr.job.outputs.names)
+    keeping = (
+        *(Projection, Filter, Repartition, _expr.Head, _expr.Tail, _expr.Partitions),
+        *(_expr.Drop, _expr.DropnaFrame, _expr.RenameFrame, _expr.ToFrame),
+    )
+    if isinstance(expr, _expr.ResetIndex):
+        return set() if expr.drop else None
+    return set() if isinstance(expr, keeping) else None
 
 
 def register_tensor_dtype(array: type, dtype: type) -> None:

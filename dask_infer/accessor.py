@@ -183,8 +183,18 @@ class PandasSeriesInfer:
 
 
 def _to_numpy(series: pd.Series, dtype: Any) -> np.ndarray:
-    values = to_dense(series) if is_list(series.dtype) else series.to_numpy()
+    listed = is_list(series.dtype) or _holds_lists(series)
+    values = to_dense(series) if listed else series.to_numpy()
     return values if dtype is None else values.astype(dtype, copy=False)
+
+
+def _holds_lists(series: pd.Series) -> bool:
+    """Whether an object column's first value is a list, as read back from parquet."""
+    if series.dtype != object:
+        return False
+    is_scalar = pd.api.types.is_scalar
+    present = (v for v in series.array if not is_scalar(v) or pd.notna(v))
+    return isinstance(next(present, None), list | tuple | np.ndarray)
 
 
 def _predict(frame: DataFrame, request: Request) -> DataFrame:

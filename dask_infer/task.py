@@ -9,6 +9,7 @@ import functools
 import pickle
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dask_infer.batch.outputs import output_meta
@@ -50,11 +51,18 @@ def _result(
     """Kept columns, then predictions, under the partition's own index."""
     kept = [name for name in emit if name not in predicted]
     outputs = {name: predicted[name] for name in emit if name in predicted}
-    if not kept:
+    objects = {name for name, values in outputs.items() if _is_object(values)}
+    if not kept and not objects:
         return pd.DataFrame(outputs, index=frame.index, copy=False)
     # Selecting columns takes longer than all the rest: only where it must be.
     whole = kept == list(frame.columns)
     result = (frame if whole else frame[kept]).copy(deep=False)
     for name, values in outputs.items():
-        result[name] = pd.Series(values, index=frame.index, copy=False)
+        # Else pandas makes its own text dtype of an object array of str.
+        dtype = values.dtype if name in objects else None
+        result[name] = pd.Series(values, index=frame.index, dtype=dtype, copy=False)
     return result
+
+
+def _is_object(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype == object

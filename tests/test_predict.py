@@ -758,3 +758,41 @@ def test_a_hanging_forward_is_left(ddf):  # BM-23
     pred = ddf.infer.predict(hang, columns="a", meta="float32", timeout="0.1s")
     with pytest.raises(dask_infer.PartitionError, match=r"did not end within 0\.1 s"):
         pred.compute()
+
+
+def test_a_model_may_reuse_the_memory_of_its_output(ddf, pdf):
+    class Reuses:
+        def __init__(self):
+            self.buffer = np.empty(100, "float32")
+
+        def __call__(self, x):
+            return np.multiply(x, 2, out=self.buffer[: len(x)])
+
+    pred = ddf.infer.predict(Reuses, columns="a", meta="float32", batch_size=3)
+    near(pred["prediction"].compute(), 2 * pdf.a)
+
+
+def test_a_third_parameter_with_a_default_is_the_users(ddf, pdf):
+    def postprocess(output, frame, factor=3.0):
+        return output * factor
+
+    pred = ddf.infer.predict(Sum(), columns=["a", "b"], postprocess=postprocess)
+    near(pred["prediction"].compute(), 3 * (pdf.a + pdf.b))
+
+
+def test_a_given_batch_size_that_did_not_fit_is_remembered(ddf):  # DI-09
+    class Tight(torch.nn.Module):
+        calls = ()
+
+        def forward(self, x):
+            if isinstance(x, torch._subclasses.FakeTensor):
+                return x.sum(dim=1)
+            Tight.calls = (*Tight.calls, len(x))
+            if len(x) > 4:
+                raise MemoryError
+            return x.sum(dim=1) * 0 + len(Tight.calls)
+
+    pred = ddf.infer.predict(Tight(), columns=["a", "b"], batch_size=8)
+    calls = pred["prediction"].compute().max()
+    # 8 rows once, then 13, 13, 12 and 12 rows by fours: every size is tried once.
+    assert calls <= 1 + 4 * 4

@@ -70,8 +70,13 @@ class Reads:
 
     def dtype(self, argument: Argument) -> torch.dtype | None:
         """Return the dtype an argument is cast to; None leaves it to its values."""
-        if argument.dtype is None or argument.dtype == "floating":
-            return None if argument.dtype is None else self.floating
+        # The client may not have known that the model reads tensors: a factory.
+        unknown = argument.dtype is None
+        if unknown and not (argument.stacked and self.interface == "tensor"):
+            return None
+        if unknown or argument.dtype == "floating":
+            return self.floating
+        assert argument.dtype is not None
         dtype = getattr(torch, argument.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype

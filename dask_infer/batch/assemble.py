@@ -188,7 +188,9 @@ def _not_found(
         held = "arrays in " + ", ".join(map(repr, found))
     else:
         held = "no array with an entry a row"
+    # A plain dict is what the caller makes of the model's own structure.
+    made_of = "" if type(output) is dict else f" (a {type(output).__name__})"
     return OutputError(
-        f"{wanted} promised, the model returned {held} (a {type(output).__name__}); "
+        f"{wanted} promised, the model returned {held}{made_of}; "
         'pick fields by output={"field": "name"}, or name what comes by meta='
     )

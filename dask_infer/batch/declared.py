@@ -61,7 +61,12 @@ def declared_dtype(dtype: Any, meta: Any) -> tuple[str, tuple[int | None, ...]]:
         return _numpy(known), ()
     if isinstance(known, pd.StringDtype):
         return "string", ()
-    if known is None or isinstance(known, pd.CategoricalDtype):
+    if isinstance(known, pd.CategoricalDtype):
+        raise ValueError(
+            f"meta={meta!r}: categories are not supported in output columns; declare "
+            '"string", and call .astype("category") on the result'
+        )
+    if known is None:
         raise _refusal(meta, dtype)
     return str(known), ()
 

@@ -199,12 +199,13 @@ def _batch(call: Call, rows: int, frame: Callable[[], pd.DataFrame]) -> Batch:
 def resolve_again(inputs: Inputs, given: pd.DataFrame, interface: Interface) -> Inputs:
     """Return the inputs of a frame that `preprocess` returned.
 
-    The columns that the user named if they are all there, else all columns; for an
-    estimator, those it was fitted on.
+    The columns that the user named if they are all there, or for an estimator those
+    it was fitted on; else all columns.
     """
     wanted = [name for argument in inputs.arguments for name in argument.columns]
-    keep = inputs.named or interface == "frame"
-    keep = keep and all(name in given.columns for name in wanted)
+    # All columns of the frame are no choice: one that preprocess adds belongs to them.
+    chosen = interface == "frame" and set(wanted) != set(inputs.columns)
+    keep = (inputs.named or chosen) and all(name in given.columns for name in wanted)
     columns = (wanted if interface == "frame" else as_columns(inputs)) if keep else None
     cast = any(argument.dtype is not None for argument in inputs.arguments)
     meta = given.iloc[:0]

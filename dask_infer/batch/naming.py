@@ -155,7 +155,7 @@ def _default_names(found: Sequence[Value]) -> list[str]:
 
 def _split(value: Value, names: Sequence[str]) -> tuple[OutputColumn, ...]:
     """Return a column for each of the k numbers a row, or the one column of it all."""
-    if len(names) == 1 and (value.shape == () or value.key is not None):
+    if len(names) == 1:
         return (_column(value, names[0]),)
     if value.shape == (len(names),):
         return tuple(

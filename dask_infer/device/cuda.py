@@ -37,6 +37,11 @@ class Cuda(Accelerator):
             self.torch_device, self._copy_in, self._compute, self._copy_out
         )
 
+    def memory_limit(self) -> int:
+        """Three quarters of the device: activations need the rest."""
+        total = torch.cuda.get_device_properties(self.torch_device).total_memory
+        return int(0.75 * total)
+
     def free_bytes(self) -> int:
         """Free device memory, and what torch's allocator has cached unused."""
         free, _ = torch.cuda.mem_get_info(self.torch_device)
@@ -56,6 +61,8 @@ class Cuda(Accelerator):
 
 class CudaStream(Stream):
     """The batches of one partition on their way through a CUDA device."""
+
+    overlaps = True
 
     def __init__(
         self,
@@ -105,6 +112,8 @@ class CudaStream(Stream):
             self.copy_out.wait_event(computed)
             copied = map_tensors(self._to_pinned, fields)
             event = self.copy_out.record_event()
+        # A model may reuse its output's memory: the next forward comes after the copy.
+        self.compute.wait_event(event)
         return CudaPending(copied, event)
 
     def _to_pinned(self, tensor: torch.Tensor) -> torch.Tensor:

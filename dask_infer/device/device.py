@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import torch
@@ -38,18 +38,25 @@ class Device:
         """Set up this process, once, before the first model is loaded."""
         keep_freed_blocks()
 
-    @contextlib.contextmanager
-    def forward(self, threads: int) -> Iterator[None]:
-        """Everything around one forward: thread counts here, the lock elsewhere."""
-        use_cpu_threads(threads)
-        yield
+    def exclusive(self) -> contextlib.AbstractContextManager[Any]:
+        """Hold the device for one forward; on the CPU there is room for all.
 
-    def abandon_forward(self) -> None:
-        """Go on although a forward never ended; its thread may hold the device."""
+        Taken by the thread that waits for the forward, so that a forward that never
+        ends is left behind without the device.
+        """
+        return contextlib.nullcontext()
+
+    def enter_forward(self, threads: int) -> None:
+        """Prepare the thread that runs a forward."""
+        use_cpu_threads(threads)
 
     def stream(self) -> Stream:
         """Return a fresh channel for the batches of one partition."""
         return Stream()
+
+    def memory_limit(self) -> int | None:
+        """Bytes of models that fit the device; None where the worker's limit rules."""
+        return None
 
     def free_bytes(self) -> int:
         """Bytes that a forward may take now."""
@@ -76,15 +83,12 @@ class Accelerator(Device):
     def prepare(self) -> None:
         """Nothing: the CPU's allocator does not matter here."""
 
-    @contextlib.contextmanager
-    def forward(self, threads: int) -> Iterator[None]:
+    def exclusive(self) -> contextlib.AbstractContextManager[Any]:
         """Hold the device while a forward is launched."""
-        with self._one_forward:
-            yield
+        return self._one_forward
 
-    def abandon_forward(self) -> None:
-        """Let the next forward in; the stuck one keeps the old lock."""
-        self._one_forward = threading.Lock()
+    def enter_forward(self, threads: int) -> None:
+        """Nothing: the CPU's threads do not matter here."""
 
 
 _devices: dict[str, Device] = {}

@@ -15,6 +15,10 @@ class Mps(Accelerator):
         """Return a channel of plain copies."""
         return BlockingStream(self.torch_device)
 
+    def memory_limit(self) -> int:
+        """Three quarters of what Metal recommends: activations need the rest."""
+        return int(0.75 * torch.mps.recommended_max_memory())
+
     def free_bytes(self) -> int:
         """Return what Metal recommends, less what is taken."""
         limit = torch.mps.recommended_max_memory()

@@ -44,6 +44,10 @@ class Pending:
 class Stream:
     """The null stream: host and device share memory."""
 
+    #: Outputs are fetched while the next forward runs. Without that they are taken at
+    #: once: a model may write its next output into the same memory.
+    overlaps: bool = False
+
     def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
         """Start to copy a batch to the device."""
         return Staged(args, kwargs)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
+import numpy as np
+import pandas as pd
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.loaded import FunctionModel, LoadedModel
@@ -52,8 +54,35 @@ class EstimatorModel(LoadedModel):
         nbytes = spec.nbytes or len(cloudpickle.dumps(estimator))
         super().__init__(spec, "frame", estimator, nbytes)
 
+    def call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
+    ) -> Any:
+        """Return what the method makes of a frame, as the estimator was fitted."""
+        return super().call(tuple(map(self._as_fitted, args)), kwargs, method)
+
+    def _as_fitted(self, given: Any) -> Any:
+        if not isinstance(given, pd.DataFrame):
+            return given
+        fitted = getattr(self.target, "feature_names_in_", None)
+        if fitted is None:
+            nameless = hasattr(self.target, "n_features_in_")
+            return _without_names(given) if nameless else given
+        # Else the estimator itself says what is missing.
+        every = set(fitted) <= set(given.columns)
+        return given[list(fitted)] if every else given
+
     def function(self, method: str | None) -> Callable[..., Any]:
         """Return the method asked for, ``predict`` unless told otherwise."""
         name = method or "predict"
         check_method(self.target, name)
         return getattr(self.target, name)  # type: ignore[no-any-return]
+
+
+def _without_names(frame: pd.DataFrame) -> Any:
+    """Numbers as an array: scikit-learn warns of names that it was not fitted with."""
+    named = all(isinstance(name, str) for name in frame.columns)
+    if not named or not all(map(pd.api.types.is_numeric_dtype, frame.dtypes)):
+        return frame
+    if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
+        return frame.to_numpy()
+    return frame.to_numpy("float64", na_value=np.nan)

@@ -70,6 +70,14 @@ class LoadedModel:
         check_method(self.target, method)
         return getattr(self.target, method)  # type: ignore[no-any-return]
 
+    def accepts_of(self, method: str | None) -> frozenset[str] | None:
+        """Return the keyword arguments that a call of `method` takes, as `accepts`."""
+        if method is None:
+            return self.accepts
+        taken = keywords_of(self.function(method))
+        # What it does not take itself, generate passes on to forward.
+        return self.accepts if taken is None and method == "generate" else taken
+
     def close(self) -> None:
         """Let go of the model, and of the device memory that it took."""
         self.target = None

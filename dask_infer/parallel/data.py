@@ -14,8 +14,7 @@ import torch
 from dask_infer.batch.assemble import Assembler
 from dask_infer.batch.encode import Batch, Encoder
 from dask_infer.batch.fields import fields
-from dask_infer.batch.size import BatchSize, FixedSize
-from dask_infer.device.stream import Pending
+from dask_infer.device.stream import Pending, map_tensors
 from dask_infer.errors import InferError, PartitionError
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.model.store import read_blob
@@ -52,6 +51,10 @@ class _Run:
         self.replica = replica
         self.place = place
         self.frame = frame
+        self.stream = replica.device.stream()
+        #: Tensors among them are moved to the device once.
+        self.call_kwargs = self._on_device(self.code.call_kwargs)
+        self.gives_inputs = takes_inputs(self.code.postprocess)
         self.encoder = Encoder(
             frame,
             job.inputs,
@@ -59,7 +62,7 @@ class _Run:
             floating=replica.loaded.floating,
             preprocess=self.code.preprocess,
             tokenizer=self._tokenizer(),
-            accepts=replica.loaded.accepts,
+            accepts=replica.loaded.accepts_of(job.method),
         )
         self.assembler = Assembler(
             job.outputs,
@@ -67,24 +70,25 @@ class _Run:
             nullable=job.on_error != "raise",
             side=self.encoder.side,
         )
-        self.work: Work = plan_work(len(frame), self.encoder, job, self._size())
+        self.work: Work = plan_work(
+            len(frame), self.encoder, job, replica, place.free_bytes()
+        )
         #: The batch whose outputs are on their way back.
         self.pending: tuple[Rows, Batch, Pending] | None = None
-        self.stream = replica.device.stream()
         self.finished = time.perf_counter()
 
     def columns(self) -> dict[str, Any]:
         """Run every batch and put the outputs in the rows' order."""
         while (rows := self.work.take()) is not None:
-            try:
-                batch = self._encode(rows)
-                pending = self._forward(rows, batch)
-            except Exception as error:
-                if not self._retry_smaller(rows, error):
-                    raise
-                continue
+            launched = self._launch(rows)
             self._collect()
-            self.pending = (rows, batch, pending)
+            if launched is None:
+                # Here no traceback holds the failed forward's memory any more.
+                self._retry_smaller(rows)
+                continue
+            self.pending = (rows, *launched)
+            if not self.stream.overlaps:
+                self._collect()
         self._collect()
         if self.encoder.truncated:
             logger.warning(
@@ -94,17 +98,16 @@ class _Run:
             )
         return self.assembler.columns()
 
+    def _on_device(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        target = self.replica.loaded.device
+        if self.replica.loaded.interface != "tensor":
+            return kwargs
+        return {k: map_tensors(lambda t: t.to(target), v) for k, v in kwargs.items()}
+
     def _tokenizer(self) -> Any:
         if not self.job.inputs.tokenized:
             return None
         return load_tokenizer(self.code.tokenizer, directory=self.job.model.path)
-
-    def _size(self) -> BatchSize | FixedSize:
-        if self.job.batch_size is not None:
-            return FixedSize(self.job.batch_size)
-        return self.replica.batch_size(
-            self.encoder.signature, self.encoder.bytes_per_row
-        )
 
     def _encode(self, rows: Rows) -> Batch:
         if self.code.preprocess is None:
@@ -116,33 +119,49 @@ class _Run:
         except Exception as error:
             raise self._failure("preprocess", rows, None, error) from error
 
+    def _launch(self, rows: Rows) -> tuple[Batch, Pending] | None:
+        """Start a batch; None where it did not fit the memory."""
+        try:
+            batch = self._encode(rows)
+            return batch, self._forward(rows, batch)
+        except Exception as error:
+            if not self.replica.device.is_out_of_memory(error):
+                raise
+            if not self.job.row_wise or row_count(rows) == 1:
+                raise self._out_of_memory(rows, error) from error
+            return None
+
     def _forward(self, rows: Rows, batch: Batch) -> Pending:
         device, model = self.replica.device, self.replica.loaded
-        staged = self.stream.upload(batch.args, batch.kwargs)
 
-        def forward() -> Any:
-            with device.forward(self.place.cpu_threads):
-                args, kwargs = self.stream.enter(staged)
-                output = model.call(
-                    args, {**kwargs, **self.code.call_kwargs}, self.job.method
-                )
-                return self._postprocess(output, batch, args, kwargs)
+        def forward() -> Pending:
+            device.enter_forward(self.place.cpu_threads)
+            staged = self.stream.upload(batch.args, batch.kwargs)
+            args, kwargs = self.stream.enter(staged)
+            output = model.call(args, {**kwargs, **self.call_kwargs}, self.job.method)
+            output = self._postprocess(output, batch, args, kwargs)
+            return self.stream.download(_wanted(output, self.job))
 
+        with device.exclusive():
+            pending: Pending = self._guarded(forward, rows, batch)
+        return pending
+
+    def _guarded(self, work: Callable[[], Any], rows: Rows, batch: Batch) -> Any:
+        """Run a step of the forward under the job's timeout; say what failed."""
         try:
-            output = within(
-                self.job.timeout, forward, what=f"forward of {self.job.model.name}"
+            return within(
+                self.job.timeout, work, what=f"forward of {self.job.model.name}"
             )
         except DeadlineExceeded as error:
-            device.abandon_forward()
             cache.discard(self.replica)
-            raise self._failure("forward", rows, batch, error) from None
+            advice = "raise timeout=, or pass a smaller batch_size="
+            raise self._failure("forward", rows, batch, error, advice) from None
         except InferError:
             raise
         except Exception as error:
-            if device.is_out_of_memory(error):
+            if self.replica.device.is_out_of_memory(error):
                 raise
             raise self._failure("forward", rows, batch, error) from error
-        return self.stream.download(_wanted(output, self.job))
 
     def _postprocess(
         self, output: Any, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -150,7 +169,7 @@ class _Run:
         postprocess = self.code.postprocess
         if postprocess is None:
             return output
-        inputs = (as_called(args, kwargs),) if takes_inputs(postprocess) else ()
+        inputs = (as_called(args, kwargs),) if self.gives_inputs else ()
         # The output is an inference tensor: only here may it be changed in place.
         with torch.inference_mode():
             return postprocess(output, batch.frame, *inputs)
@@ -161,7 +180,7 @@ class _Run:
             return
         rows, batch, pending = self.pending
         self.pending = None
-        output = dict(pending.wait())
+        output = dict(self._guarded(pending.wait, rows, batch))
         self.assembler.add(rows, output, batch.lengths, batch.padded)
         count = row_count(rows)
         now = time.perf_counter()
@@ -169,15 +188,10 @@ class _Run:
         self.finished = now
         self.replica.count(count)
 
-    def _retry_smaller(self, rows: Rows, error: Exception) -> bool:
+    def _retry_smaller(self, rows: Rows) -> None:
         """After out-of-memory, put the same rows back in smaller batches."""
         device, count = self.replica.device, row_count(rows)
-        if not device.is_out_of_memory(error):
-            return False
-        self._collect()
         device.release_memory()
-        if not self.job.row_wise or count == 1:
-            raise self._out_of_memory(rows, error) from error
         size = self.work.halve(rows)
         if self.replica.first_out_of_memory():
             logger.warning(
@@ -185,7 +199,6 @@ class _Run:
                 "Pass batch_size=%d to start there",
                 self.job.model.name, device, count, size, size,
             )  # fmt: skip
-        return True
 
     def _out_of_memory(self, rows: Rows, error: Exception) -> PartitionError:
         advice = (
@@ -222,13 +235,21 @@ def row_count(rows: Rows) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
-def takes_inputs(postprocess: Callable[..., Any]) -> bool:
-    """Whether `postprocess` wants the model's inputs as its third argument."""
+def takes_inputs(postprocess: Callable[..., Any] | None) -> bool:
+    """Whether `postprocess` wants the model's inputs as its third argument.
+
+    A third parameter with a default is the user's own, unless it is called "inputs".
+    """
+    if postprocess is None:
+        return False
     try:
-        inspect.signature(postprocess).bind(None, None, None)
+        signature = inspect.signature(postprocess)
+        signature.bind(None, None, None)
     except (TypeError, ValueError):
         return False
-    return True
+    third = list(signature.parameters.values())[2:3]
+    own = bool(third) and third[0].default is not inspect.Parameter.empty
+    return not own or third[0].name == "inputs"
 
 
 def as_called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

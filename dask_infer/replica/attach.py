@@ -6,6 +6,7 @@ whatever client, or none, is still there.
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 from distributed import Worker
@@ -15,13 +16,20 @@ from dask_infer._dask import sample_no_faster
 from dask_infer.replica.delivery import fetch_through
 
 _attached: weakref.WeakSet[Worker] = weakref.WeakSet()
+_attaching = threading.Lock()
 
 
 def attach(worker: Worker) -> None:
     """Make a worker ready; doing it again changes nothing."""
-    if worker in _attached:
-        return
-    _attached.add(worker)
+    with _attaching:
+        if worker in _attached:
+            return
+        _prepare(worker)
+        # Last: whoever finds it here may rely on all of the above.
+        _attached.add(worker)
+
+
+def _prepare(worker: Worker) -> None:
     fetch_through(worker)
     # Dask samples the stack of every task 100 times a second, with the interpreter
     # held: 6 % of the CPU of a worker in benchmarks/overhead (distributed 2026.8.0).

@@ -14,6 +14,9 @@ The lock is never held while a model loads, runs or closes.
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -22,14 +25,20 @@ from typing import Any, Literal
 
 from dask.utils import format_bytes
 
-from dask_infer.batch.size import BatchSize
+from dask_infer import config
+from dask_infer.batch.size import BatchSize, FixedSize
 from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.device import Device, resolve_device
-from dask_infer.errors import ModelLoadError
+from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.model.load import LoadedModel, load, resident_bytes
 from dask_infer.replica.place import Place
 from dask_infer.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+#: Kinds of models that no accelerator runs.
+HOST_KINDS = ("estimator", "callable")
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,8 @@ class Replica:
     #: Rows served so far.
     rows: int = 0
     last_used: float = field(default_factory=time.monotonic)
-    #: Batch-size policies, one for each input signature; shared by all threads.
-    sizes: dict[Any, BatchSize] = field(default_factory=dict)
+    #: Batch-size policies by input signature and bound; shared by all threads.
+    sizes: dict[Any, FixedSize] = field(default_factory=dict)
     #: Whether a batch has ever been too large for the device.
     out_of_memory: bool = False
 
@@ -78,14 +87,44 @@ class Replica:
             self.rows += rows
             self.last_used = time.monotonic()
 
-    def batch_size(self, signature: Any, bytes_per_row: float) -> BatchSize:
-        """Return the policy for batches of this signature, shared by all threads."""
+    def batch_size(
+        self,
+        signature: Any,
+        bytes_per_row: float,
+        bound: int | None,
+        host_free: int | None,
+    ) -> FixedSize:
+        """Return the policy for batches of this signature, shared by all threads.
+
+        Parameters
+        ----------
+        signature
+            Inputs that share a policy.
+        bytes_per_row
+            Bytes of one row's tensors.
+        bound
+            The user's most rows; None to learn the best.
+        host_free
+            Bytes that this process may still take; None for no limit.
+        """
         with _count_lock:
-            policy = self.sizes.get(signature)
+            policy = self.sizes.get((signature, bound))
             if policy is None:
-                policy = self.sizes[signature] = BatchSize()
-                policy.start(bytes_per_row, free_bytes=self.device.free_bytes())
+                policy = self._new_size(bytes_per_row, bound, host_free)
+                self.sizes[signature, bound] = policy
             return policy
+
+    def _new_size(
+        self, bytes_per_row: float, bound: int | None, host_free: int | None
+    ) -> FixedSize:
+        if bound is not None:
+            return FixedSize(bound)
+        free = self.device.free_bytes()
+        if host_free is not None and self.device.torch_device.type == "cpu":
+            free = min(free, host_free)
+        policy = BatchSize()
+        policy.start(bytes_per_row, free_bytes=free)
+        return policy
 
     def first_out_of_memory(self) -> bool:
         """Whether this is the first time that this replica ran out of memory."""
@@ -130,6 +169,8 @@ class ReplicaCache:
         timeout: float | None = None,
     ) -> Iterator[Replica]:
         """Hold the replica of `spec`, loading it where nobody has yet."""
+        if device == "auto" and spec.kind in HOST_KINDS:
+            device = "cpu"
         replica = self._acquire(spec, place, resolve_device(device), dtype, timeout)
         try:
             yield replica
@@ -163,6 +204,7 @@ class ReplicaCache:
         timeout: float | None,
     ) -> Replica:
         key = ReplicaKey(spec.key, dtype, str(device), spec.compile is not None)
+        wait = _Wait(self._changed, spec, place, timeout)
         with self._changed:
             while (known := self._replicas.get(key)) is not None:
                 if known.state == "ready":
@@ -170,15 +212,16 @@ class ReplicaCache:
                     known.worker = place.worker
                     known.last_used = time.monotonic()
                     return known
-                self._changed.wait()
-            needed = resident_bytes(spec, dtype)
-            replica = Replica(key, spec, device, place.worker, needed, leases=1)
+                wait("the load of it in another thread")
+            replica = Replica(key, spec, device, place.worker, nbytes=0, leases=1)
             self._replicas[key] = replica
         try:
-            self._make_room(replica, place)
+            # Reads files, so not under the lock; while "waiting" nobody counts it.
+            replica.nbytes = _projected_bytes(spec, dtype)
+            self._make_room(replica, place, wait)
             if device.torch_device.type == "cpu":
-                place.check_room(spec, needed)
-            model = _load(replica, dtype, timeout)
+                place.check_room(spec, replica.nbytes)
+            model = self._load(replica, dtype, timeout)
         except BaseException:
             with self._changed:
                 del self._replicas[key]
@@ -190,18 +233,54 @@ class ReplicaCache:
             self._changed.notify_all()
         return replica
 
-    def _make_room(self, newcomer: Replica, place: Place) -> None:
+    def _load(
+        self, replica: Replica, dtype: str | None, timeout: float | None
+    ) -> LoadedModel:
+        """Load; where memory runs out, once more without the idle replicas."""
+        try:
+            return _load(replica, dtype, timeout)
+        except Exception as error:
+            if not _ran_out_of_memory(replica, error):
+                raise
+        # Out of the except block, whose traceback would hold what was allocated.
+        self._evict_idle(replica.device)
+        replica.device.release_memory()
+        give_back_freed_blocks()
+        try:
+            return _load(replica, dtype, timeout)
+        except Exception as error:
+            if not _ran_out_of_memory(replica, error):
+                raise
+            raise ModelLoadError(
+                f'model "{replica.spec.name}" needs {format_bytes(replica.nbytes)}, '
+                f"for which memory ran out on {replica.device} of worker "
+                f"{replica.worker}: use a larger device or fewer workers on it, or "
+                'pass dtype="bfloat16"'
+            ) from error
+
+    def _evict_idle(self, device: Device) -> None:
+        with self._changed:
+            idle = [
+                r
+                for r in self._replicas.values()
+                if r.device is device and r.state == "ready" and not r.leases
+            ]
+            for replica in idle:
+                self._retire(replica)
+        _close(idle)
+
+    def _make_room(self, newcomer: Replica, place: Place, wait: _Wait) -> None:
         """Evict idle replicas until the newcomer fits, or wait for their leases."""
-        limit = place.replica_limit()
+        limit = _limit(newcomer.device, place)
         if limit is None:
             newcomer.state = "loading"
             return
         if newcomer.nbytes > limit:
             raise ModelLoadError(
                 f'model "{newcomer.spec.name}" needs {format_bytes(newcomer.nbytes)}, '
-                f"more than the {format_bytes(limit)} that models may take on worker "
-                f"{place.worker}: raise infer.replica.memory-limit or the worker's "
-                'memory_limit, or pass dtype="bfloat16"'
+                f"more than the {format_bytes(limit)} that models may take on "
+                f"{_limited(newcomer.device, place)}, or pass "
+                'dtype="bfloat16"'
             )
         while True:
             with self._changed:
@@ -216,7 +295,8 @@ class ReplicaCache:
                     return
                 idle = [r for r in others if r.state == "ready" and not r.leases]
                 if not idle:
-                    self._changed.wait()
+                    names = sorted({f'"{r.spec.name}"' for r in others})
+                    wait(f"{', '.join(names)}, in use on {newcomer.device}")
                     continue
                 oldest = min(idle, key=lambda r: r.last_used)
                 self._retire(oldest)
@@ -239,6 +319,75 @@ class ReplicaCache:
         return replica.leases == 0
 
 
+class _Wait:
+    """The wait of one lease for other threads, up to its timeout."""
+
+    def __init__(
+        self,
+        changed: threading.Condition,
+        spec: ModelSpec,
+        place: Place,
+        timeout: float | None,
+    ) -> None:
+        self._changed = changed
+        self._spec = spec
+        self._place = place
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._told = False
+
+    def __call__(self, whom: str) -> None:
+        """Wait until something changed; the lock is held by the caller."""
+        if not self._told:
+            self._told = True
+            logger.info('model "%s" waits for %s', self._spec.name, whom)
+        if self._deadline is None:
+            self._changed.wait()
+            return
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise ModelLoadError(
+                f'model "{self._spec.name}" waited {self._timeout:g} s on worker '
+                f"{self._place.worker} for {whom}: raise timeout= or "
+                "infer.replica.memory-limit"
+            )
+        self._changed.wait(left)
+
+
+def _limit(device: Device, place: Place) -> int | None:
+    """Most bytes of resident models on a device, or None for no limit."""
+    own = device.memory_limit()
+    if own is None:
+        return place.replica_limit()
+    configured = config.get_bytes("replica.memory-limit")
+    return own if configured is None else min(own, configured)
+
+
+def _limited(device: Device, place: Place) -> str:
+    """Say whose limit it is, and how to have more."""
+    if device.memory_limit() is None:
+        return (
+            f"worker {place.worker}: raise infer.replica.memory-limit or the worker's "
+            "memory_limit"
+        )
+    return f"{device} of worker {place.worker}: use a device with more memory"
+
+
+def _projected_bytes(spec: ModelSpec, dtype: str | None) -> int:
+    try:
+        return resident_bytes(spec, dtype)
+    except (OSError, struct.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelLoadError(
+            f'the weights of model "{spec.name}" in {spec.weights or spec.path} cannot '
+            f"be read: {type(error).__name__}: {error}; check the files on the workers"
+        ) from error
+
+
+def _ran_out_of_memory(replica: Replica, error: Exception) -> bool:
+    own = isinstance(error, InferError)
+    return not own and replica.device.is_out_of_memory(error)
+
+
 def _load(replica: Replica, dtype: str | None, timeout: float | None) -> LoadedModel:
     name = replica.spec.name
     try:
@@ -258,10 +407,14 @@ def _load(replica: Replica, dtype: str | None, timeout: float | None) -> LoadedM
 
 
 def _close(replicas: list[Replica]) -> None:
+    on_host = False
     for replica in replicas:
         if replica.model is not None:
             replica.model.close()
             replica.model = None
+            on_host |= replica.device.torch_device.type == "cpu"
+    if on_host:
+        give_back_freed_blocks()
 
 
 #: The one cache of this process.

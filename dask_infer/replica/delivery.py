@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Iterator
@@ -38,20 +39,28 @@ logger = logging.getLogger(__name__)
 TOPIC = "infer-wanted"
 #: Every delivery: ``{"key", "worker", "source", "bytes"}``.
 DELIVERED = "infer-delivered"
+#: Seconds without a chunk after which others are asked, where there is no limit.
+PATIENCE = 60.0
+#: Seconds between two rounds.
+PAUSE = 0.5
+#: A worker in one of these states sends and receives nothing.
+GONE = ("closing", "closed", "stopping", "stopped", "failed")
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
-_offering: weakref.WeakSet[Client] = weakref.WeakSet()
-_offering_lock = threading.Lock()
+#: The connection on which each client subscribed: it has a new one once it was lost.
+_subscribed: weakref.WeakKeyDictionary[Client, weakref.ref[Any]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def offer_to_workers() -> None:
     """Let the clients of this process answer workers that miss an entry."""
     for client in live_clients():
-        with _offering_lock:
-            if client in _offering:
-                continue
-            _offering.add(client)
+        connection, known = client.scheduler_comm, _subscribed.get(client)
+        if connection is None or (known is not None and known() is connection):
+            continue
         client.subscribe_topic(TOPIC, _Offer(client))
+        _subscribed[client] = weakref.ref(connection)
 
 
 # --- the worker that asks ------------------------------------------------------------
@@ -69,6 +78,37 @@ class _Request:
     progress: int = 0
 
 
+@dataclass
+class _Rounds:
+    """Attempts to receive one entry, until nothing came for too long."""
+
+    #: Seconds without progress that end it; None for no limit.
+    limit: float | None
+    #: Seconds without progress after which another source is asked.
+    patience: float
+    #: Whether anyone had the entry in this round.
+    offered: bool = False
+    last_progress: float = field(default_factory=time.monotonic)
+
+    def progressed(self) -> None:
+        """Note that a part came."""
+        self.last_progress = time.monotonic()
+
+    def next(self, key: str) -> None:
+        """Go on with another round, or say why there is none."""
+        if not self.offered:
+            raise _nobody_has(key)
+        silent = time.monotonic() - self.last_progress
+        if self.limit is not None and silent >= self.limit:
+            raise ModelLoadError(
+                f"no part of the weights {key} came for {self.limit:g} s: look at the "
+                "network between the hosts, or raise infer.delivery.timeout"
+            )
+        # Slow is not dead: an attempt that was given up may have needed longer.
+        self.patience *= 2
+        time.sleep(PAUSE)
+
+
 _requests: dict[str, _Request] = {}
 
 
@@ -80,22 +120,33 @@ def fetch_through(worker: Worker) -> None:
 
 def fetch(key: str, store: Store) -> None:
     """Bring the entry `key` into `store`, or raise `ModelLoadError`."""
-    worker = next((w for w in _workers if w.status.name == "running"), None)
+    worker = next((w for w in _workers if w.status.name not in GONE), None)
     if worker is None:
         raise _nobody_has(key)
     store.receive(key, lambda target: _fetch_to(worker, key, target))
 
 
 def _fetch_to(worker: Worker, key: str, target: Path) -> None:
-    source = _from_workers(worker, key, target) or _from_client(worker, key, target)
-    if source is None:
-        raise _nobody_has(key)
+    source = _ask_around(worker, key, target)
     size = target.stat().st_size
     logger.info("received %s (%d bytes) from %s", key, size, source)
     worker.log_event(
         DELIVERED,
         {"key": key, "worker": worker.address, "source": source, "bytes": size},
     )
+
+
+def _ask_around(worker: Worker, key: str, target: Path) -> str:
+    """Receive the entry from anyone, again where the sender leaves midway."""
+    limit = config.get_seconds("delivery.timeout")
+    rounds = _Rounds(limit, PATIENCE if limit is None else limit / 3)
+    while True:
+        rounds.offered = False
+        source = _from_workers(worker, key, target, rounds)
+        source = source or _from_client(worker, key, target, rounds)
+        if source is not None:
+            return source
+        rounds.next(key)
 
 
 def _nobody_has(key: str) -> ModelLoadError:
@@ -111,11 +162,16 @@ def _on_loop(worker: Worker, coroutine: Any) -> Any:
     return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
-def _from_workers(worker: Worker, key: str, target: Path) -> str | None:
-    return _on_loop(worker, _copy_from_workers(worker, key, target))  # type: ignore[no-any-return]
+def _from_workers(
+    worker: Worker, key: str, target: Path, rounds: _Rounds
+) -> str | None:
+    copy = _copy_from_workers(worker, key, target, rounds)
+    return _on_loop(worker, copy)  # type: ignore[no-any-return]
 
 
-async def _copy_from_workers(worker: Worker, key: str, target: Path) -> str | None:
+async def _copy_from_workers(
+    worker: Worker, key: str, target: Path, rounds: _Rounds
+) -> str | None:
     answers = await worker.scheduler.broadcast(
         msg={"op": "run", "function": dumps(size_here), "args": dumps((key,))},
         on_error="ignore",
@@ -124,8 +180,9 @@ async def _copy_from_workers(worker: Worker, key: str, target: Path) -> str | No
         size = answer.get("result") if isinstance(answer, dict) else answer
         if address == worker.address or not size:
             continue
+        rounds.offered = True
         try:
-            await _copy_chunks(worker, address, key, target, size)
+            await _copy_chunks(worker, address, key, target, size, rounds)
         except OSError as error:  # it left midway: the next may have it
             logger.info("%s stopped sending %s: %s", address, key, error)
             continue
@@ -134,7 +191,7 @@ async def _copy_from_workers(worker: Worker, key: str, target: Path) -> str | No
 
 
 async def _copy_chunks(
-    worker: Worker, address: str, key: str, target: Path, size: int
+    worker: Worker, address: str, key: str, target: Path, size: int, rounds: _Rounds
 ) -> None:
     with target.open("wb") as file:
         for start, length in _chunks(size):
@@ -144,10 +201,11 @@ async def _copy_chunks(
             if answer["status"] != "OK":
                 raise OSError(f"{address} could not read its copy")
             await asyncio.to_thread(file.write, answer["result"])
+            rounds.progressed()
 
 
-def _from_client(worker: Worker, key: str, target: Path) -> str | None:
-    timeout = config.get_seconds("delivery.timeout") or 0.0
+def _from_client(worker: Worker, key: str, target: Path, rounds: _Rounds) -> str | None:
+    target.touch()
     request_id = uuid.uuid4().hex
     request = _requests[request_id] = _Request(target)
     try:
@@ -156,11 +214,13 @@ def _from_client(worker: Worker, key: str, target: Path) -> str | None:
         )
         if not request.taken.wait(config.get_seconds("delivery.offer-timeout")):
             return None
-        received = -1
-        while not request.done.wait(timeout):
+        rounds.offered = True
+        received = 0
+        while not request.done.wait(rounds.patience):
             if request.progress == received:
                 return None
             received = request.progress
+            rounds.progressed()
         return request.sender
     finally:
         del _requests[request_id]
@@ -189,7 +249,8 @@ async def receive_chunk(request_id: str, start: int, data: bytes, last: bool) ->
 
 
 def _write_at(path: Path, start: int, data: bytes) -> None:
-    with path.open("r+b" if start else "wb") as file:
+    # Never truncated: a chunk of an attempt given up may still come, the same bytes.
+    with path.open("r+b") as file:
         file.seek(start)
         file.write(data)
 
@@ -225,9 +286,17 @@ class _Offer:
 
     def __init__(self, client: Client) -> None:
         self._client = weakref.ref(client)
+        #: An event loop keeps no task alive by itself.
+        self._answers: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, event: tuple[float, dict[str, str]]) -> None:
-        client, wanted = self._client(), event[1]
+    def __call__(self, event: tuple[float, dict[str, str]]) -> None:
+        """Answer beside the client's loop of reports, which waits for handlers."""
+        answer = asyncio.create_task(self._answer(event[1]))
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
+
+    async def _answer(self, wanted: dict[str, str]) -> None:
+        client = self._client()
         size = size_here(wanted["key"])
         if client is None or not size:
             return

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import multiprocessing
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +18,18 @@ from dask.system import CPU_COUNT
 from dask.utils import format_bytes
 
 from dask_infer import config
+from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.threads import share_of_cores
 from dask_infer.errors import ModelLoadError
 from dask_infer.spec import ModelSpec
 
+logger = logging.getLogger(__name__)
+
 #: Seconds after which the threads of the host's workers are counted again.
 RECOUNT = 30.0
+
+#: Seconds that the scheduler may take to count them.
+PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,12 @@ class Place:
             return int(0.6 * self.memory_limit)
         return limit
 
+    def free_bytes(self) -> int | None:
+        """Bytes that this process may still take; None where nobody watches."""
+        if not self.memory_limit:
+            return None
+        return max(0, self.memory_limit - _resident_bytes())
+
     def check_room(self, spec: ModelSpec, needed: int) -> None:
         """Refuse a model with which Dask would pause this worker for good.
 
@@ -53,6 +69,9 @@ class Place:
         if not self.pause_at or not self.memory_limit:
             return
         used = self.used_bytes()
+        if used + needed > self.pause_at:  # part of it may be freed blocks
+            give_back_freed_blocks()
+            used = self.used_bytes()
         if used + needed <= self.pause_at:
             return
         raise ModelLoadError(
@@ -64,7 +83,9 @@ class Place:
         )
 
 
-_places: dict[str, tuple[float, Place]] = {}
+_places: weakref.WeakKeyDictionary[Any, tuple[float, Place]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def current_place() -> Place:
@@ -73,13 +94,19 @@ def current_place() -> Place:
     if worker is None:
         return Place("local", _threads(_local_forwards()), _resident_bytes)
     now = time.monotonic()
-    known = _places.get(worker.address)
+    known = _places.get(worker)
     if known and now - known[0] < RECOUNT:
         return known[1]
+    if _on_loop_of(worker):  # to ask the scheduler here would wait for itself
+        return known[1] if known else _place_of(worker, worker.state.nthreads)
     if known:  # others go on with the old count while this thread asks
-        _places[worker.address] = (now, known[1])
-    place = _place_of(worker)
-    _places[worker.address] = (now, place)
+        _places[worker] = (now, known[1])
+    try:
+        place = _place_of(worker, _forwards_on_host(worker))
+    except (OSError, TimeoutError, asyncio.TimeoutError, RuntimeError) as error:
+        logger.info("the scheduler did not count the host's threads: %r", error)
+        place = known[1] if known else _place_of(worker, worker.state.nthreads)
+    _places[worker] = (now, place)
     return place
 
 
@@ -93,17 +120,28 @@ def current_worker() -> Any | None:
         return None
 
 
-def _place_of(worker: Any) -> Place:
+def _on_loop_of(worker: Any) -> bool:
+    """Whether the calling thread runs the worker's event loop."""
+    try:
+        return asyncio.get_running_loop() is worker.loop.asyncio_loop
+    except RuntimeError:
+        return False
+
+
+def _place_of(worker: Any, forwards: int) -> Place:
     limit = worker.memory_manager.memory_limit
     pause = worker.memory_manager.memory_pause_fraction
+    # A place outlives its worker in `_places` if it keeps it alive.
+    here = weakref.ref(worker)
 
     def used_bytes() -> int:
-        managed = int(worker.state.nbytes)
-        return max(0, int(worker.monitor.get_process_memory()) - managed)
+        worker = here()
+        managed = 0 if worker is None else int(worker.state.nbytes)
+        return max(0, _resident_bytes() - managed)
 
     return Place(
         worker=worker.address,
-        cpu_threads=_threads(_forwards_on_host(worker)),
+        cpu_threads=_threads(forwards),
         used_bytes=used_bytes,
         memory_limit=limit,
         pause_at=int(limit * pause) if limit and pause else None,
@@ -122,8 +160,10 @@ def _threads(forwards: int) -> int:
 
 
 def _local_forwards() -> int:
-    """Count forwards at once under the schedulers that run in this process alone."""
-    if threading.current_thread() is threading.main_thread():
+    """Count forwards at once under the schedulers without workers."""
+    # A child of scheduler="processes" runs each task in its main thread.
+    child = multiprocessing.parent_process() is not None
+    if not child and threading.current_thread() is threading.main_thread():
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
@@ -137,5 +177,5 @@ def _forwards_on_host(worker: Any) -> int:
         return await worker.scheduler.ncores()  # type: ignore[no-any-return]
 
     here = get_address_host(worker.address)
-    counts = sync(worker.loop, ask, callback_timeout=30)
+    counts = sync(worker.loop, ask, callback_timeout=PATIENCE)
     return sum(n for w, n in counts.items() if get_address_host(w) == here)

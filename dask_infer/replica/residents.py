@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Awaitable
@@ -56,7 +57,7 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
 
         content = recognise(model).spec.key
     return _everywhere(  # type: ignore[no-any-return]
-        client, unload_here, (content,), lambda answers: None
+        client, unload_on_worker, (content,), lambda answers: None, unload_here
     )
 
 
@@ -90,16 +91,23 @@ def unload_here(content: str | None) -> None:
         module.cache.unload(content)
 
 
+async def unload_on_worker(content: str | None) -> None:
+    """Let go of replicas while the worker's event loop goes on."""
+    await asyncio.to_thread(unload_here, content)
+
+
 def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     rows = [row for answer in answers.values() for row in answer]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def _everywhere(client: Any, function: Any, args: tuple[Any, ...], combine: Any) -> Any:
-    """Run `function` on every worker, or here without a client."""
+def _everywhere(
+    client: Any, function: Any, args: tuple[Any, ...], combine: Any, here: Any = None
+) -> Any:
+    """Run `function` on every worker, or `here` in this process without a client."""
     client = client or _current_client()
     if client is None:
-        return combine({"local": function(*args)})
+        return combine({"local": (here or function)(*args)})
     answers = client.run(function, *args)
     if not isinstance(answers, dict):
 

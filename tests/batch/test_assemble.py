@@ -320,3 +320,10 @@ def test_rows_without_an_output_are_never_read():
     assembler.add(slice(0, 4), VALUES[:4])
     with pytest.raises(RuntimeError, match="4 of 6 rows"):
         assembler.columns()
+
+
+def test_a_missing_field_is_told_without_the_callers_dict():
+    outputs = outputs_from_meta({"a": "float32", "b": "float32"}, None, ())
+    with pytest.raises(OutputError, match=r"arrays in 'x', 'y'; pick") as error:
+        Assembler(outputs, 2).add(slice(0, 2), {"x": np.ones(2), "y": np.ones(2)})
+    assert "a dict" not in str(error.value)

@@ -95,7 +95,7 @@ def test_dask_collection():
 
 @pytest.mark.parametrize(
     "meta",
-    [None, 7, True, "nonsense", "category", [], {}, ("a", "b", "c"), ["f4", "f4"]],
+    [None, 7, True, "nonsense", [], {}, ("a", "b", "c"), ["f4", "f4"]],
 )
 def test_what_tells_nothing_is_refused_with_examples(meta):
     with pytest.raises(ValueError, match="does not tell the output columns") as error:
@@ -106,3 +106,11 @@ def test_what_tells_nothing_is_refused_with_examples(meta):
 def test_refusal_names_the_dtype():
     with pytest.raises(ValueError, match="'float99' is no dtype"):
         declared_columns({"a": "float32", "b": "float99"})
+
+
+@pytest.mark.parametrize(
+    "meta", [{"s": "category"}, pd.DataFrame({"s": pd.Categorical(["a"])})]
+)
+def test_categories_are_refused(meta):
+    with pytest.raises(ValueError, match=r'categories are not .*declare "string"'):
+        declared_columns(meta)

@@ -474,3 +474,37 @@ def test_what_a_row_looks_like():
     assert hash(made.signature)
     assert made.bytes_per_row == 8
     assert repr(made) == "<Encoder 5 rows, 1 arguments>"
+
+
+# A factory may build a torch module: the client plans for arrays.
+def test_columns_planned_as_arrays_become_the_models_tensors():
+    stacked = only(encoder(FRAME, ["a", "x"], hint="numpy").batch(slice(2)))
+    single = only(encoder(FRAME, "a", hint="numpy").batch(slice(2)))
+    integers = only(encoder(FRAME, "x", hint="numpy").batch(slice(2)))
+    dtypes = (stacked.dtype, single.dtype, integers.dtype)
+    assert dtypes == (torch.float32, torch.float32, torch.int64)
+    assert stacked.tolist() == [[0, 0], [0.5, 1]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "fitted", "expected"),
+    [
+        (None, None, ["a", "x", "added"]),
+        (None, ["a"], ["a"]),
+        (["a"], None, ["a"]),
+    ],
+)
+def test_an_estimator_is_given_what_preprocess_added(columns, fitted, expected):
+    def add(frame):
+        return frame.assign(added=1.0)
+
+    frame = FRAME[["a", "x"]]
+    inputs = resolve_inputs(
+        frame.iloc[:0],
+        columns,
+        interface_hint="frame",
+        feature_names=fitted,
+        preprocess=True,
+    )
+    made = Encoder(frame, inputs, interface="frame", preprocess=add)
+    assert list(only(made.batch(slice(2))).columns) == expected

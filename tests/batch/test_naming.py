@@ -58,7 +58,6 @@ def test_names(found, output, expected):
     "found, output, message",
     [
         ([VECTOR], ["a", "b"], r"names 2, the model returns 3 columns"),
-        ([VECTOR], ["a"], r"names 1, the model returns 3 columns"),
         ([SCALAR], ["a", "b"], r"names 2, the model returns 1 column;"),
         ([Value(None, "f4", (2, 2))], ["a", "b"], r"returns rows of shape \(2, 2\)"),
         ([FIRST, SECOND], ["a"], r"names 1, the model returns 2 arrays: 0, 1"),

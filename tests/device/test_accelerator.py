@@ -3,9 +3,11 @@
 import threading
 import time
 
+import pytest
 import torch
 
 from dask_infer.device.device import Accelerator, Device
+from dask_infer.fault.deadline import DeadlineExceeded, within
 
 
 def most_at_once(device):
@@ -16,7 +18,7 @@ def most_at_once(device):
     def run():
         nonlocal inside, most
         start.wait()
-        with device.forward(threads=1):
+        with device.exclusive():
             with lock:
                 inside += 1
                 most = max(most, inside)
@@ -41,19 +43,40 @@ def test_the_cpu_runs_as_many_as_there_are_threads():
 
 
 def test_a_stuck_forward_does_not_keep_the_device():  # BM-24
-    device = Accelerator(torch.device("cpu"))
-    entered, release = threading.Event(), threading.Event()
+    device, release = Accelerator(torch.device("cpu")), threading.Event()
+    waiting = threading.Event()
+    ran = []
 
-    def stuck():
-        with device.forward(threads=1):
-            entered.set()
-            release.wait(30)
+    def next_in_line():
+        waiting.set()
+        with device.exclusive():
+            ran.append(True)
 
-    thread = threading.Thread(target=stuck, daemon=True)
-    thread.start()
-    entered.wait(30)
-    device.abandon_forward()
-    with device.forward(threads=1):
-        assert thread.is_alive()
-    release.set()
+    with pytest.raises(DeadlineExceeded), device.exclusive():
+        thread = threading.Thread(target=next_in_line)
+        thread.start()
+        waiting.wait(30)
+        within(0.1, lambda: release.wait(30), what="forward")
     thread.join(30)
+    assert ran
+    release.set()
+
+
+def test_waiting_for_the_device_is_no_part_of_a_forward():
+    device = Accelerator(torch.device("cpu"))
+
+    def forward():
+        with device.exclusive():
+            return within(0.5, lambda: time.sleep(0.2), what="forward")
+
+    threads = [threading.Thread(target=forward) for _ in range(4)]
+    failures = []
+    hook, threading.excepthook = threading.excepthook, failures.append
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        threading.excepthook = hook
+    assert failures == []

@@ -183,3 +183,19 @@ def test_missing_onnxruntime_names_the_extra(
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(ModelLoadError, match=r'pip install "dask-infer\[onnx\]"'):
         loaded(two_inputs)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "Float64", "float64[pyarrow]"])
+def test_an_estimator_fitted_on_arrays_does_not_warn_of_names(dtype: str) -> None:
+    estimator = linear_model.LinearRegression().fit(FRAME.to_numpy(), TARGET)
+    output = loaded(estimator).call((FRAME.astype(dtype),), {})
+    np.testing.assert_allclose(output, estimator.predict(FRAME.to_numpy()))
+
+
+def test_an_estimator_picks_the_columns_it_was_fitted_on() -> None:
+    estimator = linear_model.LinearRegression().fit(FRAME, TARGET)
+    wider = FRAME.assign(c=1.0)[["c", "b", "a"]]
+    output = loaded(estimator).call((wider,), {})
+    np.testing.assert_array_equal(output, estimator.predict(FRAME))
+    with pytest.raises(ValueError, match="feature names"):
+        loaded(estimator).call((wider[["c", "a"]],), {})

@@ -230,3 +230,21 @@ def test_loads_of_several_threads_do_not_disturb_each_other() -> None:  # DI-02
         thread.join()
     assert [models[i].floating for i in range(4)] == [torch.float32, torch.float64] * 2
     assert torch.get_default_dtype() == torch.float32
+
+
+class _Several(nn.Linear):
+    def embed(self, ids, attention_mask=None):
+        return ids
+
+    def generate(self, **kwargs):
+        return kwargs
+
+    def anything(self, **kwargs):
+        return kwargs
+
+
+def test_a_method_takes_keywords_of_its_own():
+    model = load(spec_of(_Several(2, 1)))
+    assert model.accepts_of(None) == {"input"} == model.accepts_of("generate")
+    assert model.accepts_of("embed") == {"ids", "attention_mask"}
+    assert model.accepts_of("anything") is None

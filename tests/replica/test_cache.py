@@ -10,6 +10,7 @@ from dask_infer.errors import ModelLoadError
 from dask_infer.model.recognise import recognise
 from dask_infer.replica.cache import ReplicaCache
 from dask_infer.replica.place import Place
+from dask_infer.spec import ModelSpec
 
 MB = 2**20
 
@@ -178,3 +179,75 @@ def test_repr_shows_the_load():
     cache, spec = ReplicaCache(), spec_of(1, 6)
     with cache.lease(spec, place()):
         assert repr(cache) == "<ReplicaCache 1 models 1.00 MiB, 1 leases>"
+
+
+def test_a_size_that_ran_out_of_memory_is_remembered():
+    cache, spec = ReplicaCache(), spec_of(1, 7)
+    with cache.lease(spec, place()) as replica:
+        replica.batch_size("x", 4, 64, None).on_out_of_memory(64)
+        assert replica.batch_size("x", 4, 64, None).size == 32
+        assert replica.batch_size("x", 4, 128, None).size == 128
+        tight = replica.batch_size("x", 1024, None, 32 * 4 * 1024 * 10)
+        assert tight.limit == 10
+    cache.unload()
+
+
+def test_a_waiter_gives_up_after_its_own_timeout(caplog):
+    cache = ReplicaCache()
+    tight = place(int(1.5 * MB))
+    with (
+        caplog.at_level("INFO", "dask_infer.replica.cache"),
+        cache.lease(spec_of(1, 8), tight),
+        pytest.raises(ModelLoadError, match=r'waited 0\.1 s .* for "Linear", in use'),
+        cache.lease(spec_of(1, 9), tight, timeout=0.1),
+    ):
+        pass
+    assert sum("waits for" in r.message for r in caplog.records) == 1
+    assert len(cache.replicas()) == 1
+
+
+def test_weights_that_cannot_be_read_name_the_model(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"no")
+    spec = ModelSpec("k", "bert", "huggingface", path=str(tmp_path))
+    cache = ReplicaCache()
+    with (
+        pytest.raises(ModelLoadError, match=f'"bert" in {tmp_path} cannot be read'),
+        cache.lease(spec, place(), dtype="bfloat16"),
+    ):
+        pass
+    assert cache._replicas == {}
+
+
+class FitsOnceAlone:
+    attempts = 0
+
+    def __init__(self):
+        type(self).attempts += 1
+        if type(self).attempts % 2 or self.never:
+            raise MemoryError
+
+    never = False
+
+    def __call__(self, x):
+        return x
+
+
+class NeverFits(FitsOnceAlone):
+    never = True
+
+
+def test_a_load_without_memory_goes_on_without_idle_models():
+    cache = ReplicaCache()
+    with cache.lease(spec_of(1, 10), place()):
+        pass
+    recognised = recognise(FitsOnceAlone)
+    recognised.snapshot()
+    with cache.lease(recognised.spec, place()):
+        assert [r.spec for r in cache.replicas()] == [recognised.spec]
+    recognised = recognise(NeverFits)
+    recognised.snapshot()
+    with (
+        pytest.raises(ModelLoadError, match=r'"NeverFits" needs .* memory ran out on'),
+        cache.lease(recognised.spec, place()),
+    ):
+        pass

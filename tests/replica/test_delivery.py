@@ -5,6 +5,7 @@ Workers with stores of their own stand for hosts: everything else is as on one m
 
 import contextlib
 import shutil
+import time
 from collections import Counter
 
 import dask
@@ -16,7 +17,7 @@ from dask import dataframe as dd
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 import dask_infer
-from dask_infer.replica.delivery import DELIVERED
+from dask_infer.replica.delivery import DELIVERED, _Rounds
 
 
 @contextlib.contextmanager
@@ -103,7 +104,7 @@ def warm(job, _):
 
 
 def test_when_nobody_has_them_any_more_it_says_so(tmp_path, model, ddf):
-    with hosts(tmp_path / "a") as (_, _client):
+    with hosts(tmp_path / "a") as (_, client):
         # One task: Dask would resume another that still waits for weights and fails.
         one = ddf.repartition(npartitions=1)
         pred = one.infer.predict(model, columns=list("abcd"), keep=False)
@@ -116,4 +117,22 @@ def test_when_nobody_has_them_any_more_it_says_so(tmp_path, model, ddf):
         ):
             pred.compute()
         shutil.move(tmp_path / "away", path)
+        for _ in range(100):  # the same task again would still be the failed one
+            if not client.run_on_scheduler(
+                lambda dask_scheduler: len(dask_scheduler.tasks)
+            ):
+                break
+            time.sleep(0.05)
         assert len(pred.compute()) == 16
+
+
+def test_a_sender_that_leaves_midway_is_followed_by_another_round():
+    rounds = _Rounds(limit=60, patience=20, offered=True)
+    rounds.next("k")
+    assert rounds.patience == 40
+    rounds.last_progress -= 61
+    with pytest.raises(dask_infer.ModelLoadError, match="no part of the weights k"):
+        rounds.next("k")
+    rounds.offered = False
+    with pytest.raises(dask_infer.ModelLoadError, match="no worker or connected"):
+        rounds.next("k")

@@ -1,0 +1,287 @@
+"""A request made a `Job`: the model recognised, inputs and outputs resolved.
+
+Runs on the client, when the call is built. Nothing here runs the model, the user's
+functions or the graph: shapes are propagated, names and dtypes compared. Only when
+everything is known to fit does the content store see the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from pandas.api.types import is_list_like
+
+from dask_infer import config
+from dask_infer._dask import schema_columns
+from dask_infer.errors import InputError, OutputError
+from dask_infer.request import Request, seconds
+from dask_infer.spec import Blob, Code, Inputs, Job, ModelSpec, Outputs
+from dask_infer.tracing import METAS, TOKENIZED, Tracer, refusal
+
+if TYPE_CHECKING:
+    from dask_infer.model.recognise import Recognised
+
+#: How arguments begin that no model takes as text: its own tokens, images, sounds.
+TENSORS = (*TOKENIZED, "input_", "inputs_", "pixel_", "position_")
+
+
+class JobBuilder:
+    """The steps from a request to its job, each of which may refuse."""
+
+    def __init__(self, request: Request, expr: Any) -> None:
+        from dask_infer.model.recognise import recognise
+
+        self.request = request
+        self.expr = expr
+        self.frame_meta: pd.DataFrame = expr._meta
+        self.recognised: Recognised = recognise(request.model)
+        self.spec: ModelSpec = self.recognised.spec
+        self.schema = _schema_shapes(expr)
+        self.tracer = Tracer(
+            request, self.recognised, self.frame_meta, self._interface()
+        )
+
+    def build(self) -> tuple[Job, tuple[Any, ...]]:
+        """Return the job and the columns of its result."""
+        self._check_model()
+        kept = self._kept()
+        inputs = self._inputs()
+        outputs, inputs = self._outputs(inputs, kept)
+        self.recognised.snapshot()
+        request = self.request
+        job = Job(
+            model=self.spec,
+            inputs=inputs,
+            outputs=outputs,
+            code=self._code(),
+            method=request.method,
+            batch_size=_or_configured(request.batch_size, "batch.rows", None),
+            batch_tokens=_or_configured(request.batch_tokens, "batch.tokens", "auto"),
+            dtype=request.dtype,
+            device=request.device,
+            timeout=None if request.timeout is None else seconds(request.timeout),
+            row_wise=request.row_wise,
+        )
+        return job, (*kept, *outputs.names)
+
+    def _check_model(self) -> None:
+        """Refuse a method that the model lacks, and a dtype where it has none."""
+        from dask_infer.model.methods import check_method
+
+        method, dtype, kind = self.request.method, self.request.dtype, self.spec.kind
+        if dtype is not None and kind in ("estimator", "callable", "onnx"):
+            raise ValueError(
+                f'dtype={dtype!r}: model "{self.spec.name}" is no torch model, it runs '
+                "in the dtypes it has; leave out dtype="
+            )
+        if kind == "estimator":
+            check_method(self.recognised.live, method or "predict")
+        if kind == "callable" and method is not None:
+            check_method(self.request.model, method)
+
+    def _kept(self) -> tuple[Any, ...]:
+        labels = self.frame_meta.columns
+        if labels.has_duplicates:
+            twice = labels[labels.duplicated()][0]
+            raise InputError(f'two columns are named "{twice}"; rename one')
+        keep, columns = self.request.keep, list(self.frame_meta.columns)
+        if isinstance(keep, bool):
+            return tuple(columns) if keep else ()
+        if isinstance(keep, Mapping) or not is_list_like(keep, allow_sets=False):
+            raise ValueError(f"keep={keep!r}: pass True, False or a list of columns")
+        for name in keep:
+            if name not in columns:
+                raise InputError(
+                    f'keep names column "{name}", which the frame does not have; it '
+                    f"has {', '.join(map(str, columns))}"
+                )
+        kept = tuple(keep)
+        for name in kept:
+            if kept.count(name) > 1:
+                raise ValueError(f'keep names column "{name}" twice; name it once')
+        return kept
+
+    # --- inputs ------------------------------------------------------------------
+
+    def _interface(self) -> str:
+        """How the model will want its batches, as far as the client can tell."""
+        if self.spec.kind == "estimator":
+            return "frame"
+        if self.spec.kind == "factory" and self.recognised.builds_module:
+            return "tensor"
+        if self.spec.kind in ("callable", "factory"):
+            return "numpy"
+        return "tensor"
+
+    def _tokenizes(self) -> bool:
+        """Whether text goes through a tokenizer: the user's, or the model's own."""
+        if self.request.tokenizer is not None:
+            return True
+        return brings_tokenizer(self.spec) and self._reads_text()
+
+    def _reads_text(self) -> bool:
+        from dask_infer.batch.kinds import kind_of
+
+        columns = self.request.columns
+        named = columns.values() if isinstance(columns, Mapping) else columns
+        if columns is None or isinstance(columns, str):
+            named = list(self.frame_meta.columns) if columns is None else [columns]
+        kinds = {
+            name: kind_of(self.frame_meta[name].dtype)
+            for name in named
+            if isinstance(name, str) and name in self.frame_meta
+        }
+        objects = {name for name, kind in kinds.items() if kind == "object"}
+        return "text" in kinds.values() or bool(objects & self._objects_as_text())
+
+    def _objects_as_text(self) -> set[str]:
+        """Columns that are text for a model of texts where they hold objects."""
+        columns = self.request.columns
+        if self.request.preprocess is not None:
+            return set()
+        if isinstance(columns, Mapping):
+            named = [v for k, v in columns.items() if not str(k).startswith(TENSORS)]
+        else:
+            named = list(columns) if isinstance(columns, tuple) else [columns]
+        told = {*(self.request.shapes or {}), *self.schema}
+        return {name for name in named if isinstance(name, str)} - told
+
+    def _inputs(self) -> Inputs:
+        from dask_infer.batch.inputs import resolve_inputs
+
+        return resolve_inputs(
+            self.frame_meta,
+            self.request.columns,
+            interface_hint=self._interface(),
+            shapes=self.request.shapes,
+            schema=self.schema,
+            tokenizer=self._tokenizes(),
+            feature_names=_feature_names(self.recognised.live),
+            preprocess=self.request.preprocess is not None,
+        )
+
+    # --- outputs -----------------------------------------------------------------
+
+    def _outputs(self, inputs: Inputs, kept: tuple[Any, ...]) -> tuple[Outputs, Inputs]:
+        from dask_infer.batch.outputs import outputs_from_meta
+
+        request = self.request
+        if request.meta is not None:
+            outputs = outputs_from_meta(request.meta, request.output, kept)
+            return outputs, self._checked_against_model(inputs)
+        try:
+            return self._found_outputs(inputs, kept)
+        except OutputError as error:
+            if request.postprocess is None or "pass meta=" in str(error):
+                raise
+            raise OutputError(
+                f"{error}; postprocess= may change the output: pass meta=, such as "
+                f"{METAS}"
+            ) from error
+
+    def _found_outputs(
+        self, inputs: Inputs, kept: tuple[Any, ...]
+    ) -> tuple[Outputs, Inputs]:
+        """Return what the model itself tells of its outputs."""
+        from dask_infer.batch.outputs import outputs_from_estimator, resolve_outputs
+        from dask_infer.model.shapes import CannotTrace
+
+        output = self.request.output
+        if self.spec.kind == "estimator":
+            return outputs_from_estimator(self._described(), output, kept), inputs
+        try:
+            traced = self.tracer.trace(inputs)
+        except CannotTrace as error:
+            changes = self.request.preprocess is not None
+            raise refusal(error, self.spec, preprocess=changes) from error
+        outputs = resolve_outputs(
+            traced.output,
+            rows=traced.rows,
+            tokens=traced.tokens,
+            output=output,
+            kept=kept,
+            text=_is_padded(inputs),
+        )
+        return outputs, self.tracer.with_integers(inputs, traced)
+
+    def _checked_against_model(self, inputs: Inputs) -> Inputs:
+        """Refuse wrong shapes and arity where they can be seen in spite of `meta=`."""
+        from dask_infer.model.shapes import ArityMismatch, CannotTrace, ShapeMismatch
+
+        # A factory would build its weights here, but for those that a file fills.
+        builds = self.spec.kind == "factory" and self.spec.weights is None
+        if self._interface() != "tensor" or builds:
+            return inputs
+        try:
+            return self.tracer.with_integers(inputs, self.tracer.trace(inputs))
+        except CannotTrace as error:
+            refused = isinstance(error, (ArityMismatch, ShapeMismatch))
+            if refused and self.request.preprocess is None:
+                raise refusal(error, self.spec) from error
+            return inputs
+
+    def _described(self) -> Any:
+        from dask_infer.model.estimator_outputs import estimator_outputs
+        from dask_infer.model.shapes import CannotTrace
+
+        method = self.request.method or "predict"
+        try:
+            return estimator_outputs(self.recognised.live, method)
+        except CannotTrace as error:
+            raise refusal(error, self.spec) from error
+
+    # --- code --------------------------------------------------------------------
+
+    def _code(self) -> Blob:
+        from dask_infer.model.store import pickle_held
+
+        request = self.request
+        code = Code(
+            preprocess=request.preprocess,
+            postprocess=request.postprocess,
+            tokenizer=request.tokenizer,
+            call_kwargs=dict(request.call_kwargs or {}),
+        )
+        return pickle_held(code)
+
+
+def _or_configured(value: Any, key: str, automatic: Any) -> Any:
+    """Return what the call says, else what the configuration does."""
+    if value == "auto":
+        value = config.get(key)
+    if isinstance(value, Integral):
+        return int(value)
+    return automatic if value == "auto" else value
+
+
+def _schema_shapes(expr: Any) -> dict[str, tuple[int | None, ...]]:
+    """Row shapes of list columns that the parquet schema below `expr` tells."""
+    from dask_infer.batch.lists import arrow_row_shape
+
+    types = schema_columns(expr)
+    shapes = {name: arrow_row_shape(kind) for name, kind in types.items()}
+    return {name: shape for name, shape in shapes.items() if shape}
+
+
+def _feature_names(live: Any) -> list[str] | None:
+    names = getattr(live, "feature_names_in_", None)
+    return None if names is None else list(names)
+
+
+def _is_padded(inputs: Inputs) -> bool:
+    ragged = any(a.shape and a.shape[0] is None for a in inputs.arguments)
+    return inputs.tokenized or ragged
+
+
+def brings_tokenizer(spec: ModelSpec) -> bool:
+    """Whether the model is a directory with a tokenizer of its own."""
+    if spec.kind == "sentence-transformers":
+        return True
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    return spec.kind == "huggingface" and any(
+        Path(str(spec.path), name).exists() for name in names
+    )

@@ -1,0 +1,176 @@
+"""The shapes of a request: examples of its arguments, sent through the model.
+
+Runs on the client. `dask_infer.model.shapes` does the propagation; here the columns
+become its examples, and what it refuses becomes the error that the user reads.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from dask_infer.errors import InputError, OutputError
+from dask_infer.request import Request
+from dask_infer.spec import Argument, Inputs, ModelSpec
+
+if TYPE_CHECKING:
+    from dask_infer.model.recognise import Recognised
+    from dask_infer.model.shapes import Example, Traced
+
+#: What tokenizers return where they do not say.
+TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
+
+#: Examples of ``meta=``.
+METAS = 'meta="float32" or meta={"score": "float32"}'
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """Propagates the shapes of one request through its model."""
+
+    request: Request
+    recognised: Recognised
+    #: Empty frame with the columns and dtypes of the rows.
+    frame_meta: pd.DataFrame
+    #: How the model will want its batches.
+    interface: str
+
+    def trace(self, inputs: Inputs) -> Traced:
+        """Return what the model would make of `inputs`, or raise `CannotTrace`."""
+        from dask_infer.model.shapes import propagate
+
+        args, kwargs = self._examples(inputs)
+        return propagate(
+            self.recognised.spec,
+            self.recognised.live,
+            args,
+            kwargs,
+            method=self.request.method,
+            call_kwargs=self.request.call_kwargs,
+            dtype=self.request.dtype,
+        )
+
+    def with_integers(self, inputs: Inputs, traced: Traced) -> Inputs:
+        """Return `inputs` with those as integers that the model took as such."""
+        from dask_infer.batch.inputs import with_integers
+
+        places = _positional(inputs)
+        integers = [places[k] if isinstance(k, int) else k for k in traced.as_integers]
+        return with_integers(inputs, self.frame_meta, integers)
+
+    def _examples(self, inputs: Inputs) -> tuple[list[Example], dict[str, Example]]:
+        """One row of each argument, as shape propagation wants it."""
+        tokens = self._token_examples() if inputs.tokenized else {}
+        if tokens and not any(map(_is_text, inputs.arguments)):
+            return [], tokens  # preprocess= makes the text
+        if self.interface == "tensor":
+            _check_traceable(inputs)
+        arguments = inputs.arguments
+        made = {
+            place: _example(argument, self.frame_meta)
+            for place, argument in enumerate(arguments)
+            if not (inputs.tokenized and _is_text(argument))
+        }
+        named = {str(arguments[p].keyword): example for p, example in made.items()}
+        named.pop("None", None)
+        return [made[place] for place in _positional(inputs)], tokens | named
+
+    def _token_examples(self) -> dict[str, Example]:
+        """Return what the tokenizer's outputs look like."""
+        from dask_infer.model.shapes import CannotTrace, Example
+
+        tokenizer = self.request.tokenizer
+        names = getattr(tokenizer, "model_input_names", None)
+        if names is None and callable(tokenizer) and not self._takes_ids():
+            reason = "which arguments the tokenizer returns is known only once it runs"
+            raise CannotTrace(reason)
+        first, *rest = names or TOKENIZED
+        ids = Example("int64", (None,))
+        return {first: ids, **{n: replace(ids, optional=True) for n in rest}}
+
+    def _takes_ids(self) -> bool:
+        """Whether the model takes ``input_ids``, as far as the client can tell."""
+        from torch import nn
+
+        live = getattr(self.recognised.live, "_orig_mod", self.recognised.live)
+        if not isinstance(live, nn.Module):
+            return True
+        function = getattr(live, self.request.method or "forward", None)
+        try:
+            taken = inspect.signature(function).parameters  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return True
+        catches_all = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+        return catches_all or TOKENIZED[0] in taken
+
+
+def refusal(
+    error: Exception, spec: ModelSpec, *, preprocess: bool = False
+) -> Exception:
+    """Return the public error for shapes that do not fit or cannot be found."""
+    from dask_infer.model.shapes import ArityMismatch, ShapeMismatch
+
+    mismatch = isinstance(error, (ArityMismatch, ShapeMismatch))
+    if mismatch and preprocess:
+        return OutputError(
+            "shapes were propagated as if preprocess= kept columns and dtypes, and "
+            f"so they do not fit: {error}; if it changes them, pass meta=, such as "
+            f"{METAS}"
+        )
+    if mismatch:
+        return InputError(str(error))
+    reason = getattr(error, "reason", None) or error
+    return OutputError(
+        f'the output columns of model "{spec.name}" cannot be known before it runs: '
+        f"{reason}; pass meta=, such as {METAS}"
+    )
+
+
+def _is_text(argument: Argument) -> bool:
+    return argument.content == "text"
+
+
+def _positional(inputs: Inputs) -> list[int]:
+    """Places of the arguments that the model gets by position; tokens have names."""
+    return [
+        place
+        for place, argument in enumerate(inputs.arguments)
+        if argument.keyword is None and not (inputs.tokenized and _is_text(argument))
+    ]
+
+
+def _check_traceable(inputs: Inputs) -> None:
+    """Refuse what only `preprocess` makes a tensor of."""
+    from dask_infer.model.shapes import CannotTrace
+
+    for argument in inputs.arguments:
+        opaque = argument.content == "bytes" or (
+            _is_text(argument) and not inputs.tokenized
+        )
+        if opaque:
+            raise CannotTrace(
+                f'column "{argument.columns[0]}" holds {argument.content}, and what '
+                "preprocess= makes of it is known only once it runs"
+            )
+
+
+def _example(argument: Argument, frame_meta: pd.DataFrame) -> Example:
+    from dask_infer.batch.inputs import all_integers
+    from dask_infer.model.shapes import CannotTrace, Example
+
+    name = argument.columns[0]
+    if argument.stacked:
+        return Example(
+            argument.dtype or "floating",
+            (len(argument.columns),),
+            integers=all_integers(frame_meta, argument),
+        )
+    if argument.shape is None:
+        raise CannotTrace(
+            f'the row shape of column "{name}" is known only once it is read (or pass '
+            f'shapes={{"{name}": (...)}})'
+        )
+    return Example(argument.dtype or "floating", argument.shape)

@@ -1,0 +1,74 @@
+"""The queue of a partition's rows: each row once, whatever does not fit."""
+
+import numpy as np
+import pytest
+
+from dask_infer.batch.size import BatchSize, FixedSize
+from dask_infer.parallel.work import ConsecutiveWork, SortedWork
+
+
+def run(work, fits):
+    """Take every batch; those that do not fit are halved. Rows that ran, in order."""
+    done, sizes = [], []
+    while (rows := work.take()) is not None:
+        rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        if not fits(rows):
+            work.halve(slice(rows[0], rows[-1] + 1) if is_consecutive(work) else rows)
+            continue
+        sizes.append(len(rows))
+        done.extend(rows)
+        work.observe(len(rows), 1e-3)
+    return done, sizes
+
+
+def is_consecutive(work):
+    return isinstance(work, ConsecutiveWork)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 1000])
+def test_consecutive_rows_in_order(size):
+    done, sizes = run(ConsecutiveWork(10, FixedSize(size)), lambda rows: True)
+    assert done == list(range(10))
+    assert max(sizes) <= size
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+def test_what_does_not_fit_is_run_in_smaller_batches(most):  # DI-09
+    size = FixedSize(10)
+    done, sizes = run(ConsecutiveWork(23, size), lambda rows: len(rows) <= most)
+    assert done == list(range(23))
+    assert max(sizes) <= most
+    assert size.size <= most  # for the partitions that follow
+
+
+def test_automatic_sizes_lose_no_row():
+    size = BatchSize()
+    size.start(4)
+    done, _ = run(ConsecutiveWork(100_000, size), lambda rows: len(rows) <= 700)
+    assert done == list(range(100_000))
+
+
+@pytest.mark.parametrize("budget", [4, 50, 10_000])
+@pytest.mark.parametrize("most", [1, 5, 1000])
+def test_sorted_rows_run_once_each(budget, most):
+    lengths = np.random.default_rng(0).integers(0, 30, 200)
+    tokens = FixedSize(budget)
+    done, sizes = run(SortedWork(lengths, tokens, 200), lambda rows: len(rows) <= most)
+    assert sorted(done) == list(range(200))
+    assert max(sizes) <= most
+
+
+def test_longest_rows_come_first_within_the_budget():  # RY-5
+    lengths = np.array([1, 9, 3, 9, 2, 1])
+    work = SortedWork(lengths, FixedSize(18), 6)
+    first = work.take()
+    assert set(first) == {1, 3}
+    assert len(first) * lengths[first].max() <= 18
+
+
+def test_tokens_that_did_not_fit_are_remembered():  # DI-09
+    lengths, tokens = np.full(64, 10), FixedSize(640)
+    run(SortedWork(lengths, tokens, 64), lambda rows: len(rows) <= 8)
+    assert tokens.size <= 80
+    _, sizes = run(SortedWork(lengths, tokens, 64), lambda rows: True)
+    assert max(sizes) <= 8
