@@ -22,8 +22,7 @@ def main() -> None:
     model = build()
 
     def predict(data: str, out: str) -> None:
-        columns = ["id", *FEATURES]
-        rows = dd.read_parquet(data, columns=columns, filesystem="arrow")
+        rows = dd.read_parquet(data, columns=["id", *FEATURES])
         meta = {"id": "int64", "prediction": "float32"}
         result = rows.map_partitions(predict_partition, model, meta=meta)
         result.to_parquet(out, write_index=False)

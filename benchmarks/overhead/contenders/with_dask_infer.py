@@ -14,7 +14,7 @@ def main() -> None:
     model = build()
 
     def predict(data: str, out: str) -> None:
-        rows = dd.read_parquet(data, filesystem="arrow")
+        rows = dd.read_parquet(data)
         result = rows.infer.predict(model, columns=FEATURES)
         result[["id", "prediction"]].to_parquet(out, write_index=False)
 
