@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import struct
 import threading
 import time
@@ -33,9 +32,8 @@ from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.model.load import LoadedModel, load, resident_bytes
 from dask_infer.replica.place import Place
+from dask_infer.replica.wait import Wait
 from dask_infer.spec import ModelSpec
-
-logger = logging.getLogger(__name__)
 
 #: Kinds of models that no accelerator runs.
 HOST_KINDS = ("estimator", "callable")
@@ -204,7 +202,7 @@ class ReplicaCache:
         timeout: float | None,
     ) -> Replica:
         key = ReplicaKey(spec.key, dtype, str(device), spec.compile is not None)
-        wait = _Wait(self._changed, spec, place, timeout)
+        wait = Wait(self._changed, spec, place, timeout)
         with self._changed:
             while (known := self._replicas.get(key)) is not None:
                 if known.state == "ready":
@@ -269,7 +267,7 @@ class ReplicaCache:
                 self._retire(replica)
         _close(idle)
 
-    def _make_room(self, newcomer: Replica, place: Place, wait: _Wait) -> None:
+    def _make_room(self, newcomer: Replica, place: Place, wait: Wait) -> None:
         """Evict idle replicas until the newcomer fits, or wait for their leases."""
         limit = _limit(newcomer.device, place)
         if limit is None:
@@ -317,41 +315,6 @@ class ReplicaCache:
         self._replicas.pop(replica.key, None)
         self._changed.notify_all()
         return replica.leases == 0
-
-
-class _Wait:
-    """The wait of one lease for other threads, up to its timeout."""
-
-    def __init__(
-        self,
-        changed: threading.Condition,
-        spec: ModelSpec,
-        place: Place,
-        timeout: float | None,
-    ) -> None:
-        self._changed = changed
-        self._spec = spec
-        self._place = place
-        self._timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._told = False
-
-    def __call__(self, whom: str) -> None:
-        """Wait until something changed; the lock is held by the caller."""
-        if not self._told:
-            self._told = True
-            logger.info('model "%s" waits for %s', self._spec.name, whom)
-        if self._deadline is None:
-            self._changed.wait()
-            return
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise ModelLoadError(
-                f'model "{self._spec.name}" waited {self._timeout:g} s on worker '
-                f"{self._place.worker} for {whom}: raise timeout= or "
-                "infer.replica.memory-limit"
-            )
-        self._changed.wait(left)
 
 
 def _limit(device: Device, place: Place) -> int | None:
