@@ -42,7 +42,12 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
     thread.start()
     thread.join(seconds)
     if failure:
-        raise failure[0]
+        try:
+            raise failure[0]
+        finally:
+            # Else the error, its traceback and this frame hold each other, and all
+            # that the work's frames hold, until the next garbage collection.
+            failure.clear()
     if outcome:
         return outcome[0]
     _abandoned.add(thread)

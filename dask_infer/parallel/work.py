@@ -1,11 +1,13 @@
 """The rows of a partition still to do, as batches.
 
-Out-of-memory puts rows back, so this is a queue and no plain list.
+Rows may come back while other batches are still under way (out-of-memory, a row that
+fails), so this is a queue and no plain list.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from dask_infer.batch.encode import Encoder
 from dask_infer.batch.plan import plan_tokens
 from dask_infer.batch.size import FixedSize
-from dask_infer.replica.cache import Replica
+from dask_infer.parallel.lane import Lane
 from dask_infer.spec import Job
 
 #: The rows of a batch: consecutive ones, or positions in the partition.
@@ -21,10 +23,13 @@ Rows: TypeAlias = "slice | np.ndarray"
 
 
 class Work(Protocol):
-    """Batches to run, each row in exactly one of them."""
+    """Batches to run, each row in exactly one of them or under way."""
 
     def take(self) -> Rows | None:
-        """Rows of the next batch, or None when all are done."""
+        """Rows of the next batch, or None when none is left to be taken."""
+
+    def put_back(self, rows: Rows, pieces: Sequence[Rows]) -> None:
+        """Take back the `rows` of a batch, to be run next in these pieces."""
 
     def halve(self, rows: Rows) -> int:
         """Put rows back in smaller batches; return the rows of the next one."""
@@ -40,23 +45,40 @@ class ConsecutiveWork:
         self.rows = rows
         self.size = size
         self.start = 0
+        #: Rows that came back, to be taken before those from `start` on.
+        self.returned: deque[slice] = deque()
 
     def take(self) -> Rows | None:
         """Rows of the next batch."""
+        # The policy is shared by threads: read it once for each batch.
+        size = self.size.size
+        if self.returned:
+            back = self.returned.popleft()
+            if back.stop - back.start <= size:
+                return back
+            stop = back.start + size
+            self.returned.appendleft(slice(stop, back.stop))
+            return slice(back.start, stop)
         if self.start >= self.rows:
             return None
-        # The policy is shared by threads: read it once for each batch.
-        stop = min(self.rows, self.start + self.size.size)
+        stop = min(self.rows, self.start + size)
         batch = slice(self.start, stop)
         self.start = stop
         return batch
 
+    def put_back(self, rows: Rows, pieces: Sequence[Rows]) -> None:
+        """Queue the pieces before all other rows."""
+        assert sum(map(row_count, pieces)) == row_count(rows)
+        for piece in reversed(pieces):
+            assert isinstance(piece, slice)
+            self.returned.appendleft(piece)
+
     def halve(self, rows: Rows) -> int:
-        """Start again at the rows that failed, with a smaller size."""
-        assert isinstance(rows, slice)
-        self.start = rows.start
-        self.size.on_out_of_memory(rows.stop - rows.start)
-        return self.size.size
+        """Take the rows back; `take` cuts them by the smaller size."""
+        count = row_count(rows)
+        self.size.on_out_of_memory(count)
+        self.put_back(rows, [rows])
+        return min(count, self.size.size)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Let the policy learn."""
@@ -71,21 +93,34 @@ class SortedWork:
         self.tokens = tokens
         self.rows = rows
         self.batches = deque(self._planned(np.arange(len(lengths))))
+        #: Rows that came back, to be taken first.
+        self.returned: deque[np.ndarray] = deque()
 
     def take(self) -> Rows | None:
         """Rows of the next batch."""
+        if self.returned:
+            return self.returned.popleft()
         return self.batches.popleft() if self.batches else None
+
+    def put_back(self, rows: Rows, pieces: Sequence[Rows]) -> None:
+        """Queue the pieces before all other rows."""
+        assert sum(map(row_count, pieces)) == row_count(rows)
+        for piece in reversed(pieces):
+            assert not isinstance(piece, slice)
+            self.returned.appendleft(piece)
 
     def halve(self, rows: Rows) -> int:
         """Plan what is left under half of the padded tokens that did not fit."""
         assert not isinstance(rows, slice)
         self.tokens.on_out_of_memory(len(rows) * int(self.lengths[rows].max()))
-        rest = np.concatenate([rows, *self.batches])
-        self.batches = deque(self._planned(rest))
-        if len(self.batches[0]) >= len(rows):  # rows without tokens cost none
+        pieces = self._planned(rows)
+        if len(pieces[0]) >= len(rows):  # rows without tokens cost none
             self.rows = (len(rows) + 1) // 2
-            self.batches = deque(self._planned(rest))
-        return len(self.batches[0])
+            pieces = self._planned(rows)
+        if self.batches:
+            self.batches = deque(self._planned(np.concatenate([*self.batches])))
+        self.put_back(rows, pieces)
+        return len(pieces[0])
 
     def observe(self, rows: int, seconds: float) -> None:
         """Nothing to learn: the budget decides."""
@@ -95,22 +130,23 @@ class SortedWork:
         return [rows[batch] for batch in plan]
 
 
+def row_count(rows: Rows) -> int:
+    """Rows of a batch."""
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
 #: Padded tokens of one forward where nobody says.
 DEFAULT_TOKENS = 4096
 
 
-def plan_work(
-    rows: int, encoder: Encoder, job: Job, replica: Replica, free: int | None
-) -> Work:
+def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
     """Return the batches of a partition under the job's limits.
 
     Sizes belong to the replica, so what once did not fit is known to all partitions.
     """
-    size = replica.batch_size(
-        encoder.signature, encoder.bytes_per_row, job.batch_size, free
-    )
+    size = lane.batch_size(encoder.signature, encoder.bytes_per_row, job.batch_size)
     if encoder.lengths is None or not job.row_wise or job.batch_tokens is None:
         return ConsecutiveWork(rows, size)
     budget = DEFAULT_TOKENS if job.batch_tokens == "auto" else job.batch_tokens
-    tokens = replica.batch_size(("tokens", encoder.signature), 0, budget, None)
+    tokens = lane.batch_size(("tokens", encoder.signature), 0, budget)
     return SortedWork(encoder.lengths, tokens, size.size if job.batch_size else rows)

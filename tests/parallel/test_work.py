@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dask_infer.batch.size import BatchSize, FixedSize
-from dask_infer.parallel.work import ConsecutiveWork, SortedWork
+from dask_infer.parallel.work import ConsecutiveWork, SortedWork, row_count
 
 
 def run(work, fits):
@@ -72,3 +72,43 @@ def test_tokens_that_did_not_fit_are_remembered():  # DI-09
     assert tokens.size <= 80
     _, sizes = run(SortedWork(lengths, tokens, 64), lambda rows: True)
     assert max(sizes) <= 8
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_any_rows_may_come_back_while_others_are_under_way(sort):
+    lengths = np.arange(12)
+    work = (
+        SortedWork(lengths, FixedSize(1000), 4)
+        if sort
+        else ConsecutiveWork(12, FixedSize(4))
+    )
+    first, second = work.take(), work.take()
+    half = (
+        [first[:1], first[1:]]
+        if sort
+        else [slice(first.start, first.start + 1), slice(first.start + 1, first.stop)]
+    )
+    work.put_back(first, half)
+    taken = [work.take() for _ in range(3)]
+    assert work.take() is None
+    counts = [row_count(rows) for rows in [second, *taken]]
+    assert counts == [4, 1, 3, 4]
+    rows = np.concatenate([np.arange(12)[r] for r in [second, *taken]])
+    assert sorted(rows) == list(range(12))
+
+
+@pytest.mark.parametrize("sort", [False, True])
+def test_rows_that_did_not_fit_run_once_while_others_are_under_way(sort):  # DI-09
+    lengths = np.full(64, 10)
+    work = (
+        SortedWork(lengths, FixedSize(320), 64)
+        if sort
+        else ConsecutiveWork(64, FixedSize(32))
+    )
+    first, second = work.take(), work.take()
+    work.halve(first)
+    done = [*np.arange(64)[second]]
+    while (rows := work.take()) is not None:
+        assert row_count(rows) <= 16
+        done.extend(np.arange(64)[rows])
+    assert sorted(done) == list(range(64))

@@ -1,0 +1,81 @@
+"""Where the batches of a partition run, as the feeder sees it.
+
+A lane belongs to one partition and is used by its thread alone. It is the replica of
+this process, or leads to workers that hold one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+
+from dask_infer.batch.encode import Batch
+from dask_infer.batch.size import FixedSize
+from dask_infer.spec.model import Interface
+
+
+class Pending(Protocol):
+    """Outputs of a batch on their way back."""
+
+    def wait(self) -> Iterable[tuple[Any, Any]]:
+        """Return the output's named fields on the CPU, after `postprocess`.
+
+        Raises what failed: `StepFailed` where the step is known, `DeadlineExceeded`
+        where it took too long; anything else is taken as the forward's.
+        """
+
+
+class Lane(Protocol):
+    """A way through one replica, wherever it lives."""
+
+    @property
+    def interface(self) -> Interface:
+        """What the model wants to be called with."""
+
+    @property
+    def floating(self) -> torch.dtype | None:
+        """Dtype of floating inputs; None for torch's default."""
+
+    @property
+    def accepts(self) -> frozenset[str] | None:
+        """Keyword arguments that the called method takes; None where nobody tells."""
+
+    @property
+    def window(self) -> int:
+        """Most batches sent whose outputs have not been waited for.
+
+        1 where outputs must be taken before the next forward, 2 where copies overlap
+        with it, more for a chain of stages.
+        """
+
+    @property
+    def where(self) -> str:
+        """Device and worker, for messages."""
+
+    def batch_size(
+        self, signature: Any, bytes_per_row: float, bound: int | None
+    ) -> FixedSize:
+        """Return the policy for batches of this signature, shared by all partitions."""
+
+    def send(self, batch: Batch) -> Pending:
+        """Start the forward of a batch; may block until there is room.
+
+        Outputs come back in the order of sending. Raises as `Pending.wait` does.
+        """
+
+    def count(self, rows: int) -> None:
+        """Add rows whose outputs have come back."""
+
+    def discard(self) -> None:
+        """Leave a replica that may be stuck; the next batch goes to a fresh one."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether `error` says that memory ran out there, which is no row's fault."""
+
+    def first_out_of_memory(self) -> bool:
+        """Whether it is the first time that memory ran out for this replica."""
+
+    def release_memory(self) -> None:
+        """Give freed blocks back, after memory ran out."""

@@ -1,0 +1,134 @@
+"""The lane to the replica of this process: no message, and on the CPU no copy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from dask_infer.batch.encode import Batch
+from dask_infer.batch.size import FixedSize
+from dask_infer.device.stream import map_tensors
+from dask_infer.fault.deadline import within
+from dask_infer.parallel.finish import Finish
+from dask_infer.parallel.lane import Pending
+from dask_infer.replica.cache import Replica, cache
+from dask_infer.replica.place import Place
+from dask_infer.spec import Code, Job
+from dask_infer.spec.model import Interface
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def local_lane(job: Job, code: Code, place: Place) -> Iterator[LocalLane]:
+    """Lease the replica of this process for the batches of one partition."""
+    with cache.lease(
+        job.model, place, device=job.device, dtype=job.dtype, timeout=job.timeout
+    ) as replica:
+        yield LocalLane(job, code, replica, place)
+
+
+class LocalLane:
+    """Batches of one partition through one leased replica."""
+
+    def __init__(self, job: Job, code: Code, replica: Replica, place: Place) -> None:
+        self.job = job
+        self.replica = replica
+        self.place = place
+        self.finish = Finish(job, code)
+        self.stream = replica.device.stream()
+        #: Tensors among them are moved to the device once.
+        self.call_kwargs = self._on_device(code.call_kwargs)
+
+    @property
+    def interface(self) -> Interface:
+        """What the model wants to be called with."""
+        return self.replica.loaded.interface
+
+    @property
+    def floating(self) -> torch.dtype | None:
+        """The model's floating dtype."""
+        return self.replica.loaded.floating
+
+    @property
+    def accepts(self) -> frozenset[str] | None:
+        """Keyword arguments that the called method takes."""
+        return self.replica.loaded.accepts_of(self.job.method)
+
+    @property
+    def window(self) -> int:
+        """Two where the next forward runs while outputs are copied back.
+
+        One on the CPU: a model may write its next output into the same memory.
+        """
+        return 2 if self.stream.overlaps else 1
+
+    @property
+    def where(self) -> str:
+        """Device and worker."""
+        return f"{self.replica.device} of worker {self.place.worker}"
+
+    def batch_size(
+        self, signature: Any, bytes_per_row: float, bound: int | None
+    ) -> FixedSize:
+        """Return the replica's own policy, so that what it learned stays known."""
+        free = None if bound else self.place.free_bytes()
+        return self.replica.batch_size(signature, bytes_per_row, bound, free)
+
+    def send(self, batch: Batch) -> Pending:
+        """Launch the forward of a batch, and `postprocess` on its output."""
+        with self.replica.device.exclusive():
+            pending = self._in_time(lambda: self._launch(batch))
+        return _Timed(self, pending) if self.stream.overlaps else pending
+
+    def count(self, rows: int) -> None:
+        """Add served rows to the replica's."""
+        self.replica.count(rows)
+
+    def discard(self) -> None:
+        """Have the next lease load a fresh replica."""
+        cache.discard(self.replica)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether memory ran out on the device or the host."""
+        return self.replica.device.is_out_of_memory(error)
+
+    def first_out_of_memory(self) -> bool:
+        """Whether this replica never ran out of memory before."""
+        return self.replica.first_out_of_memory()
+
+    def release_memory(self) -> None:
+        """Give the device's freed blocks back."""
+        self.replica.device.release_memory()
+
+    def _launch(self, batch: Batch) -> Pending:
+        model = self.replica.loaded
+        self.replica.device.enter_forward(self.place.cpu_threads)
+        staged = self.stream.upload(batch.args, batch.kwargs)
+        args, kwargs = self.stream.enter(staged)
+        output = model.call(args, {**kwargs, **self.call_kwargs}, self.job.method)
+        return self.stream.download(self.finish(output, batch, args, kwargs))
+
+    def _in_time(self, work: Callable[[], T]) -> T:
+        return within(self.job.timeout, work, what=f"forward of {self.job.model.name}")
+
+    def _on_device(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        target = self.replica.loaded.device
+        if self.interface != "tensor":
+            return kwargs
+        return {k: map_tensors(lambda t: t.to(target), v) for k, v in kwargs.items()}
+
+
+class _Timed:
+    """Outputs whose copies, too, must end in time."""
+
+    def __init__(self, lane: LocalLane, pending: Pending) -> None:
+        self._lane = lane
+        self._pending = pending
+
+    def wait(self) -> Iterable[tuple[Any, Any]]:
+        """Wait for the copies."""
+        return self._lane._in_time(self._pending.wait)
