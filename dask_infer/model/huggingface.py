@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.footprint import mapped_share
+from dask_infer.model.footprint import mapped_share, safetensors_files
 from dask_infer.model.loaded import ModuleModel, keywords_of
 from dask_infer.model.modules import (
     Placement,
@@ -100,6 +100,15 @@ def _build_transformer(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.M
         )
     _refuse_gaps(spec, report)
     return module  # type: ignore[no-any-return]
+
+
+def safetensors_of(spec: ModelSpec) -> list[Path]:
+    """Files of weights that a directory's model is loaded from."""
+    directory = Path(_directory(spec))
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (directory / name).is_file():
+            return safetensors_files(directory / name)
+    return sorted(directory.glob("*.safetensors"))
 
 
 def _directory(spec: ModelSpec) -> str:

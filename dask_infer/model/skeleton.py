@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -103,10 +103,10 @@ def _module(spec: ModelSpec, live: object | None) -> Opened:
         from dask_infer.model.modules import read_module
 
         live = read_module(spec)
-    return Opened(_unwrapped(live))
+    return Opened(unwrapped(live))
 
 
-def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     """Return the module that a compiled module wraps."""
     while isinstance(inner := getattr(module, "_orig_mod", None), torch.nn.Module):
         module = inner
@@ -118,13 +118,13 @@ def _factory(spec: ModelSpec, live: object | None) -> Opened:
     if spec.weights is None:
         reason = "what a class or function builds is only known by calling it"
         raise cannot_trace(spec.name, reason)
-    module = _built(spec, _builder(spec, live))
+    module = _built(spec, builder_of(spec, live))
     if not isinstance(module, torch.nn.Module):
         reason = (
             f"{type(module).__name__} is no torch module, so weights= cannot fill it"
         )
         raise cannot_trace(spec.name, reason)
-    return Opened(_unwrapped(module))
+    return Opened(unwrapped(module))
 
 
 def _built(spec: ModelSpec, build: Callable[[], Any]) -> Any:
@@ -141,7 +141,8 @@ def _built(spec: ModelSpec, build: Callable[[], Any]) -> Any:
         raise cannot_trace(spec.name, reason) from error
 
 
-def _builder(spec: ModelSpec, live: object | None) -> Callable[[], Any]:
+def builder_of(spec: ModelSpec, live: object | None) -> Callable[[], Any]:
+    """Return what builds the model of a factory."""
     if callable(live):
         return live
     from dask_infer.model.store import read_blob
@@ -152,7 +153,12 @@ def _builder(spec: ModelSpec, live: object | None) -> Callable[[], Any]:
 
 
 def _huggingface(spec: ModelSpec, live: object | None) -> Opened:
-    """Build the architecture that ``config.json`` names, on the meta device."""
+    with torch.device("meta"):
+        return Opened(build_architecture(spec))
+
+
+def build_architecture(spec: ModelSpec) -> torch.nn.Module:
+    """Build the architecture that ``config.json`` names, without its weights."""
     from dask_infer.model.huggingface import import_library
 
     transformers = import_library("transformers", what=spec.name)
@@ -168,8 +174,7 @@ def _huggingface(spec: ModelSpec, live: object | None) -> Opened:
             "run; install a version that has it or pass ModelSource.from_factory(build)"
         )
     build = kind._from_config if names else kind.from_config
-    with torch.device("meta"):
-        return Opened(build(config))
+    return build(config)  # type: ignore[no-any-return]
 
 
 def _program(spec: ModelSpec, live: object | None) -> Opened:
@@ -234,13 +239,38 @@ def _faked(
     memo: dict[int, Any] = {}
     for tensor in chain(module.parameters(), module.buffers()):
         memo[id(tensor)] = _fake(tensor, mode, dtype)
-    with _FakeCopy(mode):
+    return structure_copy(module, memo, lambda tensor: _fake(tensor, mode, None))
+
+
+def structure_copy(
+    module: torch.nn.Module,
+    memo: dict[int, Any],
+    other: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.nn.Module:
+    """Return a deep copy in eval mode, without copying any tensor.
+
+    Parameters
+    ----------
+    memo
+        What stands for objects of the module, by their ids.
+    other
+        What stands for any other tensor that it holds.
+    """
+    with _TensorCopy(other):
         copied: torch.nn.Module = copy.deepcopy(module, memo)
         for part in copied.modules():
             _own_functions(part, memo)
     with suppress(NotImplementedError):  # exported programs have one mode
         copied.eval()
     return copied
+
+
+def named_tensors(
+    module: torch.nn.Module, path: str = ""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every parameter and buffer under each of its names, after `path`."""
+    yield from module.named_parameters(path, remove_duplicate=False)
+    yield from module.named_buffers(path, remove_duplicate=False)
 
 
 def _own_functions(part: torch.nn.Module, memo: dict[int, Any]) -> None:
@@ -274,11 +304,11 @@ def _own_closure(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     return own
 
 
-class _FakeCopy(TorchFunctionMode):
-    """Makes deep copies of tensors fake: what modules hold beside their registers."""
+class _TensorCopy(TorchFunctionMode):
+    """Says what copies of tensors are that modules hold beside their registers."""
 
-    def __init__(self, mode: FakeTensorMode) -> None:
-        self.mode = mode
+    def __init__(self, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.stand_in = stand_in
         super().__init__()
 
     def __torch_function__(
@@ -287,10 +317,10 @@ class _FakeCopy(TorchFunctionMode):
         if func is torch.Tensor.__deepcopy__:
             tensor, memo = args
             if id(tensor) not in memo:
-                memo[id(tensor)] = _fake(tensor, self.mode, None)
+                memo[id(tensor)] = self.stand_in(tensor)
             return memo[id(tensor)]
         if func is torch._C.TensorBase.clone:  # how parameters copy themselves
-            return _fake(args[0], self.mode, None)
+            return self.stand_in(args[0])
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 

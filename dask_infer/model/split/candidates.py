@@ -1,0 +1,86 @@
+"""Candidates: the modules before which a model may be cut.
+
+Repeated layers are the places where the least crosses and nothing is torn apart: the
+items of lists and sequences, as deep as such lists hold blocks of their own, and the
+modules beside them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import nn
+
+from dask_infer.model.split.refusals import CannotSplit, unknown_cut
+
+
+def candidates(module: nn.Module) -> list[str]:
+    """Return the paths of the pieces that no automatic cut goes through."""
+    pieces = list(_pieces(module, "", inside=False))
+    while len(pieces) == 1 and (parts := module.get_submodule(pieces[0])._modules):
+        pieces = [
+            f"{pieces[0]}.{name}" for name, part in parts.items() if part is not None
+        ]
+    # Without tensors of its own a piece is no reason to cut.
+    owned = [p for p in pieces if _owns_tensors(module.get_submodule(p))]
+    return owned
+
+
+def check_cuts(name: str, module: nn.Module, cuts: tuple[str, ...] | None) -> None:
+    """Refuse cuts before what is no module, or twice before the same.
+
+    Raises
+    ------
+    CannotSplit
+        Names the cut, and modules of a name like it.
+    """
+    known = dict(module.named_modules(remove_duplicate=False))
+    for cut in cuts or ():
+        if not cut or cut not in known:
+            raise unknown_cut(name, cut, known)
+        if (cuts or ()).count(cut) > 1:
+            reason = f'"{cut}" is named twice'
+            raise CannotSplit(name, reason, "name each module once")
+
+
+def _pieces(module: nn.Module, path: str, *, inside: bool) -> Iterator[str]:
+    """Yield pieces; `inside` a repeated layer only lists of blocks are opened."""
+    opens = _has_blocks(module) if inside else _has_list(module) or not path
+    # Lists and dictionaries are never called themselves.
+    opens = opens or isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    if not opens or not module._modules:
+        if path:
+            yield path
+        return
+    repeats = _is_list(module)
+    for name, child in module._modules.items():
+        if child is not None:
+            below = f"{path}.{name}" if path else name
+            yield from _pieces(child, below, inside=inside or repeats)
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1
+
+
+def _has_list(module: nn.Module) -> bool:
+    return any(_is_list(part) for part in module.modules())
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    """Whether a list inside holds several modules of one class with parts of theirs."""
+    return any(_holds_blocks(part) for part in module.modules() if _is_list(part))
+
+
+def _holds_blocks(parts: nn.Module) -> bool:
+    composed = [type(part) for part in parts.children() if _owns_parts(part)]
+    return any(count > 1 for count in Counter(composed).values())
+
+
+def _owns_tensors(part: nn.Module) -> bool:
+    return next(part.parameters(), None) is not None
+
+
+def _owns_parts(part: nn.Module) -> bool:
+    return any(_owns_tensors(child) for child in part.children())

@@ -1,0 +1,151 @@
+"""One stage in this process: a few blocks of a model, with their own tensors alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dask_infer.errors import InferError, ModelLoadError
+from dask_infer.model.footprint import parse_dtype, tensor_bytes
+from dask_infer.model.loaded import is_out_of_memory
+from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.split.chain import Chain
+from dask_infer.model.split.weights import read_tensors
+from dask_infer.spec.model import ModelSpec
+
+
+class LoadedStage:
+    """Blocks [start, stop) of a chain, ready to run; safe to call from any thread.
+
+    Parameters
+    ----------
+    chain
+        The whole model, weightless.
+    module
+        The stage, its tensors in place.
+    """
+
+    module: nn.Module | None
+    #: Measured bytes of parameters and buffers, shared ones once.
+    nbytes: int
+    device: torch.device
+    #: The dtype of floating inputs of the model.
+    floating: torch.dtype
+
+    def __init__(
+        self,
+        chain: Chain,
+        start: int,
+        stop: int,
+        module: nn.Module,
+        device: torch.device,
+    ) -> None:
+        self._name = f"{chain.name} [{start}:{stop}]"
+        self.module, self.device, self.floating = module, device, chain.floating
+        self.nbytes = tensor_bytes(module)
+
+    def __repr__(self) -> str:
+        size = f"{self.nbytes / 2**20:.1f} MiB"
+        return f"<LoadedStage {self._name} {size} {self.device}>"
+
+    def call(self, carry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the carry after these blocks; the one given is left as it is."""
+        module = self.module
+        if module is None:
+            raise RuntimeError(f"{self!r} was closed")
+        with torch.inference_mode():
+            carried: dict[str, Any] = module(carry)
+            return carried
+
+    def close(self) -> None:
+        """Let go of the tensors."""
+        self.module = None
+
+
+def load_stage(
+    spec: ModelSpec,
+    chain: Chain,
+    start: int,
+    stop: int,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> LoadedStage:
+    """Load blocks [start, stop) of a model, reading their own tensors and no others.
+
+    Parameters
+    ----------
+    spec
+        The model that the chain was split from: where its weights are.
+    device
+        Where the stage is to live: ``"cpu"``, ``"cuda:1"``, ``"mps"``.
+    dtype
+        Floating dtype to run in. A chain has one already; another is refused.
+
+    Raises
+    ------
+    ModelLoadError
+        If tensors cannot be found or read; names the model and the cause.
+    """
+    wanted = parse_dtype(dtype)
+    if wanted is not None and wanted != chain.floating:
+        raise ValueError(
+            f"dtype={dtype!r}: the chain was split for {chain.floating}; split the "
+            "model again with that dtype"
+        )
+    place = torch.device(device)
+    module = chain.stage(start, stop, place)
+    try:
+        _fill(spec, chain, module, place)
+    except InferError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelLoadError(
+            f"{spec.name}: blocks [{start}, {stop}) cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return LoadedStage(chain, start, stop, module, place)
+
+
+def _fill(
+    spec: ModelSpec, chain: Chain, module: nn.Module, device: torch.device
+) -> None:
+    """Put each tensor where the stage holds it, one object for all of its names."""
+    places = defaultdict(list)
+    for name, _ in named_tensors(module):
+        places[chain.canonical(name)].append(name)
+    tied = defaultdict(list)
+    for other, first in chain.aliases.items():
+        tied[first].append(other)
+    asked = {n: tuple(tied[n]) for n in places if n not in chain.constants}
+    found = {**read_tensors(spec, asked), **chain.constants}
+    for name, names in places.items():
+        put(chain, module, names, found[name], device)
+
+
+def put(
+    chain: Chain,
+    module: nn.Module,
+    names: list[str],
+    tensor: torch.Tensor,
+    device: torch.device,
+) -> None:
+    """Put one tensor into a stage under all its names."""
+    expected = chain.tensors[chain.canonical(names[0])]
+    if tuple(tensor.shape) != expected.shape:
+        raise ModelLoadError(
+            f"{chain.name}: {names[0]} has shape {tuple(tensor.shape)}, its "
+            f"architecture wants {expected.shape}"
+        )
+    ready: torch.Tensor = tensor.detach().to(device, expected.dtype)
+    if expected.is_parameter:
+        ready = nn.Parameter(ready, requires_grad=False)
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, ready)

@@ -1,0 +1,133 @@
+"""A model opened to be split: parameters without memory, buffers with their values.
+
+Buffers that no checkpoint holds (frequencies, positions) are computed as the model is
+built, so a chain brings them along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dask_infer.model.footprint import floating_dtype
+from dask_infer.model.skeleton import (
+    build_architecture,
+    builder_of,
+    structure_copy,
+    unwrapped,
+)
+from dask_infer.model.split.refusals import CannotSplit, cause_of
+from dask_infer.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model as the client has it; never changed."""
+
+    spec: ModelSpec
+    module: nn.Module
+    #: Floating dtype to run in; None as it is.
+    dtype: torch.dtype | None
+
+    @property
+    def floating(self) -> torch.dtype:
+        """The dtype of floating inputs."""
+        own = floating_dtype(self.module)
+        return self.dtype or own or torch.get_default_dtype()
+
+    def converted(self, tensor: torch.Tensor) -> torch.dtype:
+        """Return the dtype in which a tensor of the model will be used."""
+        casts = self.dtype is not None and tensor.is_floating_point()
+        return self.dtype if casts and self.dtype is not None else tensor.dtype
+
+    def traceable(self, mode: FakeTensorMode) -> nn.Module:
+        """Return a copy with fake parameters and real buffers, in eval mode."""
+        memo: dict[int, Any] = {}
+        for parameter in self.module.parameters():
+            with mode:
+                fake = torch.empty_strided(
+                    parameter.shape,
+                    parameter.stride(),
+                    dtype=self.converted(parameter),
+                )
+            memo[id(parameter)] = nn.Parameter(fake, requires_grad=False)
+        for tensor in self.module.buffers():
+            memo[id(tensor)] = tensor.detach().to("cpu", self.converted(tensor))
+        return structure_copy(self.module, memo, _itself)
+
+    def hollow(self) -> nn.Module:
+        """Return a copy with parameters and buffers on meta, in eval mode."""
+        memo: dict[int, Any] = {}
+        for parameter in self.module.parameters():
+            empty = self._on_meta(parameter)
+            memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+        for tensor in self.module.buffers():
+            memo[id(tensor)] = self._on_meta(tensor)
+        return structure_copy(self.module, memo, _itself)
+
+    def _on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=self.converted(tensor), device="meta"
+        )
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach()
+
+
+def open_original(
+    spec: ModelSpec, live: object | None, dtype: torch.dtype | None
+) -> Original:
+    """Open a model without reading its weights.
+
+    Raises
+    ------
+    CannotSplit
+        If its layers are only known once it is loaded.
+    """
+    module = _open(spec, live)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CannotSplit(spec.name, "a TorchScript program is one piece", _AS_MODULE)
+    if any(nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
+        reason = "lazy layers have no sizes yet"
+        raise CannotSplit(spec.name, reason, "call it once on an example row")
+    return Original(spec, module, dtype)
+
+
+_AS_MODULE = "pass the torch module itself, or its directory"
+
+
+def _open(spec: ModelSpec, live: object | None) -> nn.Module:
+    from dask_infer.model.factories import parameters_on_meta
+
+    if spec.kind == "module":
+        from dask_infer.model.modules import read_module
+
+        return unwrapped(live if isinstance(live, nn.Module) else read_module(spec))
+    if spec.kind == "huggingface":
+        with parameters_on_meta():
+            return build_architecture(spec)
+    if spec.kind == "factory" and spec.weights is not None:
+        try:
+            with parameters_on_meta():
+                module = builder_of(spec, live)()
+        except Exception as error:
+            reason = f"it cannot be built without memory: {cause_of(error)}"
+            raise CannotSplit(spec.name, reason) from error
+        if isinstance(module, nn.Module):
+            return module
+        reason = f"it builds a {type(module).__name__}, which is no torch module"
+        raise CannotSplit(spec.name, reason, 'use parallel="data"')
+    if spec.kind == "factory":
+        raise CannotSplit(
+            spec.name,
+            "what it builds is only known once it is built, weights and all",
+            'save the weights and pass ModelSource.from_factory(build, weights="...'
+            '.safetensors")',
+        )
+    reason = f"this {spec.kind} has no layers that can be told apart"
+    raise CannotSplit(spec.name, reason, _AS_MODULE)

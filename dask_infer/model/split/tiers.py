@@ -1,0 +1,60 @@
+"""A model split into a chain: the first tier that can do it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dask_infer.model.footprint import parse_dtype
+from dask_infer.model.refusals import Example
+from dask_infer.model.sandbox import sandbox
+from dask_infer.model.split.by_export import by_export
+from dask_infer.model.split.call import Call
+from dask_infer.model.split.candidates import check_cuts
+from dask_infer.model.split.chain import Chain
+from dask_infer.model.split.opened import open_original
+from dask_infer.model.split.sequential import by_sequence
+from dask_infer.spec import ModelSpec
+
+
+def split(
+    spec: ModelSpec,
+    live: object | None,
+    args: Sequence[Example],
+    kwargs: Mapping[str, Example],
+    *,
+    call_kwargs: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    cuts: tuple[str, ...] | None = None,
+) -> Chain:
+    """Split a model into layer groups, without its weights, data or a real call.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    live
+        The caller's module, which is left untouched; for a factory what builds it when
+        called. None to read the spec's own.
+    args, kwargs
+        One row of each argument.
+    call_kwargs
+        Extra keyword arguments of every call, which become part of the chain.
+    dtype
+        Floating dtype that the model runs in; None as it is.
+    cuts
+        Modules before which to cut, and nowhere else; None for every sensible place.
+
+    Raises
+    ------
+    CannotSplit
+        If no way of splitting is exact; names the cause, the line and the remedy.
+    """
+    examples: dict[int | str, Example] = dict(enumerate(args))
+    examples.update(kwargs.items())
+    with sandbox():
+        original = open_original(spec, live, parse_dtype(dtype))
+        call = Call.of(original, examples, dict(call_kwargs or {}))
+        check_cuts(spec.name, original.module, cuts)
+        chain = by_sequence(original, call, cuts)
+        return chain or by_export(original, call, cuts)

@@ -1,0 +1,179 @@
+"""Chains against the undivided model: PP-1 to PP-7."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from dask_infer.model.refusals import Example
+from dask_infer.model.split import split
+from tests.model.split.models import (
+    FLOATS,
+    TOKENS,
+    InPlace,
+    Layer,
+    Masked,
+    Raw,
+    Returns,
+    Shared,
+    Skips,
+    Tied,
+    assert_exact,
+    run,
+    same,
+    spec_of,
+    split_module,
+    whole,
+)
+
+
+@pytest.mark.parametrize("kind", [Raw, Skips, InPlace, Shared])
+def test_every_cut_is_exact(kind):  # PP-1, PP-2, PP-3, PP-4
+    spec, chain = split_module(kind(), FLOATS)
+    assert len(chain.blocks) >= 2
+    for rows in (1, 2, 5, 13):  # PP-7
+        assert_exact(spec, chain, torch.randn(rows, 8))
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "nested", "named", "input"])
+def test_outputs_keep_their_structure(kind):  # PP-6
+    spec, chain = split_module(Returns(kind), FLOATS)
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+def test_tied_embedding_is_in_both_ends():  # PP-3
+    module = Tied()
+    spec, chain = split_module(module, TOKENS)
+    assert "embed.weight" in chain.blocks[0].tensors
+    assert "embed.weight" in chain.blocks[-1].tensors
+    assert_exact(spec, chain, torch.randint(20, (3, 4)))
+
+
+def test_texts_may_have_any_length():  # PP-8
+    spec, chain = split_module(Masked(), TOKENS, attention_mask=TOKENS)
+    for rows, length in ((1, 1), (3, 17), (2, 5)):
+        mask = torch.ones(rows, length, dtype=torch.int64)
+        mask[0, length // 2 + 1 :] = 0
+        ids = torch.randint(20, (rows, length))
+        assert_exact(spec, chain, ids, attention_mask=mask)
+
+
+def test_defaults_and_call_kwargs_are_part_of_the_chain():  # PP-1
+    module = Masked()
+    spec, chain = split_module(module, TOKENS, call_kwargs={"scale": 3.0})
+    ids = torch.randint(20, (3, 4))
+    expected = module.eval()(ids, scale=3.0)
+    same(run(spec, chain, (1,), (ids,), {}), expected)
+    spec, plain = split_module(module, TOKENS)
+    same(run(spec, plain, (1,), (ids,), {}) * 3.0, expected)
+
+
+def test_optional_arguments_of_a_tokenizer_are_left_out():
+    optional = Example("int64", (None,), optional=True)
+    spec, chain = split_module(Tied(), ids=TOKENS, token_type_ids=optional)
+    ids = torch.randint(20, (3, 4))
+    carry = chain.bind((), {"ids": ids, "token_type_ids": ids})
+    assert list(carry) == list(chain.input_names)
+    same(
+        run(spec, chain, (1,), (), {"ids": ids, "token_type_ids": ids}),
+        whole(spec, (ids,), {}),
+    )
+
+
+@pytest.mark.parametrize("kind", [Raw, Skips, Tied])
+def test_dtype_is_that_of_the_stages(kind):  # PP-11
+    example = TOKENS if kind is Tied else FLOATS
+    spec, chain = split_module(kind(), example, dtype="bfloat16")
+    assert chain.floating is torch.bfloat16
+    given = torch.randint(20, (3, 4)) if kind is Tied else torch.randn(3, 8).bfloat16()
+    assert_exact(spec, chain, given, dtype="bfloat16")
+
+
+def test_the_users_module_is_untouched():  # PP-5
+    module = Skips().train()
+    before = copy.deepcopy(module.state_dict())
+    names = list(vars(module))
+    split(spec_of(module), module, [FLOATS], {})
+    assert module.training and list(vars(module)) == names
+    torch.testing.assert_close(module.state_dict(), before)
+    assert pickle.loads(pickle.dumps(module))(torch.ones(2, 8)).requires_grad
+
+
+def test_chain_holds_no_weights():
+    wide = nn.Sequential(*(Layer(256) for _ in range(4)))
+    nested = Skips()
+    nested.layers = nn.ModuleList(Layer(256) for _ in range(4))
+    for module in (wide, nested):
+        _, chain = split_module(module, Example("floating", (256,)))
+        assert chain.nbytes > 1_000_000
+        assert len(pickle.dumps(chain)) < 60_000
+
+
+# Sequences
+
+
+def deep(layers: int) -> nn.Sequential:
+    return nn.Sequential(*(Layer() for _ in range(layers)))
+
+
+def test_sequence_is_not_traced():
+    nested = nn.Sequential(nn.Linear(8, 8), nn.Sequential(Layer(), Layer()), nn.ReLU())
+    spec, chain = split_module(nested, FLOATS)
+    assert chain.tier == "sequential"
+    assert [block.name for block in chain.blocks] == ["0", "1.0", "1.1"]
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+def test_sequence_may_look_at_values():
+    class Looks(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else super().forward(x) * 2
+
+    spec, chain = split_module(nn.Sequential(Looks(8, 8), Looks(8, 8)), FLOATS)
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+def test_sequence_that_hands_on_tuples_is_cut_elsewhere():
+    class Last(nn.Module):
+        def forward(self, pair):
+            return pair[0][:, -1], pair[1][0]
+
+    module = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 4, batch_first=True), Last())
+    spec, chain = split_module(module, Example("floating", (5, 8)))
+    assert [block.name for block in chain.blocks] == ["0", "1"]
+    assert_exact(spec, chain, torch.randn(3, 5, 8))
+
+
+def test_very_deep_chain():  # PP-4
+    spec, chain = split_module(deep(1000), FLOATS)
+    assert len(chain.blocks) == 1000
+    x = torch.randn(2, 8)
+    same(run(spec, chain, (333, 800), (x,), {}), whole(spec, (x,), {}))
+
+
+# Cuts that the user names
+
+
+def test_cuts_are_where_they_are_named():  # PP-4
+    spec, chain = split_module(Skips(), FLOATS, cuts=("layers.3", "layers.1"))
+    assert [block.name for block in chain.blocks] == ["inputs", "layers.1", "layers.3"]
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+def test_cut_inside_a_layer():  # PP-4
+    spec, chain = split_module(Skips(), FLOATS, cuts=("layers.1.norm",))
+    assert "layers.1.dense.weight" in chain.blocks[0].tensors
+    assert "layers.1.norm.weight" in chain.blocks[1].tensors
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+@pytest.mark.parametrize("module", [Skips(), nn.Sequential(Layer(), Layer())])
+def test_cut_before_the_first_layer(module):  # PP-4
+    first = "layers.0" if isinstance(module, Skips) else "0"
+    spec, chain = split_module(module, FLOATS, cuts=(first,))
+    assert chain.blocks[0].tensors == ()
+    assert_exact(spec, chain, torch.randn(3, 8))
