@@ -17,10 +17,12 @@ from dask.dataframe.dask_expr._expr import (
     Elemwise,
     Expr,
     Filter,
+    Fused,
     Index,
     Projection,
     determine_column_projection,
     is_filter_pushdown_available,
+    is_valid_blockwise_op,
 )
 
 __all__ = [
@@ -29,12 +31,14 @@ __all__ = [
     "Elemwise",
     "Expr",
     "Filter",
+    "Fused",
     "Index",
     "Projection",
     "Series",
     "Task",
     "TaskRef",
     "is_filter_pushdown_available",
+    "is_fusible",
     "live_clients",
     "new_collection",
     "projected_columns",
@@ -48,6 +52,11 @@ def projected_columns(expr: Expr, parent: Expr, dependents: Any) -> set[Any]:
     """Columns that `parent` and every other user of `expr` read."""
     columns = determine_column_projection(expr, parent, dependents)
     return set(columns) if isinstance(columns, list) else {columns}
+
+
+def is_fusible(expr: Expr) -> bool:
+    """Whether each partition of `expr` is one task that fusion may take in."""
+    return bool(is_valid_blockwise_op(expr))
 
 
 def live_clients() -> list[Any]:

@@ -27,6 +27,7 @@ from dask_infer._dask import (
     projected_columns,
 )
 from dask_infer.batch.outputs import output_meta
+from dask_infer.fused import fuse
 from dask_infer.spec import Job
 from dask_infer.task import run_partition
 
@@ -34,13 +35,16 @@ from dask_infer.task import run_partition
 class _Prediction:
     """What row-wise and batch-wise predictions have in common."""
 
-    _parameters: ClassVar[list[str]] = ["frame", "job", "emit"]
+    _parameters: ClassVar[list[str]] = ["frame", "job", "emit", "lowered"]
+    _defaults: ClassVar[dict[str, Any]] = {"lowered": False}
     #: Input rows below the node.
     frame: Expr
     #: The whole request; also tells inputs and outputs.
     job: Job
     #: Columns of the result, in order: input columns that are kept, and outputs.
     emit: tuple[Any, ...]
+    #: Whether the node is about to become tasks, so that it may be fused.
+    lowered: bool
 
     @functools.cached_property
     def _meta(self) -> pd.DataFrame:
@@ -78,14 +82,18 @@ class _Prediction:
         required = self._required(self.emit)
         if required == list(self.frame.columns):
             return None
-        return type(self)(self.frame[required], self.job, self.emit)  # type: ignore[call-arg,return-value]
+        return self._with(frame=self.frame[required])
 
-    def _simplify_up(self, parent: Expr, dependents: Any) -> Expr | None:
+    def _simplify_up(self, parent: Expr, dependents: Any) -> Any:
         if isinstance(parent, Index):
             return Index(self.frame)
         if isinstance(parent, Projection):
-            return self._push_projection(parent, dependents)
-        return super()._simplify_up(parent, dependents)  # type: ignore[misc,no-any-return]
+            moved = self._push_projection(parent, dependents)
+        else:
+            moved = super()._simplify_up(parent, dependents)  # type: ignore[misc]
+        if moved is None and self.lowered:
+            return fuse(self, parent, dependents)  # type: ignore[arg-type]
+        return moved
 
     def _push_projection(self, parent: Projection, dependents: Any) -> Expr | None:
         columns = projected_columns(self, parent, dependents)  # type: ignore[arg-type]
@@ -95,17 +103,21 @@ class _Prediction:
             return type(parent)(self.frame, *parent.operands[1:])
         if emit == self.emit:
             return None
-        narrow = type(self)(self.frame, self.job, emit)  # type: ignore[call-arg]
+        narrow = self._with(emit=emit)
         if list(emit) == parent.operand("columns"):
-            return narrow  # type: ignore[return-value]
+            return narrow
         return type(parent)(narrow, *parent.operands[1:])
 
-    def _lower(self) -> None:
+    def _with(self, **operands: Any) -> Expr:
+        return self.substitute_parameters(operands)  # type: ignore[attr-defined,no-any-return]
+
+    def _lower(self) -> Expr | None:
         # Runs on the client whenever something is computed (dask 2026.8.0), which is
         # when the workers may come to ask for weights.
         from dask_infer.replica.delivery import offer_to_workers
 
         offer_to_workers()
+        return None if self.lowered else self._with(lowered=True)
 
     def __str__(self) -> str:
         return f"Predict({self.frame}, {self.job!r})"

@@ -22,7 +22,7 @@ LEVELS = (
     {"parallel"},
     {"task"},
     {"plan"},
-    {"expr", "request", "builder", "tracing"},
+    {"expr", "fused", "request", "builder", "tracing"},
     {"accessor", "dashboard"},
     {"cli", "__init__"},
 )
