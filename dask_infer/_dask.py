@@ -111,7 +111,7 @@ def _changed_columns(expr: Expr) -> set[Any] | None:
         dtypes = expr.operand("dtypes")
         return set(dtypes if isinstance(dtypes, Mapping) else expr.columns)
     if hasattr(expr, "job") and hasattr(expr, "emit"):  # an earlier prediction
-        return set(expr.job.outputs.names)
+        return set(expr.job.names)
     keeping = (
         *(Projection, Filter, Repartition, _expr.Head, _expr.Tail, _expr.Partitions),
         *(_expr.Drop, _expr.DropnaFrame, _expr.RenameFrame, _expr.ToFrame),

@@ -95,9 +95,15 @@ class DataFrameInfer:
         resources
             Dask resources that one replica holds.
         on_error
-            ``"raise"``: a row that fails fails its partition.
+            ``"raise"``: a row that fails fails its partition. ``"null"``: rows that
+            fail are missing in the outputs, which are then nullable; all others keep
+            their prediction. ``"quarantine"``: also the string column
+            ``infer_error`` with the step and message of each. What is no row's fault
+            raises all the same.
         timeout
-            Seconds, or a text like ``"30s"``, that a load or one forward may take.
+            Seconds, or a text like ``"30s"``, that a load or one forward may take;
+            beyond it the thread is left behind, and the next batch gets a fresh
+            replica.
         row_wise
             False where rows of a batch influence each other: batches are then
             consecutive rows, and neither filters nor ``head`` move below the model.

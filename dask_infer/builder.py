@@ -47,10 +47,13 @@ class JobBuilder:
 
     def build(self) -> tuple[Job, tuple[Any, ...]]:
         """Return the job and the columns of its result."""
+        from dask_infer.batch.outputs import check_names
+
         self._check_model()
         kept = self._kept()
         inputs = self._inputs()
         outputs, inputs = self._outputs(inputs, kept)
+        check_names(outputs, kept, quarantine=self.request.on_error == "quarantine")
         self.recognised.snapshot()
         request = self.request
         job = Job(
@@ -64,9 +67,11 @@ class JobBuilder:
             dtype=request.dtype,
             device=request.device,
             timeout=None if request.timeout is None else seconds(request.timeout),
+            on_error=request.on_error,
+            max_errors=_share("errors.max-fraction"),
             row_wise=request.row_wise,
         )
-        return job, (*kept, *outputs.names)
+        return job, (*kept, *job.names)
 
     def _check_model(self) -> None:
         """Refuse a method that the model lacks, and a dtype where it has none."""
@@ -256,6 +261,16 @@ def _or_configured(value: Any, key: str, automatic: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return automatic if value == "auto" else value
+
+
+def _share(key: str) -> float:
+    """Return a configured part of a whole."""
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        value = -1
+    if not 0 <= value <= 1:
+        raise ValueError(f"infer.{key}: {config.get(key)!r}; set a number from 0 to 1")
+    return float(value)
 
 
 def _schema_shapes(expr: Any) -> dict[str, tuple[int | None, ...]]:

@@ -48,11 +48,11 @@ class _Prediction:
 
     @functools.cached_property
     def _meta(self) -> pd.DataFrame:
-        kept = [c for c in self.emit if c not in self.job.outputs.names]
-        outputs = output_meta(self.job.outputs, self.job.on_error != "raise")
+        kept = [c for c in self.emit if c not in self.job.names]
+        outputs = output_meta(self.job.outputs, self.job.nullable, self.job.quarantine)
         # Rows, index and kept columns are the input's own.
         meta: pd.DataFrame = self.frame._meta[kept].copy()
-        for name in self.job.outputs.names:
+        for name in self.job.names:
             meta[name] = outputs[name].reindex(meta.index)
         return meta[list(self.emit)]
 
@@ -98,7 +98,7 @@ class _Prediction:
     def _push_projection(self, parent: Projection, dependents: Any) -> Expr | None:
         columns = projected_columns(self, parent, dependents)  # type: ignore[arg-type]
         emit = tuple(c for c in self.emit if c in columns)
-        if not columns & set(self.job.outputs.names):
+        if not columns & set(self.job.names):
             # Nobody reads a prediction: nothing is predicted.
             return type(parent)(self.frame, *parent.operands[1:])
         if emit == self.emit:
@@ -139,7 +139,7 @@ class Predict(_Prediction, Elemwise):
         if not isinstance(predicate, Expr):
             return True
         if isinstance(predicate, (Projection, Index)) and self._is(predicate.frame):
-            return not set(predicate.columns) & set(self.job.outputs.names)
+            return not set(predicate.columns) & set(self.job.names)
         if self._is(predicate):
             return False
         return all(self._reads_inputs_only(d) for d in predicate.dependencies())

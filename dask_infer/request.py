@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from dask.utils import parse_timedelta
 
 from dask_infer.spec import Job, Layout
 
+ON_ERROR = ("raise", "null", "quarantine")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -34,7 +35,7 @@ class Request:
     device: str = "auto"
     parallel: Any = "data"
     resources: Mapping[str, float] | None = None
-    on_error: str = "raise"
+    on_error: Literal["raise", "null", "quarantine"] = "raise"
     timeout: Any = None
     row_wise: bool = True
     meta: Any = None
@@ -63,9 +64,10 @@ def _check_choices(request: Request) -> None:
         raise ValueError(
             f"dtype={request.dtype!r}: pass one of {', '.join(map(repr, DTYPES))}"
         )
-    if request.on_error != "raise":
+    if request.on_error not in ON_ERROR:
         raise ValueError(
-            f'on_error={request.on_error!r}: this version knows only on_error="raise"'
+            f"on_error={request.on_error!r}: pass one of "
+            f"{', '.join(map(repr, ON_ERROR))}"
         )
     if request.parallel != "data" and request.parallel != Layout():
         raise ValueError(

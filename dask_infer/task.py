@@ -36,7 +36,7 @@ def run_partition(
 
         predicted = predict_rows(frame, request)
     else:
-        predicted = output_meta(request.outputs, request.on_error != "raise")
+        predicted = output_meta(request.outputs, request.nullable, request.quarantine)
     return _result(frame, predicted, emit)
 
 

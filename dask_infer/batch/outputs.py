@@ -18,10 +18,7 @@ from dask_infer.batch.fields import fields, is_tensor
 from dask_infer.batch.naming import Naming, Shape, Value, name_declared, name_values
 from dask_infer.batch.tensor_array import TensorDtype
 from dask_infer.errors import OutputError
-from dask_infer.spec import OutputColumn, Outputs
-
-#: Column that ``on_error="quarantine"`` adds.
-ERROR_COLUMN = "infer_error"
+from dask_infer.spec import ERROR_COLUMN, OutputColumn, Outputs
 
 #: What Dask makes of text under its default ``dataframe.convert-string``.
 STRING = pd.StringDtype("pyarrow")
@@ -159,13 +156,16 @@ def check_names(
     return outputs
 
 
-def output_meta(outputs: Outputs, nullable: bool = False) -> dict[str, pd.Series[Any]]:
-    """Return an empty series for each output column, as Dask wants them for meta."""
+def output_meta(
+    outputs: Outputs, nullable: bool = False, quarantine: bool = False
+) -> dict[str, pd.Series[Any]]:
+    """Return an empty series for each column that is added, as Dask's meta wants it."""
+    dtypes = {column.name: pandas_dtype(column, nullable) for column in outputs.columns}
+    if quarantine:
+        dtypes[ERROR_COLUMN] = STRING
     return {
-        column.name: pd.Series(
-            [], name=column.name, dtype=cast("Any", pandas_dtype(column, nullable))
-        )
-        for column in outputs.columns
+        name: pd.Series([], name=name, dtype=cast("Any", dtype))
+        for name, dtype in dtypes.items()
     }
 
 

@@ -51,12 +51,8 @@ class Cuda(Accelerator):
 
     def release_memory(self) -> None:
         """Return the allocator's unused blocks to the device."""
+        super().release_memory()
         torch.cuda.empty_cache()
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether the device's, or the host's, memory ran out."""
-        oom = isinstance(error, torch.cuda.OutOfMemoryError)
-        return oom or super().is_out_of_memory(error)
 
 
 class CudaStream(Stream):

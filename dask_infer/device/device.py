@@ -7,13 +7,15 @@ tests above this room are the same with and without one.
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from typing import Any
 
 import psutil
 import torch
 
-from dask_infer.device.allocator import keep_freed_blocks
+from dask_infer.device.allocator import give_back_freed_blocks, keep_freed_blocks
+from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Stream
 from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import PlacementError
@@ -63,14 +65,16 @@ class Device:
         return int(psutil.virtual_memory().available)
 
     def release_memory(self) -> None:
-        """Give freed blocks back, after an out-of-memory error."""
+        """Give freed blocks back, after an out-of-memory error.
+
+        Reference cycles of the failed forward, too, may hold what it allocated.
+        """
+        gc.collect()
+        give_back_freed_blocks()
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether `error` says that memory ran out, which is no row's fault."""
-        return isinstance(error, MemoryError) or (
-            isinstance(error, RuntimeError)
-            and "DefaultCPUAllocator: can't allocate memory" in str(error)
-        )
+        """Whether `error` says that memory ran out here, which is no row's fault."""
+        return is_out_of_memory(error)
 
 
 class Accelerator(Device):

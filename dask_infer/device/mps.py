@@ -26,11 +26,5 @@ class Mps(Accelerator):
 
     def release_memory(self) -> None:
         """Return the allocator's unused blocks."""
+        super().release_memory()
         torch.mps.empty_cache()
-
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether Metal says that memory ran out."""
-        oom = isinstance(error, RuntimeError) and "MPS backend out of memory" in str(
-            error
-        )
-        return oom or super().is_out_of_memory(error)

@@ -12,6 +12,9 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from dask_infer import config
+from dask_infer.errors import PartitionError
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -26,9 +29,16 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
     """Return ``work()``, or raise `DeadlineExceeded` after so many seconds.
 
     Without a deadline the work runs in the calling thread.
+
+    Raises
+    ------
+    PartitionError
+        If as many threads as ``infer.errors.max-abandoned-threads`` are left behind
+        already: each holds a model and a batch, and perhaps a core.
     """
     if seconds is None:
         return work()
+    _refuse_more(what)
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -58,6 +68,17 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
         len(abandoned_threads()),
     )
     raise DeadlineExceeded(f"{what} did not end within {seconds:g} s")
+
+
+def _refuse_more(what: str) -> None:
+    most, left = config.get("errors.max-abandoned-threads"), abandoned_threads()
+    if len(left) >= most:
+        raise PartitionError(
+            f"{what} was not started: {len(left)} threads of this process hang beyond "
+            "their timeout already, which is all that "
+            "infer.errors.max-abandoned-threads allows; restart the worker, and raise "
+            "timeout= or keep out the rows that hang"
+        )
 
 
 def abandoned_threads() -> list[threading.Thread]:

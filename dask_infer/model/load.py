@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import torch
 
+from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.model.estimators import load_callable, load_estimator
 from dask_infer.model.factories import load_factory
 from dask_infer.model.footprint import parse_dtype, resident_bytes
 from dask_infer.model.huggingface import load_huggingface, load_sentence_transformers
-from dask_infer.model.loaded import LoadedModel, is_out_of_memory
+from dask_infer.model.loaded import LoadedModel
 from dask_infer.model.methods import MissingMethodError, check_method
 from dask_infer.model.modules import Placement, load_module
 from dask_infer.model.onnx import load_onnx

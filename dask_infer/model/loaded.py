@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.model.footprint import floating_dtype, tensor_bytes
 from dask_infer.model.methods import check_method
 from dask_infer.spec.model import Interface, ModelSpec
@@ -162,16 +163,6 @@ def warn_not_compiled(spec: ModelSpec, error: Exception) -> None:
     message = f"{spec.name}: torch.compile failed ({cause}); it runs eagerly instead"
     logger.warning(message)
     warnings.warn(message, stacklevel=2)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or on a device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "out of memory" in text
-    )
 
 
 def keywords_of(function: Callable[..., Any]) -> frozenset[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dask_infer.batch.encode import Batch
@@ -46,6 +47,12 @@ def partition_error(
 
 
 def _span(labels: pd.Index[Any]) -> str:
+    first, last = show(labels[0]), show(labels[-1])
     if len(labels) == 1:
-        return f"row {labels[0]!r}"
-    return f"{len(labels)} rows, {labels[0]!r} to {labels[-1]!r}"
+        return f"row {first}"
+    return f"{len(labels)} rows, {first} to {last}"
+
+
+def show(label: Any) -> str:
+    """Return an index label as its row is called: ``7``, not ``np.int64(7)``."""
+    return repr(label.item() if isinstance(label, np.generic) else label)

@@ -12,18 +12,18 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from dask_infer.batch.assemble import Assembler
 from dask_infer.batch.encode import Batch, Encoder
-from dask_infer.errors import InferError
-from dask_infer.fault.deadline import DeadlineExceeded
-from dask_infer.fault.step import Step, StepFailed, step
+from dask_infer.fault.step import Step, step
 from dask_infer.model.tokenizers import load_tokenizer
-from dask_infer.parallel.failure import partition_error
 from dask_infer.parallel.lane import Lane, Pending
+from dask_infer.parallel.recovery import Recovery, Verdict
+from dask_infer.parallel.report import report
 from dask_infer.parallel.work import Rows, Work, plan_work, row_count
-from dask_infer.spec import Code, Job
+from dask_infer.spec import ERROR_COLUMN, Code, Job
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,12 @@ class Feeder:
         self.assembler = Assembler(
             job.outputs,
             len(frame),
-            nullable=job.on_error != "raise",
+            nullable=job.nullable,
             side=self.encoder.side,
         )
         self.encodes: Step = "input" if code.preprocess is None else "preprocess"
         self.work: Work = plan_work(len(frame), self.encoder, job, lane)
+        self.recovery = Recovery(job, frame.index, lane, self.work, self.assembler)
         #: Batches sent and not waited for, oldest first.
         self.flight: deque[Sent] = deque()
         self.finished = time.perf_counter()
@@ -73,13 +74,11 @@ class Feeder:
             self._send(rows)
             while len(self.flight) >= self.lane.window:
                 self._collect()
-        if self.encoder.truncated:
-            logger.warning(
-                "%d of %d texts were truncated at the tokenizer's model_max_length",
-                self.encoder.truncated,
-                len(self.frame),
-            )
-        return self.assembler.columns()
+        self._report()
+        columns = self.assembler.columns()
+        if self.job.quarantine:
+            columns[ERROR_COLUMN] = self.recovery.errors.finish()
+        return columns
 
     def _send(self, rows: Rows) -> None:
         """Start a batch."""
@@ -90,84 +89,77 @@ class Feeder:
             self.flight.append(Sent(rows, batch, self.lane.send(batch)))
             return
         except Exception as error:
-            self._judge(rows, batch, error)
-        # Here no traceback holds the failed forward's memory any more.
+            verdict = self.recovery.judge(rows, batch, error)
         del batch
-        self._retry_smaller(rows)
+        self._recover(rows, verdict)
 
     def _collect(self) -> None:
         """Wait for the outputs of the oldest batch and store them."""
         rows, batch, pending = self.flight.popleft()
         try:
-            output = dict(pending.wait())
+            self._store(rows, batch, dict(pending.wait()))
         except Exception as error:
-            self._judge(rows, batch, error)
+            verdict = self.recovery.judge(rows, batch, error)
         else:
-            self.assembler.add(rows, output, batch.lengths, batch.padded)
             self._count(row_count(rows))
             return
         del batch, pending
-        self._retry_smaller(rows)
+        self._recover(rows, verdict)
+
+    def _store(self, rows: Rows, batch: Batch, output: dict[Any, Any]) -> None:
+        with step("output"):
+            self.assembler.add(rows, output, batch.lengths, batch.padded)
 
     def _count(self, rows: int) -> None:
         now = time.perf_counter()
         self.work.observe(rows, now - self.finished)
         self.finished = now
+        self.recovery.tally.succeed(rows)
         self.lane.count(rows)
 
-    def _judge(self, rows: Rows, batch: Batch | None, error: Exception) -> None:
-        """Return where smaller batches may help; else raise, with rows and place."""
-        failed = error.step if isinstance(error, StepFailed) else "forward"
-        cause = error.error if isinstance(error, StepFailed) else error
-        if self.lane.is_out_of_memory(cause):
-            if self.job.row_wise and row_count(rows) > 1:
-                return
-            raise self._failure(
-                failed, rows, None, cause, self._more_memory(rows)
-            ) from cause
-        if isinstance(cause, InferError):
-            raise cause
-        if isinstance(cause, DeadlineExceeded):
-            self.lane.discard()
-            advice = "raise timeout=, or pass a smaller batch_size="
-            raise self._failure(failed, rows, batch, cause, advice) from None
-        raise self._failure(failed, rows, batch, cause) from cause
-
-    def _retry_smaller(self, rows: Rows) -> None:
-        """After out-of-memory, put the same rows back in smaller batches."""
-        while self.flight:  # what is under way takes memory, too
+    def _recover(self, rows: Rows, verdict: Verdict) -> None:
+        """See to the rows of a failed batch, now that its error is gone."""
+        while verdict.smaller and self.flight:  # what is under way takes memory, too
             self._collect()
-        self.lane.release_memory()
-        size, count = self.work.halve(rows), row_count(rows)
-        if self.lane.first_out_of_memory():
+        self.recovery.act(rows, verdict)
+        if draws := self.recovery.tally.draws():
+            self._draw(draws, verdict)
+        self.finished = time.perf_counter()
+
+    def _draw(self, draws: int, verdict: Verdict) -> None:
+        """Try rows drawn at random, each alone; stop where all fail alike."""
+        if verdict.hung or not self.job.row_wise:
+            return
+        while self.flight:
+            self._collect()
+        # Always the same rows: a partition that is run again must end the same way.
+        for row in np.random.default_rng(0).choice(len(self.frame), draws, False):
+            if self._failure_of(slice(row, row + 1)) != verdict.message:
+                return
+        self.recovery.stop(f"{draws} rows drawn at random failed like the first ones")
+
+    def _failure_of(self, row: slice) -> str | None:
+        """Run one row for nothing but the message with which it fails."""
+        batch = None
+        try:
+            with step(self.encodes):
+                batch = self.encoder.batch(row)
+            output = dict(self.lane.send(batch).wait())
+            with step("output"):
+                once = Assembler(self.job.outputs, 1, nullable=True)
+                once.add(slice(0, 1), output, batch.lengths, batch.padded)
+        except Exception as error:
+            return self.recovery.judge(row, batch, error).message
+        return None
+
+    def _report(self) -> None:
+        report(self.recovery.tally, self.job.model.name, self.lane.where)
+        if self.encoder.truncated:
             logger.warning(
-                'model "%s" ran out of memory on %s with %d rows; going on with %d. '
-                "Pass batch_size=%d to start there",
-                self.job.model.name, self.lane.where, count, size, size,
-            )  # fmt: skip
-
-    def _more_memory(self, rows: Rows) -> str:
-        if row_count(rows) == 1:
-            return "one row does not fit: use a larger device or a smaller dtype="
-        return "row_wise=False forbids smaller batches: pass a smaller batch_size="
-
-    def _failure(
-        self,
-        failed: Step,
-        rows: Rows,
-        batch: Batch | None,
-        error: BaseException,
-        advice: str = "",
-    ) -> Exception:
-        return partition_error(
-            failed,
-            error,
-            model=self.job.model.name,
-            labels=self.frame.index[rows],
-            where=self.lane.where,
-            batch=batch,
-            advice=advice,
-        )
+                "%d of %d texts were truncated at the tokenizer's model_max_length",
+                self.encoder.truncated,
+                len(self.frame),
+            )
 
 
 def _tokenizer(job: Job, code: Code) -> Any:

@@ -11,7 +11,8 @@ import torch
 from dask_infer.batch.encode import Batch
 from dask_infer.batch.size import FixedSize
 from dask_infer.device.stream import map_tensors
-from dask_infer.fault.deadline import within
+from dask_infer.errors import ModelLoadError
+from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.parallel.finish import Finish
 from dask_infer.parallel.lane import Pending
 from dask_infer.replica.cache import Replica, cache
@@ -25,21 +26,24 @@ T = TypeVar("T")
 @contextlib.contextmanager
 def local_lane(job: Job, code: Code, place: Place) -> Iterator[LocalLane]:
     """Lease the replica of this process for the batches of one partition."""
-    with cache.lease(
-        job.model, place, device=job.device, dtype=job.dtype, timeout=job.timeout
-    ) as replica:
-        yield LocalLane(job, code, replica, place)
+    with contextlib.ExitStack() as leases:
+        yield LocalLane(job, code, place, leases)
 
 
 class LocalLane:
-    """Batches of one partition through one leased replica."""
+    """Batches of one partition through one leased replica, or its successors."""
 
-    def __init__(self, job: Job, code: Code, replica: Replica, place: Place) -> None:
+    def __init__(
+        self, job: Job, code: Code, place: Place, leases: contextlib.ExitStack
+    ) -> None:
         self.job = job
-        self.replica = replica
         self.place = place
+        self._leases = leases
+        self.replica = self._lease()
+        #: The replica may be stuck: the next batch needs another one.
+        self._stuck = False
         self.finish = Finish(job, code)
-        self.stream = replica.device.stream()
+        self.stream = self.replica.device.stream()
         #: Tensors among them are moved to the device once.
         self.call_kwargs = self._on_device(code.call_kwargs)
 
@@ -80,8 +84,10 @@ class LocalLane:
 
     def send(self, batch: Batch) -> Pending:
         """Launch the forward of a batch, and `postprocess` on its output."""
+        if self._stuck:
+            self._renew()
         with self.replica.device.exclusive():
-            pending = self._in_time(lambda: self._launch(batch))
+            pending: Pending = self._in_time(lambda: self._launch(batch))
         return _Timed(self, pending) if self.stream.overlaps else pending
 
     def count(self, rows: int) -> None:
@@ -89,8 +95,9 @@ class LocalLane:
         self.replica.count(rows)
 
     def discard(self) -> None:
-        """Have the next lease load a fresh replica."""
+        """Have the next batch, and whoever comes next, load a fresh replica."""
         cache.discard(self.replica)
+        self._stuck = True
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether memory ran out on the device or the host."""
@@ -104,6 +111,25 @@ class LocalLane:
         """Give the device's freed blocks back."""
         self.replica.device.release_memory()
 
+    def _lease(self) -> Replica:
+        job = self.job
+        lease = cache.lease(
+            job.model,
+            self.place,
+            device=job.device,
+            dtype=job.dtype,
+            timeout=job.timeout,
+        )
+        return self._leases.enter_context(lease)
+
+    def _renew(self) -> None:
+        """Leave the replica to the thread that is stuck in it."""
+        known = self.replica
+        self._leases.close()
+        self.replica = self._lease()
+        self.replica.learn_from(known)
+        self._stuck = False
+
     def _launch(self, batch: Batch) -> Pending:
         model = self.replica.loaded
         self.replica.device.enter_forward(self.place.cpu_threads)
@@ -113,7 +139,18 @@ class LocalLane:
         return self.stream.download(self.finish(output, batch, args, kwargs))
 
     def _in_time(self, work: Callable[[], T]) -> T:
-        return within(self.job.timeout, work, what=f"forward of {self.job.model.name}")
+        name, timeout = self.job.model.name, self.job.timeout
+        try:
+            return within(timeout, work, what=f"forward of {name}")
+        except DeadlineExceeded:
+            if self.job.model.compile is None or self.replica.rows:
+                raise
+            # The first forward compiles: no row is to blame, the model is not there.
+            self.discard()
+            raise ModelLoadError(
+                f'model "{name}" was not compiled within {timeout:g} s on '
+                f"{self.where}: raise timeout=, or pass the model uncompiled"
+            ) from None
 
     def _on_device(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         target = self.replica.loaded.device

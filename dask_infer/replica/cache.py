@@ -124,6 +124,12 @@ class Replica:
         policy.start(bytes_per_row, free_bytes=free)
         return policy
 
+    def learn_from(self, other: Replica) -> None:
+        """Take over what another replica of the same model has found out."""
+        with _count_lock:
+            self.sizes = {**other.sizes, **self.sizes}
+            self.out_of_memory |= other.out_of_memory
+
     def first_out_of_memory(self) -> bool:
         """Whether this is the first time that this replica ran out of memory."""
         with _count_lock:

@@ -4,9 +4,10 @@ from dask_infer.spec.inputs import Argument, Inputs
 from dask_infer.spec.job import Blob, Code, Job
 from dask_infer.spec.layout import Layout
 from dask_infer.spec.model import ModelSpec
-from dask_infer.spec.outputs import OutputColumn, Outputs
+from dask_infer.spec.outputs import ERROR_COLUMN, OutputColumn, Outputs
 
 __all__ = [
+    "ERROR_COLUMN",
     "Argument",
     "Blob",
     "Code",

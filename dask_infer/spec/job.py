@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dask_infer.spec.inputs import Inputs
 from dask_infer.spec.layout import Layout
 from dask_infer.spec.model import Blob, ModelSpec
-from dask_infer.spec.outputs import Outputs
+from dask_infer.spec.outputs import ERROR_COLUMN, Outputs
 
 __all__ = ["Blob", "Code", "Job"]
 
@@ -49,11 +49,29 @@ class Job:
     #: Seconds that a load or a forward may take.
     timeout: float | None = None
     on_error: Literal["raise", "null", "quarantine"] = "raise"
+    #: Largest part of a partition that may fail before the job stops.
+    max_errors: float = 0.5
     row_wise: bool = True
     layout: Layout = field(default_factory=Layout)
     resources: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns that the prediction adds: outputs, and what failed."""
+        added = (ERROR_COLUMN,) if self.quarantine else ()
+        return (*self.outputs.names, *added)
+
+    @property
+    def nullable(self) -> bool:
+        """Whether rows may be missing in the outputs."""
+        return self.on_error != "raise"
+
+    @property
+    def quarantine(self) -> bool:
+        """Whether a column says what failed."""
+        return self.on_error == "quarantine"
+
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs.columns))
-        outputs = ", ".join(map(str, self.outputs.names))
+        outputs = ", ".join(map(str, self.names))
         return f"<{self.model.name}: {inputs} -> {outputs}>"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Column that ``on_error="quarantine"`` adds.
+ERROR_COLUMN = "infer_error"
+
 
 @dataclass(frozen=True)
 class OutputColumn:

@@ -1,9 +1,14 @@
 """Deadlines: the caller goes on, the thread is accounted for."""
 
+import contextlib
+import gc
 import threading
+import weakref
 
+import dask
 import pytest
 
+from dask_infer import PartitionError
 from dask_infer.fault.deadline import DeadlineExceeded, abandoned_threads, within
 
 
@@ -28,3 +33,38 @@ def test_a_hang_is_abandoned_and_counted():  # BM-22
     release.set()
     stuck.join(30)
     assert abandoned_threads() == []
+
+
+def test_no_more_threads_than_allowed_are_left_behind():  # BM-22
+    release = threading.Event()
+    with dask.config.set({"infer.errors.max-abandoned-threads": 2}):
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded):
+                within(0.05, release.wait, what="forward")
+        with pytest.raises(PartitionError, match=r"2 threads.*max-abandoned-threads"):
+            within(30, lambda: 7, what="forward")
+        stuck = abandoned_threads()
+        release.set()
+        for thread in stuck:
+            thread.join(30)
+        assert within(30, lambda: 7, what="forward") == 7
+
+
+def test_an_error_does_not_keep_what_the_work_held():  # DI-10
+    alive = []
+
+    class Tensor:
+        pass
+
+    def work():
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        raise MemoryError
+
+    gc.disable()
+    try:
+        with contextlib.suppress(MemoryError):
+            within(30, work, what="forward")
+        assert alive[0]() is None
+    finally:
+        gc.enable()
