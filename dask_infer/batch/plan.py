@@ -9,14 +9,8 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 
-#: A batch may be cut where rows are this much shorter than its longest. On lengths
-#: from 40 to 3,000 texts, skewed, uniform and bimodal, 1.1 stayed within 2 % of the
-#: cheapest plan (dynamic programming over the sorted lengths), 1.25 within 4 %; filling
-#: the budget greedily cost up to 3 times as much.
-RATIO = 1.1
-
-#: What another forward costs, in padded tokens: a cut has to save more than that.
-FORWARD_COST = 256
+#: What another forward costs, in padded tokens, where nobody has measured it.
+FORWARD_COST = 64
 
 
 def plan_rows(
@@ -46,13 +40,14 @@ def plan_tokens(
     *,
     budget: int | None,
     rows: int | None = None,
-    ratio: float | None = RATIO,
-    forward_cost_tokens: int = FORWARD_COST,
+    forward_cost: float = FORWARD_COST,
 ) -> list[Rows]:
-    """Batches of rows of similar length, the longest first.
+    """Cheapest batches under a budget of padded tokens, the longest rows first.
 
-    The longest come first so that memory peaks at once, not an hour into the job.
-    Every row is in exactly one batch.
+    A forward costs a fixed part and one part for each padded token, so a batch is cut
+    where padding would cost more than another forward. Of all ways to divide the rows
+    none is cheaper (see `_starts`). The longest come first so that memory peaks at
+    once, not an hour into the job.
 
     Parameters
     ----------
@@ -63,50 +58,90 @@ def plan_tokens(
         beyond it goes alone. None for no limit.
     rows
         Most rows of a batch; None for no limit.
-    ratio
-        Longest over shortest row beyond which a batch may be cut; None never cuts.
-    forward_cost_tokens
-        Padded tokens that a cut must save.
+    forward_cost
+        What another forward costs, in padded tokens.
 
     Returns
     -------
     Row numbers of each batch, by falling length; equal lengths keep their order.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
+    if not len(sizes):
+        return []
     order = np.argsort(-sizes, kind="stable")
     falling = np.maximum(sizes[order], 1)
-    batches = []
-    start = 0
-    while start < len(order):
-        stop = start + _most_rows(falling[start], budget, rows, len(order) - start)
-        if ratio is not None:
-            stop = start + _cut(falling[start:stop], ratio, forward_cost_tokens)
-        batches.append(order[start:stop])
-        start = stop
-    return batches
+    runs = np.concatenate([[0], np.flatnonzero(np.diff(falling)) + 1])
+    caps = _most_rows(falling[runs], budget, rows, len(falling))
+    starts = _starts(falling[runs], runs, caps, len(falling), forward_cost)
+    return np.split(order, starts[1:])
 
 
-def _most_rows(longest: int, budget: int | None, rows: int | None, left: int) -> int:
-    most = left if rows is None else min(left, rows)
+def _most_rows(longest: Rows, budget: int | None, rows: int | None, n: int) -> Rows:
+    """Most rows of a batch that begins in each run of equal lengths."""
+    most: Rows = np.full(len(longest), n if rows is None else min(n, rows))
     if budget is not None:
-        most = min(most, int(budget // longest))
-    return max(1, most)
+        most = np.minimum(most, budget // longest)
+    return np.maximum(most, 1).astype(np.int64)
 
 
-def _cut(falling: Rows, ratio: float, cost: int) -> int:
-    """Where to end a batch of falling lengths: as early as cuts pay for themselves.
+def _starts(
+    lengths: Rows, runs: Rows, caps: Rows, n: int, forward_cost: float
+) -> list[int]:
+    """Where the batches of the cheapest plan start, by dynamic programming.
 
-    Rows from a cut on are padded to the first of them instead of to the longest row.
-    What is left before the best cut is looked at again.
+    `runs` says where each run of equal `lengths` starts among the `n` sorted rows, and
+    `caps` how many rows a batch that starts there may hold.
+
+    1. Batches of consecutive sorted rows are enough: order any plan's batches by their
+       longest row and deal the sorted rows out to them anew, as many as each had. No
+       batch's longest row grows, so neither do costs, and no cap is broken.
+    2. Of those it is enough to start batches where a run starts, or so far before the
+       batch's end that it is full: from any other start rows of the same length can
+       be moved out of the batch before it into this one, which costs them no more
+       there, until one of the two holds.
+
+    So each end has few starts: the runs within reach of it, and one full batch. The
+    ends are visited from the last row to the first, only those that can be reached.
+    The work grows with ends times distinct lengths within a batch: 100,000 texts of
+    300 lengths take 0.1 s on one core, their tokens some seconds.
     """
-    candidates = np.flatnonzero(falling * ratio < falling[0])
-    saved_each = falling[0] - falling[candidates]
-    end = len(falling)
-    while len(candidates):
-        saved = (end - candidates) * saved_each[: len(candidates)]
-        best = int(np.argmax(saved))
-        if saved[best] <= cost:
-            break
-        end = int(candidates[best])
-        candidates = candidates[:best]
-    return end
+    cost = np.full(n + 1, np.inf)
+    cost[n] = 0.0
+    ends = np.zeros(n + 1, np.int64)
+    reach = runs + caps
+    for end in range(n, 0, -1):
+        so_far = cost[end]
+        if so_far == np.inf:
+            continue
+        # Runs whose first row is at most a full batch away, and before the end.
+        first, last = np.searchsorted(reach, end), np.searchsorted(runs, end)
+        starts, longest = runs[first:last], lengths[first:last]
+        # `reach` rises, so no other run's full batch can start within that run.
+        full = int(np.searchsorted(reach, end, side="right")) - 1
+        start = end - int(caps[full]) if full >= 0 else -1
+        if full >= 0 and start < (runs[full + 1] if full + 1 < len(runs) else n):
+            starts = np.append(starts, start)
+            longest = np.append(longest, lengths[full])
+        price = so_far + forward_cost + longest * (end - starts)
+        better = price < cost[starts]
+        cost[starts[better]] = price[better]
+        ends[starts[better]] = end
+    plan = [0]
+    while (end := int(ends[plan[-1]])) < n:
+        plan.append(end)
+    return _filled(plan, runs, caps, n)
+
+
+def _filled(plan: list[int], runs: Rows, caps: Rows, n: int) -> list[int]:
+    """Fill batches with rows of their own longest length, which costs nothing.
+
+    Of plans that cost the same this is the one whose first batches are full.
+    """
+    filled = [0]
+    for end in [*plan[1:], n]:
+        run = int(np.searchsorted(runs, filled[-1], side="right")) - 1
+        same = int(runs[run + 1]) if run + 1 < len(runs) else n
+        end = max(end, min(same, filled[-1] + int(caps[run])))
+        if filled[-1] < end < n:
+            filled.append(end)
+    return filled

@@ -7,6 +7,7 @@ Read `size` once per split: it may change between two reads.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 
 #: Bytes of input that the first batch aims at: 2,048 rows of 32 float32 columns, where
 #: an MLP 32-128-128-1 on one CPU core was within 2 % of its best rate.
@@ -44,6 +45,8 @@ class FixedSize:
     size: int
     #: Whether `size` will only change for lack of memory.
     settled: bool
+    #: Called, without the lock, when there is something to remember.
+    on_learned: Callable[[FixedSize], None] | None = None
 
     def __init__(self, size: int) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -62,7 +65,20 @@ class FixedSize:
         with self._lock:
             self.size = min(self.size, max(1, rows // 2))
             self.settled = True
-            return self.size
+            size = self.size
+        self._tell()
+        return size
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Go on with what an earlier replica has learned."""
+
+    def state(self) -> dict[str, float]:
+        """Return what was learned, for `resume`."""
+        return {"size": self.size}
+
+    def _tell(self) -> None:
+        if self.on_learned is not None:
+            self.on_learned(self)
 
     def __repr__(self) -> str:
         state = "settled" if self.settled else "climbing"
@@ -124,6 +140,15 @@ class BatchSize(FixedSize):
             self._rates.append(rows / seconds)
             if len(self._rates) >= OBSERVATIONS:
                 self._climb(max(self._rates))
+            learned = self.settled
+        if learned:
+            self._tell()
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Start settled at an earlier replica's size, or at what memory allows."""
+        with self._lock:
+            self.size = max(1, min(int(state["size"]), self.limit))
+            self.settled = True
 
     def _climb(self, rate: float) -> None:
         self._rates.clear()
@@ -145,4 +170,6 @@ class BatchSize(FixedSize):
             self.limit = min(self.limit, cap)
             self.size = min(self.size, known, cap)
             self.settled = True
-            return self.size
+            size = self.size
+        self._tell()
+        return size

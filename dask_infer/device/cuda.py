@@ -24,6 +24,11 @@ from dask_infer.device.stream import Pending, Staged, Stream, map_tensors
 class Cuda(Accelerator):
     """One CUDA device of this process."""
 
+    @property
+    def kind(self) -> str:
+        """Name of the card."""
+        return torch.cuda.get_device_name(self.torch_device)
+
     def prepare(self) -> None:
         """Make the copy streams."""
         with torch.cuda.device(self.torch_device):

@@ -36,6 +36,11 @@ class Device:
     def __str__(self) -> str:
         return str(self.torch_device)
 
+    @property
+    def kind(self) -> str:
+        """What the device is: two of one kind are equally fast."""
+        return self.torch_device.type
+
     def prepare(self) -> None:
         """Set up this process, once, before the first model is loaded."""
         keep_freed_blocks()

@@ -8,6 +8,7 @@ number of processes use the directory at once:
   one whose lock is free was left by a process that died;
 - ``<key>.hold`` is locked by whoever needs the entry to stay, and exclusively by
   whoever removes it;
+- ``learned`` is a directory of small files, see `replica.sizes`;
 - ``<key>.fetch`` is locked by the one process of the host that asks others for it.
 
 Entries are pickles that run as the user, so nobody else may write here.
@@ -53,6 +54,9 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of a pickle that rides in the task instead of in the store.
 INLINE = 2048
+
+#: Directory within the store of what was learned about models; no entry.
+LEARNED = "learned"
 _SIDECARS = (LOCK, HOLD, FETCH, ".tmp")
 _KEY = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*")
 
@@ -191,7 +195,7 @@ class Store:
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         """Yield when each entry was last used, its size and its path."""
         for entry in os.scandir(self.root):
-            if not entry.name.endswith(_SIDECARS):
+            if entry.name != LEARNED and not entry.name.endswith(_SIDECARS):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
                     yield status.st_mtime, status.st_size, Path(entry.path)

@@ -101,7 +101,7 @@ class Feeder:
         except Exception as error:
             verdict = self.recovery.judge(rows, batch, error)
         else:
-            self._count(row_count(rows))
+            self._count(rows)
             return
         del batch, pending
         self._recover(rows, verdict)
@@ -110,12 +110,12 @@ class Feeder:
         with step("output"):
             self.assembler.add(rows, output, batch.lengths, batch.padded)
 
-    def _count(self, rows: int) -> None:
+    def _count(self, rows: Rows) -> None:
         now = time.perf_counter()
         self.work.observe(rows, now - self.finished)
         self.finished = now
-        self.recovery.tally.succeed(rows)
-        self.lane.count(rows)
+        self.recovery.tally.succeed(row_count(rows))
+        self.lane.count(row_count(rows))
 
     def _recover(self, rows: Rows, verdict: Verdict) -> None:
         """See to the rows of a failed batch, now that its error is gone."""

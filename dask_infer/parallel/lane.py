@@ -13,6 +13,7 @@ import torch
 
 from dask_infer.batch.encode import Batch
 from dask_infer.batch.size import FixedSize
+from dask_infer.batch.tokens import TokenBudget
 from dask_infer.spec.model import Interface
 
 
@@ -58,6 +59,9 @@ class Lane(Protocol):
         self, signature: Any, bytes_per_row: float, bound: int | None
     ) -> FixedSize:
         """Return the policy for batches of this signature, shared by all partitions."""
+
+    def token_budget(self, signature: Any, bound: int | None) -> TokenBudget:
+        """Return the policy for padded batches, shared by all partitions."""
 
     def send(self, batch: Batch) -> Pending:
         """Start the forward of a batch; may block until there is room.

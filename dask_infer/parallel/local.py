@@ -10,6 +10,7 @@ import torch
 
 from dask_infer.batch.encode import Batch
 from dask_infer.batch.size import FixedSize
+from dask_infer.batch.tokens import TokenBudget
 from dask_infer.device.stream import map_tensors
 from dask_infer.errors import ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
@@ -79,8 +80,13 @@ class LocalLane:
         self, signature: Any, bytes_per_row: float, bound: int | None
     ) -> FixedSize:
         """Return the replica's own policy, so that what it learned stays known."""
-        free = None if bound else self.place.free_bytes()
-        return self.replica.batch_size(signature, bytes_per_row, bound, free)
+        return self.replica.sizes.rows(
+            signature, bound, bytes_per_row, self._free_bytes
+        )
+
+    def token_budget(self, signature: Any, bound: int | None) -> TokenBudget:
+        """Return the replica's own policy for padded batches."""
+        return self.replica.sizes.tokens(signature, bound, self._free_bytes)
 
     def send(self, batch: Batch) -> Pending:
         """Launch the forward of a batch, and `postprocess` on its output."""
@@ -129,6 +135,13 @@ class LocalLane:
         self.replica = self._lease()
         self.replica.learn_from(known)
         self._stuck = False
+
+    def _free_bytes(self) -> int:
+        """Bytes that a forward may take; on the CPU no more than the worker may."""
+        free = self.replica.device.free_bytes()
+        own = self.place.free_bytes()
+        on_host = self.replica.device.torch_device.type == "cpu"
+        return min(free, own) if on_host and own is not None else free
 
     def _launch(self, batch: Batch) -> Pending:
         model = self.replica.loaded

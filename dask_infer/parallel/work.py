@@ -15,6 +15,7 @@ import numpy as np
 from dask_infer.batch.encode import Encoder
 from dask_infer.batch.plan import plan_tokens
 from dask_infer.batch.size import FixedSize
+from dask_infer.batch.tokens import TokenBudget
 from dask_infer.parallel.lane import Lane
 from dask_infer.spec import Job
 
@@ -34,7 +35,7 @@ class Work(Protocol):
     def halve(self, rows: Rows) -> int:
         """Put rows back in smaller batches; return the rows of the next one."""
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: Rows, seconds: float) -> None:
         """Learn from a finished batch."""
 
 
@@ -80,19 +81,27 @@ class ConsecutiveWork:
         self.put_back(rows, [rows])
         return min(count, self.size.size)
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: Rows, seconds: float) -> None:
         """Let the policy learn."""
-        self.size.observe(rows, seconds)
+        self.size.observe(row_count(rows), seconds)
 
 
 class SortedWork:
-    """Rows of similar length together, longest first, under a budget of tokens."""
+    """Rows of similar length together, longest first, under a budget of tokens.
 
-    def __init__(self, lengths: np.ndarray, tokens: FixedSize, rows: int) -> None:
+    The policy is shared by threads and learns on the way: what is left is planned anew
+    when it has changed its mind.
+    """
+
+    def __init__(self, lengths: np.ndarray, tokens: TokenBudget, rows: int) -> None:
         self.lengths = lengths
         self.tokens = tokens
         self.rows = rows
-        self.batches = deque(self._planned(np.arange(len(lengths))))
+        #: Rows not taken yet, by falling length.
+        self.left: np.ndarray = np.argsort(-lengths, kind="stable")
+        #: The first of `left` as batches, and what they were planned for.
+        self.batches: deque[np.ndarray] = deque()
+        self.planned_for: tuple[float, ...] = ()
         #: Rows that came back, to be taken first.
         self.returned: deque[np.ndarray] = deque()
 
@@ -100,7 +109,15 @@ class SortedWork:
         """Rows of the next batch."""
         if self.returned:
             return self.returned.popleft()
-        return self.batches.popleft() if self.batches else None
+        if not len(self.left):
+            return None
+        budget, cost = self.tokens.next_budget(), self.tokens.forward_cost
+        if not self.batches or self.planned_for != (budget, cost, self.rows):
+            self.batches = deque(self._planned(self._ahead(budget), budget))
+            self.planned_for = (budget, cost, self.rows)
+        batch = self.batches.popleft()
+        self.left = self.left[len(batch) :]
+        return batch
 
     def put_back(self, rows: Rows, pieces: Sequence[Rows]) -> None:
         """Queue the pieces before all other rows."""
@@ -110,33 +127,50 @@ class SortedWork:
             self.returned.appendleft(piece)
 
     def halve(self, rows: Rows) -> int:
-        """Plan what is left under half of the padded tokens that did not fit."""
+        """Plan what came back under half of the padded tokens that did not fit."""
         assert not isinstance(rows, slice)
-        self.tokens.on_out_of_memory(len(rows) * int(self.lengths[rows].max()))
-        pieces = self._planned(rows)
+        budget = self.tokens.on_out_of_memory(self._padded(rows))
+        pieces = self._planned(rows, budget)
         if len(pieces[0]) >= len(rows):  # rows without tokens cost none
             self.rows = (len(rows) + 1) // 2
-            pieces = self._planned(rows)
-        if self.batches:
-            self.batches = deque(self._planned(np.concatenate([*self.batches])))
+            pieces = self._planned(rows, budget)
+        back = [piece for r in self.returned for piece in self._planned(r, budget)]
+        self.returned = deque(back)
         self.put_back(rows, pieces)
         return len(pieces[0])
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """Nothing to learn: the budget decides."""
+    def observe(self, rows: Rows, seconds: float) -> None:
+        """Let the policy learn."""
+        assert not isinstance(rows, slice)
+        self.tokens.observe(self._padded(rows), seconds)
 
-    def _planned(self, rows: np.ndarray) -> list[np.ndarray]:
-        plan = plan_tokens(self.lengths[rows], budget=self.tokens.size, rows=self.rows)
+    def _ahead(self, budget: int) -> np.ndarray:
+        """Rows to plan now: while the budget is on trial only some batches of them."""
+        if self.tokens.settled:
+            return self.left
+        far = np.searchsorted(np.cumsum(self.lengths[self.left]), TRIAL * budget)
+        return self.left[: int(far) + 1]
+
+    def _padded(self, rows: np.ndarray) -> int:
+        return len(rows) * int(self.lengths[rows].max())
+
+    def _planned(self, rows: np.ndarray, budget: int) -> list[np.ndarray]:
+        plan = plan_tokens(
+            self.lengths[rows],
+            budget=budget,
+            rows=self.rows,
+            forward_cost=self.tokens.forward_cost,
+        )
         return [rows[batch] for batch in plan]
+
+
+#: Budgets' worth of rows that are planned while the budget is on trial.
+TRIAL = 8
 
 
 def row_count(rows: Rows) -> int:
     """Rows of a batch."""
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-
-
-#: Padded tokens of one forward where nobody says.
-DEFAULT_TOKENS = 4096
 
 
 def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
@@ -147,6 +181,6 @@ def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
     size = lane.batch_size(encoder.signature, encoder.bytes_per_row, job.batch_size)
     if encoder.lengths is None or not job.row_wise or job.batch_tokens is None:
         return ConsecutiveWork(rows, size)
-    budget = DEFAULT_TOKENS if job.batch_tokens == "auto" else job.batch_tokens
-    tokens = lane.batch_size(("tokens", encoder.signature), 0, budget)
+    bound = None if job.batch_tokens == "auto" else job.batch_tokens
+    tokens = lane.token_budget(encoder.signature, bound)
     return SortedWork(encoder.lengths, tokens, size.size if job.batch_size else rows)

@@ -20,18 +20,18 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from dask.utils import format_bytes
 
 from dask_infer import config
-from dask_infer.batch.size import BatchSize, FixedSize
 from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.device import Device, resolve_device
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.model.load import LoadedModel, load, resident_bytes
 from dask_infer.replica.place import Place
+from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.wait import Wait
 from dask_infer.spec import ModelSpec
 
@@ -68,10 +68,21 @@ class Replica:
     #: Rows served so far.
     rows: int = 0
     last_used: float = field(default_factory=time.monotonic)
-    #: Batch-size policies by input signature and bound; shared by all threads.
-    sizes: dict[Any, FixedSize] = field(default_factory=dict)
+    #: Batch-size policies, shared by all threads.
+    sizes: Sizes = field(init=False)
     #: Whether a batch has ever been too large for the device.
     out_of_memory: bool = False
+
+    def __post_init__(self) -> None:
+        owner = (self.key.content, self.key.dtype, self.device.kind)
+        self.sizes = Sizes(self.spec.name, owner)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(self.sizes.told()) or "no batch yet"
+        return (
+            f"<Replica {self.spec.name} {format_bytes(self.nbytes)}, "
+            f"{self.leases} leases, {self.device}: {sizes}>"
+        )
 
     @property
     def loaded(self) -> LoadedModel:
@@ -85,49 +96,10 @@ class Replica:
             self.rows += rows
             self.last_used = time.monotonic()
 
-    def batch_size(
-        self,
-        signature: Any,
-        bytes_per_row: float,
-        bound: int | None,
-        host_free: int | None,
-    ) -> FixedSize:
-        """Return the policy for batches of this signature, shared by all threads.
-
-        Parameters
-        ----------
-        signature
-            Inputs that share a policy.
-        bytes_per_row
-            Bytes of one row's tensors.
-        bound
-            The user's most rows; None to learn the best.
-        host_free
-            Bytes that this process may still take; None for no limit.
-        """
-        with _count_lock:
-            policy = self.sizes.get((signature, bound))
-            if policy is None:
-                policy = self._new_size(bytes_per_row, bound, host_free)
-                self.sizes[signature, bound] = policy
-            return policy
-
-    def _new_size(
-        self, bytes_per_row: float, bound: int | None, host_free: int | None
-    ) -> FixedSize:
-        if bound is not None:
-            return FixedSize(bound)
-        free = self.device.free_bytes()
-        if host_free is not None and self.device.torch_device.type == "cpu":
-            free = min(free, host_free)
-        policy = BatchSize()
-        policy.start(bytes_per_row, free_bytes=free)
-        return policy
-
     def learn_from(self, other: Replica) -> None:
         """Take over what another replica of the same model has found out."""
+        self.sizes.adopt(other.sizes)
         with _count_lock:
-            self.sizes = {**other.sizes, **self.sizes}
             self.out_of_memory |= other.out_of_memory
 
     def first_out_of_memory(self) -> bool:

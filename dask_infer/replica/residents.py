@@ -36,7 +36,9 @@ def replicas(client: Any = None) -> pd.DataFrame | Awaitable[pd.DataFrame]:
     pandas.DataFrame
         One row a replica: `worker` (its address), `model`, `device`, `stage` and
         `shard` (missing for data-parallel), `bytes`, `rows` served so far, `idle`
-        seconds. An awaitable of it where the client is asynchronous.
+        seconds. Its ``attrs["batches"]`` has a list of texts a row: the sizes of
+        batches that the replica has found, or is trying. An awaitable of it where the
+        client is asynchronous.
     """
     return _everywhere(client, rows_here, (), _frame)  # type: ignore[no-any-return]
 
@@ -78,6 +80,7 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
             "bytes": replica.nbytes,
             "rows": replica.rows,
             "idle": 0.0 if replica.leases else now - replica.last_used,
+            "batches": replica.sizes.told(),
         }
         for replica in module.cache.replicas()
         if replica.worker == here
@@ -98,7 +101,10 @@ async def unload_on_worker(content: str | None) -> None:
 
 def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     rows = [row for answer in answers.values() for row in answer]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    # No column: what a replica is stands in the table, how it fares beside it.
+    frame.attrs["batches"] = [row.get("batches", []) for row in rows]
+    return frame
 
 
 def _everywhere(

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
-from dask_infer.batch.size import OBSERVATIONS, WARM_UP, BatchSize, FixedSize
+from dask_infer.batch.size import (
+    MOST_ROWS,
+    OBSERVATIONS,
+    WARM_UP,
+    BatchSize,
+    FixedSize,
+)
 
 
 def climb(policy, seconds_of, forwards=100):
@@ -148,6 +155,42 @@ def test_fixed_size_is_a_bound_that_only_memory_lowers():
 def test_fixed_size_refuses_what_is_no_number_of_rows(size):
     with pytest.raises(ValueError, match="positive whole number"):
         FixedSize(size)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_neither_keeps_it_climbing_nor_sends_it_back(seed):
+    noise, policy = np.random.default_rng(seed), BatchSize()
+    policy.start(128)
+
+    def seconds_of(rows):
+        # Some forwards are disturbed, none is faster than it can be.
+        return overhead(rows) * (1 + noise.exponential(0.05) + noise.choice([0, 0, 2]))
+
+    sizes = climb(policy, seconds_of, forwards=200)
+    assert policy.settled
+    assert sizes[:-1] == sorted(sizes[:-1])  # up, and at most one step back
+    rate = policy.size / overhead(policy.size)
+    assert rate > 0.85 * MOST_ROWS / overhead(MOST_ROWS)
+
+
+def test_another_replica_goes_on_where_one_has_settled():
+    told, policy = [], BatchSize()
+    policy.start(128)
+    policy.on_learned = lambda changed: told.append(changed.state())
+    climb(policy, quadratic)
+    assert told == [{"size": 2048}]
+    other = BatchSize()
+    other.start(128)
+    other.resume(told[0])
+    assert climb(other, overhead) == [2048]
+
+
+def test_a_remembered_size_bends_to_memory():  # DI-09
+    policy = BatchSize()
+    policy.start(1024, free_bytes=32 * 4 * 1024 * 100)
+    policy.resume({"size": 4096})
+    assert policy.size == 100
+    assert policy.on_out_of_memory(100) == 50
 
 
 def test_threads_share_one_policy():

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dask_infer.batch.size import FixedSize
+from dask_infer.batch.tokens import TokenBudget
 from dask_infer.fault.deadline import DeadlineExceeded
 from dask_infer.parallel.feeder import Feeder
 from dask_infer.spec import (
@@ -59,6 +60,9 @@ class Line:
 
     def batch_size(self, signature, bytes_per_row, bound):
         return self.size
+
+    def token_budget(self, signature, bound):
+        return TokenBudget(bound)
 
     def send(self, batch):
         self.fresh = True

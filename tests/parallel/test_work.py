@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dask_infer.batch.size import BatchSize, FixedSize
+from dask_infer.batch.tokens import TokenBudget
 from dask_infer.parallel.work import ConsecutiveWork, SortedWork, row_count
 
 
@@ -11,18 +12,15 @@ def run(work, fits):
     """Take every batch; those that do not fit are halved. Rows that ran, in order."""
     done, sizes = [], []
     while (rows := work.take()) is not None:
+        taken = rows
         rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         if not fits(rows):
-            work.halve(slice(rows[0], rows[-1] + 1) if is_consecutive(work) else rows)
+            work.halve(taken)
             continue
         sizes.append(len(rows))
         done.extend(rows)
-        work.observe(len(rows), 1e-3)
+        work.observe(taken, 1e-3)
     return done, sizes
-
-
-def is_consecutive(work):
-    return isinstance(work, ConsecutiveWork)
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 1000])
@@ -52,7 +50,7 @@ def test_automatic_sizes_lose_no_row():
 @pytest.mark.parametrize("most", [1, 5, 1000])
 def test_sorted_rows_run_once_each(budget, most):
     lengths = np.random.default_rng(0).integers(0, 30, 200)
-    tokens = FixedSize(budget)
+    tokens = TokenBudget(budget)
     done, sizes = run(SortedWork(lengths, tokens, 200), lambda rows: len(rows) <= most)
     assert sorted(done) == list(range(200))
     assert max(sizes) <= most
@@ -60,14 +58,14 @@ def test_sorted_rows_run_once_each(budget, most):
 
 def test_longest_rows_come_first_within_the_budget():  # RY-5
     lengths = np.array([1, 9, 3, 9, 2, 1])
-    work = SortedWork(lengths, FixedSize(18), 6)
+    work = SortedWork(lengths, TokenBudget(18), 6)
     first = work.take()
     assert set(first) == {1, 3}
     assert len(first) * lengths[first].max() <= 18
 
 
 def test_tokens_that_did_not_fit_are_remembered():  # DI-09
-    lengths, tokens = np.full(64, 10), FixedSize(640)
+    lengths, tokens = np.full(64, 10), TokenBudget(640)
     run(SortedWork(lengths, tokens, 64), lambda rows: len(rows) <= 8)
     assert tokens.size <= 80
     _, sizes = run(SortedWork(lengths, tokens, 64), lambda rows: True)
@@ -78,7 +76,7 @@ def test_tokens_that_did_not_fit_are_remembered():  # DI-09
 def test_any_rows_may_come_back_while_others_are_under_way(sort):
     lengths = np.arange(12)
     work = (
-        SortedWork(lengths, FixedSize(1000), 4)
+        SortedWork(lengths, TokenBudget(1000), 4)
         if sort
         else ConsecutiveWork(12, FixedSize(4))
     )
@@ -101,7 +99,7 @@ def test_any_rows_may_come_back_while_others_are_under_way(sort):
 def test_rows_that_did_not_fit_run_once_while_others_are_under_way(sort):  # DI-09
     lengths = np.full(64, 10)
     work = (
-        SortedWork(lengths, FixedSize(320), 64)
+        SortedWork(lengths, TokenBudget(320), 64)
         if sort
         else ConsecutiveWork(64, FixedSize(32))
     )

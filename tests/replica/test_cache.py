@@ -184,11 +184,13 @@ def test_repr_shows_the_load():
 def test_a_size_that_ran_out_of_memory_is_remembered():
     cache, spec = ReplicaCache(), spec_of(1, 7)
     with cache.lease(spec, place()) as replica:
-        replica.batch_size("x", 4, 64, None).on_out_of_memory(64)
-        assert replica.batch_size("x", 4, 64, None).size == 32
-        assert replica.batch_size("x", 4, 128, None).size == 128
-        tight = replica.batch_size("x", 1024, None, 32 * 4 * 1024 * 10)
+        sizes = replica.sizes
+        sizes.rows("x", 64, 4, lambda: 0).on_out_of_memory(64)
+        assert sizes.rows("x", 64, 4, lambda: 0).size == 32
+        assert sizes.rows("x", 128, 4, lambda: 0).size == 128
+        tight = sizes.rows("x", None, 1024, lambda: 32 * 4 * 1024 * 10)
         assert tight.limit == 10
+        assert "FixedSize 32 rows" in repr(replica)
     cache.unload()
 
 
