@@ -7,6 +7,7 @@ takes out in-place operations and views, which would give wrong numbers across a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -21,6 +23,8 @@ from torch.utils import _pytree as pytree
 from dask_infer.model.split.program import Held, Program, Ref, Size, Step, Value, fit
 
 Key = int | str
+
+_GONE = re.compile(r"(?:Input|Output) (\w+) does not exist in the graph")
 
 #: Checks, which compute nothing.
 _CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range")
@@ -83,8 +87,35 @@ def export(
             strict=False,
             preserve_module_call_signature=preserve,
         )
-        decomposed: ExportedProgram = exported.run_decompositions({})
-    return decomposed
+        return _decomposed(exported)
+
+
+def _decomposed(exported: ExportedProgram) -> ExportedProgram:
+    """Run the decompositions; forget calls of modules whose values they take out.
+
+    Torch keeps the names of what a module was given and returned, and refuses its own
+    result where one of them is gone (2.13: a copy that copies nothing, an unread value).
+    """
+    while True:
+        try:
+            decomposed: ExportedProgram = exported.run_decompositions({})
+            return decomposed
+        except SpecViolationError as error:
+            gone = _GONE.search(str(error))
+            known = [e for e in exported.module_call_graph if e.signature and e.fqn]
+            if gone is None or not known:
+                raise
+            for entry in known:
+                if gone[1] in _mentioned(entry.signature):
+                    entry.signature = None
+            if not any(entry.signature is None for entry in known):
+                for entry in known:
+                    entry.signature = None
+
+
+def _mentioned(signature: Any) -> set[str]:
+    arguments = (*signature.inputs, *signature.outputs)
+    return {getattr(argument, "name", "") for argument in arguments}
 
 
 class GraphReader:

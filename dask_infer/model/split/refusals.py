@@ -21,6 +21,9 @@ _LIBRARIES = tuple(
     f"{Path(str(package.__file__)).parent}{os.sep}" for package in (torch, dask_infer)
 )
 
+#: How torch says that an axis may not have any size, and which.
+_FIXED = re.compile(r"size\(\)\[(\d+)\] as dynamic but your code specialized it")
+
 #: How torch tells where traced code stood, in the text of its errors.
 _TOLD = re.compile(r'File "([^"]+)", line (\d+), in \S+')
 
@@ -38,6 +41,9 @@ class CannotSplit(InferError, ValueError):
 
 def cause_of(error: BaseException) -> str:
     """Return what went wrong in a line, and the line of the user's code that did it."""
+    if fixed := _FIXED.search(str(error)):
+        what = "rows" if fixed[1] == "0" else "tokens (or of another axis)"
+        return f"its code takes one number of {what} alone, as loops over them do"
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     said = lines[0].strip().rstrip(".")[:200] if lines else "no message"
     text = f"{type(error).__name__}: {said}"
