@@ -13,13 +13,14 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from dask_infer.model.skeleton import named_tensors
 from dask_infer.model.split.assemble import Parts, assemble
 from dask_infer.model.split.call import Call
-from dask_infer.model.split.candidates import candidates
+from dask_infer.model.split.candidates import candidates, layers_around
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.exported import Graph, GraphReader, export
 from dask_infer.model.split.opened import Original
 from dask_infer.model.split.outputs import take_apart
 from dask_infer.model.split.own_modules import with_modules
-from dask_infer.model.split.refusals import CannotSplit, cause_of
+from dask_infer.model.split.program import Value
+from dask_infer.model.split.refusals import CannotSplit, cause_of, is_fixed
 
 
 def by_export(original: Original, call: Call, cuts: tuple[str, ...] | None) -> Chain:
@@ -30,22 +31,23 @@ def by_export(original: Original, call: Call, cuts: tuple[str, ...] | None) -> C
     CannotSplit
         If torch cannot follow its code.
     """
-    module = original.module
-    name = original.spec.name
+    module, name = original.module, original.spec.name
     paths = list(cuts) if cuts else candidates(module)
-    whole = _wholes(module, paths)
+    able = _able(module, paths)
     try:
-        graph, structure = _traced(original, call, whole)
+        graph, structure = _traced(original, call, able)
     except Exception as error:
         reason = f"torch cannot follow it: {cause_of(error)}"
         raise CannotSplit(name, reason) from error
     places = _places(name, graph, paths, cuts is not None)
+    if cuts is None:
+        places = _without_peaks(module, graph, places)
+    whole = _wholes(graph, able, places)
     owned = {path: _owned(module.get_submodule(path), path) for path in whole}
     program, moved, used = with_modules(graph, whole, owned)
-    bounds = {path: moved[place] for path, place in places.items()}
     parts = Parts(
         program,
-        bounds,
+        {_layer(path, used): moved[place] for path, place in places.items()},
         graph.inputs,
         structure,
         dict(graph.constants),
@@ -55,18 +57,52 @@ def by_export(original: Original, call: Call, cuts: tuple[str, ...] | None) -> C
     return assemble(original, call, parts, exact_cuts=cuts is not None)
 
 
-def _wholes(module: nn.Module, paths: list[str]) -> list[str]:
-    """Return the modules to run as they are: whole pieces with no cut inside."""
+def _able(module: nn.Module, paths: list[str]) -> list[str]:
+    """Return the modules that may run as they are: pieces, and layers around them."""
     named = dict(module.named_modules(remove_duplicate=False))
     pieces = dict.fromkeys(chained(candidates(module), paths))
-    free = [
-        piece
-        for piece in pieces
-        if named[piece]._modules
-        and not isinstance(named[piece], (nn.ModuleList, nn.ModuleDict))
-        and not any(path.startswith(f"{piece}.") for path in paths)
+    around = chained.from_iterable(layers_around(module, path) for path in pieces)
+    containers = (nn.ModuleList, nn.ModuleDict)
+    return [
+        path
+        for path in dict.fromkeys(chained(pieces, around))
+        if named[path]._modules and not isinstance(named[path], containers)
     ]
+
+
+def _wholes(graph: Graph, able: list[str], places: dict[str, int]) -> list[str]:
+    """Return the largest modules with no cut inside."""
+    free = []
+    for path in able:
+        first, last = graph.spans.get(path, (0, 0))
+        if not any(first < place < last for place in places.values()):
+            free.append(path)
     return [p for p in free if not any(p.startswith(f"{outer}.") for outer in free)]
+
+
+def _layer(path: str, used: list[str]) -> str:
+    """Return the module that a block starts with: the piece's own, or that around."""
+    return next((outer for outer in used if path.startswith(f"{outer}.")), path)
+
+
+def _without_peaks(
+    module: nn.Module, graph: Graph, places: dict[str, int]
+) -> dict[str, int]:
+    """Drop cuts inside a layer where more values cross than before and after it.
+
+    That is how blocks with a residual inside a list inside a layer look.
+    """
+    ordered = sorted(places, key=lambda path: places[path])
+    crossings = graph.program.crossings(tuple(places[path] for path in ordered))
+    known = graph.program.values
+    counts = [sum(isinstance(known.get(n), Value) for n in c) for c in crossings]
+    kept = {}
+    for place, path in enumerate(ordered):
+        lower = [count < counts[place] for count in counts]
+        is_peak = any(lower[:place]) and any(lower[place + 1 :])
+        if not (is_peak and layers_around(module, path)):
+            kept[path] = places[path]
+    return kept
 
 
 def _owned(module: nn.Module, path: str) -> frozenset[str]:
@@ -77,8 +113,8 @@ def _traced(original: Original, call: Call, whole: list[str]) -> tuple[Graph, An
     """Export, with the calls of whole modules where torch can keep them."""
     try:
         return _read(original, call, tuple(whole))
-    except Exception:
-        if not whole:
+    except Exception as error:
+        if not whole or is_fixed(error):
             raise
         return _read(original, call, ())
 

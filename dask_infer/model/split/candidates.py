@@ -19,12 +19,21 @@ def candidates(module: nn.Module) -> list[str]:
     """Return the paths of the pieces that no automatic cut goes through."""
     pieces = list(_pieces(module, "", inside=False))
     while len(pieces) == 1 and (parts := module.get_submodule(pieces[0])._modules):
-        pieces = [
-            f"{pieces[0]}.{name}" for name, part in parts.items() if part is not None
-        ]
+        pieces = [f"{pieces[0]}.{name}" for name, part in parts.items() if part]
     # Without tensors of its own a piece is no reason to cut.
-    owned = [p for p in pieces if _owns_tensors(module.get_submodule(p))]
-    return owned
+    return [path for path in pieces if _owns_tensors(module.get_submodule(path))]
+
+
+def layers_around(module: nn.Module, path: str) -> list[str]:
+    """Return the items of lists that a piece is inside of, outermost first."""
+    names = path.split(".")
+    around = (".".join(names[:count]) for count in range(1, len(names)))
+    return [
+        outer
+        for outer in around
+        if not isinstance(module.get_submodule(outer), (nn.ModuleList, nn.ModuleDict))
+        and _is_list(module.get_submodule(outer.rpartition(".")[0]))
+    ]
 
 
 def check_cuts(name: str, module: nn.Module, cuts: tuple[str, ...] | None) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 from torch._export.verifier import SpecViolationError
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -94,7 +94,7 @@ def _decomposed(exported: ExportedProgram) -> ExportedProgram:
     """Run the decompositions; forget calls of modules whose values they take out.
 
     Torch keeps the names of what a module was given and returned, and refuses its own
-    result where one of them is gone (2.13: a copy that copies nothing, an unread value).
+    result where one is gone (2.13: a copy that copies nothing, a value nobody reads).
     """
     while True:
         try:

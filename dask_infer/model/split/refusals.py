@@ -39,6 +39,11 @@ class CannotSplit(InferError, ValueError):
         self.reason = reason
 
 
+def is_fixed(error: BaseException) -> bool:
+    """Whether torch says that an axis may not have any size."""
+    return _FIXED.search(str(error)) is not None
+
+
 def cause_of(error: BaseException) -> str:
     """Return what went wrong in a line, and the line of the user's code that did it."""
     if fixed := _FIXED.search(str(error)):

@@ -108,16 +108,39 @@ class _Seen:
         self.structure: Leaf | Node = Leaf(0)
         self.leaves = 1
         self._others: set[int] = set()
-        batches = ((1, 1), (2, 1), (1, 2), (2, 2))
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._module = original.traceable(self._mode)
+        self._call = call
         try:
-            runs = [_run(original, call, paths, *batch) for batch in batches]
+            runs = self._runs(paths)
         except Exception:  # depends on values: sizes are known only once it runs
-            return
+            runs = self._runs([])
+        else:
+            leaves: list[Any] = []
+            self.structure = take_apart(runs[0][-1], leaves)
+            self.leaves = len(leaves)
         for place, four in enumerate(zip(*runs, strict=True)):
             self._note(place, four)
-        leaves: list[Any] = []
-        self.structure = take_apart(runs[0][-1], leaves)
-        self.leaves = len(leaves)
+
+    def is_tensor(self, place: int) -> bool:
+        """Whether a tensor alone crosses a cut at this place."""
+        return place not in self._others
+
+    def _runs(self, paths: list[str]) -> list[list[Any]]:
+        """Return the values of a batch, of twice its rows, its tokens, and both."""
+        few, many = self._run(paths, 1, 1), self._run(paths, 2, 1)
+        if not self._call.has_tokens(0):
+            return [few, many, few, many]
+        return [few, many, self._run(paths, 1, 2), self._run(paths, 2, 2)]
+
+    def _run(self, paths: list[str], rows: int, tokens: int) -> list[Any]:
+        """Return the input and what each part returns, on fake tensors."""
+        (given,), _ = self._call.tensors(rows * _ROWS, tokens * _TOKENS)
+        with torch.no_grad(), self._mode:
+            values: list[Any] = [self._mode.from_tensor(given)]
+            for path in paths:
+                values.append(self._module.get_submodule(path)(values[-1]))
+        return values
 
     def _note(self, place: int, four: tuple[Any, ...]) -> None:
         if not all(isinstance(value, torch.Tensor) for value in four):
@@ -130,21 +153,3 @@ class _Seen:
                 for four_sizes in zip(*shapes, strict=True)
             )
             self.values[_value(place)] = Value(four[0].dtype, sizes)
-
-    def is_tensor(self, place: int) -> bool:
-        """Whether a tensor alone crosses a cut at this place."""
-        return place not in self._others
-
-
-def _run(
-    original: Original, call: Call, paths: list[str], rows: int, tokens: int
-) -> list[Any]:
-    """Return the input and what each part returns, on fake tensors."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    module = original.traceable(mode)
-    (given,), _ = call.tensors(rows * _ROWS, tokens * _TOKENS)
-    with torch.no_grad(), mode:
-        values = [mode.from_tensor(given)]
-        for path in paths:
-            values.append(module.get_submodule(path)(values[-1]))
-    return values
