@@ -67,7 +67,7 @@ class Feeder:
 
     def columns(self) -> dict[str, Any]:
         """Run every batch and put the outputs in the rows' order."""
-        while (rows := self.work.take()) is not None or self.flight:
+        while (rows := self.recovery.take()) is not None or self.flight:
             if rows is None:
                 self._collect()
                 continue
@@ -114,7 +114,7 @@ class Feeder:
         now = time.perf_counter()
         self.work.observe(rows, now - self.finished)
         self.finished = now
-        self.recovery.tally.succeed(row_count(rows))
+        self.recovery.passed(rows)
         self.lane.count(row_count(rows))
 
     def _recover(self, rows: Rows, verdict: Verdict) -> None:

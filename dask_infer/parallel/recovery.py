@@ -19,7 +19,7 @@ from dask_infer.batch.error_column import ErrorColumn
 from dask_infer.errors import InferError, PartitionError
 from dask_infer.fault.blame import describe, forget_frames, is_nobodys
 from dask_infer.fault.deadline import DeadlineExceeded
-from dask_infer.fault.split import HALVES, MANY, split
+from dask_infer.fault.search import HALVES, MANY, Search
 from dask_infer.fault.step import StepFailed
 from dask_infer.fault.tally import Tally
 from dask_infer.parallel.failure import partition_error, show
@@ -61,6 +61,7 @@ class Recovery:
         self.lane = lane
         self.work = work
         self.assembler = assembler
+        self.search = Search()
         self.errors = ErrorColumn(len(labels))
         self.tally = Tally(len(labels), job.max_errors)
         self.timeouts = 0
@@ -105,9 +106,25 @@ class Recovery:
         if tired and not self.tally.succeeded and self.job.max_errors < 1:
             self.stop(f"{self.timeouts} forwards hung and none ended")
         if self.job.row_wise and row_count(rows) > 1 and not tired:
-            self.work.put_back(rows, split(rows, MANY if verdict.hung else HALVES))
+            parts = MANY if verdict.hung else HALVES
+            self.work.put_back(rows, self.search.failed(rows, parts))
             return
+        self.search.alone(rows)
         self._leave_out(rows, verdict.message)
+
+    def take(self) -> Rows | None:
+        """Return the next batch to run, or None when none is left to be taken."""
+        while (rows := self.work.take()) is not None:
+            pieces = self.search.instead(rows)
+            if pieces is None:
+                break
+            self.work.put_back(rows, pieces)
+        return rows
+
+    def passed(self, rows: Rows) -> None:
+        """Count rows whose outputs are stored."""
+        self.search.passed(rows)
+        self.tally.succeed(row_count(rows))
 
     def stop(self, reason: str) -> None:
         """Raise, because what fails is not the rows' fault."""
