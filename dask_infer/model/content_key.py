@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dask_infer.model import content_code, content_tensors
+from dask_infer.model.pieces import condensed
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Walk:
         """Add one token of raw bytes."""
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         self._hash.update(f"{tag}:{size}:".encode())
-        self._hash.update(data)
+        self._hash.update(condensed(data))
 
     def visit(self, obj: Any) -> None:
         """Add the content of `obj`."""
