@@ -1,0 +1,217 @@
+"""The exact minimum of the slowest stage, under the memory of each worker.
+
+Dynamic programming over prefixes of the chain and over how many workers of each kind
+are in use (`best[used][j] = min over i, kind of max(best[used - kind][i],
+time(i, j) / speed, cut(i))`). Two passes: the first finds the slowest stage's seconds;
+the second, among all layouts that keep them, the one with the fewest cut bytes, and
+among those the most even. One pass could not: a prefix that is slower than need be may
+still be the better one when a later stage is slower yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
+from dask_infer.plan.kinds import Kind, Used, kinds_of, uses
+from dask_infer.plan.refuse import no_cut_fits, too_few_blocks, too_few_workers
+from dask_infer.plan.stages import StagePlan, lay_out, need
+
+#: Cut bytes, unevenness, where the last stage starts, its kind. The first two decide.
+_Step = tuple[int, float, int, int]
+
+
+def balance(
+    blocks: Sequence[BlockFacts],
+    workers: Sequence[WorkerFacts],
+    stages: int,
+    link: Link | None = None,
+) -> StagePlan:
+    """Cut a chain into stages and place them so that the slowest is as fast as can be.
+
+    A stage is as slow as its blocks on its worker or as its message from the stage
+    before, whichever takes longer: the two overlap. Ties go to fewer cut bytes.
+
+    Exact as long as the kinds of workers need not be merged: see `kinds.STEPS`.
+
+    Parameters
+    ----------
+    blocks
+        The chain, in order.
+    workers
+        The workers that are free; a stage has one to itself.
+    stages
+        How many stages; each holds a block at least.
+    link
+        The way between two stages.
+
+    Raises
+    ------
+    PlacementError
+        If there are too few blocks or workers, or if no cut fits their memory.
+    """
+    link = link or Link()
+    if len(blocks) < stages:
+        raise too_few_blocks(blocks, stages)
+    if len(workers) < stages:
+        raise too_few_workers(workers, stages)
+    search = _Search(blocks, workers, stages, link)
+    slowest = search.slowest()
+    if slowest == inf:
+        raise no_cut_fits(blocks, workers, stages)
+    bounds, kinds = search.cheapest(slowest)
+    chosen = _neighbours([search.kinds[kind] for kind in kinds])
+    return lay_out(blocks, bounds, chosen, link)
+
+
+@dataclass
+class _Search:
+    """The tables of one search."""
+
+    blocks: Sequence[BlockFacts]
+    workers: Sequence[WorkerFacts]
+    stages: int
+    link: Link
+
+    def __post_init__(self) -> None:
+        length = len(self.blocks)
+        self.kinds = kinds_of(self.workers, self.stages, length, need(self.blocks))
+        self.uses = list(uses(self.kinds, self.stages))
+        self.cuts = [0, *(block.cut_bytes for block in self.blocks[1:])]
+        self.hops = [0.0, *(self.link.seconds(cut) for cut in self.cuts[1:])]
+        #: For each kind and end of a stage: its seconds with 1, 2, ... blocks, as long
+        #: as they fit.
+        self.times = [
+            [_times(self.blocks, stop, kind) for stop in range(length + 1)]
+            for kind in self.kinds
+        ]
+
+    def slowest(self) -> float:
+        """Seconds of the slowest stage of the best layout; infinite if none fits."""
+        length = len(self.blocks)
+        best = {self.uses[0]: [0.0] + [inf] * length}
+        for used in self.uses[1:]:
+            row = [inf] * (length + 1)
+            for kind, before in _predecessors(used):
+                self._improve(row, best[before], self.times[kind], sum(used))
+            best[used] = row
+        return min(
+            (row[length] for used, row in best.items() if sum(used) == self.stages),
+            default=inf,
+        )
+
+    def _improve(
+        self,
+        row: list[float],
+        before: list[float],
+        times: list[list[float]],
+        stages: int,
+    ) -> None:
+        hops = self.hops
+        for stop in range(stages, len(row)):
+            least, start = row[stop], stop
+            for seconds in times[stop]:
+                # Longer stages are only slower.
+                if seconds >= least:
+                    break
+                start -= 1
+                worst = before[start]
+                if worst < seconds:
+                    worst = seconds
+                if worst < hops[start]:
+                    worst = hops[start]
+                if worst < least:
+                    least = worst
+            row[stop] = least
+
+    def cheapest(self, slowest: float) -> tuple[list[int], list[int]]:
+        """Bounds and kinds of the layout with the fewest cut bytes under `slowest`."""
+        length = len(self.blocks)
+        first: list[_Step | None] = [(0, 0.0, 0, 0), *[None] * length]
+        best = {self.uses[0]: first}
+        for used in self.uses[1:]:
+            row: list[_Step | None] = [None] * (length + 1)
+            for kind, before in _predecessors(used):
+                self._cheapen(row, best[before], kind, slowest)
+            best[used] = row
+        ends = [
+            (step[:2], used)
+            for used, row in best.items()
+            if sum(used) == self.stages and (step := row[length]) is not None
+        ]
+        return _trace(best, min(ends)[1], length)
+
+    def _cheapen(
+        self,
+        row: list[_Step | None],
+        before: list[_Step | None],
+        kind: int,
+        slowest: float,
+    ) -> None:
+        for stop in range(1, len(row)):
+            least, start = row[stop], stop
+            for seconds in self.times[kind][stop]:
+                if seconds > slowest:
+                    break
+                start -= 1
+                prefix = before[start]
+                if prefix is None or self.hops[start] > slowest:
+                    continue
+                cuts = prefix[0] + self.cuts[start]
+                uneven = prefix[1] + seconds * seconds
+                if least is None or (cuts, uneven) < least[:2]:
+                    least = (cuts, uneven, start, kind)
+            row[stop] = least
+
+
+def _times(blocks: Sequence[BlockFacts], stop: int, kind: Kind) -> list[float]:
+    """Seconds of the stages that end before `stop` and fit, the shortest first."""
+    times: list[float] = []
+    nbytes = activations = 0
+    seconds = 0.0
+    for block in reversed(blocks[:stop]):
+        nbytes += block.nbytes
+        activations = max(activations, block.activation_bytes)
+        if nbytes + activations > kind.room:
+            break
+        seconds += block.seconds
+        times.append(seconds / kind.speed)
+    return times
+
+
+def _predecessors(used: Used) -> list[tuple[int, Used]]:
+    """Each kind whose worker may hold the last stage, and what was in use before it."""
+    return [
+        (kind, (*used[:kind], number - 1, *used[kind + 1 :]))
+        for kind, number in enumerate(used)
+        if number
+    ]
+
+
+def _trace(
+    best: dict[Used, list[_Step | None]], used: Used, stop: int
+) -> tuple[list[int], list[int]]:
+    bounds, kinds = [stop], []
+    while stop:
+        step = best[used][stop]
+        assert step is not None
+        _, _, stop, kind = step
+        bounds.append(stop)
+        kinds.append(kind)
+        used = (*used[:kind], used[kind] - 1, *used[kind + 1 :])
+    return bounds[::-1], kinds[::-1]
+
+
+def _neighbours(kinds: Sequence[Kind]) -> list[WorkerFacts]:
+    """Pick a worker of each kind, on the host of the stage before if it has one."""
+    free = {id(kind): list(kind.workers) for kind in kinds}
+    chosen: list[WorkerFacts] = []
+    for kind in kinds:
+        group = free[id(kind)]
+        near = [w for w in group if chosen and w.host == chosen[-1].host]
+        worker = (near or group)[0]
+        group.remove(worker)
+        chosen.append(worker)
+    return chosen

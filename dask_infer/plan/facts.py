@@ -1,0 +1,89 @@
+"""What is known of a model's blocks and of the workers before they are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """One block of the chain that a model was taken apart into.
+
+    Seconds and bytes of activations are those of the same number of rows, one
+    microbatch, for all blocks of a chain.
+
+    Parameters
+    ----------
+    name
+        The name of the module, as the user knows it.
+    nbytes
+        Bytes of its weights and buffers. What several blocks share counts in each.
+    seconds
+        Time of one microbatch on a worker of speed 1.
+    cut_bytes
+        Bytes of a microbatch that travel if a stage begins with this block. Of no
+        account for the first block: what the feeder sends is the same in every layout.
+    activation_bytes
+        Most bytes that a microbatch occupies while the block runs.
+    parameters
+        Number of parameters, to be shown.
+    """
+
+    name: str
+    nbytes: int
+    seconds: float
+    cut_bytes: int = 0
+    activation_bytes: int = 0
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """One worker that may hold a stage.
+
+    Parameters
+    ----------
+    address
+        Where it is.
+    memory
+        Bytes that models may take there; None for no limit.
+    speed
+        How many times as fast as the worker on which the blocks were timed.
+    host
+        Its machine. Of equally good workers, neighbours on one machine are taken.
+    """
+
+    address: str
+    memory: int | None = None
+    speed: float = 1.0
+    host: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.speed > 0:
+            raise ValueError(f"worker {self.address} has speed {self.speed!r}: not > 0")
+
+    @property
+    def room(self) -> float:
+        """Bytes that models may take; infinite where there is no limit."""
+        return float("inf") if self.memory is None else self.memory
+
+
+@dataclass(frozen=True)
+class Link:
+    """The way from one stage to the next.
+
+    Parameters
+    ----------
+    bandwidth
+        Bytes a second. The default is one hop of 64 MB between two processes of one
+        host (distributed 2026.8.0).
+    latency
+        Seconds that a message takes whatever its size.
+    """
+
+    bandwidth: float = 3.6e9
+    latency: float = 0.0
+
+    def seconds(self, nbytes: int) -> float:
+        """Time of one message."""
+        return self.latency + nbytes / self.bandwidth
