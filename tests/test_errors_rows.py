@@ -19,7 +19,11 @@ from hypothesis import strategies as st
 import dask_infer
 from dask_infer import ModelLoadError, OutputError, PartitionError
 from dask_infer.fault.deadline import abandoned_threads
+from dask_infer.parallel.code import read_code
 from dask_infer.parallel.data import predict_rows
+from dask_infer.parallel.feeder import Feeder
+from dask_infer.parallel.local import local_lane
+from dask_infer.replica.place import current_place
 
 N = 40
 BAD = [3, 7, 25]
@@ -411,6 +415,25 @@ def test_memory_is_free_when_the_rows_are_tried_again(on_error, timeout):  # DI-
         np.testing.assert_allclose(pred["prediction"].compute(), np.arange(64.0))
     finally:
         gc.enable()
+
+
+def test_memory_of_postprocess_is_free_when_the_error_is_there():  # DI-10
+    held = []
+
+    def postprocess(output, frame):
+        held.append(weakref.ref(output))
+        raise MemoryError
+
+    ddf = dd.from_pandas(pd.DataFrame({"a": np.arange(2.0)}), npartitions=1)
+    pred = ddf.infer.predict(Sum(), columns=["a"], postprocess=postprocess)
+    job = pred.expr.job
+    code = replace(read_code(job.code), postprocess=postprocess)  # not a pickled copy
+    with local_lane(job, code, current_place()) as lane:
+        feeder = Feeder(pd.DataFrame({"a": [1.0, 2.0]}), job, code, lane)
+        with pytest.raises(PartitionError, match=r"in postprocess of row 0.*one row"):
+            feeder.columns()
+    assert len(held) == 2
+    assert [tensor() for tensor in held] == [None, None]
 
 
 @pytest.mark.parametrize(

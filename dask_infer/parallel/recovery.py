@@ -75,7 +75,7 @@ class Recovery:
         hung = isinstance(cause, DeadlineExceeded)
         advice = ""
         if self.lane.is_out_of_memory(cause):
-            forget_frames(cause)
+            forget_frames(error)
             if self.job.row_wise and row_count(rows) > 1:
                 return Verdict("", smaller=True)
             advice = self._more_memory(rows)
