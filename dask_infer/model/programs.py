@@ -45,8 +45,8 @@ _UNREGISTERED = re.compile(r"Deserializing (transformers\.[\w.]+)\.\w+ in pytree
 def exported_model(spec: ModelSpec, placement: Placement) -> ModuleModel:
     """Load a ``*.pt2`` program; without trust only where that runs no code."""
     with file_of(spec) as path:
-        program = _read_program(path, spec.trust)
-    _check_dtype(spec, program, placement.dtype)
+        program = read_program(path, spec.trust)
+    check_dtype(spec, program, placement.dtype)
     if placement.device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
@@ -78,7 +78,7 @@ def load_exported(path: str, trust: bool) -> torch.nn.Module:
     ModelLoadError
         If it is not trusted and loading it could run code.
     """
-    return _as_module(_read_program(path, trust))
+    return _as_module(read_program(path, trust))
 
 
 def _as_module(program: Any) -> torch.nn.Module:
@@ -87,7 +87,8 @@ def _as_module(program: Any) -> torch.nn.Module:
     return module
 
 
-def _read_program(path: str, trust: bool) -> Any:
+def read_program(path: str, trust: bool) -> Any:
+    """Return a ``*.pt2`` program; without trust only where loading runs no code."""
     if not trust:
         _vet(path)
     with _one_program:
@@ -127,7 +128,8 @@ def _vet(path: str) -> None:
         ) from error
 
 
-def _check_dtype(spec: ModelSpec, program: Any, dtype: torch.dtype | None) -> None:
+def check_dtype(spec: ModelSpec, program: Any, dtype: torch.dtype | None) -> None:
+    """Refuse another floating dtype than the program was exported in."""
     tensors = (*program.state_dict.values(), *program.constants.values())
     kinds = {t.dtype for t in tensors if isinstance(t, torch.Tensor)}
     floating = {kind for kind in kinds if kind.is_floating_point}

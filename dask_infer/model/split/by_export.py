@@ -39,7 +39,7 @@ def by_export(original: Original, call: Call, cuts: tuple[str, ...] | None) -> C
     except Exception as error:
         reason = f"torch cannot follow it: {cause_of(error)}"
         raise CannotSplit(name, reason) from error
-    places = _places(name, graph, paths, cuts is not None)
+    places = places_of(name, graph, paths, cuts is not None)
     if cuts is None:
         places = _without_peaks(module, graph, places)
     whole = _wholes(graph, able, places)
@@ -146,7 +146,9 @@ def _flattening(module: nn.Module) -> list[Any]:
     return structures
 
 
-def _places(name: str, graph: Graph, paths: list[str], chosen: bool) -> dict[str, int]:
+def places_of(
+    name: str, graph: Graph, paths: list[str], chosen: bool
+) -> dict[str, int]:
     """Return the place of the first step of each module that runs."""
     places = {}
     for path in paths:

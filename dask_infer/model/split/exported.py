@@ -87,10 +87,10 @@ def export(
             strict=False,
             preserve_module_call_signature=preserve,
         )
-        return _decomposed(exported)
+        return decomposed(exported)
 
 
-def _decomposed(exported: ExportedProgram) -> ExportedProgram:
+def decomposed(exported: ExportedProgram) -> ExportedProgram:
     """Run the decompositions; forget calls of modules whose values they take out.
 
     Torch keeps the names of what a module was given and returned, and refuses its own
@@ -98,8 +98,8 @@ def _decomposed(exported: ExportedProgram) -> ExportedProgram:
     """
     while True:
         try:
-            decomposed: ExportedProgram = exported.run_decompositions({})
-            return decomposed
+            result: ExportedProgram = exported.run_decompositions({})
+            return result
         except SpecViolationError as error:
             gone = _GONE.search(str(error))
             known = [e for e in exported.module_call_graph if e.signature and e.fqn]

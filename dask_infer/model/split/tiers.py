@@ -9,6 +9,7 @@ from dask_infer.model.footprint import parse_dtype
 from dask_infer.model.refusals import Example
 from dask_infer.model.sandbox import sandbox
 from dask_infer.model.split.by_export import by_export
+from dask_infer.model.split.by_program import by_program
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import check_cuts
 from dask_infer.model.split.chain import Chain
@@ -53,6 +54,8 @@ def split(
     examples: dict[int | str, Example] = dict(enumerate(args))
     examples.update(kwargs.items())
     with sandbox():
+        if spec.kind == "exported":
+            return by_program(spec, examples, parse_dtype(dtype), cuts)
         original = open_original(spec, live, parse_dtype(dtype))
         call = Call.of(original, examples, dict(call_kwargs or {}))
         check_cuts(spec.name, original.module, cuts)

@@ -17,7 +17,9 @@ from dask_infer.errors import ModelLoadError
 from dask_infer.model.footprint import safetensors_files
 from dask_infer.model.huggingface import safetensors_of
 from dask_infer.model.modules import read_module
+from dask_infer.model.programs import file_of
 from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.split.archive import tensors_in
 from dask_infer.model.split.huggingface_names import convert
 from dask_infer.spec.model import ModelSpec
 
@@ -97,6 +99,13 @@ def _from_directory(spec: ModelSpec, names: Names) -> Tensors:
     return {**found, **convert(spec, checkpoint, rest)} if rest else found
 
 
+def _from_program(spec: ModelSpec, names: Names) -> Tensors:
+    every = {n: name for name, tied in names.items() for n in (*tied, name)}
+    with file_of(spec) as path:
+        found = tensors_in(path, every)
+    return {every[name]: tensor for name, tensor in found.items()}
+
+
 def _direct(checkpoint: Checkpoint, names: Names) -> Tensors:
     found = {}
     for name, tied in names.items():
@@ -110,4 +119,5 @@ _READERS: dict[str, Callable[[ModelSpec, Names], Tensors]] = {
     "module": _from_module,
     "factory": _from_weights,
     "huggingface": _from_directory,
+    "exported": _from_program,
 }
