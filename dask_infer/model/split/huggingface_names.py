@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 
 from dask_infer.model.huggingface import import_library
 from dask_infer.model.sandbox import sandbox
-from dask_infer.model.skeleton import build_architecture
-from dask_infer.spec.model import ModelSpec
 
 #: Names of a file's tensors, each with the pattern of the rule that it matches.
 Parts = list[tuple[str, str | None]]
@@ -31,10 +29,16 @@ class _Source(Protocol):
 
 
 def convert(
-    spec: ModelSpec, source: _Source, names: Mapping[str, tuple[str, ...]]
+    build: Callable[[], Any], source: _Source, names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, torch.Tensor]:
-    """Return those of `names` that tensors of the checkpoint become."""
-    rules = _Rules(spec)
+    """Return those of `names` that tensors of the checkpoint become.
+
+    Parameters
+    ----------
+    build
+        Builds the model that the tensors are for; called on the meta device.
+    """
+    rules = _Rules(build)
     wanted = {n: name for name, tied in names.items() for n in (name, *tied)}
     found: dict[str, torch.Tensor] = {}
     for target, parts in rules.grouped(source.names).items():
@@ -47,17 +51,18 @@ def convert(
     return found
 
 
+def _library(name: str) -> Any:
+    return import_library(f"transformers.{name}", what="the checkpoint")
+
+
 class _Rules:
     """The conversions of one architecture."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        import_library("transformers", what=spec.name)
-        self._loading: Any = import_library(
-            "transformers.core_model_loading", what=spec.name
-        )
-        mapping = import_library("transformers.conversion_mapping", what=spec.name)
+    def __init__(self, build: Callable[[], Any]) -> None:
+        self._loading: Any = _library("core_model_loading")
+        mapping = _library("conversion_mapping")
         with sandbox(), torch.device("meta"):
-            self._model: Any = build_architecture(spec)
+            self._model: Any = build()
         self._state = self._model.state_dict()
         rules = mapping.get_model_conversion_mapping(self._model)
         converter = self._loading.WeightConverter

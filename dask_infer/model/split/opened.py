@@ -21,6 +21,7 @@ from dask_infer.model.skeleton import (
     unwrapped,
 )
 from dask_infer.model.split.refusals import CannotSplit, cause_of
+from dask_infer.model.split.sentence import build_pipeline
 from dask_infer.spec import ModelSpec
 
 
@@ -111,6 +112,8 @@ def _open(spec: ModelSpec, live: object | None) -> nn.Module:
     if spec.kind == "huggingface":
         with parameters_on_meta():
             return build_architecture(spec)
+    if spec.kind == "sentence-transformers":
+        return build_pipeline(spec)
     if spec.kind == "factory" and spec.weights is not None:
         try:
             with parameters_on_meta():

@@ -7,6 +7,7 @@ pickles are mapped, so tensors that nobody touches take no memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from dask_infer.model.footprint import safetensors_files
 from dask_infer.model.huggingface import safetensors_of
 from dask_infer.model.modules import read_module
 from dask_infer.model.programs import file_of
-from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.skeleton import build_architecture, named_tensors
 from dask_infer.model.split.archive import tensors_in
 from dask_infer.model.split.huggingface_names import convert
+from dask_infer.model.split.sentence import build_transformer, entries
 from dask_infer.spec.model import ModelSpec
 
 Tensors = dict[str, torch.Tensor]
@@ -93,10 +95,33 @@ def _from_weights(spec: ModelSpec, names: Names) -> Tensors:
 
 
 def _from_directory(spec: ModelSpec, names: Names) -> Tensors:
+    return _checkpoint(spec, names, lambda: build_architecture(spec))
+
+
+def _checkpoint(spec: ModelSpec, names: Names, build: Callable[[], Any]) -> Tensors:
     checkpoint = Checkpoint(safetensors_of(spec))
     found = _direct(checkpoint, names)
     rest = {name: tied for name, tied in names.items() if name not in found}
-    return {**found, **convert(spec, checkpoint, rest)} if rest else found
+    return {**found, **convert(build, checkpoint, rest)} if rest else found
+
+
+def _from_pipeline(spec: ModelSpec, names: Names) -> Tensors:
+    """Read each module's tensors from its own directory."""
+    found = {}
+    listed = entries(spec)
+    for place, entry in enumerate(listed):
+        path = f"rest.{place - 1}." if place else "transformer."
+        own = {
+            name.removeprefix(path): tuple(t.removeprefix(path) for t in tied)
+            for name, tied in names.items()
+            if name.startswith(path)
+        }
+        if not own:
+            continue
+        part = replace(spec, path=str(Path(str(spec.path)) / entry["path"]))
+        read = _checkpoint(part, own, lambda: build_transformer(spec))
+        found.update({f"{path}{name}": tensor for name, tensor in read.items()})
+    return found
 
 
 def _from_program(spec: ModelSpec, names: Names) -> Tensors:
@@ -119,5 +144,6 @@ _READERS: dict[str, Callable[[ModelSpec, Names], Tensors]] = {
     "module": _from_module,
     "factory": _from_weights,
     "huggingface": _from_directory,
+    "sentence-transformers": _from_pipeline,
     "exported": _from_program,
 }
