@@ -140,10 +140,13 @@ class Recovery:
     def _rows_fault(
         self, message: str, advice: str, cause: Exception, hung: bool
     ) -> Verdict:
-        # Kept to be chained, but not what its frames hold.
-        forget_frames(cause)
         if self.cause is None and not hung:
+            # Kept to be chained, but not what its frames hold.
+            forget_frames(cause)
             self.cause = cause
+        elif cause is not self.cause:
+            # One exception raised again and again would grow a longer one each time.
+            cause.__traceback__ = None
         return Verdict(f"{message}; {advice}" if advice else message, hung=hung)
 
     def _leave_out(self, rows: Rows, message: str) -> None:
