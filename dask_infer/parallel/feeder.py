@@ -7,9 +7,11 @@ again go back to the `Work` while others are still out.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from dask_infer.batch.encode import Batch, Encoder
 from dask_infer.fault.step import Step, step
 from dask_infer.model.tokenizers import load_tokenizer
 from dask_infer.parallel.lane import Lane, Pending
+from dask_infer.parallel.prefetch import Prefetch, batches_ahead
 from dask_infer.parallel.recovery import Recovery, Verdict
 from dask_infer.parallel.report import report
 from dask_infer.parallel.work import Rows, Work, plan_work, row_count
@@ -60,6 +63,13 @@ class Feeder:
         )
         self.encodes: Step = "input" if code.preprocess is None else "preprocess"
         self.work: Work = plan_work(len(frame), self.encoder, job, lane)
+        self.encode: Callable[[Rows], Batch] = self.encoder.batch
+        #: Entered while batches are run.
+        self.beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if code.preprocess is not None and (ahead := batches_ahead()):
+            prefetch = Prefetch(self.work, self.encode, ahead)
+            self.work, self.encode = prefetch, prefetch.batch
+            self.beside = prefetch.running()
         self.recovery = Recovery(job, frame.index, lane, self.work, self.assembler)
         #: Batches sent and not waited for, oldest first.
         self.flight: deque[Sent] = deque()
@@ -67,6 +77,15 @@ class Feeder:
 
     def columns(self) -> dict[str, Any]:
         """Run every batch and put the outputs in the rows' order."""
+        with self.beside:
+            self._run()
+        self._report()
+        columns = self.assembler.columns()
+        if self.job.quarantine:
+            columns[ERROR_COLUMN] = self.recovery.errors.finish()
+        return columns
+
+    def _run(self) -> None:
         while (rows := self.recovery.take()) is not None or self.flight:
             if rows is None:
                 self._collect()
@@ -74,18 +93,13 @@ class Feeder:
             self._send(rows)
             while len(self.flight) >= self.lane.window:
                 self._collect()
-        self._report()
-        columns = self.assembler.columns()
-        if self.job.quarantine:
-            columns[ERROR_COLUMN] = self.recovery.errors.finish()
-        return columns
 
     def _send(self, rows: Rows) -> None:
         """Start a batch."""
         batch = None
         try:
             with step(self.encodes):
-                batch = self.encoder.batch(rows)
+                batch = self.encode(rows)
             self.flight.append(Sent(rows, batch, self.lane.send(batch)))
             return
         except Exception as error:
@@ -143,7 +157,7 @@ class Feeder:
         batch = None
         try:
             with step(self.encodes):
-                batch = self.encoder.batch(row)
+                batch = self.encode(row)
             output = dict(self.lane.send(batch).wait())
             with step("output"):
                 once = Assembler(self.job.outputs, 1, nullable=True)
