@@ -87,7 +87,8 @@ class DataFrameInfer:
             ``{column: row shape}`` for flat list columns.
         dtype
             Floating dtype the model runs in: "float32", "bfloat16", "float16",
-            "float64". As loaded by default.
+            "float64"; "int8" rounds its linear layers to 8 bits (CPU), all else runs
+            in float32. As loaded by default.
         device
             ``"auto"`` (the accelerator where there is one), "cpu", "cuda", "mps".
         parallel

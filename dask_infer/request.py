@@ -12,7 +12,7 @@ from dask.utils import parse_timedelta
 from dask_infer.spec import Job, Layout
 
 ON_ERROR = ("raise", "null", "quarantine")
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ class Batch(Call):
         """The rows as `preprocess` and `postprocess` see them; built when asked for."""
         return self._frame()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arguments that are tensors or arrays."""
+        values = (*self.args, *self.kwargs.values())
+        known = (getattr(value, "nbytes", 0) for value in values)
+        return sum(size for size in known if isinstance(size, int))
+
     def shapes(self) -> str:
         """Dtypes and shapes of the arguments, for messages."""
         named = [*((None, value) for value in self.args), *self.kwargs.items()]
@@ -106,6 +113,8 @@ class Encoder:
         self._opened = None if preprocess else Opened(frame, inputs, self._reads)
         self._resolved: tuple[object, Inputs] | None = None
         self._truncated = 0
+        #: Told the bytes of a row's tensors with each batch that is made.
+        self.on_weighed: Callable[[float], None] | None = None
 
     @property
     def lengths(self) -> Lengths | None:
@@ -157,7 +166,12 @@ class Encoder:
         InputError
             Where a value cannot become what the model reads; names column and row.
         """
-        count = count_rows(rows, len(self._frame))
+        batch = self._made(rows, count_rows(rows, len(self._frame)))
+        if self.on_weighed is not None and batch.rows:
+            self.on_weighed(batch.nbytes / batch.rows)
+        return batch
+
+    def _made(self, rows: Rows, count: int) -> Batch:
         if self._opened is not None:
             call = self._opened.call(rows)
             return _batch(call, count, lambda: self._seen.iloc[rows])

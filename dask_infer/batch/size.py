@@ -16,6 +16,10 @@ FIRST_BATCH = 256 * 1024
 #: Bounds of the first batch, in rows.
 FIRST_ROWS = (8, 4096)
 
+#: Rows of the first batch where nobody knows how large a row is: `preprocess` may make
+#: an image of each.
+UNKNOWN_ROWS = 32
+
 #: Bytes of activations alive at once for each byte of input: 10 for an MLP whose layers
 #: are four times as wide as its input, about 20 for a convolutional net.
 ACTIVATIONS = 32
@@ -69,6 +73,9 @@ class FixedSize:
         self._tell()
         return size
 
+    def weigh(self, bytes_per_row: float) -> None:
+        """Take note of what a row takes: nothing to do, the size is the user's."""
+
     def resume(self, state: Mapping[str, float]) -> None:
         """Go on with what an earlier replica has learned."""
 
@@ -98,6 +105,8 @@ class BatchSize(FixedSize):
         super().__init__(FIRST_ROWS[0])
         self.settled = False
         self.limit = MOST_ROWS
+        self._free: int | None = None
+        self._weighed = False
         self._seen = 0
         self._rates: list[float] = []
         #: Best rate so far and the size that gave it.
@@ -117,17 +126,34 @@ class BatchSize(FixedSize):
         free_bytes
             Bytes free on the device; None where it cannot tell.
         """
-        row = max(1.0, bytes_per_row)
-        limit = MOST_ROWS
-        if free_bytes is not None:
-            usable = max(0, free_bytes - nbytes_model) * SHARE
-            limit = min(limit, int(usable / (row * ACTIVATIONS)))
-        first = min(max(int(FIRST_BATCH / row), FIRST_ROWS[0]), FIRST_ROWS[1])
+        self._free = None if free_bytes is None else max(0, free_bytes - nbytes_model)
+        self._weighed = bytes_per_row > 0
+        first = UNKNOWN_ROWS
+        if self._weighed:
+            first = int(FIRST_BATCH / max(1.0, bytes_per_row))
+            first = min(max(first, FIRST_ROWS[0]), FIRST_ROWS[1])
         with self._lock:
             if not self.settled:
-                self.limit = max(1, limit)
+                self.limit = self._most(bytes_per_row)
                 self.size = min(1 << (first.bit_length() - 1), self.limit)
             return self.size
+
+    def weigh(self, bytes_per_row: float) -> None:
+        """Take note of what a row takes, now that a batch was made of some."""
+        if self._weighed or bytes_per_row <= 0:
+            return
+        self._weighed = True
+        if not self.settled:
+            self.start(bytes_per_row, free_bytes=self._free)
+            return
+        with self._lock:  # a remembered size is right, a smaller memory is another
+            self.size = min(self.size, self._most(bytes_per_row))
+
+    def _most(self, bytes_per_row: float) -> int:
+        if self._free is None:
+            return MOST_ROWS
+        row = max(1.0, bytes_per_row) * ACTIVATIONS
+        return max(1, min(MOST_ROWS, int(self._free * SHARE / row)))
 
     def observe(self, rows: int, seconds: float) -> None:
         """Count one forward; batches of another size than the current tell nothing."""

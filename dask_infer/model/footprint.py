@@ -19,12 +19,15 @@ FLOATING = {
     "float16": torch.float16,
 }
 
+#: Linear layers in whole numbers of 8 bits, all else in float32.
+INT8 = "int8"
+
 #: Bytes of one number by the names that safetensors headers use.
 _FLOATING_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
-    """Torch dtype of a floating dtype's name.
+    """Torch dtype of a floating dtype's name; float32 for "int8".
 
     Raises
     ------
@@ -33,8 +36,10 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
     """
     if name is None:
         return None
+    if name == INT8:
+        return torch.float32
     if name not in FLOATING:
-        known = ", ".join(f'"{known}"' for known in FLOATING)
+        known = ", ".join(f'"{known}"' for known in (*FLOATING, INT8))
         raise ValueError(f"dtype={name!r} is no floating dtype; pass one of {known}")
     return FLOATING[name]
 

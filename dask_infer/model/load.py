@@ -15,13 +15,14 @@ from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.model.estimators import load_callable, load_estimator
 from dask_infer.model.factories import load_factory
-from dask_infer.model.footprint import parse_dtype, resident_bytes
+from dask_infer.model.footprint import INT8, parse_dtype, resident_bytes
 from dask_infer.model.huggingface import load_huggingface, load_sentence_transformers
 from dask_infer.model.loaded import LoadedModel
 from dask_infer.model.methods import MissingMethodError, check_method
 from dask_infer.model.modules import Placement, load_module
 from dask_infer.model.onnx import load_onnx
 from dask_infer.model.programs import exported_model, torchscript_model
+from dask_infer.model.quantized import quantize
 from dask_infer.spec.model import Kind, ModelSpec
 
 __all__ = [
@@ -62,7 +63,8 @@ def load(
         Where a torch or ONNX model is to live: ``"cpu"``, ``"cuda:1"``, ``"mps"``.
     dtype
         Floating dtype to run in: ``"float32"``, ``"float64"``, ``"bfloat16"`` or
-        ``"float16"``; None as it was saved.
+        ``"float16"``; ``"int8"`` for float32 with rounded linear layers; None as it
+        was saved.
     method
         Checked to exist, so that a wrong name fails here.
 
@@ -74,6 +76,8 @@ def load(
     try:
         placement = Placement(torch.device(device), parse_dtype(dtype))
         model = _LOADERS[spec.kind](spec, placement)
+        if dtype == INT8:
+            quantize(model)
         if method is not None:
             model.function(method)
         return model

@@ -113,6 +113,12 @@ class ModuleModel(LoadedModel):
                 return self._call_compiled(self._compiled, args, kwargs)
             return self.function(method)(*args, **kwargs)
 
+    def quantized(self, nbytes: int) -> None:
+        """Take note of layers that were exchanged for others of so many bytes."""
+        self.nbytes = tensor_bytes(self.target) + nbytes
+        self.floating = torch.float32
+        self._compiled = _compiled(self.spec, self.target)
+
     def _call_compiled(
         self, compiled: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:

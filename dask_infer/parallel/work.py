@@ -179,6 +179,8 @@ def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
     Sizes belong to the replica, so what once did not fit is known to all partitions.
     """
     size = lane.batch_size(encoder.signature, encoder.bytes_per_row, job.batch_size)
+    if not encoder.bytes_per_row:
+        encoder.on_weighed = size.weigh
     if encoder.lengths is None or not job.row_wise or job.batch_tokens is None:
         return ConsecutiveWork(rows, size)
     bound = None if job.batch_tokens == "auto" else job.batch_tokens

@@ -38,7 +38,7 @@ def quadratic(rows):
     ("bytes_per_row", "free", "first", "limit"),
     [
         (128, None, 2048, 131_072),
-        (0, None, 4096, 131_072),
+        (0, None, 32, 131_072),
         (1, 1 << 30, 4096, 131_072),
         (602_112, None, 8, 131_072),
         (602_112, 1 << 30, 8, 13),
@@ -51,6 +51,26 @@ def test_projection(bytes_per_row, free, first, limit):
     assert policy.start(bytes_per_row, 0, free) == first == policy.size
     assert policy.limit == limit
     assert not policy.settled
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_row", "first", "limit"), [(128, 2048, 65_536), (602_112, 8, 13)]
+)
+def test_rows_are_weighed_with_the_first_batch(bytes_per_row, first, limit):
+    policy = BatchSize()
+    assert policy.start(0, free_bytes=1 << 30) == 32
+    policy.weigh(bytes_per_row)
+    assert (policy.size, policy.limit) == (first, limit)
+    policy.weigh(1)
+    assert (policy.size, policy.limit) == (first, limit)
+
+
+def test_a_remembered_size_of_unknown_rows_bends_to_memory():
+    policy = BatchSize()
+    policy.start(0, free_bytes=1 << 30)
+    policy.resume({"size": 4096})
+    policy.weigh(602_112)
+    assert policy.size == 13
 
 
 def test_projection_leaves_room_for_weights_not_yet_loaded():

@@ -117,7 +117,7 @@ def test_converted_weights_are_mapped_too_and_stay_tied() -> None:
 
 def test_unknown_dtype_lists_the_known_ones() -> None:
     with pytest.raises(ModelLoadError, match='pass one of "float32"'):
-        load(spec_of(Net()), dtype="int8")
+        load(spec_of(Net()), dtype="int4")
 
 
 def test_projected_bytes_follow_the_dtype() -> None:
