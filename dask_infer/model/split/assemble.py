@@ -31,6 +31,7 @@ class Parts:
     #: Modules that steps call.
     modules: list[str]
     tier: Tier
+    conditions: tuple[str, ...] = ()
 
 
 def assemble(
@@ -67,6 +68,7 @@ def assemble(
         ),
         _pickled(parts.structure),
         call.floating,
+        parts.conditions,
     )
 
 
