@@ -130,3 +130,23 @@ def test_lengths_beyond_the_positions_are_refused_batch_by_batch():
     assert_exact(spec, chain, torch.randn(3, 50, 8))
     with pytest.raises(InputError, match=r"x\.tokens <= 50.*shorter"):
         chain.bind((torch.randn(3, 51, 8),), {})
+
+
+# What a stand-in for a tensor or a call would not do
+
+
+def test_tensors_with_code_of_their_own_are_refused():
+    class Doubled(torch.Tensor):
+        pass
+
+    module = Skips()
+    module.register_buffer("odd", torch.ones(2).as_subclass(Doubled))
+    with pytest.raises(CannotSplit, match=r'"odd" is a Doubled'):
+        split(ModelSpec("0", "m", "module"), module, [FLOATS], {})
+
+
+def test_hooks_on_the_whole_model_are_refused():
+    module = Skips()
+    module.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(CannotSplit, match="forward hooks"):
+        split(ModelSpec("0", "m", "module"), module, [FLOATS], {})
