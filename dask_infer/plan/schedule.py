@@ -57,6 +57,27 @@ def microbatch(
     return rows if most is None else max(1, min(rows, most))
 
 
+def fixed_and_per_row(
+    fewer: tuple[int, float], more: tuple[int, float]
+) -> tuple[float, float]:
+    """Return the fixed seconds of a forward and those of a row, from two timings.
+
+    Not all of a forward grows with its rows: kernels are launched and weights are read
+    once. That belongs into the overhead of `microbatch`; the time of a few rows divided
+    by their number would make it look like the cost of a row, and microbatches of one.
+
+    Parameters
+    ----------
+    fewer, more
+        Rows and seconds of a small forward and of a larger one.
+    """
+    rows = more[0] - fewer[0]
+    if rows <= 0:
+        raise ValueError(f"{fewer[0]} and {more[0]} rows are not fewer and more")
+    per_row = max(0.0, (more[1] - fewer[1]) / rows)
+    return max(0.0, fewer[1] - fewer[0] * per_row), per_row
+
+
 def bottleneck(seconds: Sequence[float], hops: Sequence[float] = ()) -> float:
     """Return the seconds between two microbatches in steady state."""
     return max(*seconds, *hops, 0.0)

@@ -78,6 +78,32 @@ def test_a_microbatch_is_the_smallest_under_a_tenth(overhead, per_row):
     assert not fewer or 10 * overhead >= overhead + fewer * per_row
 
 
+@pytest.mark.parametrize(
+    ("fewer", "more", "line"),
+    [
+        ((1, 5.0), (3, 7.0), (4.0, 1.0)),
+        ((2, 2.0), (4, 4.0), (0.0, 1.0)),
+        # Timings that scatter: neither part is ever negative.
+        ((2, 3.0), (4, 2.0), (3.0, 0.0)),
+        ((2, 1.0), (4, 5.0), (0.0, 2.0)),
+    ],
+)
+def test_the_fixed_part_of_a_forward(fewer, more, line):
+    assert schedule.fixed_and_per_row(fewer, more) == line
+
+
+def test_weights_that_are_read_once_make_larger_microbatches():
+    # 16 rows take little longer than one: their weights are read once.
+    fixed, per_row = schedule.fixed_and_per_row((1, 0.100), (16, 0.115))
+    assert schedule.microbatch(0.001, 0.1) == 1
+    assert schedule.microbatch(0.001 + fixed, per_row) in (900, 901)
+
+
+def test_two_timings_of_as_many_rows():
+    with pytest.raises(ValueError, match="4 and 4 rows"):
+        schedule.fixed_and_per_row((4, 1.0), (4, 2.0))
+
+
 def test_rows_that_cost_nothing_need_a_limit():
     with pytest.raises(ValueError, match="pass most="):
         schedule.microbatch(1.0, 0.0)
