@@ -20,8 +20,8 @@ from dask_infer.plan.facts import WorkerFacts
 
 #: Most steps of a search before kinds are merged (cuts tried: counts of workers, times
 #: kinds, times blocks squared). 70 blocks on 8 workers that all differ, and 500 blocks
-#: on 100 equal ones, stay below it. A search took 0.2 s at most; with 16 times the steps
-#: 3 s, and it runs on the scheduler's event loop.
+#: on 100 equal ones, stay below it. A search took 0.2 s at most; with 16 times the
+#: steps 3 s, and it runs on the scheduler's event loop.
 STEPS = 1 << 24
 
 #: How many workers of each kind are in use.
