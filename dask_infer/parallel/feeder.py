@@ -37,6 +37,8 @@ class Sent(NamedTuple):
     rows: Rows
     batch: Batch
     pending: Pending
+    #: Others were under way when it was sent.
+    crowded: bool
 
 
 class Feeder:
@@ -100,20 +102,21 @@ class Feeder:
         try:
             with step(self.encodes):
                 batch = self.encode(rows)
-            self.flight.append(Sent(rows, batch, self.lane.send(batch)))
+            crowded = bool(self.flight)
+            self.flight.append(Sent(rows, batch, self.lane.send(batch), crowded))
             return
         except Exception as error:
-            verdict = self.recovery.judge(rows, batch, error)
+            verdict = self._judge(rows, batch, error)
         del batch
         self._recover(rows, verdict)
 
     def _collect(self) -> None:
         """Wait for the outputs of the oldest batch and store them."""
-        rows, batch, pending = self.flight.popleft()
+        rows, batch, pending, crowded = self.flight.popleft()
         try:
             self._store(rows, batch, dict(pending.wait()))
         except Exception as error:
-            verdict = self.recovery.judge(rows, batch, error)
+            verdict = self._judge(rows, batch, error, crowded)
         else:
             self._count(rows)
             return
@@ -131,10 +134,26 @@ class Feeder:
         self.recovery.passed(rows)
         self.lane.count(row_count(rows))
 
+    def _judge(
+        self, rows: Rows, batch: Batch | None, error: Exception, crowded: bool = False
+    ) -> Verdict:
+        alone = not (crowded or self.flight)
+        return self.recovery.judge(rows, batch, error, alone=alone)
+
+    def _land(self) -> None:
+        """Wait for all that is under way."""
+        while self.flight:
+            self._collect()
+
     def _recover(self, rows: Rows, verdict: Verdict) -> None:
         """See to the rows of a failed batch, now that its error is gone."""
-        while verdict.smaller and self.flight:  # what is under way takes memory, too
-            self._collect()
+        if verdict.smaller or verdict.again:
+            self._land()  # what is under way takes memory, too
+        if verdict.again:
+            self.lane.release_memory()
+            self._send(rows)
+            self._land()
+            return
         self.recovery.act(rows, verdict)
         if draws := self.recovery.tally.draws():
             self._draw(draws, verdict)
@@ -144,8 +163,7 @@ class Feeder:
         """Try rows drawn at random, each alone; stop where all fail alike."""
         if verdict.hung or not self.job.row_wise:
             return
-        while self.flight:
-            self._collect()
+        self._land()
         # Always the same rows: a partition that is run again must end the same way.
         for row in np.random.default_rng(0).choice(len(self.frame), draws, False):
             if self._failure_of(slice(row, row + 1)) != verdict.message:
@@ -163,7 +181,7 @@ class Feeder:
                 once = Assembler(self.job.outputs, 1, nullable=True)
                 once.add(slice(0, 1), output, batch.lengths, batch.padded)
         except Exception as error:
-            return self.recovery.judge(row, batch, error).message
+            return self._judge(row, batch, error).message
         return None
 
     def _report(self) -> None:

@@ -9,7 +9,7 @@ that fail are alone and left out. An error that is nobody's row raises.
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
 
@@ -41,6 +41,8 @@ class Verdict(NamedTuple):
     message: str
     #: Memory ran out, and smaller batches may fit.
     smaller: bool = False
+    #: Memory ran out while other batches were under way: alone these rows may fit.
+    again: bool = False
     #: The forward did not end in time.
     hung: bool = False
 
@@ -68,8 +70,13 @@ class Recovery:
         #: The first error of a row, its frames cleared.
         self.cause: Exception | None = None
 
-    def judge(self, rows: Rows, batch: Batch | None, error: Exception) -> Verdict:
-        """Return what to do about a failed batch, or raise what says where and why."""
+    def judge(
+        self, rows: Rows, batch: Batch | None, error: Exception, *, alone: bool
+    ) -> Verdict:
+        """Return what to do about a failed batch, or raise what says where and why.
+
+        `alone` says that no other batch was under way.
+        """
         failed = error.step if isinstance(error, StepFailed) else "forward"
         cause = error.error if isinstance(error, StepFailed) else error
         hung = isinstance(cause, DeadlineExceeded)
@@ -78,6 +85,8 @@ class Recovery:
             forget_frames(error)
             if self.job.row_wise and row_count(rows) > 1:
                 return Verdict("", smaller=True)
+            if not alone:
+                return Verdict("", again=True)
             advice = self._more_memory(rows)
         elif hung:
             self.lane.discard()
@@ -126,10 +135,9 @@ class Recovery:
         self.search.passed(rows)
         self.tally.succeed(row_count(rows))
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> NoReturn:
         """Raise, because what fails is not the rows' fault."""
-        own = isinstance(self.cause, InferError) and self.tally.alike
-        if own and self.cause is not None:
+        if isinstance(self.cause, InferError) and self.tally.alike:
             raise self.cause
         raise PartitionError(
             f'model "{self.job.model.name}" on {self.lane.where}: {reason}, which is '

@@ -76,6 +76,26 @@ def test_a_row_that_does_not_fit_is_left_out():  # DI-10
     assert columns["infer_error"][7].startswith("forward: MemoryError: ; one row does")
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("on_error", ["raise", "null"])
+def test_a_row_is_not_blamed_for_the_memory_of_others(late, on_error):  # DI-10
+    class Shared(Line):
+        """Row 7 does not fit beside others, however small they are."""
+
+        def _failure(self, batch):
+            return MemoryError() if self.under_way and 7 in batch.args[0] else None
+
+    columns = feed(Shared(3, size=1, late=late), 20, on_error=on_error)
+    assert list(columns["y"]) == list(range(0, 40, 2))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_batch_that_fits_only_alone_is_run_alone(late):
+    lane = Line(3, size=10, late=late)
+    lane._failure = lambda batch: MemoryError() if lane.under_way else None
+    assert list(feed(lane, row_wise=False)["y"]) == list(range(0, 200, 2))
+
+
 def test_without_row_wise_a_batch_fails_whole():
     lane = Line(size=10, bad=[42])
     columns = feed(lane, on_error="null", row_wise=False)
