@@ -37,6 +37,7 @@ __all__ = [
     "Series",
     "Task",
     "TaskRef",
+    "current_task_key",
     "is_filter_pushdown_available",
     "is_fusible",
     "live_clients",
@@ -68,6 +69,13 @@ def live_clients() -> list[Any]:
     from distributed import Client
 
     return [c for c in list(Client._instances) if c.status == "running"]
+
+
+def current_task_key() -> Any:
+    """Key of the task that a worker runs in the calling thread."""
+    from distributed import worker
+
+    return worker.thread_state.key  # type: ignore[attr-defined]
 
 
 def sample_no_faster(worker: Any, seconds: float) -> None:

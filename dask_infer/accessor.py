@@ -92,9 +92,12 @@ class DataFrameInfer:
         device
             ``"auto"`` (the accelerator where there is one), "cpu", "cuda", "mps".
         parallel
-            How the model is spread; ``"data"``: every worker holds all of it.
+            How the model is spread. ``"data"``: every worker holds all of it.
+            ``"pipeline"``: layer groups on as few workers as hold the model. A `Layout`
+            says it in detail. All but ``"data"`` need a distributed client.
         resources
-            Dask resources that one replica holds.
+            Dask resources that one replica, or one stage, holds: ``{"GPU": 1}``. The
+            model then lives on workers that have them alone; the others feed it.
         on_error
             ``"raise"``: a row that fails fails its partition. ``"null"``: rows that
             fail are missing in the outputs, which are then nullable; all others keep
@@ -124,6 +127,9 @@ class DataFrameInfer:
             If a column is missing or cannot become what the model reads.
         OutputError
             If the output columns cannot be inferred and `meta` is not given.
+        CannotSplit
+            If ``parallel=`` asks for stages and the model cannot be cut into them;
+            names the reason and the line of code.
         ModelLoadError
             If the model is missing, corrupt, or may run code and is not trusted.
         ValueError

@@ -18,8 +18,18 @@ from pandas.api.types import is_list_like
 from dask_infer import config
 from dask_infer._dask import schema_columns
 from dask_infer.errors import InputError, OutputError
-from dask_infer.request import Request, seconds
-from dask_infer.spec import Blob, Code, Inputs, Job, ModelSpec, Outputs
+from dask_infer.request import Request, layout_of, resources_of, seconds
+from dask_infer.spec import (
+    Blob,
+    Code,
+    GroupSpec,
+    Inputs,
+    Job,
+    Layout,
+    ModelSpec,
+    Outputs,
+    Patience,
+)
 from dask_infer.tracing import METAS, TOKENIZED, Tracer, refusal
 
 if TYPE_CHECKING:
@@ -70,6 +80,7 @@ class JobBuilder:
             on_error=request.on_error,
             max_errors=_share("errors.max-fraction"),
             row_wise=request.row_wise,
+            group=self._group(inputs),
         )
         return job, (*kept, *job.names)
 
@@ -238,6 +249,59 @@ class JobBuilder:
             return estimator_outputs(self.recognised.live, method)
         except CannotTrace as error:
             raise refusal(error, self.spec) from error
+
+    # --- layout ------------------------------------------------------------------
+
+    def _group(self, inputs: Inputs) -> GroupSpec | None:
+        """Return what other workers hold; None where every process holds the model."""
+        request = self.request
+        layout, resources = layout_of(request.parallel), resources_of(request.resources)
+        if layout.is_local and not resources:
+            return None
+        return GroupSpec(
+            self.spec,
+            layout,
+            resources,
+            dtype=request.dtype,
+            device=request.device,
+            method=request.method,
+            timeout=None if request.timeout is None else seconds(request.timeout),
+            chain=None if layout.stages == 1 else self._chain(inputs, layout),
+            patience=Patience(
+                grace=config.get_seconds("placement.grace") or 0.0,
+                idle=config.get_seconds("stage.idle-timeout") or 0.0,
+                stall=config.get_seconds("stage.stall-timeout") or 0.0,
+            ),
+        )
+
+    def _chain(self, inputs: Inputs, layout: Layout) -> Blob:
+        """Split the model, without its weights, and hold the chain for the workers."""
+        from dask_infer.model.part import pickle_chain
+        from dask_infer.model.split import split
+
+        request, stages = self.request, layout.stages
+        if request.method is not None:
+            raise ValueError(
+                f"method={request.method!r}: only the model's own call can be split "
+                "into stages; leave out method= or parallel="
+            )
+        args, kwargs = self.tracer.examples(inputs)
+        chain = split(
+            self.spec,
+            self.recognised.live,
+            args,
+            kwargs,
+            call_kwargs=request.call_kwargs,
+            dtype=request.dtype,
+            cuts=stages if isinstance(stages, tuple) else None,
+        )
+        if isinstance(stages, int) and stages > len(chain.blocks):
+            raise ValueError(
+                f'model "{self.spec.name}" has {len(chain.blocks)} blocks that a stage '
+                f"can begin with: pass at most stages={len(chain.blocks)}"
+            )
+        told = (args, kwargs, request.call_kwargs, request.dtype, stages)
+        return pickle_chain(chain, self.spec, told)
 
     # --- code --------------------------------------------------------------------
 

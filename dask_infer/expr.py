@@ -28,21 +28,23 @@ from dask_infer._dask import (
 )
 from dask_infer.batch.outputs import output_meta
 from dask_infer.fused import fuse
-from dask_infer.spec import Job
-from dask_infer.task import run_partition
+from dask_infer.spec import GroupSpec, Job
+from dask_infer.task import run_partition, take_ticket
 
 
 class _Prediction:
     """What row-wise and batch-wise predictions have in common."""
 
-    _parameters: ClassVar[list[str]] = ["frame", "job", "emit", "lowered"]
-    _defaults: ClassVar[dict[str, Any]] = {"lowered": False}
+    _parameters: ClassVar[list[str]] = ["frame", "job", "emit", "ticket", "lowered"]
+    _defaults: ClassVar[dict[str, Any]] = {"ticket": None, "lowered": False}
     #: Input rows below the node.
     frame: Expr
     #: The whole request; also tells inputs and outputs.
     job: Job
     #: Columns of the result, in order: input columns that are kept, and outputs.
     emit: tuple[Any, ...]
+    #: Task that brings the group about; there is one once the node is lowered.
+    ticket: Ticket | None
     #: Whether the node is about to become tasks, so that it may be fused.
     lowered: bool
 
@@ -71,7 +73,11 @@ class _Prediction:
 
     def _task(self, name: Any, index: int) -> Task:
         frame = TaskRef((self.frame._name, index))
-        return Task(name, run_partition, frame, self._job_bytes, self.emit)
+        arguments = (frame, self._job_bytes, self.emit)
+        if self.ticket is None:
+            return Task(name, run_partition, *arguments)
+        ticket = TaskRef((self.ticket._name, 0))
+        return Task(name, run_partition, *arguments, ticket)
 
     def _required(self, emit: tuple[Any, ...]) -> list[Any]:
         """Input columns that the model and `emit` need, in the frame's order."""
@@ -117,13 +123,40 @@ class _Prediction:
         from dask_infer.replica.delivery import offer_to_workers
 
         offer_to_workers()
-        return None if self.lowered else self._with(lowered=True)
+        if self.lowered:
+            return None
+        group = self.job.group
+        ticket = None if group is None else Ticket(group)  # type: ignore[no-untyped-call]
+        return self._with(lowered=True, ticket=ticket)
 
     def __str__(self) -> str:
         return f"Predict({self.frame}, {self.job!r})"
 
     def _tree_repr_argument_construction(self, i: int, op: Any, header: str) -> str:
         return header + (f" {op!r}" if i == 1 else "")
+
+
+class Ticket(Expr):
+    """The one task that all partitions wait for where other workers hold the model."""
+
+    _parameters = ["group"]  # noqa: RUF012 (as the base class has it)
+    #: The group that is asked for.
+    group: GroupSpec
+
+    @functools.cached_property
+    def _meta(self) -> str:
+        return ""
+
+    @functools.cached_property
+    def _name(self) -> str:
+        return f"ticket-{self.group.key}"
+
+    def _divisions(self) -> tuple[None, None]:
+        return (None, None)
+
+    def _layer(self) -> dict[Any, Task]:
+        name = (self._name, 0)
+        return {name: Task(name, take_ticket, bytes(dumps(self.group)))}
 
 
 class Predict(_Prediction, Elemwise):

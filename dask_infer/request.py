@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from dask.utils import parse_timedelta
@@ -69,17 +69,48 @@ def _check_choices(request: Request) -> None:
             f"on_error={request.on_error!r}: pass one of "
             f"{', '.join(map(repr, ON_ERROR))}"
         )
-    if request.parallel != "data" and request.parallel != Layout():
-        raise ValueError(
-            f'parallel={request.parallel!r}: this version knows only parallel="data"'
-        )
-    if request.resources is not None:
-        raise ValueError(
-            "resources= belongs to layouts that this version does not know; "
-            'parallel="data" runs on every worker'
-        )
+    layout_of(request.parallel)
+    resources_of(request.resources)
     if not isinstance(request.row_wise, bool):
         raise ValueError(f"row_wise={request.row_wise!r}: pass True or False")
+
+
+def layout_of(parallel: Any) -> Layout:
+    """Return the layout that ``parallel=`` asks for, or raise `ValueError`."""
+    if isinstance(parallel, Layout):
+        layout = parallel
+    elif parallel == "data":
+        layout = Layout()
+    elif parallel == "pipeline":
+        layout = Layout(stages="auto")
+    else:
+        raise ValueError(
+            f'parallel={parallel!r}: pass "data", "pipeline" or a dask_infer.Layout; '
+            "this version knows no other layout"
+        )
+    if layout.shards != 1:
+        raise ValueError(
+            f"Layout(shards={layout.shards}): this version does not split single "
+            "layers; pass stages= to split the model between its layers"
+        )
+    return layout
+
+
+def resources_of(resources: Any) -> tuple[tuple[str, float], ...]:
+    """Return ``resources=`` in a fixed order, or raise `ValueError`."""
+    if resources is None:
+        return ()
+    if not isinstance(resources, Mapping) or not resources:
+        raise ValueError(
+            f"resources={resources!r}: pass what one replica or stage holds, such as "
+            '{"GPU": 1}'
+        )
+    for name, amount in resources.items():
+        if not isinstance(amount, Real) or isinstance(amount, bool) or amount <= 0:
+            raise ValueError(
+                f"resources={{{name!r}: {amount!r}}}: pass a number above 0"
+            )
+    return tuple(sorted((str(name), float(v)) for name, v in resources.items()))
 
 
 def _check_count(name: str, value: Any, *words: Any) -> None:

@@ -1,4 +1,4 @@
-"""The one function that a graph task calls: a partition in, its predictions out.
+"""The functions that graph tasks call: a partition in, its predictions out.
 
 Runs in a worker's task thread. Torch is imported with the first row, not before.
 """
@@ -17,7 +17,7 @@ from dask_infer.spec import Job
 
 
 def run_partition(
-    frame: pd.DataFrame, job: bytes, emit: tuple[Any, ...]
+    frame: pd.DataFrame, job: bytes, emit: tuple[Any, ...], ticket: str | None = None
 ) -> pd.DataFrame:
     """Return `frame`'s kept columns and the predictions of its rows.
 
@@ -29,6 +29,8 @@ def run_partition(
         The pickled `Job`; equal bytes are unpickled once in a process.
     emit
         Names of the result's columns, in order.
+    ticket
+        What `take_ticket` returned, where other workers hold the model.
     """
     request = _read_job(job)
     if len(frame):
@@ -38,6 +40,13 @@ def run_partition(
     else:
         predicted = output_meta(request.outputs, request.nullable, request.quarantine)
     return _result(frame, predicted, emit)
+
+
+def take_ticket(group: bytes) -> str:
+    """Wait until other workers hold the model together; return their group's key."""
+    from dask_infer.parallel.pipeline import ticket
+
+    return ticket.take_ticket(pickle.loads(group))
 
 
 @functools.lru_cache(maxsize=256)

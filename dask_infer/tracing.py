@@ -42,7 +42,7 @@ class Tracer:
         """Return what the model would make of `inputs`, or raise `CannotTrace`."""
         from dask_infer.model.shapes import propagate
 
-        args, kwargs = self._examples(inputs)
+        args, kwargs = self.examples(inputs)
         return propagate(
             self.recognised.spec,
             self.recognised.live,
@@ -61,7 +61,7 @@ class Tracer:
         integers = [places[k] if isinstance(k, int) else k for k in traced.as_integers]
         return with_integers(inputs, self.frame_meta, integers)
 
-    def _examples(self, inputs: Inputs) -> tuple[list[Example], dict[str, Example]]:
+    def examples(self, inputs: Inputs) -> tuple[list[Example], dict[str, Example]]:
         """One row of each argument, as shape propagation wants it."""
         tokens = self._token_examples() if inputs.tokenized else {}
         if tokens and not any(map(_is_text, inputs.arguments)):

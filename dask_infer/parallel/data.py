@@ -1,4 +1,4 @@
-"""Data-parallel: the batches of a partition through the replica of this process."""
+"""A partition through its model: the replica of this process, or a group elsewhere."""
 
 from __future__ import annotations
 
@@ -20,5 +20,10 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
     if worker is not None:
         attach(worker)
     code = read_code(job.code)
+    if job.group is not None:
+        from dask_infer.parallel.pipeline.remote import remote_lane
+
+        with remote_lane(job, code) as lane:
+            return Feeder(frame, job, code, lane).columns()
     with local_lane(job, code, current_place()) as lane:
         return Feeder(frame, job, code, lane).columns()

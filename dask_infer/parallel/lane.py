@@ -17,6 +17,10 @@ from dask_infer.batch.tokens import TokenBudget
 from dask_infer.spec.model import Interface
 
 
+class Abandoned(BaseException):
+    """Nobody wants the partition any more: no failure, and no row's fault."""
+
+
 class Pending(Protocol):
     """Outputs of a batch on their way back."""
 

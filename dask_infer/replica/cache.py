@@ -30,13 +30,27 @@ from dask_infer.device.device import Device, resolve_device
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.model.load import LoadedModel, load, resident_bytes
+from dask_infer.model.part import load_part, part_bytes
 from dask_infer.replica.place import Place
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.wait import Wait
-from dask_infer.spec import ModelSpec
+from dask_infer.spec import Blob, ModelSpec
 
 #: Kinds of models that no accelerator runs.
 HOST_KINDS = ("estimator", "callable")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The layers of a model that one stage of a pipeline holds."""
+
+    #: The model as a chain of blocks.
+    chain: Blob
+    #: Blocks that live here: from, and up to.
+    start: int
+    stop: int
+    #: Number of the stage.
+    stage: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ class ReplicaKey:
     dtype: str | None
     device: str
     compiled: bool
+    part: Part | None = None
 
 
 @dataclass(eq=False)
@@ -83,6 +98,11 @@ class Replica:
             f"<Replica {self.spec.name} {format_bytes(self.nbytes)}, "
             f"{self.leases} leases, {self.device}: {sizes}>"
         )
+
+    @property
+    def part(self) -> Part | None:
+        """The layers that live here; None for the whole model."""
+        return self.key.part
 
     @property
     def loaded(self) -> LoadedModel:
@@ -143,11 +163,14 @@ class ReplicaCache:
         device: str = "auto",
         dtype: str | None = None,
         timeout: float | None = None,
+        part: Part | None = None,
     ) -> Iterator[Replica]:
-        """Hold the replica of `spec`, loading it where nobody has yet."""
+        """Hold the replica of `spec`, or a part of it, loading what nobody has yet."""
         if device == "auto" and spec.kind in HOST_KINDS:
             device = "cpu"
-        replica = self._acquire(spec, place, resolve_device(device), dtype, timeout)
+        where = resolve_device(device)
+        key = ReplicaKey(spec.key, dtype, str(where), spec.compile is not None, part)
+        replica = self._acquire(key, spec, place, where, timeout)
         try:
             yield replica
         finally:
@@ -173,13 +196,12 @@ class ReplicaCache:
 
     def _acquire(
         self,
+        key: ReplicaKey,
         spec: ModelSpec,
         place: Place,
         device: Device,
-        dtype: str | None,
         timeout: float | None,
     ) -> Replica:
-        key = ReplicaKey(spec.key, dtype, str(device), spec.compile is not None)
         wait = Wait(self._changed, spec, place, timeout)
         with self._changed:
             while (known := self._replicas.get(key)) is not None:
@@ -193,11 +215,11 @@ class ReplicaCache:
             self._replicas[key] = replica
         try:
             # Reads files, so not under the lock; while "waiting" nobody counts it.
-            replica.nbytes = _projected_bytes(spec, dtype)
+            replica.nbytes = _projected_bytes(replica)
             self._make_room(replica, place, wait)
             if device.torch_device.type == "cpu":
                 place.check_room(spec, replica.nbytes)
-            model = self._load(replica, dtype, timeout)
+            model = self._load(replica, timeout)
         except BaseException:
             with self._changed:
                 del self._replicas[key]
@@ -209,12 +231,10 @@ class ReplicaCache:
             self._changed.notify_all()
         return replica
 
-    def _load(
-        self, replica: Replica, dtype: str | None, timeout: float | None
-    ) -> LoadedModel:
+    def _load(self, replica: Replica, timeout: float | None) -> LoadedModel:
         """Load; where memory runs out, once more without the idle replicas."""
         try:
-            return _load(replica, dtype, timeout)
+            return _load(replica, timeout)
         except Exception as error:
             if not _ran_out_of_memory(replica, error):
                 raise
@@ -223,7 +243,7 @@ class ReplicaCache:
         replica.device.release_memory()
         give_back_freed_blocks()
         try:
-            return _load(replica, dtype, timeout)
+            return _load(replica, timeout)
         except Exception as error:
             if not _ran_out_of_memory(replica, error):
                 raise
@@ -314,9 +334,12 @@ def _limited(device: Device, place: Place) -> str:
     return f"{device} of worker {place.worker}: use a device with more memory"
 
 
-def _projected_bytes(spec: ModelSpec, dtype: str | None) -> int:
+def _projected_bytes(replica: Replica) -> int:
+    spec, part = replica.spec, replica.part
     try:
-        return resident_bytes(spec, dtype)
+        if part is not None:
+            return part_bytes(part.chain, part.start, part.stop)
+        return resident_bytes(spec, replica.key.dtype)
     except (OSError, struct.error, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelLoadError(
             f'the weights of model "{spec.name}" in {spec.weights or spec.path} cannot '
@@ -329,12 +352,20 @@ def _ran_out_of_memory(replica: Replica, error: Exception) -> bool:
     return not own and replica.device.is_out_of_memory(error)
 
 
-def _load(replica: Replica, dtype: str | None, timeout: float | None) -> LoadedModel:
+def _load(replica: Replica, timeout: float | None) -> LoadedModel:
     name = replica.spec.name
+
+    def work() -> LoadedModel:
+        device, dtype, part = str(replica.device), replica.key.dtype, replica.part
+        if part is None:
+            return load(replica.spec, device=device, dtype=dtype)
+        blocks = (part.chain, part.start, part.stop)
+        return load_part(replica.spec, *blocks, device=device, dtype=dtype)
+
     try:
         model = within(
             timeout,
-            lambda: load(replica.spec, device=str(replica.device), dtype=dtype),
+            work,
             what=f"load of {name}",
         )
     except DeadlineExceeded:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 import time
 from collections.abc import Awaitable
 from typing import Any
 
 import pandas as pd
+
+from dask_infer.spec.group import LEDGER
 
 COLUMNS = {
     "worker": "str",
@@ -58,9 +61,20 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
         from dask_infer.model.recognise import recognise
 
         content = recognise(model).spec.key
-    return _everywhere(  # type: ignore[no-any-return]
+    client = client or _current_client()
+    groups = None if client is None else client.run_on_scheduler(_release, content)
+    freed = _everywhere(
         client, unload_on_worker, (content,), lambda answers: None, unload_here
     )
+    if not inspect.isawaitable(freed):
+        return None
+
+    async def both() -> None:
+        for later in (groups, freed):
+            if later is not None:
+                await later
+
+    return both()
 
 
 def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
@@ -75,7 +89,7 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
             "worker": replica.worker,
             "model": replica.spec.name,
             "device": str(replica.device),
-            "stage": None,
+            "stage": None if replica.part is None else replica.part.stage,
             "shard": None,
             "bytes": replica.nbytes,
             "rows": replica.rows,
@@ -97,6 +111,13 @@ def unload_here(content: str | None) -> None:
 async def unload_on_worker(content: str | None) -> None:
     """Let go of replicas while the worker's event loop goes on."""
     await asyncio.to_thread(unload_here, content)
+
+
+def _release(content: str | None, dask_scheduler: Any) -> None:
+    """Let groups of workers that hold a model together go; runs on the scheduler."""
+    ledger = dask_scheduler.plugins.get(LEDGER)
+    if ledger is not None:
+        ledger.unload(content)
 
 
 def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The frozen nouns that travel from client to worker. Standard library only."""
 
+from dask_infer.spec.group import GroupSpec, Patience
 from dask_infer.spec.inputs import Argument, Inputs
 from dask_infer.spec.job import Blob, Code, Job
 from dask_infer.spec.layout import Layout
@@ -11,10 +12,12 @@ __all__ = [
     "Argument",
     "Blob",
     "Code",
+    "GroupSpec",
     "Inputs",
     "Job",
     "Layout",
     "ModelSpec",
     "OutputColumn",
     "Outputs",
+    "Patience",
 ]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dask_infer.spec.group import GroupSpec
 from dask_infer.spec.inputs import Inputs
-from dask_infer.spec.layout import Layout
 from dask_infer.spec.model import Blob, ModelSpec
 from dask_infer.spec.outputs import ERROR_COLUMN, Outputs
 
@@ -52,8 +52,8 @@ class Job:
     #: Largest part of a partition that may fail before the job stops.
     max_errors: float = 0.5
     row_wise: bool = True
-    layout: Layout = field(default_factory=Layout)
-    resources: tuple[tuple[str, float], ...] = ()
+    #: The workers that hold the model; None where each process holds it itself.
+    group: GroupSpec | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

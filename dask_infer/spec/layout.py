@@ -53,6 +53,6 @@ class Layout:
             )
 
     @property
-    def is_data_parallel(self) -> bool:
-        """Whether every worker holds the whole model."""
+    def is_local(self) -> bool:
+        """Whether every process holds the whole model itself."""
         return self == Layout()

@@ -31,7 +31,6 @@ class Parts:
     #: Modules that steps call.
     modules: list[str]
     tier: Tier
-    conditions: tuple[str, ...] = ()
 
 
 def assemble(
@@ -68,7 +67,6 @@ def assemble(
         ),
         _pickled(parts.structure),
         call.floating,
-        parts.conditions,
     )
 
 

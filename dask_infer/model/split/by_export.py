@@ -16,7 +16,6 @@ from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import candidates, layers_around
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.exported import Graph, GraphReader, export
-from dask_infer.model.split.guards import SizeBranch
 from dask_infer.model.split.opened import Original
 from dask_infer.model.split.outputs import take_apart
 from dask_infer.model.split.own_modules import with_modules
@@ -54,7 +53,6 @@ def by_export(original: Original, call: Call, cuts: tuple[str, ...] | None) -> C
         dict(graph.constants),
         modules=used,
         tier="modules" if used else "export",
-        conditions=graph.conditions,
     )
     return assemble(original, call, parts, exact_cuts=cuts is not None)
 
@@ -116,7 +114,7 @@ def _traced(original: Original, call: Call, whole: list[str]) -> tuple[Graph, An
     try:
         return _read(original, call, tuple(whole))
     except Exception as error:
-        if not whole or is_fixed(error) or isinstance(error, SizeBranch):
+        if not whole or is_fixed(error):
             raise
         return _read(original, call, ())
 

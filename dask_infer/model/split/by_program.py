@@ -58,14 +58,7 @@ def by_program(
     dropped = tuple(str(key) for key in examples if key not in taken)
     call = Call(spec.name, taken, {}, dropped, original.floating)
     parts = Parts(
-        graph.program,
-        places,
-        graph.inputs,
-        structure,
-        graph.constants,
-        [],
-        "export",
-        graph.conditions,
+        graph.program, places, graph.inputs, structure, graph.constants, [], "export"
     )
     return assemble(original, call, parts, exact_cuts=cuts is not None)
 

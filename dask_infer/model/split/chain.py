@@ -11,7 +11,6 @@ from torch import nn
 
 from dask_infer.errors import InputError
 from dask_infer.model import pickling
-from dask_infer.model.split.guards import broken
 from dask_infer.model.split.outputs import put_together
 from dask_infer.model.split.program import (
     Held,
@@ -100,8 +99,6 @@ class Chain:
     structure: bytes
     #: Floating dtype of inputs.
     floating: torch.dtype
-    #: What the inputs' sizes must keep to: see `guards`.
-    conditions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         blocks, size = len(self.blocks), self.nbytes / 2**20
@@ -151,8 +148,7 @@ class Chain:
         Raises
         ------
         InputError
-            If arguments are missing, there are others than the model was split for, or
-            they are longer than its code takes.
+            If arguments are missing, or there are others than the model was split for.
         """
         given: dict[Key, Any] = dict(enumerate(args))
         given.update((k, v) for k, v in kwargs.items() if k not in self.dropped)
@@ -162,14 +158,9 @@ class Chain:
                 f"{_listed(self.inputs)}, it gets {_listed(given)}; call predict() "
                 "again with these columns"
             )
-        named = {self.inputs[key]: value for key, value in given.items()}
-        if (limit := broken(self.conditions, named)) is not None:
-            raise InputError(
-                f'model "{self.name}" takes only inputs with {limit} where it is split '
-                'into stages; make texts shorter, or use parallel="data"'
-            )
         wanted = set(self.input_names)
-        return {name: value for name, value in named.items() if name in wanted}
+        named = ((self.inputs[key], value) for key, value in given.items())
+        return {name: value for name, value in named if name in wanted}
 
     def output(self, carry: Mapping[str, Any]) -> Any:
         """Return the model's output from the last stage's carry."""

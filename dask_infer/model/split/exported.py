@@ -20,7 +20,6 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from dask_infer.model.split.guards import conditions
 from dask_infer.model.split.program import Held, Program, Ref, Size, Step, Value, fit
 
 Key = int | str
@@ -56,8 +55,6 @@ class Graph:
     named: frozenset[str]
     #: How modules were called, where that was asked for.
     calls: Mapping[str, Any]
-    #: What it takes for granted of the inputs' sizes, besides that rows are equal.
-    conditions: tuple[str, ...]
 
 
 def export(
@@ -144,8 +141,6 @@ class GraphReader:
         ------
         Unsplittable
             If it changes buffers as it runs, or calls what has no name.
-        SizeBranch
-            If it is wrong for other sizes than the traced ones.
         """
         self._read_inputs()
         outputs = self._outputs()
@@ -172,10 +167,6 @@ class GraphReader:
                 for entry in self.exported.module_call_graph
                 if entry.fqn and entry.signature is not None
             },
-            conditions(
-                getattr(self.exported, "_guards_code", None) or (),
-                self.inputs.values(),
-            ),
         )
 
     def _read_inputs(self) -> None:

@@ -17,7 +17,6 @@ from dask_infer.model.footprint import floating_dtype
 from dask_infer.model.skeleton import (
     build_architecture,
     builder_of,
-    named_tensors,
     structure_copy,
     unwrapped,
 )
@@ -97,18 +96,8 @@ def open_original(
     if any(nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
         reason = "lazy layers have no sizes yet"
         raise CannotSplit(spec.name, reason, "call it once on an example row")
-    for name, tensor in named_tensors(module):
-        if type(tensor) not in _PLAIN:
-            reason = f'"{name}" is a {type(tensor).__name__}, whose code is its own'
-            raise CannotSplit(spec.name, reason, 'use parallel="data"')
-    if module._forward_hooks or module._forward_pre_hooks:
-        reason = "it has forward hooks on the whole model"
-        raise CannotSplit(spec.name, reason, "do in forward() what they do")
     return Original(spec, module, dtype)
 
-
-#: Quantised and distributed tensors compute otherwise than those made in their place.
-_PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer)
 
 _AS_MODULE = "pass the torch module itself, or its directory"
 

@@ -14,7 +14,6 @@ import torch
 
 import dask_infer
 from dask_infer.errors import InferError
-from dask_infer.model.split.guards import SizeBranch
 
 REMEDY = 'use parallel="data", or write the model as an nn.Sequential of its layers'
 
@@ -47,8 +46,6 @@ def is_fixed(error: BaseException) -> bool:
 
 def cause_of(error: BaseException) -> str:
     """Return what went wrong in a line, and the line of the user's code that did it."""
-    if isinstance(error, SizeBranch):
-        return f"its code takes another path for sizes that are not {error}"
     if fixed := _FIXED.search(str(error)):
         what = "rows" if fixed[1] == "0" else "tokens (or of another axis)"
         return f"its code takes one number of {what} alone, as loops over them do"

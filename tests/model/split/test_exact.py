@@ -177,11 +177,3 @@ def test_cut_before_the_first_layer(module):  # PP-4
     spec, chain = split_module(module, FLOATS, cuts=(first,))
     assert chain.blocks[0].tensors == ()
     assert_exact(spec, chain, torch.randn(3, 8))
-
-
-def test_hooks_and_parametrizations_of_layers_are_kept():
-    module = Skips()
-    module.layers[1].register_forward_hook(lambda module, args, output: output * 2)
-    torch.nn.utils.parametrizations.weight_norm(module.layers[2].dense)
-    spec, chain = split_module(module, FLOATS)
-    assert_exact(spec, chain, torch.randn(3, 8))

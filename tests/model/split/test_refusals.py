@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from dask_infer.errors import InputError
 from dask_infer.model.refusals import ArityMismatch, Example
 from dask_infer.model.split import CannotSplit, split
 from dask_infer.spec import ModelSpec
@@ -16,7 +15,6 @@ from tests.model.split.models import (
     Counts,
     Layer,
     Skips,
-    assert_exact,
     split_module,
 )
 
@@ -93,60 +91,3 @@ def test_data_dependent_sequences_report_no_sizes():
 def test_input_of_an_unknown_dtype():
     with pytest.raises(CannotSplit, match="holds text"):
         split_module(Skips(), Example("text", (8,)))
-
-
-# Conditions on sizes: a graph would go down the traced branch, and be wrong
-
-
-class Sized(nn.Module):
-    """Takes another path where `branches` says so."""
-
-    def __init__(self, branches):
-        super().__init__()
-        self.first, self.second, self.branches = nn.Linear(8, 8), Layer(), branches
-
-    def forward(self, x):
-        x = self.first(x)
-        return self.second(x * 2 if self.branches(*x.shape[:2]) else x)
-
-
-@pytest.mark.parametrize(
-    ("branches", "shown"),
-    [
-        (lambda rows, tokens: rows > 7, r"x\.rows <= 7"),
-        (lambda rows, tokens: rows == tokens, r"x\.rows != x\.tokens"),
-        (lambda rows, tokens: tokens % 2 == 0, r"x\.tokens % 2"),
-        (lambda rows, tokens: tokens < 9, r"x\.tokens >= 9"),
-    ],
-)
-def test_branches_on_sizes_are_refused(branches, shown):
-    with pytest.raises(CannotSplit, match=rf"another path.*{shown}"):
-        split_module(Sized(branches), Example("floating", (None, 8)))
-
-
-def test_lengths_beyond_the_positions_are_refused_batch_by_batch():
-    module = Sized(lambda rows, tokens: tokens > 50)
-    spec, chain = split_module(module, Example("floating", (None, 8)))
-    assert_exact(spec, chain, torch.randn(3, 50, 8))
-    with pytest.raises(InputError, match=r"x\.tokens <= 50.*shorter"):
-        chain.bind((torch.randn(3, 51, 8),), {})
-
-
-# What a stand-in for a tensor or a call would not do
-
-
-def test_tensors_with_code_of_their_own_are_refused():
-    class Doubled(torch.Tensor):
-        pass
-
-    module = Skips()
-    module.register_buffer("odd", torch.ones(2).as_subclass(Doubled))
-    with pytest.raises(CannotSplit, match=r'"odd" is a Doubled'):
-        split(ModelSpec("0", "m", "module"), module, [FLOATS], {})
-
-
-def test_hooks_on_the_whole_model_are_refused():
-    module = Skips()
-    module.register_forward_hook(lambda module, args, output: output * 2)
-    with pytest.raises(CannotSplit, match="forward hooks"):
-        split(ModelSpec("0", "m", "module"), module, [FLOATS], {})

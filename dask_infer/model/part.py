@@ -1,0 +1,103 @@
+"""A part of a model in this process: the blocks of one stage."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import torch
+
+from dask_infer.device.out_of_memory import is_out_of_memory
+from dask_infer.errors import InferError, ModelLoadError
+from dask_infer.model.content_key import content_key
+from dask_infer.model.loaded import LoadedModel
+from dask_infer.model.store import Parcel, read_blob
+from dask_infer.spec import Blob, ModelSpec
+
+
+class PartModel(LoadedModel):
+    """One stage: values by name in, values by name out."""
+
+    def __init__(
+        self, spec: ModelSpec, stage: Any, accepts: frozenset[str] | None
+    ) -> None:
+        super().__init__(spec, "tensor", stage, stage.nbytes)
+        self.device = stage.device
+        self.floating = stage.floating
+        self.accepts = accepts
+
+    def call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
+    ) -> Any:
+        """Return what the next stage gets for the values of this one."""
+        return self.target.call(*args)
+
+    def accepts_of(self, method: str | None) -> frozenset[str] | None:
+        """Return the keyword arguments that the divided model takes."""
+        return self.accepts
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self.target.close()
+        super().close()
+
+
+@functools.lru_cache(maxsize=16)
+def read_chain(blob: Blob) -> Any:
+    """Return the model as a chain of blocks, without weights."""
+    return read_blob(blob)
+
+
+def pickle_chain(chain: Any, spec: ModelSpec, told: object) -> Blob:
+    """Put a chain into the content store, held while the blob lives.
+
+    Parameters
+    ----------
+    told
+        What the model was split for. Pickles of equal chains may differ, so this and
+        the model make the key, and equal calls share a group.
+    """
+    content = (spec.key, spec.kind, content_key(told), torch.__version__)
+    key = hashlib.sha256(repr(content).encode()).hexdigest()
+    parcel = Parcel(chain, key, "the model's layers")
+    return parcel.write(owner=parcel.blob)
+
+
+def part_bytes(chain: Blob, start: int, stop: int) -> int:
+    """Projected bytes of the blocks from `start` up to `stop`."""
+    return int(read_chain(chain).stage_bytes(start, stop))
+
+
+def load_part(
+    spec: ModelSpec,
+    chain: Blob,
+    start: int,
+    stop: int,
+    *,
+    device: str,
+    dtype: str | None,
+) -> PartModel:
+    """Load the blocks from `start` up to `stop`, and nothing else.
+
+    Raises
+    ------
+    ModelLoadError
+        If they cannot be read; names the model and the cause.
+    """
+    from dask_infer.model.split import load_stage
+
+    divided = read_chain(chain)
+    try:
+        stage = load_stage(spec, divided, start, stop, device=device, dtype=dtype)
+    except InferError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelLoadError(
+            f"blocks {start} to {stop - 1} of {spec.name} cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    keywords = (name for name in divided.inputs if isinstance(name, str))
+    return PartModel(spec, stage, frozenset(keywords))

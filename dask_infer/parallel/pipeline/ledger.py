@@ -1,0 +1,441 @@
+"""The one owner of groups: a scheduler plugin that places, watches and releases them.
+
+Registered by the first ticket, it outlives every client and feeder, and
+``client.restart()``. All of it runs on the scheduler's event loop. Stages are Dask
+tasks that it submits through a client of its own: those submitted by a client or a
+feeder end with them (distributed 2026.8.0). Invariants:
+
+1. A stage is pinned to one worker (``allow_other_workers=True`` ignores resources and
+   can break the scheduler's bookkeeping) and its key is used once: Dask counts the
+   deaths of workers against keys.
+2. All stages of an instance are placed or none, on distinct workers, by what is free.
+3. After a loss the instance's epoch is higher before anyone hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pickle
+import time
+from typing import TYPE_CHECKING, Any
+
+from distributed import Client, Scheduler
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from dask_infer.errors import InferError, ModelLoadError, PlacementError
+from dask_infer.parallel.pipeline.fleet import Fleet, Instance, Placed
+from dask_infer.parallel.pipeline.places import WorkerPlace, models_bytes
+from dask_infer.parallel.pipeline.placing import Placing
+from dask_infer.parallel.pipeline.state import Facts, GroupState
+from dask_infer.spec import GroupSpec
+from dask_infer.spec.group import LEDGER
+
+if TYPE_CHECKING:
+    from dask_infer.plan.facts import BlockFacts
+
+logger = logging.getLogger(__name__)
+
+#: Where every change of a group is told: clients may subscribe.
+TOPIC = "infer-groups"
+#: Seconds after which a watcher is answered even if nothing changed.
+POLL = 60.0
+#: Seconds between two looks at idle groups and silent workers.
+LOOK = 0.5
+#: The urgency of stage tasks, so that they start before queued partitions.
+PRIORITY = 1000
+
+
+class Ledger(SchedulerPlugin):
+    """Every group of a cluster."""
+
+    name = LEDGER
+    idempotent = True
+
+    def start(self, scheduler: Scheduler) -> None:  # type: ignore[override]
+        """Take up the handlers; synchronous, so that nobody registers a second one."""
+        self.scheduler = scheduler
+        self.fleets: dict[str, Fleet] = {}
+        #: Blocks of a group's model, told by its tickets.
+        self.blocks: dict[str, tuple[BlockFacts, ...]] = {}
+        #: Workers that know how to make way.
+        self.attached: set[str] = set()
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+        self._looking = asyncio.ensure_future(self._look())
+        for operation in ("knows", "open", "watch", "ready"):
+            handler = getattr(self, f"_{operation}")
+            scheduler.handlers[f"infer_{operation}"] = handler
+
+    async def close(self) -> None:
+        """Let go of everything, with the scheduler."""
+        self._looking.cancel()
+        for fleet in list(self.fleets.values()):
+            self.release(fleet, "the scheduler closes")
+        if self._client is not None:
+            await self._client.close()
+
+    # --- what is asked of it -----------------------------------------------------
+
+    async def _knows(self, group: str) -> bool:
+        """Whether the layers of a group were told already."""
+        return group in self.blocks
+
+    async def _open(
+        self,
+        spec: bytes,
+        user: Any,
+        ticket: bool,
+        worker: str,
+        blocks: bytes | None = None,
+    ) -> dict[str, Any]:
+        """Note a user of a group; start to form it where nobody has."""
+        self.attached.add(worker)
+        task = self.scheduler.tasks.get(user)
+        if task is None or task.state != "processing":
+            # A cancelled feeder's thread may still ask; nobody would ever take it off.
+            gone = PlacementError(f"task {user} is not wanted any more")
+            return GroupState(0, "refused", error=pickle.dumps(gone)).to_message()
+        wanted: GroupSpec = pickle.loads(spec)
+        if blocks is not None:
+            self.blocks[wanted.key] = pickle.loads(blocks)
+        fleet = self.fleets.get(wanted.key)
+        if fleet is None or fleet.status in ("refused", "released"):
+            fleet = self.fleets[wanted.key] = Fleet(wanted)
+            self._start(fleet, Placing(self, fleet).form())
+        (fleet.tickets if ticket else fleet.feeders).add(user)
+        fleet.idle_since = None
+        return fleet.state().to_message()
+
+    async def _watch(self, group: str, version: int) -> dict[str, Any]:
+        """Return the state of a group once it is newer than `version`."""
+        fleet = self.fleets.get(group)
+        if fleet is None:
+            gone = GroupState(version + 1, "released")
+            return gone.to_message()
+        if fleet.version <= version:
+            changed = fleet.changed
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(changed.wait(), POLL)
+        return fleet.state().to_message()
+
+    async def _ready(
+        self, instance: str, index: int, epoch: int, facts: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Note that a stage serves."""
+        for fleet in self.fleets.values():
+            for each in fleet.instances:
+                placed = each.placed.get(index)
+                if each.name != instance or placed is None:
+                    continue
+                if placed.order.epoch == epoch:
+                    placed.ready = True
+                    if index == 0:
+                        fleet.facts = Facts(**facts)
+                    self.tell(fleet, f"stage {index} of {instance} serves")
+        return {"status": "done"}
+
+    def unload(self, content: str | None) -> None:
+        """Let go of the groups of one model, or of all, once nobody uses them."""
+        for fleet in list(self.fleets.values()):
+            if content in (None, fleet.spec.model.key):
+                fleet.unloading = True
+                self._release_if_idle(fleet)
+
+    # --- what happens to the cluster ---------------------------------------------
+
+    def transition(
+        self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Forget users whose tasks are done with."""
+        gone = finish in ("released", "forgotten", "erred")
+        for fleet in self.fleets.values():
+            if finish != "processing" and key in fleet.feeders:
+                fleet.feeders.discard(key)
+            elif gone and key in fleet.tickets:
+                fleet.tickets.discard(key)
+            else:
+                continue
+            self._idle(fleet)
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Let groups in use that take what they can get grow."""
+        for fleet in self.fleets.values():
+            grows = fleet.spec.layout.replicas == "auto" and fleet.used
+            if grows and fleet.status == "ready":
+                Placing(self, fleet).grow()
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        """Raise the epochs of the instances that had a stage there."""
+        self.attached.discard(worker)
+        for fleet in list(self.fleets.values()):
+            for instance in list(fleet.instances):
+                if worker in instance.addresses:
+                    self.lose(fleet, instance, worker)
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """All workers are new: nothing is placed any more."""
+        for fleet in list(self.fleets.values()):
+            fleet.tickets.clear()
+            fleet.feeders.clear()
+            self.release(fleet, "the cluster restarts")
+
+    # --- groups ------------------------------------------------------------------
+
+    async def client(self) -> Client:
+        """Return the client through which stages are submitted."""
+        async with self._connecting:
+            if self._client is None or self._client.status not in (
+                "running",
+                "connecting",
+            ):
+                self._client = await Client(
+                    self.scheduler.address,
+                    asynchronous=True,
+                    set_as_default=False,
+                    security=self.scheduler.security,
+                    name="dask-infer-ledger",
+                )
+            return self._client
+
+    def lose(self, fleet: Fleet, instance: Instance, worker: str) -> None:
+        """Place the stages of a worker that is gone anew, under a higher epoch."""
+        lost = [i for i, p in instance.placed.items() if p.address == worker]
+        instance.epoch += 1
+        for index in lost:
+            self._cancel(instance.placed.pop(index))
+        names = ", ".join(f"stage {index}" for index in lost)
+        self.tell(fleet, f"worker {worker} is gone, and {names} of {instance.name}")
+        if fleet.used:
+            self._start(fleet, Placing(self, fleet).mend(instance))
+        else:
+            self.release(fleet, "nobody uses it")
+
+    def drop(self, fleet: Fleet, instance: Instance) -> None:
+        """Do without one of several instances."""
+        fleet.instances.remove(instance)
+        for placed in instance.placed.values():
+            self._cancel(placed)
+        self.tell(fleet, f"{instance.name} gives way")
+
+    def release(self, fleet: Fleet, why: str) -> None:
+        """Let all stages of a group go."""
+        if self.fleets.get(fleet.spec.key) is fleet:
+            del self.fleets[fleet.spec.key]
+        self._clear(fleet)
+        if fleet.status != "refused":
+            fleet.status = "released"
+        self.tell(fleet, f"released: {why}")
+
+    def refuse(self, fleet: Fleet, error: BaseException) -> None:
+        """Let a group go with an error for its users."""
+        self._clear(fleet)
+        fleet.refuse(error)
+        self.tell(fleet, f"refused: {error}", logging.WARNING)
+
+    def _clear(self, fleet: Fleet) -> None:
+        current = asyncio.current_task() if _in_task() else None
+        for task in list(fleet.tasks):
+            if task is not current:
+                task.cancel()
+        for instance in fleet.instances:
+            for placed in instance.placed.values():
+                self._cancel(placed)
+        fleet.instances.clear()
+
+    def tell(self, fleet: Fleet, what: str, level: int = logging.INFO) -> None:
+        """Tell feeders, the log, and who subscribed, of a change."""
+        logger.log(level, "group %s: %s", fleet.spec.key, what)
+        self.scheduler.log_event(TOPIC, {"group": fleet.spec.key, "event": what})
+        fleet.tell()
+
+    def place(self, fleet: Fleet, instance: Instance, index: int, address: str) -> None:
+        """Note a stage as placed, and submit its task."""
+        order = fleet.order(instance, index)
+        placed = instance.placed[index] = Placed(order, address, None)
+        self._start(fleet, self._submit(fleet, instance, placed))
+
+    async def _submit(self, fleet: Fleet, instance: Instance, placed: Placed) -> None:
+        """Run a stage's task until it ends, which it should not by itself."""
+        from dask_infer.parallel.pipeline.serve import serve_stage
+
+        client = await self.client()
+        order = placed.order
+        placed.future = client.submit(
+            serve_stage,
+            pickle.dumps(order),
+            key=order.key,
+            workers=[placed.address],
+            allow_other_workers=False,
+            resources=dict(order.spec.resources) or None,
+            priority=PRIORITY,
+            retries=0,
+            pure=False,
+        )
+        try:
+            await placed.future
+            error: BaseException | None = None
+        except asyncio.CancelledError:
+            if placed.future.status != "cancelled":
+                raise  # this coroutine, not the stage
+            error = None
+        except Exception as raised:
+            error = raised
+        if instance.placed.get(order.index) is not placed:
+            return
+        if error is not None and placed.address in self.scheduler.workers:
+            self.refuse(fleet, _told(order.spec, order.index, placed.address, error))
+        elif placed.address in self.scheduler.workers:
+            self.lose(fleet, instance, placed.address)
+
+    async def _make_way(self, placed: Placed) -> None:
+        """Have one waiting feeder leave its thread to the stage, where all are busy."""
+        worker = self.scheduler.workers.get(placed.address)
+        if worker is None or placed.address not in self.attached:
+            return
+        if len(worker.processing) < worker.nthreads:
+            return
+        with contextlib.suppress(OSError):
+            rpc = self.scheduler.rpc(placed.address)
+            await rpc.infer_make_way(key=placed.order.key)
+
+    def _cancel(self, placed: Placed) -> None:
+        if placed.future is not None:
+            cancelling = placed.future.cancel()
+            if asyncio.iscoroutine(cancelling):
+                _keep(asyncio.ensure_future(cancelling))
+
+    def _start(self, fleet: Fleet, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        fleet.tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(fleet, done))
+
+    def _ended(self, fleet: Fleet, task: asyncio.Task[Any]) -> None:
+        fleet.tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        assert error is not None
+        if not isinstance(error, InferError):
+            logger.error("group %s failed", fleet.spec.key, exc_info=error)
+        if self.fleets.get(fleet.spec.key) is fleet:
+            self.refuse(fleet, error)
+
+    # --- workers -----------------------------------------------------------------
+
+    def workers(self, spec: GroupSpec) -> list[WorkerPlace]:
+        """Every running worker: what it has, what is free, which stages it holds."""
+        placed: dict[str, list[Placed]] = {}
+        for fleet in self.fleets.values():
+            for instance in fleet.instances:
+                for stage in instance.placed.values():
+                    placed.setdefault(stage.address, []).append(stage)
+        return [
+            self._facts(worker, placed.get(worker.address, []), spec)
+            for worker in self.scheduler.running
+        ]
+
+    def _facts(self, worker: Any, stages: list[Placed], spec: GroupSpec) -> WorkerPlace:
+        free = {
+            name: total - worker.used_resources.get(name, 0)
+            for name, total in worker.resources.items()
+        }
+        for stage in stages:
+            task = self.scheduler.tasks.get(stage.order.key)
+            if task is None or task.processing_on is not worker:  # counted in a moment
+                for name, amount in stage.order.spec.resources:
+                    free[name] = free.get(name, 0) - amount
+        accelerated = spec.device not in ("auto", "cpu") or "GPU" in dict(
+            spec.resources
+        )
+        limit = None if accelerated else worker.memory_limit
+        return WorkerPlace(
+            worker.address,
+            dict(worker.resources),
+            free,
+            models_bytes(limit) if limit else None,
+            worker.host,
+            tuple(stage.order.spec.model.name for stage in stages),
+        )
+
+    def make_room(self, newcomer: Fleet) -> bool:
+        """Have an idle group give way, or a spare instance of a busy one.
+
+        Returns whether anything did.
+        """
+        others = [f for f in self.fleets.values() if f is not newcomer]
+        idle = [f for f in others if not f.used and f.instances]
+        if idle:
+            oldest = min(idle, key=lambda f: f.idle_since or 0)
+            self.release(oldest, f"gives way to {newcomer.spec.key}")
+            return True
+        if any(each.ready for each in newcomer.instances):
+            return False
+        for fleet in others:
+            spare = fleet.spec.layout.replicas == "auto" and len(fleet.instances) > 1
+            if spare:
+                self.drop(fleet, fleet.instances[-1])
+                return True
+        return False
+
+    # --- the passing of time -----------------------------------------------------
+
+    def _idle(self, fleet: Fleet) -> None:
+        if not fleet.used and fleet.idle_since is None:
+            fleet.idle_since = time.monotonic()
+            self._release_if_idle(fleet)
+
+    def _release_if_idle(self, fleet: Fleet) -> None:
+        if fleet.used or fleet.idle_since is None:
+            return
+        idle = time.monotonic() - fleet.idle_since
+        if fleet.unloading or idle >= fleet.spec.patience.idle:
+            self.release(fleet, f"nobody used it for {idle:.0f} s")
+
+    async def _look(self) -> None:
+        """Release idle groups, and lose stages whose worker says nothing."""
+        while True:
+            await asyncio.sleep(LOOK)
+            for fleet in list(self.fleets.values()):
+                self._release_if_idle(fleet)
+                for instance in list(fleet.instances):
+                    self._look_at(fleet, instance)
+
+    def _look_at(self, fleet: Fleet, instance: Instance) -> None:
+        for placed in list(instance.placed.values()):
+            if self._is_silent(placed.address, fleet.spec.patience.stall):
+                self.lose(fleet, instance, placed.address)
+                return
+            # Feeders may have come since it was placed.
+            if not placed.ready and placed.future is not None:
+                self._start(fleet, self._make_way(placed))
+
+    def _is_silent(self, address: str, seconds: float) -> bool:
+        worker = self.scheduler.workers.get(address)
+        # The scheduler's clock; a worker that blocks its loop sends no heartbeat.
+        return worker is not None and time.time() - worker.last_seen > seconds
+
+
+def _told(spec: GroupSpec, index: int, address: str, error: BaseException) -> Exception:
+    if isinstance(error, InferError):
+        return error
+    return ModelLoadError(
+        f'stage {index} of model "{spec.model.name}" ended on worker {address}: '
+        f"{type(error).__name__}: {error}"
+    )
+
+
+def _in_task() -> bool:
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False
+
+
+_kept: set[asyncio.Future[Any]] = set()
+
+
+def _keep(future: asyncio.Future[Any]) -> None:
+    _kept.add(future)
+    future.add_done_callback(_kept.discard)

@@ -1,0 +1,50 @@
+"""What the blocks of a chain weigh and take, measured once by a ticket.
+
+The worker that has the ticket times each block with made-up weights, one at a time, so
+that a worker which could never hold the model can do it. Only the proportions matter to
+the cuts; the seconds choose the microbatch.
+"""
+
+from __future__ import annotations
+
+from dask_infer.device.device import resolve_device
+from dask_infer.model.part import read_chain
+from dask_infer.model.split import profile
+from dask_infer.plan.facts import BlockFacts
+from dask_infer.replica.place import current_place
+from dask_infer.spec import GroupSpec
+
+#: Rows of the forwards that are timed, and tokens of texts.
+ROWS, TOKENS = 8, 32
+
+
+def blocks_of(spec: GroupSpec) -> tuple[BlockFacts, ...]:
+    """Return the facts of each block, for a microbatch of `ROWS` rows."""
+    assert spec.chain is not None
+    chain = read_chain(spec.chain)
+    device = resolve_device(spec.device)
+    device.prepare()
+    costs = profile(
+        chain,
+        0,
+        len(chain.blocks),
+        ROWS,
+        tokens=TOKENS,
+        device=str(device),
+        threads=current_place().cpu_threads,
+    )
+    facts = []
+    entering = 0
+    for block, cost, row in zip(chain.blocks, costs, chain.table(), strict=True):
+        facts.append(
+            BlockFacts(
+                block.name,
+                block.nbytes,
+                cost.seconds,
+                cut_bytes=entering,
+                activation_bytes=cost.carry_bytes,
+                parameters=row["parameters"],
+            )
+        )
+        entering = block.cut_bytes_per_row * ROWS
+    return tuple(facts)

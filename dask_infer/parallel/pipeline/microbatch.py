@@ -1,0 +1,114 @@
+"""A microbatch on its way: what travels with it, and what comes back of it."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed.protocol.pickle import dumps
+
+from dask_infer.parallel.pipeline.wire import Message, copied, pack, unpack
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where a microbatch goes and what is done with it; travels with every message.
+
+    A stage needs no configuration: the way tells it who comes next.
+    """
+
+    #: Name of the group's instance.
+    group: str
+    #: Counts the re-formations of the instance; older ones are refused.
+    epoch: int
+    #: Addresses of the stages, in order.
+    route: tuple[str, ...]
+    #: Address of the feeder's worker.
+    feeder: str
+    #: The microbatch, and how often it has been sent: answers to older attempts are
+    #: not for anyone any more.
+    number: int
+    attempt: int
+    rows: int = 0
+    #: Method of a whole model to call; None for the model itself.
+    method: str | None = None
+    #: Fields of a whole model's output that are read; None for all.
+    wanted: tuple[Any, ...] | None = None
+
+    def to_message(self) -> dict[str, Any]:
+        """Return what goes over the wire."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> Way:
+        """Return the way that a message tells."""
+        told: dict[str, Any] = dict(message)
+        for name in ("route", "wanted"):
+            if told[name] is not None:
+                told[name] = tuple(told[name])
+        return cls(**told)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Values by name, still as a message of another process, or already native."""
+
+    message: Message | None = None
+    values: dict[Any, Any] = field(default_factory=dict)
+
+    def open(self) -> dict[Any, Any]:
+        """Return the values, in memory that the receiver may write into."""
+        return copied(self.values) if self.message is None else unpack(self.message)
+
+    def packed(self) -> Message:
+        """Return the message."""
+        return pack(self.values) if self.message is None else self.message
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a microbatch in a stage, told to its feeder as data."""
+
+    #: The pickled exception.
+    error: bytes
+    #: Stage that raised it, of how many, and the worker.
+    stage: int
+    stages: int
+    worker: str
+    #: Traceback as text: the frames stay where they are.
+    trace: str
+    out_of_memory: bool = False
+
+    @classmethod
+    def of(
+        cls, error: BaseException, stage: int, stages: int, worker: str, memory: bool
+    ) -> Failure:
+        """Describe an exception; one that does not pickle becomes a RuntimeError."""
+        trace = "".join(traceback.format_exception(error))
+        try:
+            data = dumps(error.with_traceback(None))
+            pickle.loads(data)
+        except Exception:
+            data = dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+        return cls(data, stage, stages, worker, trace, memory)
+
+    def exception(self) -> BaseException:
+        """Return the stage's exception, its own traceback as the cause."""
+        error: BaseException = pickle.loads(self.error)
+        error.__cause__ = RemoteTraceback(self)
+        return error
+
+
+class RemoteTraceback(Exception):
+    """The traceback of a stage, as text, so that the cause is seen with the error."""
+
+    def __init__(self, failure: Failure) -> None:
+        where = f"stage {failure.stage} of {failure.stages} on worker {failure.worker}"
+        super().__init__(f"\n\nin {where}:\n{failure.trace}")
+        self.failure = failure
+
+
+class Lost(Exception):
+    """The group as it was is no more: the microbatch has to be sent again."""

@@ -1,0 +1,101 @@
+"""The stages of a group: how many, which blocks each holds, and rows of a microbatch.
+
+The plan looks at every worker that could hold a stage, busy or not: which of them do is
+found afterwards, and a plan made for the few that are free at this moment would stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dask_infer.errors import PlacementError
+from dask_infer.parallel.pipeline.places import WorkerPlace, remedy
+from dask_infer.plan import table
+from dask_infer.plan.facts import BlockFacts, WorkerFacts
+from dask_infer.plan.pipeline import plan_pipeline
+from dask_infer.plan.schedule import microbatch
+from dask_infer.plan.stages import StagePlan
+
+if TYPE_CHECKING:
+    from dask_infer.parallel.pipeline.placing import Placing
+
+#: Seconds that a microbatch costs a stage whatever its size: messages, thread, queue
+#: (benchmarks/transport).
+OVERHEAD = 1e-3
+#: Most rows of a microbatch where nobody says.
+MOST_ROWS = 1024
+#: Seconds between two looks at the workers.
+LOOK = 0.1
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Where a chain of blocks is cut."""
+
+    #: First block of each stage, and the end of the last.
+    bounds: tuple[int, ...]
+    #: Bytes of each stage's weights.
+    nbytes: tuple[int, ...]
+    #: The worker that each stage was planned for, if it is free.
+    workers: tuple[str, ...] = ()
+    #: Rows of a microbatch; None where the feeders' own policy finds them.
+    microbatch: int | None = None
+    #: The table of stages and why they are so, to be read.
+    told: str = ""
+
+
+async def plan_stages(placing: Placing) -> Stages:
+    """Return the stages of a group, once there are workers that could hold them.
+
+    Raises
+    ------
+    PlacementError
+        If there are none after the grace.
+    """
+    spec = placing.spec
+    if spec.chain is None:
+        own = spec.layout.microbatch
+        rows = None if own == "auto" else own
+        return Stages((0, 1), (spec.model.nbytes,), microbatch=rows)
+    blocks = placing.ledger.blocks[spec.key]
+    deadline = time.monotonic() + spec.patience.grace
+    while True:
+        able = [w for w in placing.workers() if w.has(spec.resources)]
+        try:
+            return _planned(blocks, able, spec.layout.stages, spec.layout.microbatch)
+        except PlacementError as error:
+            if time.monotonic() >= deadline:
+                raise PlacementError(
+                    f'model "{spec.model.name}": {error} (waited '
+                    f"{spec.patience.grace:g} s, infer.placement.grace); "
+                    f"{remedy(spec.resources)}"
+                ) from error
+        await asyncio.sleep(LOOK)
+
+
+def _planned(
+    blocks: Sequence[BlockFacts],
+    able: Sequence[WorkerPlace],
+    stages: object,
+    rows: object,
+) -> Stages:
+    workers = [WorkerFacts(w.address, w.memory, host=w.host) for w in able]
+    if isinstance(stages, tuple):  # the chain has no other places to be cut at
+        plan = plan_pipeline(blocks, workers, tuple(range(1, len(blocks))))[0]
+    else:
+        assert isinstance(stages, int) or stages == "auto"
+        plan = plan_pipeline(blocks, workers, stages)[0]
+    size = rows if isinstance(rows, int) else _rows(plan)
+    told = f"{table.text(plan)}\nMicrobatches of {size} rows."
+    nbytes = tuple(stage.nbytes for stage in plan.stages)
+    return Stages(plan.bounds, nbytes, plan.workers, size, told)
+
+
+def _rows(plan: StagePlan) -> int:
+    from dask_infer.parallel.pipeline.measure import ROWS
+
+    return microbatch(OVERHEAD, plan.slowest / ROWS, most=MOST_ROWS)

@@ -1,0 +1,226 @@
+"""Workers that die under a pipeline: the result is the undisturbed one."""
+
+import os
+import signal
+import time
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from distributed import Client
+
+import dask_infer
+from dask_infer import Layout, PlacementError
+
+from .conftest import groups, near, wait_until, workers
+
+MICROBATCHES = 26
+
+
+class Kills(torch.nn.Module):
+    """Counts its forwards in a file; the n-th of all kills its process, once."""
+
+    def __init__(self, log, at):
+        super().__init__()
+        self.log, self.at = str(log), at
+
+    def forward(self, x):
+        if type(x) is torch.Tensor:  # and no fake one, as shapes are found with
+            count(self.log, self.at)
+        return x * 1
+
+
+def count(log, at):
+    if not os.path.exists(log + ".armed"):  # as its layers are measured
+        return
+    with open(log, "a") as file:
+        file.write("x")
+    if os.path.getsize(log) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log"
+
+
+def stages_with(part):
+    """Three stages, of which one holds `part`, which counts."""
+    torch.manual_seed(3)
+    layers = [torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)]
+    where = {0: 1, 1: 2, 2: 3}
+    return lambda stage: torch.nn.Sequential(
+        *layers[: where[stage]], part, *layers[where[stage] :]
+    )
+
+
+@pytest.fixture
+def small(pdf):
+    """26 microbatches of 13 rows in 13 partitions."""
+    return pdf.iloc[: 13 * MICROBATCHES]
+
+
+def by_hand(model, pdf):
+    with torch.inference_mode():
+        return model(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
+
+
+@pytest.mark.parametrize("at", [1, MICROBATCHES // 2, MICROBATCHES])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_stage_is_killed(client, small, log, stage, at):  # PP-10
+    model = stages_with(Kills(log, at))(stage)
+    # The layer that kills opens its stage, or ends the first one.
+    cuts = {0: ["2", "3"], 1: ["2", "3"], 2: ["2", "3"]}[stage]
+    ddf = dd.from_pandas(small, npartitions=13, sort=False)
+    layout = Layout(stages=cuts, microbatch=13, replicas=1)
+    pred = ddf.infer.predict(model, parallel=layout)
+    expected = by_hand(model, small)
+    log.with_name("log.armed").touch()
+    near(pred.compute(), expected, small)
+    (group,) = groups(client)
+    assert group["instances"][0]["epoch"] >= 1
+    # Only what was in flight was run again.
+    window = group["window"]
+    assert MICROBATCHES <= os.path.getsize(log) <= MICROBATCHES + 2 * window + 13
+
+
+@pytest.mark.parametrize("at", [1, MICROBATCHES // 2, MICROBATCHES])
+def test_a_feeder_is_killed(client, small, log, at):  # PP-10
+    layers = stages_with(torch.nn.Tanh())(1)
+
+    def postprocess(output, frame):
+        count(str(log), at)
+        return output
+
+    ddf = dd.from_pandas(small, npartitions=13, sort=False)
+    layout = Layout(stages=["2", "3"], microbatch=13, replicas=1)
+    pred = ddf.infer.predict(layers, parallel=layout, postprocess=postprocess)
+    log.with_name("log.armed").touch()
+    near(pred.compute(), by_hand(layers, small), small)
+    assert os.path.getsize(log) >= MICROBATCHES
+
+
+def test_every_worker_has_a_stage_and_one_dies(store, pdf, log):  # PP-14
+    model = stages_with(Kills(log, 5))(1)
+    layout = Layout(stages=["2", "3"], microbatch=13)
+    expected = by_hand(model, pdf)
+    log.with_name("log.armed").touch()
+    with workers({}, {}, {}) as cluster, Client(cluster):
+        ddf = dd.from_pandas(pdf, npartitions=40, sort=False)
+        pred = ddf.infer.predict(model, parallel=layout)
+        near(pred.compute(), expected, pdf)
+
+
+def test_without_a_spare_the_stage_and_the_resource_are_named(store, pdf, log):  # PP-10
+    model = stages_with(Kills(log, 5))(1)
+    log.with_name("log.armed").touch()
+    with (
+        workers({"GPU": 1}, {"GPU": 1}, {"GPU": 1}, {}) as cluster,
+        Client(cluster) as client,
+        dask.config.set({"infer.placement.grace": "1 s"}),
+    ):
+        cluster_workers = client.scheduler_info()["workers"]
+        assert len(cluster_workers) == 4
+        # Nobody comes back in place of the one that dies.
+        client.run_on_scheduler(_no_more_workers)
+        pred = dd.from_pandas(pdf, npartitions=40, sort=False).infer.predict(
+            model,
+            parallel=Layout(stages=["2", "3"], microbatch=5),
+            resources={"GPU": 1},
+        )
+        with pytest.raises(PlacementError, match=r"stage 1 .*GPU=1"):
+            pred.compute()
+
+
+def _no_more_workers(dask_scheduler):
+    async def refuse(*args, **kwargs):
+        return None
+
+    dask_scheduler.handlers["register-worker"] = refuse
+
+
+def test_a_worker_with_a_stage_is_retired(client, pdf):
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x * 1
+
+    model = stages_with(Slow())(1)
+    ddf = dd.from_pandas(pdf, npartitions=40, sort=False)
+    layout = Layout(stages=["2", "3"], microbatch=5, replicas=1)
+    future = client.compute(ddf.infer.predict(model, parallel=layout))
+    wait_until(lambda: dask_infer.replicas().rows.sum() > 10)
+    (group,) = groups(client)
+    gone = group["instances"][0]["route"][1]
+    client.retire_workers([gone])
+    near(future.result(), by_hand(model, pdf), pdf)
+    (group,) = groups(client)
+    assert gone not in group["instances"][0]["route"]
+    assert group["instances"][0]["epoch"] >= 1
+
+
+def test_a_stage_that_hangs_takes_a_fresh_replica(client, pdf, tmp_path):  # BM-22
+    mark = str(tmp_path / "hung")
+
+    class Hangs(torch.nn.Module):
+        def forward(self, x):
+            real = type(x) is torch.Tensor
+            if real and bool((x.abs() > 1e3).any()) and not os.path.exists(mark):
+                open(mark, "w").close()
+                time.sleep(4)
+            return x * 1
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 8), Hangs(), torch.nn.Linear(8, 1))
+    bad = pdf.copy()
+    bad.iloc[50] = 1e6
+    pred = dd.from_pandas(bad, npartitions=6, sort=False).infer.predict(
+        model, parallel=Layout(stages=["1", "2"], microbatch=20), timeout="0.8 s",
+        on_error="null",
+    )  # fmt: skip
+    result = pred.compute()
+    assert result.index.equals(pdf.index)
+    good = result["prediction"].notna().to_numpy()
+    np.testing.assert_allclose(
+        result["prediction"][good], by_hand(model, bad)[good], rtol=1e-4, atol=1e-3
+    )
+    assert good.sum() >= len(pdf) - 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_soak_of_random_kills(store):
+    """Five minutes, a random worker killed every 20 seconds: exact all the time."""
+    random = np.random.default_rng(0)
+    pdf = pd.DataFrame(random.normal(size=(4000, 2)).astype("f4"), columns=["a", "b"])
+    model = stages_with(torch.nn.Tanh())(1)
+    expected = by_hand(model, pdf)
+    layout = Layout(stages=["2", "3"], microbatch=10)
+    with (
+        workers({}, {}, {}, {}, {}) as cluster,
+        Client(cluster) as client,
+        dask.config.set({"infer.placement.grace": "30 s"}),
+    ):
+        client.run_on_scheduler(_forgive)
+        end, rounds = time.monotonic() + 300, 0
+        while time.monotonic() < end:
+            ddf = dd.from_pandas(pdf, npartitions=60, sort=False)
+            shifted = ddf.assign(round=rounds)
+            pred = shifted.infer.predict(model, columns=["a", "b"], parallel=layout)
+            future = client.compute(pred)
+            killed = time.monotonic()
+            while not future.done():
+                if time.monotonic() - killed > 20:
+                    killed = time.monotonic()
+                    pids = client.run(os.getpid)
+                    os.kill(random.choice(list(pids.values())), signal.SIGKILL)
+                time.sleep(0.1)
+            near(future.result(), expected, pdf)
+            rounds += 1
+        assert rounds
+
+
+def _forgive(dask_scheduler):
+    dask_scheduler.allowed_failures = 100
