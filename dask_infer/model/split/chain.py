@@ -23,7 +23,7 @@ from dask_infer.model.split.program import (
 from dask_infer.model.split.stage import build_stage
 
 Key = int | str
-Tier = Literal["sequential", "modules", "export", "fx"]
+Tier = Literal["sequential", "modules", "export"]
 
 #: What a chain's numbers of bytes are given for, where texts may have any length.
 TOKENS = 128
@@ -72,7 +72,7 @@ class Chain:
         What people call the model.
     tier
         How it was split: along an ``nn.Sequential``, with its own modules between
-        exported steps, exported as a whole, or with its modules as leaves.
+        exported steps, or exported as a whole.
     blocks
         The finest cut, in order.
     """

@@ -1,8 +1,9 @@
 """The model's own modules in place of the steps that were exported from them.
 
-They run faster than exported steps: 8 layers, d=256 (FACTS). One is put in only where
-the exported graph proves that it is the same: everything its steps read from outside
-was an argument of its call, and everything others read of them was returned by it.
+They keep the fused kernels that layers choose for themselves, which an export does not.
+One is put in only where the exported graph proves that it is the same: everything its
+steps read from outside was an argument of its call, and everything others read of them
+was returned by it.
 """
 
 from __future__ import annotations

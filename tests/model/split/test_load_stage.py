@@ -81,6 +81,7 @@ def test_directory_is_read_stage_by_stage(name, tmp_path, asked):
     read_and_compare(save(name, tmp_path), name, asked)
 
 
+@pytest.mark.slow
 def test_packed_experts_are_read_by_the_librarys_rules(tmp_path, asked):
     name = "MixtralForCausalLM"
     spec = save(name, tmp_path)
