@@ -105,6 +105,8 @@ class BatchSize(FixedSize):
         super().__init__(FIRST_ROWS[0])
         self.settled = False
         self.limit = MOST_ROWS
+        #: Rows that went by until the size had settled.
+        self.rows_to_settle = 0
         self._free: int | None = None
         self._weighed = False
         self._seen = 0
@@ -158,7 +160,10 @@ class BatchSize(FixedSize):
     def observe(self, rows: int, seconds: float) -> None:
         """Count one forward; batches of another size than the current tell nothing."""
         with self._lock:
-            if self.settled or rows != self.size or seconds <= 0:
+            if self.settled:
+                return
+            self.rows_to_settle += rows
+            if rows != self.size or seconds <= 0:
                 return
             self._seen += 1
             if self._seen <= WARM_UP:

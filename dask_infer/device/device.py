@@ -26,6 +26,8 @@ class Device:
 
     #: Where tensors of the model live.
     torch_device: torch.device
+    #: Forwards wait for each other.
+    one_at_a_time: bool = False
 
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device
@@ -84,6 +86,8 @@ class Device:
 
 class Accelerator(Device):
     """A device with memory of its own: one forward at a time, copies beside it."""
+
+    one_at_a_time = True
 
     def __init__(self, torch_device: torch.device) -> None:
         super().__init__(torch_device)

@@ -8,20 +8,29 @@ from typing import Any, TypeVar
 
 import torch
 
+from dask_infer import config
 from dask_infer.batch.encode import Batch
 from dask_infer.batch.size import FixedSize
 from dask_infer.batch.tokens import TokenBudget
+from dask_infer.device.device import Device
 from dask_infer.device.stream import map_tensors
 from dask_infer.errors import ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.parallel.finish import Finish
 from dask_infer.parallel.lane import Pending
+from dask_infer.parallel.share import Exchange, exchange_of
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.place import Place
 from dask_infer.spec import Code, Job
 from dask_infer.spec.model import Interface
 
 T = TypeVar("T")
+
+
+def shares(device: Device) -> bool:
+    """Whether batches of several partitions are joined on this device."""
+    wanted = config.get("batch.share")
+    return device.one_at_a_time if wanted == "auto" else bool(wanted)
 
 
 @contextlib.contextmanager
@@ -45,6 +54,19 @@ class LocalLane:
         self._stuck = False
         self.finish = Finish(job, code)
         self.stream = self.replica.device.stream()
+        #: Whether forwards are for one partition only: `postprocess` sees its frame,
+        #: and who is stuck in a forward must be known.
+        self._alone = (
+            not job.row_wise
+            or job.timeout is not None
+            or code.postprocess is not None
+            or not shares(self.replica.device)
+        )
+        #: Kept, so that the exchange lives as long as lanes use it.
+        self._meeting: Exchange | None = None
+        #: Policies that this partition is batched by.
+        self._size: FixedSize | None = None
+        self._budget: TokenBudget | None = None
         #: Tensors among them are moved to the device once.
         self.call_kwargs = self._on_device(code.call_kwargs)
 
@@ -80,18 +102,23 @@ class LocalLane:
         self, signature: Any, bytes_per_row: float, bound: int | None
     ) -> FixedSize:
         """Return the replica's own policy, so that what it learned stays known."""
-        return self.replica.sizes.rows(
+        self._size = self.replica.sizes.rows(
             signature, bound, bytes_per_row, self._free_bytes
         )
+        return self._size
 
     def token_budget(self, signature: Any, bound: int | None) -> TokenBudget:
         """Return the replica's own policy for padded batches."""
-        return self.replica.sizes.tokens(signature, bound, self._free_bytes)
+        self._budget = self.replica.sizes.tokens(signature, bound, self._free_bytes)
+        return self._budget
 
     def send(self, batch: Batch) -> Pending:
         """Launch the forward of a batch, and `postprocess` on its output."""
         if self._stuck:
             self._renew()
+        exchange = self._exchange()
+        if exchange is not None:
+            return exchange.send(batch, self._launch, self._most_rows(batch))
         with self.replica.device.exclusive():
             pending: Pending = self._in_time(lambda: self._launch(batch))
         return _Timed(self, pending) if self.stream.overlaps else pending
@@ -116,6 +143,20 @@ class LocalLane:
     def release_memory(self) -> None:
         """Give the device's freed blocks back."""
         self.replica.device.release_memory()
+
+    def _exchange(self) -> Exchange | None:
+        """Where batches of several partitions meet; None where they must not."""
+        if self._alone:
+            return None
+        at_once = not self.stream.overlaps
+        self._meeting = exchange_of(self.replica, self.job, at_once)
+        return self._meeting
+
+    def _most_rows(self, batch: Batch) -> int:
+        """Most rows of a forward that this batch is part of."""
+        if batch.padded and self._budget is not None:
+            return self._budget.size // batch.padded
+        return self._size.size if self._size is not None else batch.rows
 
     def _lease(self) -> Replica:
         job = self.job

@@ -55,8 +55,12 @@ class Sizes:
 
     def told(self) -> list[str]:
         """Return each policy in words."""
+        return [repr(policy) for policy in self.policies()]
+
+    def policies(self) -> list[FixedSize]:
+        """Return all policies, oldest first."""
         with self._lock:
-            return [repr(policy) for policy in self._policies.values()]
+            return list(self._policies.values())
 
     def rows(
         self,
