@@ -285,6 +285,11 @@ class JobBuilder:
                 f"method={request.method!r}: only the model's own call can be split "
                 "into stages; leave out method= or parallel="
             )
+        if request.dtype == "int8":
+            raise ValueError(
+                'dtype="int8": stages run in floating dtypes only; pass "bfloat16", or '
+                'leave out parallel="pipeline"'
+            )
         args, kwargs = self.tracer.examples(inputs)
         chain = split(
             self.spec,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dask_infer.errors import ModelLoadError
+from dask_infer.model.footprint import parse_dtype
 from dask_infer.model.refusals import (
     TWO,
     ArityMismatch,
@@ -54,7 +55,7 @@ def declared_outputs(
     if spec.kind == "onnx":
         return _Graph(spec, counts).declared(examples)
     folder = Path(str(spec.path))
-    floating = dtype or _stored_dtype(folder)
+    floating = _stored_dtype(folder) if dtype is None else _name(dtype)
     width = embedding_width(folder)
     if width is None:
         reason = "its modules do not say how wide an embedding is"
@@ -112,6 +113,11 @@ def _static_width(weights: Path) -> int | None:
         header = json.loads(file.read(length))
     shapes = (entry["shape"] for key, entry in header.items() if key != "__metadata__")
     return next((int(shape[1]) for shape in shapes if len(shape) == 2), None)
+
+
+def _name(dtype: str) -> str:
+    """Return the floating dtype of the outputs of a model that runs in `dtype`."""
+    return str(parse_dtype(dtype)).removeprefix("torch.")
 
 
 def _stored_dtype(folder: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dask
+import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -119,6 +121,22 @@ def test_predictions_in_other_dtypes(ddf, dtype):
     np.testing.assert_allclose(
         frame["prediction"].astype("float32"), plain["prediction"], atol=0.05
     )
+
+
+def test_vectors_of_texts_are_float32(minilm):
+    frame = pd.DataFrame({"text": ["a cat", "another cat", "prime numbers"]})
+    ddf = dd.from_pandas(frame, npartitions=1)
+    with dask.config.set(scheduler="sync"):
+        pred = ddf.infer.predict(str(minilm), columns="text", dtype="int8")
+        vectors = pred.compute()["prediction"].infer.to_numpy()
+    assert vectors.dtype == np.float32
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+
+
+def test_stages_are_refused(ddf):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=r"int8.*stages run in floating"):
+        ddf.infer.predict(model, columns=["a", "b"], dtype="int8", parallel="pipeline")
 
 
 def test_embeddings_of_a_real_model(minilm):
