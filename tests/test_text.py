@@ -203,3 +203,47 @@ def test_a_list_column_of_ids_needs_no_tokenizer():
         Sum(), columns={"input_ids": "input_ids"}, meta={"s": "int64"}
     )
     assert pred["s"].compute().tolist() == [6, 4, 11]
+
+
+class Widths(torch.nn.Module):
+    """Sum of each row's ids, and how wide its batch was."""
+
+    def forward(self, input_ids, attention_mask):
+        width = torch.full((len(input_ids),), input_ids.shape[1])
+        return {"sum": (input_ids * attention_mask).sum(dim=1), "width": width}
+
+
+WIDTHS = {"sum": "int64", "width": "int64"}
+
+
+def test_ragged_ids_of_a_parquet_file_are_batched_by_length(tmp_path):  # RY-5
+    random = np.random.default_rng(0)
+    lengths = random.choice([2, 3, 200], 120)
+    ids = [random.integers(1, 9, length) for length in lengths]
+    pd.DataFrame({"ids": ids}).to_parquet(tmp_path / "ids.parquet")
+    ddf = dd.read_parquet(tmp_path / "ids.parquet")
+    pred = ddf.infer.predict(
+        Widths(), columns={"input_ids": "ids"}, keep=False, meta=WIDTHS
+    )
+    result = pred.compute()
+    assert result["sum"].tolist() == [row.sum() for row in ids]
+    # No short row is padded to the length of a long one.
+    assert (result["width"][lengths < 10] <= 3).all()
+
+
+@pytest.mark.parametrize("budget", ["auto", 64, None])
+def test_a_budget_of_tokens_changes_no_prediction(budget):
+    random = np.random.default_rng(0)
+    ids = [random.integers(1, 9, length).tolist() for length in range(1, 60)]
+    with dask.config.set({"dataframe.convert-string": False}):
+        ddf = dd.from_pandas(pd.DataFrame({"ids": ids}), npartitions=2)
+    pred = ddf.infer.predict(
+        Widths(),
+        columns={"input_ids": "ids"},
+        batch_tokens=budget,
+        keep=False,
+        meta=WIDTHS,
+    )
+    result = pred.compute()
+    assert result["sum"].tolist() == [sum(row) for row in ids]
+    assert budget != 64 or result["width"].tolist()[:5] != [59] * 5
