@@ -7,10 +7,10 @@ import pandas as pd
 from job import WORKERS, Embedder, measure, options
 
 
-def main() -> None:
+def main(threads: int = WORKERS) -> None:
     """Time the job."""
     arguments = options()
-    embedder = Embedder(arguments.model, threads=WORKERS)
+    embedder = Embedder(arguments.model, threads=threads)
 
     def predict(data: str, out: str) -> None:
         embedder.padded = 0
