@@ -56,7 +56,7 @@ class Feed:
         return f"<Feed of {self.spec.key}, {len(self.users)} users, {self.state}>"
 
     async def open(
-        self, user: Any, *, ticket: bool = False, blocks: bytes | None = None
+        self, user: Any, *, ticket: bool = False, measured: bytes | None = None
     ) -> GroupState:
         """Ask for the group on behalf of a task, and wait until it serves.
 
@@ -66,7 +66,7 @@ class Feed:
             Key of the task.
         ticket
             It uses the group until it is forgotten, not just while it runs.
-        blocks
+        measured
             What the model's layers weigh, for the ledger's plan; a ticket tells it.
 
         Raises
@@ -76,7 +76,7 @@ class Feed:
         """
         self.users.append(user)
         try:
-            return await self._opened(user, ticket, blocks)
+            return await self._opened(user, ticket, measured)
         except BaseException:
             await self.close(user)
             raise
@@ -89,14 +89,14 @@ class Feed:
             self._watching = None
 
     async def _opened(
-        self, user: Any, ticket: bool = False, blocks: bytes | None = None
+        self, user: Any, ticket: bool = False, measured: bytes | None = None
     ) -> GroupState:
         asked = {
             "spec": pickle.dumps(self.spec),
             "user": user,
             "ticket": ticket,
             "worker": self.board.address,
-            "blocks": blocks,
+            "measured": measured,
         }
         state = await self._ask("open", **asked)
         while state.status in ("forming", "released"):

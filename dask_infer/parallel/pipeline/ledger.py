@@ -19,7 +19,8 @@ import contextlib
 import logging
 import pickle
 import time
-from typing import TYPE_CHECKING, Any
+from math import inf
+from typing import Any
 
 from distributed import Client, Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -28,12 +29,10 @@ from dask_infer.errors import InferError, ModelLoadError, PlacementError
 from dask_infer.parallel.pipeline.fleet import Fleet, Instance, Placed
 from dask_infer.parallel.pipeline.places import WorkerPlace, models_bytes
 from dask_infer.parallel.pipeline.placing import Placing
+from dask_infer.parallel.pipeline.planning import Measured
 from dask_infer.parallel.pipeline.state import Facts, GroupState
 from dask_infer.spec import GroupSpec
 from dask_infer.spec.group import LEDGER
-
-if TYPE_CHECKING:
-    from dask_infer.plan.facts import BlockFacts
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ TOPIC = "infer-groups"
 POLL = 60.0
 #: Seconds between two looks at idle groups and silent workers.
 LOOK = 0.5
+#: Seconds in which users may come back that were lost with the same worker.
+RETURN = 5.0
 #: The urgency of stage tasks, so that they start before queued partitions.
 PRIORITY = 1000
 
@@ -57,8 +58,8 @@ class Ledger(SchedulerPlugin):
         """Take up the handlers; synchronous, so that nobody registers a second one."""
         self.scheduler = scheduler
         self.fleets: dict[str, Fleet] = {}
-        #: Blocks of a group's model, told by its tickets.
-        self.blocks: dict[str, tuple[BlockFacts, ...]] = {}
+        #: What tickets found out about the layers of a group's model.
+        self.measured: dict[str, Measured] = {}
         #: Workers that know how to make way.
         self.attached: set[str] = set()
         self._client: Client | None = None
@@ -80,7 +81,7 @@ class Ledger(SchedulerPlugin):
 
     async def _knows(self, group: str) -> bool:
         """Whether the layers of a group were told already."""
-        return group in self.blocks
+        return group in self.measured
 
     async def _open(
         self,
@@ -88,7 +89,7 @@ class Ledger(SchedulerPlugin):
         user: Any,
         ticket: bool,
         worker: str,
-        blocks: bytes | None = None,
+        measured: bytes | None = None,
     ) -> dict[str, Any]:
         """Note a user of a group; start to form it where nobody has."""
         self.attached.add(worker)
@@ -98,8 +99,8 @@ class Ledger(SchedulerPlugin):
             gone = PlacementError(f"task {user} is not wanted any more")
             return GroupState(0, "refused", error=pickle.dumps(gone)).to_message()
         wanted: GroupSpec = pickle.loads(spec)
-        if blocks is not None:
-            self.blocks[wanted.key] = pickle.loads(blocks)
+        if measured is not None:
+            self.measured[wanted.key] = pickle.loads(measured)
         fleet = self.fleets.get(wanted.key)
         if fleet is None or fleet.status in ("refused", "released"):
             fleet = self.fleets[wanted.key] = Fleet(wanted)
@@ -207,7 +208,7 @@ class Ledger(SchedulerPlugin):
             self._cancel(instance.placed.pop(index))
         names = ", ".join(f"stage {index}" for index in lost)
         self.tell(fleet, f"worker {worker} is gone, and {names} of {instance.name}")
-        if fleet.used:
+        if fleet.used or self._idle_for(fleet) < RETURN:
             self._start(fleet, Placing(self, fleet).mend(instance))
         else:
             self.release(fleet, "nobody uses it")
@@ -386,10 +387,13 @@ class Ledger(SchedulerPlugin):
             fleet.idle_since = time.monotonic()
             self._release_if_idle(fleet)
 
+    def _idle_for(self, fleet: Fleet) -> float:
+        return time.monotonic() - (fleet.idle_since or -inf)
+
     def _release_if_idle(self, fleet: Fleet) -> None:
         if fleet.used or fleet.idle_since is None:
             return
-        idle = time.monotonic() - fleet.idle_since
+        idle = self._idle_for(fleet)
         if fleet.unloading or idle >= fleet.spec.patience.idle:
             self.release(fleet, f"nobody used it for {idle:.0f} s")
 

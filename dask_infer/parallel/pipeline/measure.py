@@ -9,32 +9,31 @@ from __future__ import annotations
 
 from dask_infer.device.device import resolve_device
 from dask_infer.model.part import read_chain
-from dask_infer.model.split import profile
+from dask_infer.model.split import BlockCost, profile
+from dask_infer.parallel.pipeline.planning import FEW_ROWS, ROWS, Measured
 from dask_infer.plan.facts import BlockFacts
 from dask_infer.replica.place import current_place
 from dask_infer.spec import GroupSpec
 
-#: Rows of the forwards that are timed, and tokens of texts.
-ROWS, TOKENS = 8, 32
+#: Tokens of the texts that are timed.
+TOKENS = 32
 
 
-def blocks_of(spec: GroupSpec) -> tuple[BlockFacts, ...]:
-    """Return the facts of each block, for a microbatch of `ROWS` rows."""
+def measured(spec: GroupSpec) -> Measured:
+    """Return the bytes and seconds of each block of a group's model."""
     assert spec.chain is not None
     chain = read_chain(spec.chain)
     device = resolve_device(spec.device)
-    device.prepare()
-    costs = profile(
-        chain,
-        0,
-        len(chain.blocks),
-        ROWS,
-        tokens=TOKENS,
-        device=str(device),
-        threads=current_place().cpu_threads,
-    )
-    facts = []
-    entering = 0
+    threads = current_place().cpu_threads
+
+    def timed(rows: int) -> list[BlockCost]:
+        blocks = len(chain.blocks)
+        return profile(
+            chain, 0, blocks, rows, tokens=TOKENS, device=str(device), threads=threads
+        )
+
+    fewer, costs = timed(FEW_ROWS), timed(ROWS)
+    facts, entering = [], 0
     for block, cost, row in zip(chain.blocks, costs, chain.table(), strict=True):
         facts.append(
             BlockFacts(
@@ -47,4 +46,4 @@ def blocks_of(spec: GroupSpec) -> tuple[BlockFacts, ...]:
             )
         )
         entering = block.cut_bytes_per_row * ROWS
-    return tuple(facts)
+    return Measured(tuple(facts), tuple(cost.seconds for cost in fewer))

@@ -17,7 +17,7 @@ from dask_infer.parallel.pipeline.places import WorkerPlace, remedy
 from dask_infer.plan import table
 from dask_infer.plan.facts import BlockFacts, WorkerFacts
 from dask_infer.plan.pipeline import plan_pipeline
-from dask_infer.plan.schedule import microbatch
+from dask_infer.plan.schedule import fixed_and_per_row, microbatch
 from dask_infer.plan.stages import StagePlan
 
 if TYPE_CHECKING:
@@ -26,10 +26,23 @@ if TYPE_CHECKING:
 #: Seconds that a microbatch costs a stage whatever its size: messages, thread, queue
 #: (benchmarks/transport).
 OVERHEAD = 1e-3
+#: Rows of the two forwards of each block that are timed: what does not grow with them
+#: is no row's cost.
+FEW_ROWS, ROWS = 2, 16
 #: Most rows of a microbatch where nobody says.
 MOST_ROWS = 1024
 #: Seconds between two looks at the workers.
 LOOK = 0.1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a ticket found out about the blocks of a chain."""
+
+    #: Their seconds and activations are those of `ROWS` rows.
+    blocks: tuple[BlockFacts, ...]
+    #: Seconds of each block at `FEW_ROWS` rows.
+    fewer: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -61,12 +74,12 @@ async def plan_stages(placing: Placing) -> Stages:
         own = spec.layout.microbatch
         rows = None if own == "auto" else own
         return Stages((0, 1), (spec.model.nbytes,), microbatch=rows)
-    blocks = placing.ledger.blocks[spec.key]
+    measured = placing.ledger.measured[spec.key]
     deadline = time.monotonic() + spec.patience.grace
     while True:
         able = [w for w in placing.workers() if w.has(spec.resources)]
         try:
-            return _planned(blocks, able, spec.layout.stages, spec.layout.microbatch)
+            return _planned(measured, able, spec.layout.stages, spec.layout.microbatch)
         except PlacementError as error:
             if time.monotonic() >= deadline:
                 raise PlacementError(
@@ -78,24 +91,27 @@ async def plan_stages(placing: Placing) -> Stages:
 
 
 def _planned(
-    blocks: Sequence[BlockFacts],
+    measured: Measured,
     able: Sequence[WorkerPlace],
     stages: object,
     rows: object,
 ) -> Stages:
+    blocks = measured.blocks
     workers = [WorkerFacts(w.address, w.memory, host=w.host) for w in able]
     if isinstance(stages, tuple):  # the chain has no other places to be cut at
         plan = plan_pipeline(blocks, workers, tuple(range(1, len(blocks))))[0]
     else:
         assert isinstance(stages, int) or stages == "auto"
         plan = plan_pipeline(blocks, workers, stages)[0]
-    size = rows if isinstance(rows, int) else _rows(plan)
+    size = rows if isinstance(rows, int) else _rows(plan, measured)
     told = f"{table.text(plan)}\nMicrobatches of {size} rows."
     nbytes = tuple(stage.nbytes for stage in plan.stages)
     return Stages(plan.bounds, nbytes, plan.workers, size, told)
 
 
-def _rows(plan: StagePlan) -> int:
-    from dask_infer.parallel.pipeline.measure import ROWS
-
-    return microbatch(OVERHEAD, plan.slowest / ROWS, most=MOST_ROWS)
+def _rows(plan: StagePlan, measured: Measured) -> int:
+    """Rows of a microbatch, by the stage that takes the longest."""
+    slow = max(plan.stages, key=lambda stage: stage.seconds)
+    fewer = sum(measured.fewer[slow.start : slow.stop])
+    fixed, per_row = fixed_and_per_row((FEW_ROWS, fewer), (ROWS, slow.seconds))
+    return microbatch(OVERHEAD + fixed, per_row, most=MOST_ROWS)

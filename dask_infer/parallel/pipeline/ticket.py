@@ -17,7 +17,7 @@ from dask_infer._dask import current_task_key
 from dask_infer.errors import PlacementError
 from dask_infer.parallel.pipeline.feed import Feed
 from dask_infer.parallel.pipeline.ledger import Ledger
-from dask_infer.parallel.pipeline.measure import blocks_of
+from dask_infer.parallel.pipeline.measure import measured
 from dask_infer.parallel.pipeline.switchboard import switchboard
 from dask_infer.replica.attach import attach
 from dask_infer.replica.place import current_worker
@@ -43,12 +43,12 @@ def take_ticket(spec: GroupSpec) -> str:
         return bool(await worker.scheduler.infer_knows(group=spec.key))
 
     async def wait() -> None:
-        await feed.open(current, ticket=True, blocks=blocks)
+        await feed.open(current, ticket=True, measured=told)
         await feed.close(current)
 
     current = current_task_key()
     known = sync(worker.loop, knows)
-    blocks = None if known or spec.chain is None else pickle.dumps(blocks_of(spec))
+    told = None if known or spec.chain is None else pickle.dumps(measured(spec))
     sync(worker.loop, wait)
     return spec.key
 
