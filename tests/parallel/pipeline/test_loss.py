@@ -98,30 +98,36 @@ def test_a_feeder_is_killed(client, small, log, at):  # PP-10
     assert os.path.getsize(log) >= MICROBATCHES
 
 
-def test_every_worker_has_a_stage_and_one_dies(store, pdf, log):  # PP-14
+def test_every_worker_has_a_stage_and_one_dies(store, small, log):  # PP-14
     model = stages_with(Kills(log, 5))(1)
-    layout = Layout(stages=["2", "3"], microbatch=13)
-    expected = by_hand(model, pdf)
+    layout = Layout(stages=["2", "3"], microbatch=MICROBATCH)
+    expected = by_hand(model, small)
     log.with_name("log.armed").touch()
     with workers({}, {}, {}) as cluster, Client(cluster):
-        ddf = dd.from_pandas(pdf, npartitions=40, sort=False)
-        pred = ddf.infer.predict(model, parallel=layout)
-        near(pred.compute(), expected, pdf)
+        ddf = dd.from_pandas(small, npartitions=MICROBATCHES, sort=False)
+        near(ddf.infer.predict(model, parallel=layout).compute(), expected, small)
+    assert os.path.getsize(log) > MICROBATCHES
 
 
-def test_without_a_spare_the_stage_and_the_resource_are_named(store, pdf, log):  # PP-10
+async def stays_away():
+    """What a nanny does whose worker is not to be restarted."""
+
+
+def test_without_a_spare_the_stage_and_the_resource_are_named(
+    store, small, log
+):  # PP-10
     model = stages_with(Kills(log, 5))(1)
+    layout = Layout(stages=["2", "3"], microbatch=MICROBATCH)
     log.with_name("log.armed").touch()
     with (
-        workers(*[{"GPU": 1}] * 3, {}, auto_restart=False) as cluster,
+        workers(*[{"GPU": 1}] * 3, {}) as cluster,
         Client(cluster),
         dask.config.set({"infer.placement.grace": "1 s"}),
     ):
-        pred = dd.from_pandas(pdf, npartitions=40, sort=False).infer.predict(
-            model,
-            parallel=Layout(stages=["2", "3"], microbatch=5),
-            resources={"GPU": 1},
-        )
+        for nanny in cluster.workers.values():
+            nanny.instantiate = stays_away
+        ddf = dd.from_pandas(small, npartitions=MICROBATCHES, sort=False)
+        pred = ddf.infer.predict(model, parallel=layout, resources={"GPU": 1})
         with pytest.raises(PlacementError, match=r"stage 1 .*GPU=1"):
             pred.compute()
 
