@@ -127,7 +127,7 @@ class DataFrameInfer:
             If a column is missing or cannot become what the model reads.
         OutputError
             If the output columns cannot be inferred and `meta` is not given.
-        CannotSplit
+        PlacementError
             If ``parallel=`` asks for stages and the model cannot be cut into them;
             names the reason and the line of code.
         ModelLoadError

@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 
 import dask_infer
-from dask_infer.errors import InferError
+from dask_infer.errors import PlacementError
 
 REMEDY = 'use parallel="data", or write the model as an nn.Sequential of its layers'
 
@@ -28,7 +28,7 @@ _FIXED = re.compile(r"size\(\)\[(\d+)\] as dynamic but your code specialized it"
 _TOLD = re.compile(r'File "([^"]+)", line (\d+), in \S+')
 
 
-class CannotSplit(InferError, ValueError):
+class CannotSplit(PlacementError, ValueError):
     """The model cannot be cut into layer groups."""
 
     #: The cause alone, for a message that names the model and the remedy itself.
