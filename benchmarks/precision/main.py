@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from functools import partial
 from typing import Any
@@ -39,6 +40,7 @@ def lines(name: str, model: Any, ddf: Any, rounds: int, **options: Any) -> list[
         call()
     sizes = {str(replica.key.dtype): replica.nbytes for replica in cache.replicas()}
     runs = measure.interleave(calls, rounds)
+    print(name, "measured", file=sys.stderr, flush=True)
     plain, exact = min(s for s, _ in runs["None"]), runs["None"][0][1]
     rows = []
     for dtype, answers in runs.items():
@@ -58,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=5000, help="of the encoder")
     arguments = parser.parse_args()
     measure.confine(1)
     torch.set_num_threads(1)
@@ -69,12 +72,12 @@ def main() -> None:
             "MiniLM-L6, texts", get_model_path(), dd.from_pandas(texts, npartitions=1),
             arguments.rounds, columns="text",
         )  # fmt: skip
-        rows = dd.from_pandas(frame(shape, 5000), npartitions=1)
+        rows = dd.from_pandas(frame(shape, arguments.rows), npartitions=1)
         table += lines("encoder", network, rows, arguments.rounds, columns="x")
         wide = torch.nn.Sequential(
             torch.nn.Linear(256, 2048), torch.nn.ReLU(), torch.nn.Linear(2048, 64)
         )
-        rows = dd.from_pandas(frame((256,), 40_000), npartitions=1)
+        rows = dd.from_pandas(frame((256,), 8 * arguments.rows), npartitions=1)
         table += lines("MLP", wide.eval(), rows, arguments.rounds, columns="x")
     print(measure.machine(), measure.table(HEADER.split(" | "), table), sep="\n\n")
 

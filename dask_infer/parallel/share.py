@@ -197,7 +197,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
 
 
 #: Exchanges in use, by replica and job; one goes with the last lane that used it.
-_exchanges: weakref.WeakValueDictionary[tuple[int, Job], Exchange] = (
+_exchanges: weakref.WeakValueDictionary[tuple[int, int], Exchange] = (
     weakref.WeakValueDictionary()
 )
 _finding = threading.Lock()
@@ -208,7 +208,9 @@ def exchange_of(replica: Replica, job: Job, at_once: bool) -> Exchange:
 
     Where the device takes any number of forwards, the exchange has a lock of its own.
     """
-    key = (id(replica), job)
+    # The lanes that keep an exchange alive keep both of these; a process has one job
+    # object for all partitions (`task`), and not every job can be hashed.
+    key = (id(replica), id(job))
     with _finding:
         found = _exchanges.get(key)
         if found is None:

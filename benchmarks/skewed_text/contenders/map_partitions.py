@@ -25,7 +25,7 @@ def predict_partition(frame, directory):
 def main() -> None:
     """Start a cluster and time the job."""
     arguments = options()
-    schema = {"id": pa.int64(), "vector": pa.list_(pa.float32())}
+    schema = pa.schema({"id": pa.int64(), "vector": pa.list_(pa.float32())})
 
     def predict(data: str, out: str) -> None:
         result = dd.read_parquet(data).map_partitions(
