@@ -79,8 +79,8 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
 
 def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
     """List the replicas that this worker loaded."""
-    module = sys.modules.get("dask_infer.replica.cache")
-    if module is None:  # nothing was ever loaded here
+    cache = _cache()
+    if cache is None:
         return []
     here = "local" if dask_worker is None else dask_worker.address
     now = time.monotonic()
@@ -96,16 +96,25 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
             "idle": 0.0 if replica.leases else now - replica.last_used,
             "batches": replica.sizes.told(),
         }
-        for replica in module.cache.replicas()
+        for replica in cache.replicas()
         if replica.worker == here
     ]
 
 
 def unload_here(content: str | None) -> None:
     """Let go of replicas of this process."""
+    cache = _cache()
+    if cache is not None:
+        cache.unload(content)
+
+
+def _cache() -> Any | None:
+    """Return this process's cache; None where nothing was ever loaded.
+
+    A task's thread may be importing the module right now.
+    """
     module = sys.modules.get("dask_infer.replica.cache")
-    if module is not None:
-        module.cache.unload(content)
+    return getattr(module, "cache", None)
 
 
 async def unload_on_worker(content: str | None) -> None:

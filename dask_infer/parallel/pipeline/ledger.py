@@ -326,7 +326,7 @@ class Ledger(SchedulerPlugin):
     # --- workers -----------------------------------------------------------------
 
     def workers(self, spec: GroupSpec) -> list[WorkerPlace]:
-        """Every running worker: what it has, what is free, which stages it holds."""
+        """Return what each worker that is heard of has, has free, and holds."""
         placed: dict[str, list[Placed]] = {}
         for fleet in self.fleets.values():
             for instance in fleet.instances:
@@ -335,6 +335,7 @@ class Ledger(SchedulerPlugin):
         return [
             self._facts(worker, placed.get(worker.address, []), spec)
             for worker in self.scheduler.running
+            if not self._is_silent(worker.address, spec.patience.stall)
         ]
 
     def _facts(self, worker: Any, stages: list[Placed], spec: GroupSpec) -> WorkerPlace:

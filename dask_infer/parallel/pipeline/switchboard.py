@@ -109,7 +109,12 @@ class Switchboard:
         if worker is None:
             raise Lost
         remote = getattr(worker.rpc(address), f"infer_{operation}")
-        answer = await remote(way=way.to_message(), load=_sent(load))
+        try:
+            answer = await remote(way=way.to_message(), load=_sent(load))
+        except RuntimeError:  # "ConnectionPool is closed": this worker goes
+            if worker.status.name != "running":
+                raise Lost from None
+            raise
         if not isinstance(answer, dict):  # a worker that never heard of groups
             raise Lost
         return answer

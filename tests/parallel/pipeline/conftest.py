@@ -88,7 +88,7 @@ def near(result: pd.DataFrame, expected: np.ndarray, pdf: pd.DataFrame) -> None:
     np.testing.assert_allclose(result["prediction"], expected, atol=1e-5)
 
 
-def wait_until(condition: Any, seconds: float = 30) -> None:
+def wait_until(condition: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"

@@ -215,3 +215,39 @@ def test_a_soak_of_random_kills(store):
 
 def _forgive(dask_scheduler):
     dask_scheduler.allowed_failures = 100
+
+
+def test_a_stage_whose_worker_is_frozen_is_placed_anew(store, pdf):
+    class Slow(torch.nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x * 1
+
+    model = stages_with(Slow())(1)
+    ddf = dd.from_pandas(pdf, npartitions=40, sort=False)
+    layout = Layout(stages=["2", "3"], microbatch=5, replicas=1)
+    with (
+        workers(*[{"STAGE": 1}] * 4, {}) as cluster,
+        Client(cluster) as client,
+        dask.config.set({"infer.stage.stall-timeout": "8 s"}),
+    ):
+        # Feeders elsewhere: partitions of a frozen worker wait for worker-ttl.
+        pred = ddf.infer.predict(model, parallel=layout, resources={"STAGE": 1})
+        plain = [
+            w
+            for w, s in client.scheduler_info()["workers"].items()
+            if not s["resources"]
+        ]
+        future = client.compute(pred, workers=plain, allow_other_workers=True)
+        wait_until(lambda: dask_infer.replicas().rows.sum() > 10)
+        (group,) = groups(client)
+        frozen = group["instances"][0]["route"][1]
+        pid = client.run(os.getpid, workers=[frozen])[frozen]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: groups(client)[0]["instances"][0]["epoch"] >= 1, 60)
+            wait_until(lambda: groups(client)[0]["instances"][0]["ready"])
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        near(future.result(), by_hand(model, pdf), pdf)
+        assert frozen not in groups(client)[0]["instances"][0]["route"]
