@@ -18,6 +18,13 @@ from dask_infer.spec import GroupSpec
 #: Tokens of the texts that are timed.
 TOKENS = 32
 
+#: What the tiers of a split are, in words.
+HOW = {
+    "sequential": "Split between the modules of an nn.Sequential",
+    "modules": "Split between the model's own modules, what is around them exported",
+    "export": "Split in the graph of torch.export",
+}
+
 
 def measured(spec: GroupSpec) -> Measured:
     """Return the bytes and seconds of each block of a group's model."""
@@ -46,4 +53,5 @@ def measured(spec: GroupSpec) -> Measured:
             )
         )
         entering = block.cut_bytes_per_row * ROWS
-    return Measured(tuple(facts), tuple(cost.seconds for cost in fewer))
+    seconds = tuple(cost.seconds for cost in fewer)
+    return Measured(tuple(facts), seconds, f"{HOW[chain.tier]}.")

@@ -43,6 +43,8 @@ class Measured:
     blocks: tuple[BlockFacts, ...]
     #: Seconds of each block at `FEW_ROWS` rows.
     fewer: tuple[float, ...]
+    #: How the model was split, in words.
+    how: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _planned(
         assert isinstance(stages, int) or stages == "auto"
         plan = plan_pipeline(blocks, workers, stages)[0]
     size = rows if isinstance(rows, int) else _rows(plan, measured)
-    told = f"{table.text(plan)}\nMicrobatches of {size} rows."
+    told = f"{table.text(plan)}\n{measured.how}\nMicrobatches of {size} rows."
     nbytes = tuple(stage.nbytes for stage in plan.stages)
     return Stages(plan.bounds, nbytes, plan.workers, size, told)
 
