@@ -72,7 +72,7 @@ class JobBuilder:
             outputs=outputs,
             code=self._code(),
             method=request.method,
-            batch_size=_or_configured(request.batch_size, "batch.rows", None),
+            batch_size=self._rows(),
             batch_tokens=_or_configured(request.batch_tokens, "batch.tokens", "auto"),
             dtype=request.dtype,
             device=request.device,
@@ -251,6 +251,13 @@ class JobBuilder:
             raise refusal(error, self.spec) from error
 
     # --- layout ------------------------------------------------------------------
+
+    def _rows(self) -> int | None:
+        """Return the most rows of a batch; a microbatch of the layout is one."""
+        rows = _or_configured(self.request.batch_size, "batch.rows", None)
+        microbatch = layout_of(self.request.parallel).microbatch
+        told = [n for n in (rows, microbatch) if isinstance(n, int)]
+        return min(told, default=None)
 
     def _group(self, inputs: Inputs) -> GroupSpec | None:
         """Return what other workers hold; None where every process holds the model."""

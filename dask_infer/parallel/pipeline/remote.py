@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Waiting:
     def __init__(self, worker: Worker, feed: Feed, key: Any) -> None:
         self._board = feed.board
         self._wanted = is_wanted(worker, key)
+        self._looked = time.monotonic()
 
     def __call__(self, future: concurrent.futures.Future[T]) -> T:
         """Return what the event loop makes of `future`.
@@ -54,13 +56,20 @@ class Waiting:
         Abandoned
             If this task is not wanted any more.
         """
+        # Also where each answer comes at once.
+        if time.monotonic() - self._looked > LOOK:
+            self._look(future)
         while not concurrent.futures.wait([future], LOOK).done:
-            if not self._wanted():
-                future.cancel()
-                raise Abandoned
-            if self._board.waiting and self._board.claim():
-                leave_thread()
+            self._look(future)
         return future.result()
+
+    def _look(self, future: concurrent.futures.Future[T]) -> None:
+        self._looked = time.monotonic()
+        if not self._wanted():
+            future.cancel()
+            raise Abandoned
+        if self._board.waiting and self._board.claim():
+            leave_thread()
 
 
 @contextlib.contextmanager
@@ -140,7 +149,8 @@ class RemoteLane:
         self, signature: Any, bytes_per_row: float, bound: int | None
     ) -> FixedSize:
         """Return the policy of this worker's feeders for the group."""
-        rows = bound or self.state.microbatch
+        limits = [n for n in (bound, self.state.microbatch) if n is not None]
+        rows = min(limits, default=None)
         return self._memory.sizes.rows(signature, rows, bytes_per_row, _free_bytes)
 
     def token_budget(self, signature: Any, bound: int | None) -> TokenBudget:
