@@ -136,10 +136,17 @@ class Feed:
                 await asyncio.sleep(1)
                 continue
             self._update(state)
+            # Not `state`: another user may have heard of the next group already.
+            if self.state.status in ("released", "refused"):
+                self._watching = None
+                return
 
     def _update(self, state: GroupState) -> None:
         if self.state is None or state.version > self.state.version:
             self.state = state
+            known = {instance.name for instance in state.instances}
+            for name in self._places.keys() - known:
+                del self._places[name]
             self._changed.set()
             self._changed = asyncio.Event()
 
@@ -162,7 +169,7 @@ class Feed:
             del self.board.parcels[parcel.number]
 
     async def _sent_through(self, parcel: Parcel, rows: int, call: Call) -> Load:
-        lost_since: tuple[int, float] | None = None
+        lost_since: tuple[InstanceState, float] | None = None
         pause = PAUSES[0]
         while True:
             instance = await self._serving()
@@ -171,8 +178,8 @@ class Feed:
                 return parcel.outputs.result()
             if answer is not None and answer["status"] == "failed":
                 raise Failure(**answer["failure"]).exception()
-            if lost_since is None or lost_since[0] != instance.epoch:
-                lost_since, pause = (instance.epoch, time.monotonic()), PAUSES[0]
+            if lost_since is None or lost_since[0] != instance:
+                lost_since, pause = (instance, time.monotonic()), PAUSES[0]
             elif time.monotonic() - lost_since[1] > self.spec.patience.stall:
                 raise PartitionError(
                     f'model "{self.spec.model.name}": its stages on '
@@ -195,6 +202,8 @@ class Feed:
                 return await self._sending(parcel, rows, call, instance)
         finally:
             self._sent[instance.name] -= 1
+            if not self._sent[instance.name]:
+                del self._sent[instance.name]
 
     async def _sending(
         self, parcel: Parcel, rows: int, call: Call, instance: InstanceState

@@ -32,6 +32,8 @@ class Placed:
     #: The stage's Dask task.
     future: Any
     ready: bool = False
+    #: It is not wanted any more; whoever is about to submit it does not.
+    given_up: bool = False
 
 
 @dataclass(eq=False)
@@ -89,8 +91,10 @@ class Fleet:
         self.facts = Facts()
         self.microbatch: int | None = None
         self.error: bytes | None = None
-        self.version = next(self._versions)
+        self.version = self.next_version()
         self.changed = asyncio.Event()
+        #: Workers on which it could not be loaded.
+        self.unfit: set[str] = set()
         #: Loop time since which nobody uses it.
         self.idle_since: float | None = None
         #: Whether it goes as soon as nobody uses it.
@@ -102,6 +106,11 @@ class Fleet:
             f"<Fleet {self.spec.key} {self.status}, {len(self.instances)} instances, "
             f"{len(self.tickets)} tickets, {len(self.feeders)} feeders>"
         )
+
+    @classmethod
+    def next_version(cls) -> int:
+        """Return a number above all that were given out."""
+        return next(cls._versions)
 
     @property
     def used(self) -> bool:
@@ -115,6 +124,15 @@ class Fleet:
         if told != "auto":
             return told
         return 2 * max((each.stages for each in self.instances), default=1)
+
+    def is_spare(self, instance: Instance) -> bool:
+        """Whether the group can do without this instance."""
+        several = len(self.instances) > 1 and instance in self.instances
+        return several and self.spec.layout.replicas == "auto"
+
+    def is_on(self, workers: set[str]) -> bool:
+        """Whether one of these workers holds a stage of it."""
+        return any(workers & set(each.addresses) for each in self.instances)
 
     def new_instance(self, bounds: Sequence[int], nbytes: Sequence[int]) -> Instance:
         """Add an instance that has no workers yet."""
@@ -142,7 +160,7 @@ class Fleet:
         if self.status in ("forming", "ready"):
             ready = any(instance.ready for instance in self.instances)
             self.status = "ready" if ready else "forming"
-        self.version = next(self._versions)
+        self.version = self.next_version()
         self.changed.set()
         self.changed = asyncio.Event()
 

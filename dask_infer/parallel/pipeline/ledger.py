@@ -113,8 +113,7 @@ class Ledger(SchedulerPlugin):
         """Return the state of a group once it is newer than `version`."""
         fleet = self.fleets.get(group)
         if fleet is None:
-            gone = GroupState(version + 1, "released")
-            return gone.to_message()
+            return GroupState(Fleet.next_version(), "released").to_message()
         if fleet.version <= version:
             changed = fleet.changed
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
@@ -160,9 +159,12 @@ class Ledger(SchedulerPlugin):
                 continue
             self._idle(fleet)
 
-    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        """Let groups in use that take what they can get grow."""
-        for fleet in self.fleets.values():
+    def _grow(self) -> None:
+        """Let groups in use that take what they can get grow, if nobody waits."""
+        fleets = list(self.fleets.values())
+        if any(instance.missing for f in fleets for instance in f.instances):
+            return
+        for fleet in fleets:
             grows = fleet.spec.layout.replicas == "auto" and fleet.used
             if grows and fleet.status == "ready":
                 Placing(self, fleet).grow()
@@ -213,12 +215,14 @@ class Ledger(SchedulerPlugin):
         else:
             self.release(fleet, "nobody uses it")
 
-    def drop(self, fleet: Fleet, instance: Instance) -> None:
+    def drop(
+        self, fleet: Fleet, instance: Instance, why: str, level: int = logging.INFO
+    ) -> None:
         """Do without one of several instances."""
         fleet.instances.remove(instance)
         for placed in instance.placed.values():
             self._cancel(placed)
-        self.tell(fleet, f"{instance.name} gives way")
+        self.tell(fleet, f"{instance.name} {why}", level)
 
     def release(self, fleet: Fleet, why: str) -> None:
         """Let all stages of a group go."""
@@ -263,6 +267,8 @@ class Ledger(SchedulerPlugin):
 
         client = await self.client()
         order = placed.order
+        if placed.given_up:
+            return
         placed.future = client.submit(
             serve_stage,
             pickle.dumps(order),
@@ -286,7 +292,12 @@ class Ledger(SchedulerPlugin):
         if instance.placed.get(order.index) is not placed:
             return
         if error is not None and placed.address in self.scheduler.workers:
-            self.refuse(fleet, _told(order.spec, order.index, placed.address, error))
+            told = _told(order.spec, order.index, placed.address, error)
+            if fleet.is_spare(instance):
+                fleet.unfit.add(placed.address)
+                self.drop(fleet, instance, f"cannot be loaded: {told}", logging.WARNING)
+            else:
+                self.refuse(fleet, told)
         elif placed.address in self.scheduler.workers:
             self.lose(fleet, instance, placed.address)
 
@@ -302,6 +313,7 @@ class Ledger(SchedulerPlugin):
             await rpc.infer_make_way(key=placed.order.key)
 
     def _cancel(self, placed: Placed) -> None:
+        placed.given_up = True
         if placed.future is not None:
             cancelling = placed.future.cancel()
             if asyncio.iscoroutine(cancelling):
@@ -361,12 +373,15 @@ class Ledger(SchedulerPlugin):
             tuple(stage.order.spec.model.name for stage in stages),
         )
 
-    def make_room(self, newcomer: Fleet) -> bool:
+    def make_room(self, newcomer: Fleet, where: set[str]) -> bool:
         """Have an idle group give way, or a spare instance of a busy one.
 
-        Returns whether anything did.
+        Only what holds one of the workers `where` gives way. Returns whether anything
+        did.
         """
-        others = [f for f in self.fleets.values() if f is not newcomer]
+        others = [
+            f for f in self.fleets.values() if f is not newcomer and f.is_on(where)
+        ]
         idle = [f for f in others if not f.used and f.instances]
         if idle:
             oldest = min(idle, key=lambda f: f.idle_since or 0)
@@ -375,10 +390,10 @@ class Ledger(SchedulerPlugin):
         if any(each.ready for each in newcomer.instances):
             return False
         for fleet in others:
-            spare = fleet.spec.layout.replicas == "auto" and len(fleet.instances) > 1
-            if spare:
-                self.drop(fleet, fleet.instances[-1])
-                return True
+            for instance in reversed(fleet.instances):
+                if fleet.is_spare(instance) and where & set(instance.addresses):
+                    self.drop(fleet, instance, f"gives way to {newcomer.spec.key}")
+                    return True
         return False
 
     # --- the passing of time -----------------------------------------------------
@@ -399,13 +414,14 @@ class Ledger(SchedulerPlugin):
             self.release(fleet, f"nobody used it for {idle:.0f} s")
 
     async def _look(self) -> None:
-        """Release idle groups, and lose stages whose worker says nothing."""
+        """Release idle groups, lose silent workers, and let groups grow."""
         while True:
             await asyncio.sleep(LOOK)
             for fleet in list(self.fleets.values()):
                 self._release_if_idle(fleet)
                 for instance in list(fleet.instances):
                     self._look_at(fleet, instance)
+            self._grow()
 
     def _look_at(self, fleet: Fleet, instance: Instance) -> None:
         for placed in list(instance.placed.values()):

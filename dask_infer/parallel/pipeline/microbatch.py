@@ -85,12 +85,16 @@ class Failure:
     def of(
         cls, error: BaseException, stage: int, stages: int, worker: str, memory: bool
     ) -> Failure:
-        """Describe an exception; one that does not pickle becomes a RuntimeError."""
+        """Describe an exception; what does not pickle becomes a RuntimeError."""
         trace = "".join(traceback.format_exception(error))
         try:
             data = dumps(error.with_traceback(None))
             pickle.loads(data)
+            # What ends a thread would end the event loop of the feeder's worker.
+            passes = isinstance(error, Exception)
         except Exception:
+            passes = False
+        if not passes:
             data = dumps(RuntimeError(f"{type(error).__name__}: {error}"))
         return cls(data, stage, stages, worker, trace, memory)
 

@@ -69,11 +69,13 @@ class Placing:
 
     async def mend(self, instance: Instance) -> None:
         """Place the stages that an instance lost, or do without it."""
+        if instance not in self.fleet.instances:  # given up meanwhile
+            return
         others = [i for i in self.fleet.instances if i is not instance and i.ready]
         if others and self.spec.layout.replicas == "auto":
             found = self.find(instance, instance.missing, instance.addresses)
             if found is None:
-                self.ledger.drop(self.fleet, instance)
+                self.ledger.drop(self.fleet, instance, "has no place any more")
                 return
         await self.fill(instance, "lost")
 
@@ -95,7 +97,7 @@ class Placing:
                 return
             # What gives way frees its place in a moment: one after the other.
             waited = time.monotonic() - gave_way > GIVES_WAY
-            if waited and self.ledger.make_room(self.fleet):
+            if waited and self.ledger.make_room(self.fleet, self._held(instance)):
                 gave_way = time.monotonic()
             if not told:
                 told = True
@@ -128,8 +130,15 @@ class Placing:
         return found
 
     def workers(self) -> list[WorkerPlace]:
-        """Return what the scheduler knows of every worker that runs."""
-        return self.ledger.workers(self.spec)
+        """Return what the scheduler knows of every worker that can load a stage."""
+        workers = self.ledger.workers(self.spec)
+        return [w for w in workers if w.address not in self.fleet.unfit]
+
+    def _held(self, instance: Instance) -> set[str]:
+        """Workers that would do if others gave way; none where they were too few."""
+        taken = set(instance.addresses)
+        able = {w.address for w in self.workers() if w.has(self.resources)} - taken
+        return able if len(able) >= len(instance.missing) else set()
 
     def _place(self, instance: Instance, found: dict[int, str]) -> None:
         for index, address in sorted(found.items()):

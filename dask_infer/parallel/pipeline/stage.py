@@ -156,14 +156,11 @@ class Stage:
                 )
                 replica.count(item.way.rows)
                 self.served += 1
-            except BaseException as error:
+            except BaseException as error:  # SystemExit would end the worker
                 result = self._failure(error, replica)
                 if isinstance(error, DeadlineExceeded):
                     self._answer(item, result)
                     return True
-                if not isinstance(error, Exception):
-                    self._answer(item, result)
-                    raise
             self._answer(item, result)
         return False
 

@@ -1,22 +1,19 @@
 """Groups in situations that once went wrong; each test opens with the cause."""
 
 import os
-import signal
 import time
 
 import dask
 import dask.dataframe as dd
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from distributed import Client
 
 import dask_infer
 from dask_infer import Layout, PartitionError, PlacementError
 from dask_infer.spec.group import LEDGER
 
-from .conftest import groups, held, near, wait_until, workers
+from .conftest import groups, held, near, wait_until
 
 
 class Slow(torch.nn.Module):
@@ -57,14 +54,19 @@ def test_a_group_that_is_gone_is_not_asked_for_again_and_again(client, ddf, pdf)
     with dask.config.set({"infer.stage.idle-timeout": "0 s"}):
         pred = ddf.infer.predict(model, parallel=layout, postprocess=lingers)
         future = client.compute(pred)
-        wait_until(lambda: len(dask_infer.replicas()) and dask_infer.replicas().rows.sum())
+        wait_until(
+            lambda: len(dask_infer.replicas()) and dask_infer.replicas().rows.sum()
+        )
         future.cancel()
         wait_until(lambda: not groups(client))
         pred = ddf.infer.predict(model, parallel=layout)
-        near(client.compute(pred).result(timeout=30), by_hand(model, pdf), pdf)
+        future = client.compute(pred)
+        near(future.result(timeout=60), by_hand(model, pdf), pdf)
 
 
-def test_two_workers_of_a_spare_replica_are_lost_at_once(client, ddf, model, expected, pdf):
+def test_two_workers_of_a_spare_replica_are_lost_at_once(
+    client, ddf, model, expected, pdf
+):
     # Both losses were mended, and the second one missed what the first gave up.
     pred = ddf.infer.predict(model, parallel=Layout(stages=2))
     pred.compute()
@@ -90,7 +92,9 @@ def test_two_workers_of_a_spare_replica_are_lost_at_once(client, ddf, model, exp
     near(pred.compute(), expected, pdf)
 
 
-def test_a_replica_dropped_before_it_is_submitted_is_never_submitted(client, ddf, model):
+def test_a_replica_dropped_before_it_is_submitted_is_never_submitted(
+    client, ddf, model
+):
     # The ledger's client was still connecting when the replica was given up.
     pred = ddf.infer.predict(model, parallel=Layout(stages=2))
     pred.compute()
@@ -106,7 +110,7 @@ def test_a_replica_dropped_before_it_is_submitted_is_never_submitted(client, ddf
         async with ledger._connecting:
             ledger.lose(fleet, instance, address)
             await asyncio.sleep(0.3)
-            ledger.drop(fleet, instance)
+            ledger.drop(fleet, instance, "is not wanted")
         await asyncio.sleep(0.3)
         fleet.feeders.discard("somebody")
         return [k for k in dask_scheduler.tasks if instance.name in str(k)]
@@ -125,14 +129,14 @@ def test_what_can_never_be_placed_takes_no_ones_place(client, ddf, model):  # PP
     assert "ready" in statuses
 
 
-def test_a_group_grows_onto_places_that_become_free(client, pdf):
+def test_a_group_grows_onto_places_that_become_free(client, pdf, tmp_path):
     # Only a new worker made a group grow, and only one that was ready just then.
     def blocks(path):
         while not os.path.exists(path):
             time.sleep(0.05)
 
-    free = os.path.join(os.environ["DASK_INFER__STORE__PATH"], "free")
-    blocker = client.submit(blocks, free, resources={"GPU": 1}, pure=False)
+    free = tmp_path / "free"
+    blocker = client.submit(blocks, str(free), resources={"GPU": 1}, pure=False)
     wait_until(lambda: held(client))
     model = slow(0.02)
     ddf = dd.from_pandas(pdf, npartitions=40)
@@ -140,12 +144,11 @@ def test_a_group_grows_onto_places_that_become_free(client, pdf):
     future = client.compute(pred)
     wait_until(lambda: len(groups(client)) and groups(client)[0]["status"] == "ready")
     assert len(groups(client)[0]["instances"]) == 1
-    open(free, "w").close()
+    free.touch()
     blocker.result()
     wait_until(lambda: len(groups(client)[0]["instances"]) == 2 or future.done())
     assert len(groups(client)[0]["instances"]) == 2
     near(future.result(), by_hand(model, pdf), pdf)
-    os.remove(free)
 
 
 class LoadsOnce:
@@ -209,26 +212,3 @@ def test_a_microbatch_is_no_larger_than_either_limit(
         batch_size=batch_size, postprocess=rows,
     )  # fmt: skip
     assert pred["prediction"].max().compute() == most
-
-
-def test_the_death_of_a_feeder_does_not_hold_the_window(client, pdf, tmp_path):
-    # Stages went on trying to reach the dead feeder for 30 s, in its places.
-    mark = str(tmp_path / "killed")
-
-    def postprocess(output, frame):
-        if 3 * 200 in frame.index:
-            try:
-                os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                pass
-            else:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return output
-
-    model = slow(0.03)
-    ddf = dd.from_pandas(pdf, npartitions=8, sort=False)
-    layout = Layout(stages=["1", "2"], microbatch=2, replicas=1, window=4)
-    pred = ddf.infer.predict(model, parallel=layout, postprocess=postprocess)
-    begin = time.monotonic()
-    near(pred.compute(), by_hand(model, pdf), pdf)
-    print("took", time.monotonic() - begin)
