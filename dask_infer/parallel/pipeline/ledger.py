@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import pickle
 import time
 from math import inf
 from typing import Any
 
-from distributed import Client, Scheduler
+from distributed import Client, Scheduler, Security
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_infer.errors import InferError, ModelLoadError, PlacementError
@@ -197,7 +198,7 @@ class Ledger(SchedulerPlugin):
                     self.scheduler.address,
                     asynchronous=True,
                     set_as_default=False,
-                    security=self.scheduler.security,
+                    security=_as_client(self.scheduler.security),
                     name="dask-infer-ledger",
                 )
             return self._client
@@ -445,6 +446,19 @@ def _told(spec: GroupSpec, index: int, address: str, error: BaseException) -> Ex
         f'stage {index} of model "{spec.model.name}" ended on worker {address}: '
         f"{type(error).__name__}: {error}"
     )
+
+
+def _as_client(security: Security) -> Security:
+    """Return what a client on the scheduler needs: it shows the scheduler's papers.
+
+    ``dask scheduler --tls-cert`` is told no client's (distributed 2026.8.0).
+    """
+    if security.tls_client_cert:
+        return security
+    own = copy.copy(security)
+    own.tls_client_cert = security.tls_scheduler_cert
+    own.tls_client_key = security.tls_scheduler_key
+    return own
 
 
 def _in_task() -> bool:
