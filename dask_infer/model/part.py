@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from dask_infer.device.out_of_memory import is_out_of_memory
-from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.model.content_key import content_key
 from dask_infer.model.loaded import LoadedModel
 from dask_infer.model.store import Parcel, read_blob
@@ -88,16 +86,6 @@ def load_part(
     from dask_infer.model.split import load_stage
 
     divided = read_chain(chain)
-    try:
-        stage = load_stage(spec, divided, start, stop, device=device, dtype=dtype)
-    except InferError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelLoadError(
-            f"blocks {start} to {stop - 1} of {spec.name} cannot be loaded: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    stage = load_stage(spec, divided, start, stop, device=device, dtype=dtype)
     keywords = (name for name in divided.inputs if isinstance(name, str))
     return PartModel(spec, stage, frozenset(keywords))

@@ -98,8 +98,8 @@ def load_stage(
             "model again with that dtype"
         )
     place = torch.device(device)
-    module = chain.stage(start, stop, place)
     try:
+        module = chain.stage(start, stop, place)
         _fill(spec, chain, module, place)
     except InferError:
         raise
