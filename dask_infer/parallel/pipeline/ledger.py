@@ -23,7 +23,7 @@ import time
 from math import inf
 from typing import Any
 
-from distributed import Client, Scheduler, Security
+from distributed import Client, Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_infer.errors import InferError, ModelLoadError, PlacementError
@@ -448,7 +448,7 @@ def _told(spec: GroupSpec, index: int, address: str, error: BaseException) -> Ex
     )
 
 
-def _as_client(security: Security) -> Security:
+def _as_client(security: Any) -> Any:
     """Return what a client on the scheduler needs: it shows the scheduler's papers.
 
     ``dask scheduler --tls-cert`` is told no client's (distributed 2026.8.0).
