@@ -289,8 +289,9 @@ class Ledger(SchedulerPlugin):
                 raise  # this coroutine, not the stage
             error = None
         except Exception as raised:
-            error = raised
-        if instance.placed.get(order.index) is not placed:
+            # A cancelled one is no asyncio.CancelledError (distributed 2026.8.0).
+            error = None if placed.future.cancelled() else raised
+        if placed.given_up or instance.placed.get(order.index) is not placed:
             return
         if error is not None and placed.address in self.scheduler.workers:
             told = _told(order.spec, order.index, placed.address, error)
