@@ -130,7 +130,7 @@ def test_an_exported_program_in_stages(client, ddf, pdf, model, expected, tmp_pa
     near(pred.compute(), expected, pdf)
 
 
-@pytest.mark.parametrize("options", [{}])
+@pytest.mark.parametrize("options", [{}, {"microbatch": 2}])
 def test_texts_through_the_stages_of_a_real_model(client, minilm, options):  # PP-8
     texts = [f"{'word ' * (1 + n % 9)}number {n}" for n in range(23)]
     ddf = dd.from_pandas(pd.DataFrame({"text": texts}), npartitions=3)
