@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,7 +74,7 @@ class Feeder:
         self.recovery = Recovery(job, frame.index, lane, self.work, self.assembler)
         #: Batches sent and not waited for, oldest first.
         self.flight: deque[Sent] = deque()
-        self.finished = time.perf_counter()
+        self.finished = lane.clock()
 
     def columns(self) -> dict[str, Any]:
         """Run every batch and put the outputs in the rows' order."""
@@ -128,7 +127,7 @@ class Feeder:
             self.assembler.add(rows, output, batch.lengths, batch.padded)
 
     def _count(self, rows: Rows) -> None:
-        now = time.perf_counter()
+        now = self.lane.clock()
         self.work.observe(rows, now - self.finished)
         self.finished = now
         self.recovery.passed(rows)
@@ -157,7 +156,7 @@ class Feeder:
         self.recovery.act(rows, verdict)
         if draws := self.recovery.tally.draws():
             self._draw(draws, verdict)
-        self.finished = time.perf_counter()
+        self.finished = self.lane.clock()
 
     def _draw(self, draws: int, verdict: Verdict) -> None:
         """Try rows drawn at random, each alone; stop where all fail alike."""

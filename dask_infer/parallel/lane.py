@@ -73,6 +73,9 @@ class Lane(Protocol):
         Outputs come back in the order of sending. Raises as `Pending.wait` does.
         """
 
+    def clock(self) -> float:
+        """Seconds by which batches are compared; asked by the partition's thread."""
+
     def count(self, rows: int) -> None:
         """Add rows whose outputs have come back."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -61,6 +62,11 @@ class LocalLane:
             or job.timeout is not None
             or code.postprocess is not None
             or not shares(self.replica.device)
+        )
+        #: Forwards may run in other threads than the partition's: in one that a
+        #: timeout can leave, in that of a neighbour, in a library's own.
+        self._elsewhere = (
+            job.timeout is not None or not self._alone or self.interface != "tensor"
         )
         #: Kept, so that the exchange lives as long as lanes use it.
         self._meeting: Exchange | None = None
@@ -122,6 +128,12 @@ class LocalLane:
         with self.replica.device.exclusive():
             pending: Pending = self._in_time(lambda: self._launch(batch))
         return _Timed(self, pending) if self.stream.overlaps else pending
+
+    def clock(self) -> float:
+        """Return the device's clock where this thread computes, else wall time."""
+        if self._elsewhere:
+            return time.perf_counter()
+        return self.replica.device.clock()
 
     def count(self, rows: int) -> None:
         """Add served rows to the replica's."""

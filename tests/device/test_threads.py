@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from dask_infer.device.device import Device
 from dask_infer.device.threads import share_of_cores, use_cpu_threads
 
 
@@ -27,3 +28,19 @@ def test_threads_are_set_in_the_calling_thread():  # DI-17
     thread.start()
     thread.join()
     assert seen == [2]
+
+
+def test_the_clock_of_the_cpu_counts_the_calling_thread_alone():
+    clock, burned = Device(torch.device("cpu")).clock, []
+
+    def burn():
+        start = clock()
+        while clock() - start < 0.05:
+            pass
+        burned.append(clock() - start)
+
+    start = clock()
+    thread = threading.Thread(target=burn)
+    thread.start()
+    thread.join()
+    assert clock() - start < burned[0]

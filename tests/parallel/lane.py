@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pandas as pd
 
@@ -73,6 +75,9 @@ class Line:
         self.under_way.append(batch)
         self.peak = max(self.peak, len(self.under_way))
         return Answer(self, batch, failure)
+
+    def clock(self):
+        return time.perf_counter()
 
     def count(self, rows):
         self.order.append(rows)

@@ -1,5 +1,7 @@
 """The feeder's loop, on a lane whose outputs come when they are waited for."""
 
+import itertools
+
 import pytest
 
 from tests.parallel.lane import Line, feed
@@ -24,3 +26,12 @@ def test_rows_run_once_each_whatever_is_under_way(window, most, late):  # DI-09
     assert list(feed(lane)["y"]) == DOUBLED
     assert sum(lane.order) == N
     assert max(lane.order) <= most
+
+
+def test_batches_are_compared_by_the_clock_of_the_lane():
+    lane, seen = Line(), []
+    ticks = itertools.count(step=7)
+    lane.clock = lambda: next(ticks)
+    lane.size.observe = lambda rows, seconds: seen.append((rows, seconds))
+    feed(lane)
+    assert seen == [(10, 7)] * 10
