@@ -1,9 +1,7 @@
 """The one owner of groups: a scheduler plugin that places, watches and releases them.
 
 Registered by the first ticket, it outlives every client and feeder, and
-``client.restart()``. All of it runs on the scheduler's event loop. Stages are Dask
-tasks that it submits through a client of its own: those submitted by a client or a
-feeder end with them (distributed 2026.8.0). Invariants:
+``client.restart()``. All of it runs on the scheduler's event loop. Invariants:
 
 1. A stage is pinned to one worker (``allow_other_workers=True`` ignores resources and
    can break the scheduler's bookkeeping) and its key is used once: Dask counts the
@@ -16,21 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import logging
 import pickle
 import time
 from math import inf
 from typing import Any
 
-from distributed import Client, Scheduler
+from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_infer.errors import InferError, ModelLoadError, PlacementError
 from dask_infer.parallel.pipeline.fleet import Fleet, Instance, Placed
-from dask_infer.parallel.pipeline.places import WorkerPlace, models_bytes
+from dask_infer.parallel.pipeline.places import WorkerPlace
 from dask_infer.parallel.pipeline.placing import Placing
 from dask_infer.parallel.pipeline.planning import Measured
+from dask_infer.parallel.pipeline.roster import is_silent, worker_places
+from dask_infer.parallel.pipeline.stage_tasks import StageTasks
 from dask_infer.parallel.pipeline.state import Facts, GroupState
 from dask_infer.spec import GroupSpec
 from dask_infer.spec.group import LEDGER
@@ -45,8 +44,6 @@ POLL = 60.0
 LOOK = 0.5
 #: Seconds in which users may come back that were lost with the same worker.
 RETURN = 5.0
-#: The urgency of stage tasks, so that they start before queued partitions.
-PRIORITY = 1000
 
 
 class Ledger(SchedulerPlugin):
@@ -61,10 +58,7 @@ class Ledger(SchedulerPlugin):
         self.fleets: dict[str, Fleet] = {}
         #: What tickets found out about the layers of a group's model.
         self.measured: dict[str, Measured] = {}
-        #: Workers that know how to make way.
-        self.attached: set[str] = set()
-        self._client: Client | None = None
-        self._connecting = asyncio.Lock()
+        self.tasks = StageTasks(scheduler)
         self._looking = asyncio.ensure_future(self._look())
         for operation in ("knows", "open", "watch", "ready"):
             handler = getattr(self, f"_{operation}")
@@ -75,8 +69,7 @@ class Ledger(SchedulerPlugin):
         self._looking.cancel()
         for fleet in list(self.fleets.values()):
             self.release(fleet, "the scheduler closes")
-        if self._client is not None:
-            await self._client.close()
+        await self.tasks.close()
 
     # --- what is asked of it -----------------------------------------------------
 
@@ -93,7 +86,7 @@ class Ledger(SchedulerPlugin):
         measured: bytes | None = None,
     ) -> dict[str, Any]:
         """Note a user of a group; start to form it where nobody has."""
-        self.attached.add(worker)
+        self.tasks.attached.add(worker)
         task = self.scheduler.tasks.get(user)
         if task is None or task.state != "processing":
             # A cancelled feeder's thread may still ask; nobody would ever take it off.
@@ -172,7 +165,7 @@ class Ledger(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Raise the epochs of the instances that had a stage there."""
-        self.attached.discard(worker)
+        self.tasks.attached.discard(worker)
         for fleet in list(self.fleets.values()):
             for instance in list(fleet.instances):
                 if worker in instance.addresses:
@@ -187,28 +180,12 @@ class Ledger(SchedulerPlugin):
 
     # --- groups ------------------------------------------------------------------
 
-    async def client(self) -> Client:
-        """Return the client through which stages are submitted."""
-        async with self._connecting:
-            if self._client is None or self._client.status not in (
-                "running",
-                "connecting",
-            ):
-                self._client = await Client(
-                    self.scheduler.address,
-                    asynchronous=True,
-                    set_as_default=False,
-                    security=_as_client(self.scheduler.security),
-                    name="dask-infer-ledger",
-                )
-            return self._client
-
     def lose(self, fleet: Fleet, instance: Instance, worker: str) -> None:
         """Place the stages of a worker that is gone anew, under a higher epoch."""
         lost = [i for i, p in instance.placed.items() if p.address == worker]
         instance.epoch += 1
         for index in lost:
-            self._cancel(instance.placed.pop(index))
+            self.tasks.cancel(instance.placed.pop(index))
         names = ", ".join(f"stage {index}" for index in lost)
         self.tell(fleet, f"worker {worker} is gone, and {names} of {instance.name}")
         if fleet.used or self._idle_for(fleet) < RETURN:
@@ -222,7 +199,7 @@ class Ledger(SchedulerPlugin):
         """Do without one of several instances."""
         fleet.instances.remove(instance)
         for placed in instance.placed.values():
-            self._cancel(placed)
+            self.tasks.cancel(placed)
         self.tell(fleet, f"{instance.name} {why}", level)
 
     def release(self, fleet: Fleet, why: str) -> None:
@@ -247,7 +224,7 @@ class Ledger(SchedulerPlugin):
                 task.cancel()
         for instance in fleet.instances:
             for placed in instance.placed.values():
-                self._cancel(placed)
+                self.tasks.cancel(placed)
         fleet.instances.clear()
 
     def tell(self, fleet: Fleet, what: str, level: int = logging.INFO) -> None:
@@ -260,66 +237,24 @@ class Ledger(SchedulerPlugin):
         """Note a stage as placed, and submit its task."""
         order = fleet.order(instance, index)
         placed = instance.placed[index] = Placed(order, address, None)
-        self._start(fleet, self._submit(fleet, instance, placed))
+        self._start(fleet, self._run(fleet, instance, placed))
 
-    async def _submit(self, fleet: Fleet, instance: Instance, placed: Placed) -> None:
-        """Run a stage's task until it ends, which it should not by itself."""
-        from dask_infer.parallel.pipeline.serve import serve_stage
-
-        client = await self.client()
-        order = placed.order
-        if placed.given_up:
+    async def _run(self, fleet: Fleet, instance: Instance, placed: Placed) -> None:
+        """Run a stage's task; what becomes of the group where it ends by itself."""
+        error = await self.tasks.run(placed)
+        index, address = placed.order.index, placed.address
+        if placed.given_up or instance.placed.get(index) is not placed:
             return
-        placed.future = client.submit(
-            serve_stage,
-            pickle.dumps(order),
-            key=order.key,
-            workers=[placed.address],
-            allow_other_workers=False,
-            resources=dict(order.spec.resources) or None,
-            priority=PRIORITY,
-            retries=0,
-            pure=False,
-        )
-        try:
-            await placed.future
-            error: BaseException | None = None
-        except asyncio.CancelledError:
-            if placed.future.status != "cancelled":
-                raise  # this coroutine, not the stage
-            error = None
-        except Exception as raised:
-            # A cancelled one is no asyncio.CancelledError (distributed 2026.8.0).
-            error = None if placed.future.cancelled() else raised
-        if placed.given_up or instance.placed.get(order.index) is not placed:
+        if address not in self.scheduler.workers:  # `remove_worker` sees to it
             return
-        if error is not None and placed.address in self.scheduler.workers:
-            told = _told(order.spec, order.index, placed.address, error)
-            if fleet.is_spare(instance):
-                fleet.unfit.add(placed.address)
-                self.drop(fleet, instance, f"cannot be loaded: {told}", logging.WARNING)
-            else:
-                self.refuse(fleet, told)
-        elif placed.address in self.scheduler.workers:
-            self.lose(fleet, instance, placed.address)
-
-    async def _make_way(self, placed: Placed) -> None:
-        """Have one waiting feeder leave its thread to the stage, where all are busy."""
-        worker = self.scheduler.workers.get(placed.address)
-        if worker is None or placed.address not in self.attached:
-            return
-        if len(worker.processing) < worker.nthreads:
-            return
-        with contextlib.suppress(OSError):
-            rpc = self.scheduler.rpc(placed.address)
-            await rpc.infer_make_way(key=placed.order.key)
-
-    def _cancel(self, placed: Placed) -> None:
-        placed.given_up = True
-        if placed.future is not None:
-            cancelling = placed.future.cancel()
-            if asyncio.iscoroutine(cancelling):
-                _keep(asyncio.ensure_future(cancelling))
+        if error is None:
+            self.lose(fleet, instance, address)
+        elif fleet.is_spare(instance):
+            fleet.unfit.add(address)
+            told = _told(fleet.spec, index, address, error)
+            self.drop(fleet, instance, f"cannot be loaded: {told}", logging.WARNING)
+        else:
+            self.refuse(fleet, _told(fleet.spec, index, address, error))
 
     def _start(self, fleet: Fleet, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -341,39 +276,7 @@ class Ledger(SchedulerPlugin):
 
     def workers(self, spec: GroupSpec) -> list[WorkerPlace]:
         """Return what each worker that is heard of has, has free, and holds."""
-        placed: dict[str, list[Placed]] = {}
-        for fleet in self.fleets.values():
-            for instance in fleet.instances:
-                for stage in instance.placed.values():
-                    placed.setdefault(stage.address, []).append(stage)
-        return [
-            self._facts(worker, placed.get(worker.address, []), spec)
-            for worker in self.scheduler.running
-            if not self._is_silent(worker.address, spec.patience.stall)
-        ]
-
-    def _facts(self, worker: Any, stages: list[Placed], spec: GroupSpec) -> WorkerPlace:
-        free = {
-            name: total - worker.used_resources.get(name, 0)
-            for name, total in worker.resources.items()
-        }
-        for stage in stages:
-            task = self.scheduler.tasks.get(stage.order.key)
-            if task is None or task.processing_on is not worker:  # counted in a moment
-                for name, amount in stage.order.spec.resources:
-                    free[name] = free.get(name, 0) - amount
-        accelerated = spec.device not in ("auto", "cpu") or "GPU" in dict(
-            spec.resources
-        )
-        limit = None if accelerated else worker.memory_limit
-        return WorkerPlace(
-            worker.address,
-            dict(worker.resources),
-            free,
-            models_bytes(limit) if limit else None,
-            worker.host,
-            tuple(stage.order.spec.model.name for stage in stages),
-        )
+        return worker_places(self.scheduler, self.fleets.values(), spec)
 
     def make_room(self, newcomer: Fleet, where: set[str]) -> bool:
         """Have an idle group give way, or a spare instance of a busy one.
@@ -427,17 +330,12 @@ class Ledger(SchedulerPlugin):
 
     def _look_at(self, fleet: Fleet, instance: Instance) -> None:
         for placed in list(instance.placed.values()):
-            if self._is_silent(placed.address, fleet.spec.patience.stall):
+            if is_silent(self.scheduler, placed.address, fleet.spec.patience.stall):
                 self.lose(fleet, instance, placed.address)
                 return
             # Feeders may have come since it was placed.
             if not placed.ready and placed.future is not None:
-                self._start(fleet, self._make_way(placed))
-
-    def _is_silent(self, address: str, seconds: float) -> bool:
-        worker = self.scheduler.workers.get(address)
-        # The scheduler's clock; a worker that blocks its loop sends no heartbeat.
-        return worker is not None and time.time() - worker.last_seen > seconds
+                self._start(fleet, self.tasks.make_way(placed))
 
 
 def _told(spec: GroupSpec, index: int, address: str, error: BaseException) -> Exception:
@@ -449,29 +347,8 @@ def _told(spec: GroupSpec, index: int, address: str, error: BaseException) -> Ex
     )
 
 
-def _as_client(security: Any) -> Any:
-    """Return what a client on the scheduler needs: it shows the scheduler's papers.
-
-    ``dask scheduler --tls-cert`` is told no client's (distributed 2026.8.0).
-    """
-    if security.tls_client_cert:
-        return security
-    own = copy.copy(security)
-    own.tls_client_cert = security.tls_scheduler_cert
-    own.tls_client_key = security.tls_scheduler_key
-    return own
-
-
 def _in_task() -> bool:
     try:
         return asyncio.current_task() is not None
     except RuntimeError:
         return False
-
-
-_kept: set[asyncio.Future[Any]] = set()
-
-
-def _keep(future: asyncio.Future[Any]) -> None:
-    _kept.add(future)
-    future.add_done_callback(_kept.discard)
