@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from math import ceil
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -40,11 +41,19 @@ class Work(Protocol):
 
 
 class ConsecutiveWork:
-    """Consecutive rows, as many at once as the size policy says."""
+    """Consecutive rows, as many at once as the size policy says.
 
-    def __init__(self, rows: int, size: FixedSize) -> None:
+    Parameters
+    ----------
+    even
+        Batches of about equal size rather than a small one last: stages that wait for
+        each other are kept up by the largest.
+    """
+
+    def __init__(self, rows: int, size: FixedSize, *, even: bool = False) -> None:
         self.rows = rows
         self.size = size
+        self.even = even
         self.start = 0
         #: Rows that came back, to be taken before those from `start` on.
         self.returned: deque[slice] = deque()
@@ -62,7 +71,10 @@ class ConsecutiveWork:
             return slice(back.start, stop)
         if self.start >= self.rows:
             return None
-        stop = min(self.rows, self.start + size)
+        left = self.rows - self.start
+        if self.even:
+            size = ceil(left / ceil(left / size))
+        stop = self.start + min(left, size)
         batch = slice(self.start, stop)
         self.start = stop
         return batch
@@ -182,7 +194,8 @@ def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
     if not encoder.bytes_per_row:
         encoder.on_weighed = size.weigh
     if encoder.lengths is None or not job.row_wise or job.batch_tokens is None:
-        return ConsecutiveWork(rows, size)
+        staged = job.group is not None and job.group.chain is not None
+        return ConsecutiveWork(rows, size, even=staged and job.batch_size is None)
     bound = None if job.batch_tokens == "auto" else job.batch_tokens
     tokens = lane.token_budget(encoder.signature, bound)
     return SortedWork(encoder.lengths, tokens, size.size if job.batch_size else rows)

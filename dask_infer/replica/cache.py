@@ -80,6 +80,8 @@ class Replica:
     #: Set once `state` is "ready".
     model: LoadedModel | None = None
     leases: int = 0
+    #: A stage holds a lease as long as it lives: it may be idle even so.
+    serving: bool = False
     #: Rows served so far.
     rows: int = 0
     last_used: float = field(default_factory=time.monotonic)

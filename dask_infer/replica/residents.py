@@ -93,12 +93,17 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
             "shard": None,
             "bytes": replica.nbytes,
             "rows": replica.rows,
-            "idle": 0.0 if replica.leases else now - replica.last_used,
+            "idle": 0.0 if _in_use(replica) else now - replica.last_used,
             "batches": replica.sizes.told(),
         }
         for replica in cache.replicas()
         if replica.worker == here
     ]
+
+
+def _in_use(replica: Any) -> bool:
+    """Whether it runs a batch, or may: a stage's lease alone tells nothing."""
+    return bool(replica.leases > replica.serving)
 
 
 def unload_here(content: str | None) -> None:

@@ -30,6 +30,21 @@ def test_consecutive_rows_in_order(size):
     assert max(sizes) <= size
 
 
+@pytest.mark.parametrize(
+    ("rows", "size", "sizes"),
+    [
+        (48, 30, [24, 24]),
+        (10, 4, [4, 3, 3]),
+        (8, 4, [4, 4]),
+        (3, 9, [3]),
+        (7, 1, [1] * 7),
+    ],
+)
+def test_even_batches_leave_no_small_one_last(rows, size, sizes):
+    work = ConsecutiveWork(rows, FixedSize(size), even=True)
+    assert run(work, lambda rows: True) == (list(range(rows)), sizes)
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 7])
 def test_what_does_not_fit_is_run_in_smaller_batches(most):  # DI-09
     size = FixedSize(10)

@@ -60,6 +60,7 @@ class _Service:
             stuck = True
             while stuck:
                 with self._leased() as replica:
+                    replica.serving = True
                     if not seceded:
                         secede()
                         seceded = True

@@ -107,7 +107,7 @@ def test_a_replica_dropped_before_it_is_submitted_is_never_submitted(
         instance = fleet.instances[-1]
         (address, *_) = instance.addresses
         fleet.feeders.add("somebody")
-        async with ledger._connecting:
+        async with ledger.tasks._connecting:
             ledger.lose(fleet, instance, address)
             await asyncio.sleep(0.3)
             ledger.drop(fleet, instance, "is not wanted")

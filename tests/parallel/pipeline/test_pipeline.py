@@ -74,6 +74,7 @@ def test_a_stage_holds_its_own_tensors_on_a_worker_of_its_own(
     assert table.worker.is_unique
     assert table["bytes"].sum() == sum(p.nbytes for p in model.parameters())
     assert (table.rows == len(ddf)).all()
+    assert (table.idle > 0).all()
 
 
 def test_stages_hold_their_resource_until_they_go(
