@@ -23,7 +23,7 @@ from dask_infer.model.split.program import (
 from dask_infer.model.split.stage import build_stage
 
 Key = int | str
-Tier = Literal["sequential", "modules", "export"]
+Tier = Literal["sequential", "modules", "export", "layers"]
 
 #: What a chain's numbers of bytes are given for, where texts may have any length.
 TOKENS = 128
@@ -58,7 +58,8 @@ class Block:
     tensors: tuple[str, ...]
     #: Bytes of them.
     nbytes: int
-    #: Bytes a row of what crosses to the next block; 0 after the last, or unknown.
+    #: Bytes a row of what crosses to the next block; 0 after the last. What is only
+    #: known once layers have run counts nothing: all but inputs in the tier "layers".
     cut_bytes_per_row: int
 
 
@@ -72,7 +73,7 @@ class Chain:
         What people call the model.
     tier
         How it was split: along an ``nn.Sequential``, with its own modules between
-        exported steps, or exported as a whole.
+        exported steps, exported as a whole, or between layers that torch cannot export.
     blocks
         The finest cut, in order.
     """

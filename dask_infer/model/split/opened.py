@@ -58,7 +58,7 @@ class Original:
             memo[id(parameter)] = nn.Parameter(fake, requires_grad=False)
         for tensor in self.module.buffers():
             memo[id(tensor)] = tensor.detach().to("cpu", self.converted(tensor))
-        return structure_copy(self.module, memo, _itself)
+        return structure_copy(self.module, memo, _copied)  # its code runs
 
     def hollow(self) -> nn.Module:
         """Return a copy with parameters and buffers on meta, in eval mode."""
@@ -78,6 +78,10 @@ class Original:
 
 def _itself(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach()
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
 
 
 def open_original(

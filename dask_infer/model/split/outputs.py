@@ -45,7 +45,8 @@ def take_apart(output: Any, leaves: list[Any]) -> Leaf | Node:
     if output is None or isinstance(output, (torch.Tensor, bool, int, float, str)):
         leaves.append(output)
         return Leaf(len(leaves) - 1)
-    if isinstance(output, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+    traced = (torch.SymInt, torch.SymFloat, torch.SymBool, torch.fx.Proxy)
+    if isinstance(output, traced):
         leaves.append(output)
         return Leaf(len(leaves) - 1)
     keys: tuple[Any, ...] = ()

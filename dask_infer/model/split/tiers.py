@@ -9,11 +9,13 @@ from dask_infer.model.footprint import parse_dtype
 from dask_infer.model.refusals import Example
 from dask_infer.model.sandbox import sandbox
 from dask_infer.model.split.by_export import by_export
+from dask_infer.model.split.by_layers import by_layers
 from dask_infer.model.split.by_program import by_program
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import check_cuts
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.opened import open_original
+from dask_infer.model.split.refusals import CannotSplit
 from dask_infer.model.split.sequential import by_sequence
 from dask_infer.spec import ModelSpec
 
@@ -59,5 +61,12 @@ def split(
         original = open_original(spec, live, parse_dtype(dtype))
         call = Call.of(original, examples, dict(call_kwargs or {}))
         check_cuts(spec.name, original.module, cuts)
-        chain = by_sequence(original, call, cuts)
-        return chain or by_export(original, call, cuts)
+        if chain := by_sequence(original, call, cuts):
+            return chain
+        try:
+            return by_export(original, call, cuts)
+        except CannotSplit as error:
+            if error.__cause__ is None:  # it is the cuts, not the code
+                raise
+            refusal = error
+        return by_layers(original, call, cuts, refusal)

@@ -23,6 +23,7 @@ HOW = {
     "sequential": "Split between the modules of an nn.Sequential",
     "modules": "Split between the model's own modules, what is around them exported",
     "export": "Split in the graph of torch.export",
+    "layers": "Split between the model's own layers, what is around them traced by fx",
 }
 
 

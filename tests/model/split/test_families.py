@@ -6,16 +6,16 @@ import pickle
 
 import pytest
 
-from dask_infer.model.split import CannotSplit, split
+from dask_infer.model.split import split
 from tests.model.split import families
 from tests.model.split.models import run, same, spec_of, whole
 
 pytest.importorskip("transformers")
 
-#: Loops over its tokens, so its texts have one length: refused.
+#: Loops over its tokens, inside layers: torch exports it for one length alone.
 LOOPS = "MambaForCausalLM"
 #: Run with the fast tests: own layers, a layer that is exported, images.
-FAST = {"BertForSequenceClassification", "ResNetForImageClassification"}
+FAST = {"BertForSequenceClassification", "ResNetForImageClassification", LOOPS}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,6 @@ FAST = {"BertForSequenceClassification", "ResNetForImageClassification"}
     [
         pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
         for name in families.FAMILIES
-        if name != LOOPS
     ],
 )
 def test_stages_equal_the_model(name):
@@ -61,7 +60,8 @@ def test_residuals_are_not_torn_apart():
     ]
 
 
-def test_a_loop_over_tokens_is_refused_with_its_reason():
+def test_a_loop_over_tokens_inside_layers():
     model = families.build(LOOPS)
-    with pytest.raises(CannotSplit, match=r"one number of tokens.*loops"):
-        split(spec_of(model), model, [], families.examples(LOOPS))
+    chain = split(spec_of(model), model, [], families.examples(LOOPS))
+    assert chain.tier == "layers"
+    assert {f"backbone.layers.{n}" for n in range(3)} <= chain.own_modules().keys()

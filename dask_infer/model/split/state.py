@@ -1,0 +1,50 @@
+"""What a model keeps between calls: told before and after one, to find what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+#: What torch itself keeps in every module.
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+#: How deep objects in attributes are looked into.
+_DEPTH = 6
+
+
+def told(module: nn.Module) -> dict[str, Any]:
+    """Return what there is to see of each attribute, parameter and buffer by path."""
+    found = {}
+    for path, part in module.named_modules():
+        own = {name: v for name, v in vars(part).items() if name not in _OF_TORCH}
+        for name, value in {**own, **part._parameters, **part._buffers}.items():
+            found[f"{path}.{name}" if path else name] = _told(value, _DEPTH)
+    return found
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Return the path of an attribute that is not as it was."""
+    for name in (*before, *after):
+        if name not in before or name not in after or before[name] != after[name]:
+            return name
+    return None
+
+
+def _told(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return (type(value), repr(value))
+    if isinstance(value, torch.Tensor):
+        return (id(value), None if value.is_inference() else value._version)
+    if isinstance(value, (nn.Module, type)) or callable(value) or not depth:
+        return id(value)
+    if isinstance(value, Mapping):
+        items = value.items()
+        return tuple((repr(key), _told(item, depth - 1)) for key, item in items)
+    if isinstance(value, Iterable) and hasattr(value, "__len__"):
+        if hasattr(value, "tobytes"):  # an array
+            return (id(value), hash(value.tobytes()))
+        return tuple(_told(item, depth - 1) for item in value)
+    return (id(value), _told(getattr(value, "__dict__", {}), depth - 1))
