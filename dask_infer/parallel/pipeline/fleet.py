@@ -20,6 +20,7 @@ from dask_infer.parallel.pipeline.state import (
     InstanceState,
     Status,
 )
+from dask_infer.plan.schedule import window
 from dask_infer.spec import GroupSpec
 
 
@@ -123,7 +124,7 @@ class Fleet:
         told = self.spec.layout.window
         if told != "auto":
             return told
-        return 2 * max((each.stages for each in self.instances), default=1)
+        return window(max((each.stages for each in self.instances), default=1))
 
     def is_spare(self, instance: Instance) -> bool:
         """Whether the group can do without this instance."""

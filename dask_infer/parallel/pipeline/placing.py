@@ -20,6 +20,7 @@ from dask_infer.parallel.pipeline.places import (
     remedy,
     shortage,
 )
+from dask_infer.plan.units import in_bytes
 
 if TYPE_CHECKING:
     from dask_infer.parallel.pipeline.ledger import Ledger
@@ -154,9 +155,8 @@ class Placing:
         able = [w for w in workers if w.has(self.resources)]
         if able and not any(_fits(largest, worker) for worker in able):
             most = max(worker.memory or 0 for worker in able)
-            told += (
-                f"; stage of {_mib(largest)} fits none: models may take {_mib(most)}"
-            )
+            told += f"; stage of {in_bytes(largest)} fits none: models may take "
+            told += in_bytes(most)
         return told
 
     def _refusal(self, instance: Instance) -> PlacementError:
@@ -171,7 +171,3 @@ class Placing:
 
 def _fits(nbytes: int, worker: WorkerPlace) -> bool:
     return worker.memory is None or nbytes <= worker.memory
-
-
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.0f} MiB"

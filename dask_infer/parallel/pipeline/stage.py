@@ -59,8 +59,6 @@ class Stage:
     window: int
     loop: asyncio.AbstractEventLoop
     worker: str
-    #: Rows and microbatches served.
-    served: int = 0
     closed: bool = False
     _queue: queue.SimpleQueue[_Item] = field(default_factory=queue.SimpleQueue)
     _open: set[asyncio.Future[Any]] = field(default_factory=set)
@@ -155,7 +153,6 @@ class Stage:
                     what=f"forward of {replica.spec.name}, stage {self.index}",
                 )
                 replica.count(item.way.rows)
-                self.served += 1
             except BaseException as error:  # SystemExit would end the worker
                 result = self._failure(error, replica)
                 if isinstance(error, DeadlineExceeded):
