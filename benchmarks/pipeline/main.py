@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def compare(workers: int, options: argparse.Namespace) -> list[list[Any]]:
         [
             workers,
             name,
-            min(sizes.get(name, size), size),
+            ceil(size / max(1, round(size / sizes.get(name, size)))),
             *_figures(runs, answers[DATA]),
         ]
         for name, runs in answers.items()

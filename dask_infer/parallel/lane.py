@@ -56,6 +56,10 @@ class Lane(Protocol):
         """
 
     @property
+    def microbatch(self) -> int | None:
+        """Rows of a batch that were planned for a chain of stages; None for others."""
+
+    @property
     def where(self) -> str:
         """Device and worker, for messages."""
 

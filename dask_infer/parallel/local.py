@@ -100,6 +100,10 @@ class LocalLane:
         return 2 if self.stream.overlaps else 1
 
     @property
+    def microbatch(self) -> None:
+        """None: the model is in one piece."""
+
+    @property
     def where(self) -> str:
         """Device and worker."""
         return f"{self.replica.device} of worker {self.place.worker}"

@@ -45,15 +45,18 @@ class ConsecutiveWork:
 
     Parameters
     ----------
-    even
-        Batches of about equal size rather than a small one last: stages that wait for
-        each other are kept up by the largest.
+    wanted
+        Batches of about so many rows and of equal size, rather than a small one last:
+        stages that wait for each other are kept up by the largest. `size` still bounds
+        them; None to take as many as it says.
     """
 
-    def __init__(self, rows: int, size: FixedSize, *, even: bool = False) -> None:
+    def __init__(
+        self, rows: int, size: FixedSize, *, wanted: int | None = None
+    ) -> None:
         self.rows = rows
         self.size = size
-        self.even = even
+        self.wanted = wanted
         self.start = 0
         #: Rows that came back, to be taken before those from `start` on.
         self.returned: deque[slice] = deque()
@@ -72,8 +75,8 @@ class ConsecutiveWork:
         if self.start >= self.rows:
             return None
         left = self.rows - self.start
-        if self.even:
-            size = ceil(left / ceil(left / size))
+        if self.wanted is not None:
+            size = ceil(left / max(ceil(left / size), round(left / self.wanted)))
         stop = self.start + min(left, size)
         batch = slice(self.start, stop)
         self.start = stop
@@ -194,8 +197,8 @@ def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
     if not encoder.bytes_per_row:
         encoder.on_weighed = size.weigh
     if encoder.lengths is None or not job.row_wise or job.batch_tokens is None:
-        staged = job.group is not None and job.group.chain is not None
-        return ConsecutiveWork(rows, size, even=staged and job.batch_size is None)
+        wanted = lane.microbatch if job.batch_size is None else None
+        return ConsecutiveWork(rows, size, wanted=wanted)
     bound = None if job.batch_tokens == "auto" else job.batch_tokens
     tokens = lane.token_budget(encoder.signature, bound)
     return SortedWork(encoder.lengths, tokens, size.size if job.batch_size else rows)

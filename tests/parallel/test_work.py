@@ -31,17 +31,20 @@ def test_consecutive_rows_in_order(size):
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "sizes"),
+    ("rows", "wanted", "most", "sizes"),
     [
-        (48, 30, [24, 24]),
-        (10, 4, [4, 3, 3]),
-        (8, 4, [4, 4]),
-        (3, 9, [3]),
-        (7, 1, [1] * 7),
+        (48, 35, 53, [48]),
+        (48, 30, 45, [24, 24]),
+        (48, 35, 17, [16, 16, 16]),
+        (10, 4, 6, [5, 5]),
+        (10, 4, 4, [4, 3, 3]),
+        (11, 4, 6, [4, 4, 3]),
+        (3, 9, 14, [3]),
+        (7, 1, 2, [1] * 7),
     ],
 )
-def test_even_batches_leave_no_small_one_last(rows, size, sizes):
-    work = ConsecutiveWork(rows, FixedSize(size), even=True)
+def test_even_batches_leave_no_small_one_last(rows, wanted, most, sizes):
+    work = ConsecutiveWork(rows, FixedSize(most), wanted=wanted)
     assert run(work, lambda rows: True) == (list(range(rows)), sizes)
 
 
