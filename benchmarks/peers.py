@@ -21,6 +21,7 @@ PEERS = (
     "pandas",
     "pyarrow",
     "psutil",
+    "transformers==5.*",
     "setuptools",
 )
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.batch_size.models import MODELS, ROWS, build
-from dask_infer.batch.size import BatchSize
+from dask_infer.batch.batch_size import BatchSize
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 REPEATS = 5
@@ -34,7 +34,8 @@ def line(name: str) -> list[object]:
     policy = BatchSize()
     policy.start(4 * torch.Size(shape).numel(), free_bytes=2**30)
     while not policy.settled:
-        policy.observe(policy.size, forward(model, torch.randn(policy.size, *shape)))
+        size = policy.next_size()
+        policy.observe(size, forward(model, torch.randn(size, *shape)))
     sizes = {*SIZES, policy.size}
     calls: dict[str, Any] = {}
     for size in sizes:
@@ -43,9 +44,7 @@ def line(name: str) -> list[object]:
     rates = {k: max(v) for k, v in measure.interleave(calls, REPEATS).items()}
     best = max(rates, key=rates.__getitem__)
     ratio = rates[best] / rates[str(policy.size)]
-    share = (
-        f"{policy.rows_to_settle} ({100 * policy.rows_to_settle / ROWS[name]:.1f} %)"
-    )
+    share = f"{policy.spent} ({100 * policy.spent / ROWS[name]:.1f} %)"
     return [name, policy.size, best, f"{ratio:.2f}", share]
 
 

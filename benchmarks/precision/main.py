@@ -66,7 +66,12 @@ def main() -> None:
     torch.set_num_threads(1)
     texts = pd.read_parquet(write(3000)).head(arguments.texts)
     network, shape = build("transformer")
-    settings = {"scheduler": "sync", "dataframe.convert-string": True}
+    settings = {
+        "scheduler": "sync",
+        "dataframe.convert-string": True,
+        # Cores were counted when Dask was imported: two threads on one wait in loops.
+        "infer.replica.cpu-threads": 1,
+    }
     with measure.fresh_store(), dask.config.set(settings):
         table = lines(
             "MiniLM-L6, texts", get_model_path(), dd.from_pandas(texts, npartitions=1),

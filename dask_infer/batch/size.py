@@ -1,54 +1,50 @@
-"""How many rows go into one forward: a fixed bound, or a policy that learns.
+"""The size of a forward, in rows or in padded tokens: a fixed bound, or the fastest.
 
 One policy belongs to one resident replica and is shared by the threads that lease it.
-Read `size` once per split: it may change between two reads.
+Read `next_size` once for each batch: it may change between two reads.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from statistics import fmean
 
-#: Bytes of input that the first batch aims at: 2,048 rows of 32 float32 columns, where
-#: an MLP 32-128-128-1 on one CPU core was within 2 % of its best rate.
-FIRST_BATCH = 256 * 1024
+#: One size of a pair wins where it brings this much more a second.
+GAIN = 1.04
 
-#: Bounds of the first batch, in rows.
-FIRST_ROWS = (8, 4096)
+#: Forwards of each size of a pair until the larger may win. The faster half counts:
+#: what disturbs a forward (a cold cache, a neighbour on the core) makes it slower.
+OBSERVATIONS = 4
 
-#: Rows of the first batch where nobody knows how large a row is: `preprocess` may make
-#: an image of each.
-UNKNOWN_ROWS = 32
+#: Forwards of one size in a row: the first after a larger one finds cold caches, which
+#: only a small size would have kept warm.
+RUN = 2
 
-#: Bytes of activations alive at once for each byte of input: 10 for an MLP whose layers
-#: are four times as wide as its input, about 20 for a convolutional net.
-ACTIVATIONS = 32
+#: Forwards of each until it has not: to climb in vain is cheap, to stay is for good.
+PATIENCE = 6
 
-#: Part of the free memory that one forward may take: other threads forward as well.
-SHARE = 0.25
+#: The larger wins earlier where its slowest forward of so many beats the fastest of the
+#: smaller, and by how much.
+CLEAR, CLEAR_GAIN = 2, 1.1
 
-#: Beyond this many rows nothing was ever gained.
-MOST_ROWS = 131_072
-
-#: A doubling must bring this much more rows a second.
-GAIN = 1.05
-
-#: Observations at each size; the fastest counts. What disturbs a forward (a cold cache,
-#: a neighbour on the core) only ever makes it slower: by medians of 3 the MLP of
-#: benchmarks/overhead settled at 8,192 rows, 10 % slower than at 2,048.
-OBSERVATIONS = 5
-
-#: First observations of all that do not count.
+#: First observations of all that do not count: a first forward also compiles, allocates
+#: and fills caches.
 WARM_UP = 3
+
+#: A forward tells of a size when it fills this much of it.
+FULL = 0.75
 
 
 class FixedSize:
     """The user's ``batch_size=n``: an upper bound that only lack of memory lowers."""
 
-    #: Most rows of the next batch.
+    #: Most rows, or padded tokens, of a forward; while two are on trial, the smaller.
     size: int
     #: Whether `size` will only change for lack of memory.
     settled: bool
+    #: What `size` counts.
+    unit = "rows"
     #: Called, without the lock, when there is something to remember.
     on_learned: Callable[[FixedSize], None] | None = None
 
@@ -61,13 +57,21 @@ class FixedSize:
         self.settled = True
         self._lock = threading.Lock()
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def __repr__(self) -> str:
+        state = "settled" if self.settled else "climbing"
+        return f"<{type(self).__name__} {self.size} {self.unit}, {state}>"
+
+    def next_size(self) -> int:
+        """Return the most that goes into the next forward."""
+        return self.size
+
+    def observe(self, amount: int, seconds: float) -> None:
         """Learn nothing: the size is the user's."""
 
-    def on_out_of_memory(self, rows: int) -> int:
-        """Halve after `rows` rows did not fit, for good; returns the new size."""
+    def on_out_of_memory(self, amount: int) -> int:
+        """Halve after `amount` did not fit, for good; returns the new size."""
         with self._lock:
-            self.size = min(self.size, max(1, rows // 2))
+            self.size = min(self.size, max(1, amount // 2))
             self.settled = True
             size = self.size
         self._tell()
@@ -87,120 +91,99 @@ class FixedSize:
         if self.on_learned is not None:
             self.on_learned(self)
 
-    def __repr__(self) -> str:
-        state = "settled" if self.settled else "climbing"
-        return f"<{type(self).__name__} {self.size} rows, {state}>"
 
+class Climb(FixedSize):
+    """A size that climbs to the fastest, and stays there for good.
 
-class BatchSize(FixedSize):
-    """``batch_size="auto"``: doubles while that brings more rows a second.
+    A pair is on trial, a size and its double, and forwards take turns between them: so
+    both see the same moment of the machine. Where each size had its time, a neighbour
+    that filled the caches just then made a doubling look useless, and climbs through
+    forwards of 0.2 ms ended at 32 rows where 512 were fastest (benchmarks/batch_size).
 
-    The size starts from a projection (`start`), doubles while the rate grows by more
-    than 5 %, and settles for good at the best size seen: it never goes back and forth.
-    The first observations of all are dropped, since a first forward also compiles,
-    allocates and fills caches.
+    While the larger of the pair wins, the next pair is larger; a first pair without a
+    winner, or won by the smaller, is followed by smaller ones while these win. So the
+    size never goes back and forth.
     """
 
-    def __init__(self) -> None:
-        super().__init__(FIRST_ROWS[0])
-        self.settled = False
-        self.limit = MOST_ROWS
-        #: Rows that went by until the size had settled.
-        self.rows_to_settle = 0
-        self._free: int | None = None
-        self._weighed = False
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(size)
+        #: The most that memory allows.
+        self.limit = limit
+        #: Rows, or padded tokens, that went by until the size had settled.
+        self.spent = 0
+        self.settled = 2 * size > limit
+        #: 1 on the way up, -1 on the way down, 0 while the first pair is on trial.
+        self._way = 0
+        #: Forwards that took their turn.
+        self._turn = 0
         self._seen = 0
-        self._rates: list[float] = []
-        #: Best rate so far and the size that gave it.
-        self._best = (0.0, 0)
+        #: Rates seen of each size of the pair.
+        self._rates: dict[int, list[float]] = {}
 
-    def start(
-        self, bytes_per_row: float, nbytes_model: int = 0, free_bytes: int | None = None
-    ) -> int:
-        """Project the first size and the largest one; returns the first.
-
-        Parameters
-        ----------
-        bytes_per_row
-            Bytes of one row's tensors; 0 where nobody can tell.
-        nbytes_model
-            Weights still to be loaded into `free_bytes`; 0 once they are resident.
-        free_bytes
-            Bytes free on the device; None where it cannot tell.
-        """
-        self._free = None if free_bytes is None else max(0, free_bytes - nbytes_model)
-        self._weighed = bytes_per_row > 0
-        first = UNKNOWN_ROWS
-        if self._weighed:
-            first = int(FIRST_BATCH / max(1.0, bytes_per_row))
-            first = min(max(first, FIRST_ROWS[0]), FIRST_ROWS[1])
+    def next_size(self) -> int:
+        """Return the size of the next forward: those on trial take turns."""
         with self._lock:
-            if not self.settled:
-                self.limit = self._most(bytes_per_row)
-                self.size = min(1 << (first.bit_length() - 1), self.limit)
-            return self.size
+            if self.settled:
+                return self.size
+            self._turn += 1
+            return self.size << (self._turn - 1) // RUN % 2
 
-    def weigh(self, bytes_per_row: float) -> None:
-        """Take note of what a row takes, now that a batch was made of some."""
-        if self._weighed or bytes_per_row <= 0:
-            return
-        self._weighed = True
-        if not self.settled:
-            self.start(bytes_per_row, free_bytes=self._free)
-            return
-        with self._lock:  # a remembered size is right, a smaller memory is another
-            self.size = min(self.size, self._most(bytes_per_row))
-
-    def _most(self, bytes_per_row: float) -> int:
-        if self._free is None:
-            return MOST_ROWS
-        row = max(1.0, bytes_per_row) * ACTIVATIONS
-        return max(1, min(MOST_ROWS, int(self._free * SHARE / row)))
-
-    def observe(self, rows: int, seconds: float) -> None:
-        """Count one forward; batches of another size than the current tell nothing."""
+    def observe(self, amount: int, seconds: float) -> None:
+        """Count one forward; one that fills no size on trial tells nothing of it."""
         with self._lock:
             if self.settled:
                 return
-            self.rows_to_settle += rows
-            if rows != self.size or seconds <= 0:
-                return
+            self.spent += amount
             self._seen += 1
-            if self._seen <= WARM_UP:
+            if self._seen <= WARM_UP or seconds <= 0:
                 return
-            self._rates.append(rows / seconds)
-            if len(self._rates) >= OBSERVATIONS:
-                self._climb(max(self._rates))
+            pair = (self.size, 2 * self.size)
+            size = next((s for s in pair if FULL * s <= amount <= s), None)
+            if size is None:
+                return
+            self._rates.setdefault(size, []).append(amount / seconds)
+            self._decide(*(self._rates.get(s, []) for s in pair))
             learned = self.settled
         if learned:
             self._tell()
 
+    def on_out_of_memory(self, amount: int) -> int:
+        """Settle at what is known to fit, at most half of `amount`, for good."""
+        with self._lock:
+            self.limit = min(self.limit, max(1, amount // 2))
+        return super().on_out_of_memory(amount)
+
     def resume(self, state: Mapping[str, float]) -> None:
         """Start settled at an earlier replica's size, or at what memory allows."""
         with self._lock:
-            self.size = max(1, min(int(state["size"]), self.limit))
-            self.settled = True
+            if not self.settled:
+                self.size = max(1, min(int(state["size"]), self.limit))
+                self.settled = True
 
-    def _climb(self, rate: float) -> None:
-        self._rates.clear()
-        best_rate, best_size = self._best
-        if rate <= best_rate * GAIN:
-            self.size, self.settled = best_size, True
+    def _decide(self, small: list[float], large: list[float]) -> None:
+        """Go on to the next pair, or settle, once the two rates can be told apart."""
+        seen = min(len(small), len(large))
+        if seen < CLEAR:
             return
-        self._best = (rate, self.size)
-        if self.size * 2 > self.limit:
-            self.settled = True
+        gain = _fastest(large) / _fastest(small)
+        won = min(large) > max(small) * CLEAR_GAIN
+        won |= seen >= OBSERVATIONS and gain > GAIN
+        if not won and seen < PATIENCE:
+            return
+        self._rates.clear()
+        if won and self._way >= 0:
+            self._way, self.size = 1, 2 * self.size
+            self.settled = 2 * self.size > self.limit
+        elif self._way == 0 or (self._way < 0 and gain < 1 / GAIN):
+            self._way = -1
+            self.settled = self.size == 1
+            self.size = max(1, self.size // 2)
         else:
-            self.size *= 2
-
-    def on_out_of_memory(self, rows: int) -> int:
-        """Settle at the best size known to fit, at most half of `rows`, for good."""
-        with self._lock:
-            cap = max(1, rows // 2)
-            known = self._best[1] or self.size
-            self.limit = min(self.limit, cap)
-            self.size = min(self.size, known, cap)
             self.settled = True
-            size = self.size
-        self._tell()
-        return size
+            if self._way < 0:
+                self.size *= 2
+
+
+def _fastest(rates: list[float]) -> float:
+    """Return the mean of the faster half: the very fastest is also the luckiest."""
+    return fmean(sorted(rates)[len(rates) // 2 :])

@@ -1,6 +1,6 @@
 """How many padded tokens go into one forward, and what another forward costs.
 
-Two things are learned from the forwards of a replica. The *budget* is raised while
+Two things are learned from the forwards of a replica. The *budget* climbs while
 larger forwards bring more tokens a second. The *forward cost*, a forward's fixed time
 in padded tokens, is fitted to what forwards of different sizes took; it says where a
 batch is better cut than padded (`plan_tokens`).
@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dask_infer.batch.batch_size import SHARE
 from dask_infer.batch.plan import FORWARD_COST
-from dask_infer.batch.size import GAIN, SHARE, FixedSize
+from dask_infer.batch.size import WARM_UP, Climb
 
 #: Padded tokens of the first forwards.
 FIRST_TOKENS = 1024
@@ -26,15 +27,6 @@ MOST_TOKENS = 1 << 19
 #: floats. Where a model takes more, lack of memory tells.
 TOKEN_BYTES = 64 * 1024
 
-#: Observations of each of the two budgets that are compared; the fastest counts.
-OBSERVATIONS = 3
-
-#: First observations of all that do not count.
-WARM_UP = 2
-
-#: A forward tells of a budget when it fills this much of it.
-FULL = 0.75
-
 #: After how many forwards the forward cost is fitted.
 FITS = (8, 16, 32, 64, 128)
 
@@ -45,13 +37,11 @@ SIZES, SPREAD = 3, 4.0
 COSTS = (4.0, 16_384.0)
 
 
-class TokenBudget(FixedSize):
-    """Most padded tokens of a forward: the user's bound, or learned.
+class TokenBudget(Climb):
+    """Most padded tokens of a forward: the user's bound, or climbed to.
 
-    While it is open whether a larger budget is faster, `next_budget` gives the present
-    one and its double in turns. Rows come by falling length, so the two see rows of the
-    same length, and a forward of short rows is never compared with one of long rows.
-    The budget settles for good where doubling it brings less than 5 %.
+    Rows come by falling length, so the two budgets on trial see rows of the same
+    length, and a forward of short rows is never compared with one of long rows.
 
     Parameters
     ----------
@@ -61,6 +51,7 @@ class TokenBudget(FixedSize):
         Bytes free on the device; None where it cannot tell.
     """
 
+    unit = "tokens"
     #: What another forward costs, in padded tokens.
     forward_cost: float
 
@@ -68,77 +59,40 @@ class TokenBudget(FixedSize):
         limit = MOST_TOKENS
         if free_bytes is not None:
             limit = min(limit, max(1, int(free_bytes * SHARE / TOKEN_BYTES)))
-        super().__init__(min(FIRST_TOKENS, limit) if bound is None else bound)
-        self.settled = bound is not None
-        self.limit = limit
+        super().__init__(min(FIRST_TOKENS, limit) if bound is None else bound, limit)
+        self.settled = self.settled or bound is not None
         self.forward_cost = float(FORWARD_COST)
-        self._turn = False
-        self._seen = 0
-        #: Fastest padded tokens a second seen of each budget on trial.
-        self._rates: dict[int, list[float]] = {}
+        self._forwards = 0
         #: Padded tokens and seconds of the fastest forward in each class of sizes.
         self._fastest: dict[int, tuple[int, float]] = {}
 
     def __repr__(self) -> str:
-        state = "settled" if self.settled else "climbing"
         cost = f"{self.forward_cost:.0f} a forward"
-        return f"<{type(self).__name__} {self.size} tokens, {cost}, {state}>"
-
-    def next_budget(self) -> int:
-        """Return the budget of the next batch."""
-        with self._lock:
-            if self.settled:
-                return self.size
-            self._turn = not self._turn
-            return self.size if self._turn else self._double()
+        return super().__repr__().replace(",", f", {cost},")
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Count one forward of so many padded tokens."""
         if tokens < 1 or seconds <= 0:
             return
+        super().observe(tokens, seconds)
         with self._lock:
-            self._seen += 1
-            if self._seen <= WARM_UP:
+            self._forwards += 1
+            if not WARM_UP < self._forwards <= FITS[-1]:
                 return
-            self._compare(tokens, seconds)
-            fitted = self._seen <= FITS[-1] and self._fit(tokens, seconds)
-            learned = fitted and self.settled
+            learned = self._fit(tokens, seconds) and self.settled
         if learned:
             self._tell()
 
     def resume(self, state: Mapping[str, float]) -> None:
         """Go on with what an earlier replica has learned."""
+        super().resume(state)
         with self._lock:
             cost = float(state["forward_cost"])
             self.forward_cost = min(max(cost, COSTS[0]), COSTS[1])
-            if not self.settled:
-                self.size = max(1, min(int(state["size"]), self.limit))
-                self.settled = True
 
     def state(self) -> dict[str, float]:
         """Return what was learned, for `resume`."""
         return {"size": self.size, "forward_cost": self.forward_cost}
-
-    def _double(self) -> int:
-        return min(2 * self.size, self.limit)
-
-    def _compare(self, tokens: int, seconds: float) -> None:
-        """Climb, or settle, once both budgets on trial were seen often enough."""
-        if self.settled:
-            return
-        tried = (self._double(), self.size)
-        budget = next((b for b in tried if FULL * b <= tokens <= b), None)
-        if budget is None:
-            return
-        self._rates.setdefault(budget, []).append(tokens / seconds)
-        rates = [self._rates.get(budget, []) for budget in tried]
-        if min(map(len, rates)) < OBSERVATIONS:
-            return
-        self._rates.clear()
-        faster = max(rates[0]) > max(rates[1]) * GAIN
-        if faster:
-            self.size = tried[0]
-        self.settled = not faster or self._double() <= self.size
 
     def _fit(self, tokens: int, seconds: float) -> bool:
         """Fit a line to the fastest forwards; return whether the cost was changed.
@@ -150,7 +104,7 @@ class TokenBudget(FixedSize):
         known = self._fastest.get(size)
         if known is None or seconds / tokens < known[1] / known[0]:
             self._fastest[size] = (tokens, seconds)
-        if self._seen not in FITS:
+        if self._forwards not in FITS:
             return False
         seen = np.array(list(self._fastest.values()))
         if len(seen) < SIZES or seen[:, 0].max() < SPREAD * seen[:, 0].min():

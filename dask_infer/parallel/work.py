@@ -64,7 +64,7 @@ class ConsecutiveWork:
     def take(self) -> Rows | None:
         """Rows of the next batch."""
         # The policy is shared by threads: read it once for each batch.
-        size = self.size.size
+        size = self.size.next_size()
         if self.returned:
             back = self.returned.popleft()
             if back.stop - back.start <= size:
@@ -126,7 +126,7 @@ class SortedWork:
             return self.returned.popleft()
         if not len(self.left):
             return None
-        budget, cost = self.tokens.next_budget(), self.tokens.forward_cost
+        budget, cost = self.tokens.next_size(), self.tokens.forward_cost
         if not self.batches or self.planned_for != (budget, cost, self.rows):
             self.batches = deque(self._planned(self._ahead(budget), budget))
             self.planned_for = (budget, cost, self.rows)

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dask_infer import config
-from dask_infer.batch.size import BatchSize, FixedSize
+from dask_infer.batch.batch_size import BatchSize
+from dask_infer.batch.size import FixedSize
 from dask_infer.batch.tokens import TokenBudget
 from dask_infer.errors import InferError
 from dask_infer.model.store import LEARNED, default_store

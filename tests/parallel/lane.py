@@ -44,6 +44,7 @@ class Line:
     floating = None
     accepts = None
     where = "nowhere"
+    microbatch = None
 
     def __init__(self, window=1, size=10, *, most=10**9, bad=(), hangs=(), late=False):
         self.window = window

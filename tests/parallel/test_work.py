@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dask_infer.batch.size import BatchSize, FixedSize
+from dask_infer.batch.batch_size import BatchSize
+from dask_infer.batch.size import FixedSize
 from dask_infer.batch.tokens import TokenBudget
 from dask_infer.parallel.work import ConsecutiveWork, SortedWork, row_count
 

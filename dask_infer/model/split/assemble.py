@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain as chained
 from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import nn
 
 from dask_infer.model import pickling
 from dask_infer.model.skeleton import named_tensors
@@ -28,9 +29,11 @@ class Parts:
     inputs: Mapping[Key, str]
     structure: Any
     constants: Mapping[str, torch.Tensor]
-    #: Modules that steps call.
+    #: The model's modules that steps call.
     modules: list[str]
     tier: Tier
+    #: Other modules that steps call, by path; they have no tensors of their own.
+    made: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def assemble(
@@ -64,6 +67,7 @@ def assemble(
         {name: t for name, t in parts.constants.items() if name in needed},
         _pickled(
             {path: catalogue.hollow.get_submodule(path) for path in parts.modules}
+            | dict(parts.made)
         ),
         _pickled(parts.structure),
         call.floating,
@@ -93,7 +97,7 @@ class _Catalogue:
     """The model's tensors, by their first names."""
 
     def __init__(self, original: Original, parts: Parts) -> None:
-        self.program = parts.program
+        self.program, self.made = parts.program, parts.made
         self.hollow = original.hollow()
         self.aliases: dict[str, str] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -114,7 +118,7 @@ class _Catalogue:
             for read in reads(step):
                 if isinstance(read, Held):
                     found[self.aliases.get(read.name, read.name)] = None
-            if step.kind == "module":
+            if step.kind == "module" and step.target not in self.made:
                 module = self.hollow.get_submodule(step.target)
                 for name, _ in named_tensors(module, step.target):
                     found[self.aliases.get(name, name)] = None

@@ -7,11 +7,10 @@ is held against the undivided model on made-up numbers before it is believed.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from dask_infer.model.skeleton import structure_copy
@@ -23,7 +22,7 @@ from dask_infer.model.split.followed import Followed, Unfollowed, follow
 from dask_infer.model.split.made_up import MadeUp, Seen
 from dask_infer.model.split.opened import Original
 from dask_infer.model.split.outputs import Leaf, Node, take_apart
-from dask_infer.model.split.program import Program, Ref, Size, Step, Value
+from dask_infer.model.split.program import Program, Ref, Step
 from dask_infer.model.split.refusals import CannotSplit, cause_of
 from dask_infer.model.split.sequential import part
 
@@ -80,7 +79,7 @@ def _split(original: Original, call: Call, pieces: list[str], *, chosen: bool) -
         tuple(followed.inputs.values()),
         followed.steps,
         followed.outputs,
-        _inputs(call, followed.inputs),
+        call.values(followed.inputs),
     )
     _check_pickles(program)
     made = MadeUp(original)
@@ -101,7 +100,7 @@ def _split(original: Original, call: Call, pieces: list[str], *, chosen: bool) -
         bounds,
         followed.inputs,
         structure,
-        {**_unsaved(original), **followed.constants},
+        {**original.unsaved(), **followed.constants},
         modules=list(dict.fromkeys(used)),
         tier="layers",
     )
@@ -154,39 +153,12 @@ def _bounds(
     return bounds
 
 
-def _inputs(call: Call, names: Mapping[Key, str]) -> dict[str, Value | Size]:
-    """Return what is known beforehand: the sizes of inputs, and of nothing else."""
-    args, kwargs = call.tensors(1, 1)
-    given: dict[Key, torch.Tensor] = dict(enumerate(args))
-    given.update(kwargs.items())
-    values: dict[str, Value | Size] = {}
-    for key, name in names.items():
-        shape = [
-            Size(0, per_token=1) if size is None else Size(size)
-            for size in call.examples[key].shape
-        ]
-        values[name] = Value(given[key].dtype, (Size(0, per_row=1), *shape))
-    return values
-
-
 def _check_pickles(program: Program) -> None:
     for step in program.steps:
         try:
             pickle.dumps(step)
         except Exception as error:
             raise Unfollowed(f"its step {step.name} cannot travel: {error}") from error
-
-
-def _unsaved(original: Original) -> dict[str, torch.Tensor]:
-    """Return the buffers that no checkpoint holds."""
-    found = {}
-    for path, layer in original.module.named_modules(remove_duplicate=False):
-        for name in layer._non_persistent_buffers_set:
-            buffer = layer._buffers.get(name)
-            if buffer is not None:
-                kept = buffer.detach().to("cpu", original.converted(buffer))
-                found[f"{path}.{name}" if path else name] = kept
-    return found
 
 
 @dataclass

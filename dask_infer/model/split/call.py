@@ -11,6 +11,7 @@ import torch
 
 from dask_infer.model.refusals import Example, check_arity, label
 from dask_infer.model.split.opened import Original
+from dask_infer.model.split.program import Size, Value
 from dask_infer.model.split.refusals import CannotSplit
 
 Key = int | str
@@ -73,6 +74,26 @@ class Call:
             raise CannotSplit(self.name, reason)
         shape = [tokens if size is None else size for size in example.shape]
         return torch.zeros(rows, *shape, dtype=dtype)
+
+    def values(self, names: Mapping[Key, str]) -> dict[str, Value | Size]:
+        """Return what is known before any layer runs: the sizes of the inputs.
+
+        Parameters
+        ----------
+        names
+            What the program calls them.
+        """
+        args, kwargs = self.tensors(1, 1)
+        given: dict[Key, torch.Tensor] = dict(enumerate(args))
+        given.update(kwargs.items())
+        values: dict[str, Value | Size] = {}
+        for key, name in names.items():
+            shape = [
+                Size(0, per_token=1) if size is None else Size(size)
+                for size in self.examples[key].shape
+            ]
+            values[name] = Value(given[key].dtype, (Size(0, per_row=1), *shape))
+        return values
 
     @property
     def dynamic(self) -> dict[Key, tuple[int, ...]]:

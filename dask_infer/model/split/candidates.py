@@ -28,12 +28,15 @@ def layers_around(module: nn.Module, path: str) -> list[str]:
     """Return the items of lists that a piece is inside of, outermost first."""
     names = path.split(".")
     around = (".".join(names[:count]) for count in range(1, len(names)))
-    return [
-        outer
-        for outer in around
-        if not isinstance(module.get_submodule(outer), (nn.ModuleList, nn.ModuleDict))
-        and _is_list(module.get_submodule(outer.rpartition(".")[0]))
-    ]
+    return [outer for outer in around if is_item(module, outer)]
+
+
+def is_item(module: nn.Module, path: str) -> bool:
+    """Whether a module is an item of a list, and no list itself."""
+    item = module.get_submodule(path)
+    around = module.get_submodule(path.rpartition(".")[0])
+    is_list = isinstance(item, (nn.ModuleList, nn.ModuleDict))
+    return not is_list and _is_list(around)
 
 
 def check_cuts(name: str, module: nn.Module, cuts: tuple[str, ...] | None) -> None:

@@ -23,7 +23,7 @@ from dask_infer.model.split.program import (
 from dask_infer.model.split.stage import build_stage
 
 Key = int | str
-Tier = Literal["sequential", "modules", "export", "layers"]
+Tier = Literal["sequential", "modules", "export", "layers", "masked"]
 
 #: What a chain's numbers of bytes are given for, where texts may have any length.
 TOKENS = 128
@@ -59,7 +59,8 @@ class Block:
     #: Bytes of them.
     nbytes: int
     #: Bytes a row of what crosses to the next block; 0 after the last. What is only
-    #: known once layers have run counts nothing: all but inputs in the tier "layers".
+    #: known once layers have run counts nothing: all but inputs in the tiers "layers"
+    #: and "masked".
     cut_bytes_per_row: int
 
 
@@ -73,7 +74,8 @@ class Chain:
         What people call the model.
     tier
         How it was split: along an ``nn.Sequential``, with its own modules between
-        exported steps, exported as a whole, or between layers that torch cannot export.
+        exported steps, exported as a whole, between layers that torch cannot export, or
+        by running all of it in each stage with the layers of others masked.
     blocks
         The finest cut, in order.
     """

@@ -76,8 +76,11 @@ def follow(
     made = {key: tracer.placeholder(key) for key in keys}
     args = [value for key, value in made.items() if isinstance(key, int)]
     kwargs = {key: value for key, value in made.items() if isinstance(key, str)}
-    with torch.no_grad(), _NoAutocast(), _recorded(tracer):
+    regions = _Regions()
+    with torch.no_grad(), regions, _recorded(tracer):
         output = module(*args, **kwargs, **extra)
+    if regions.entered:
+        raise Unfollowed("it runs layers within torch.autocast")
     if tracer.refusal is not None:  # the code went on after it
         raise tracer.refusal
     flat: list[Any] = []
@@ -233,20 +236,23 @@ def _recorded(tracer: _Tracer) -> Iterator[None]:
         yield
 
 
-class _NoAutocast(PreDispatchTorchFunctionMode):
-    """Refuses regions of mixed precision: torch tells this kind of mode alone of them.
+class _Regions(PreDispatchTorchFunctionMode):
+    """Notes regions of mixed precision: torch tells this kind of mode alone of them.
 
-    Layers inside of one would run outside of it in a stage.
+    Layers inside of one would run outside of it in a stage. Entering one must not
+    raise: torch has switched it on by then, and would leave it on (2.13).
     """
 
     def __init__(self) -> None:
         super().__init__(None)  # type: ignore[arg-type]
+        self.entered = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is torch.amp.autocast_mode._enter_autocast:
-            raise Unfollowed("it runs layers within torch.autocast")
+            self.entered = True
+            return None
         if func is torch.amp.autocast_mode._exit_autocast:
             return None
         return func(*args, **(kwargs or {}))

@@ -72,20 +72,25 @@ class MadeUp:
         self.module = structure_copy(original.module, memo, _copied)
         self.tensors = dict(named_tensors(self.module))
 
-    def batches(self, call: Call) -> list[Batch]:
+    def batches(self, call: Call, signs: tuple[int, ...] = (1,)) -> list[Batch]:
         """Run the undivided model.
+
+        Parameters
+        ----------
+        signs
+            What numbers are multiplied by: -1 takes code that looks at them elsewhere.
 
         Raises
         ------
         Unfollowed
             If it keeps something between calls, changes its input, or draws numbers.
         """
-        return [self._batch(call, rows, tokens) for rows, tokens in BATCHES]
+        return [self._batch(call, *size, sign) for sign in signs for size in BATCHES]
 
-    def _batch(self, call: Call, rows: int, tokens: int) -> Batch:
+    def _batch(self, call: Call, rows: int, tokens: int, sign: int) -> Batch:
         args, kwargs = call.tensors(rows, tokens)
-        args = tuple(_filled(tensor) for tensor in args)
-        kwargs = {key: _filled(tensor) for key, tensor in kwargs.items()}
+        args = tuple(_filled(tensor, sign) for tensor in args)
+        kwargs = {key: _filled(tensor, sign) for key, tensor in kwargs.items()}
         given = (*args, *kwargs.values())
         before = told(self.module), [tensor._version for tensor in given]
         expected = self._run(call, args, kwargs)
@@ -259,8 +264,8 @@ def _numbers(shape: torch.Size, dtype: torch.dtype, seed: int) -> torch.Tensor:
     return made
 
 
-def _filled(zeros: torch.Tensor) -> torch.Tensor:
+def _filled(zeros: torch.Tensor, sign: int) -> torch.Tensor:
     draw = torch.Generator().manual_seed(zeros.numel())
     if zeros.dtype.is_floating_point:
-        return torch.randn(zeros.shape, generator=draw).to(zeros.dtype)
+        return (sign * torch.randn(zeros.shape, generator=draw)).to(zeros.dtype)
     return torch.randint(2, zeros.shape, generator=draw).to(zeros.dtype)

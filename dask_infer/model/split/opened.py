@@ -70,6 +70,17 @@ class Original:
             memo[id(tensor)] = self._on_meta(tensor)
         return structure_copy(self.module, memo, _itself)
 
+    def unsaved(self) -> dict[str, torch.Tensor]:
+        """Return the buffers that no checkpoint holds, by all of their names."""
+        found = {}
+        for path, layer in self.module.named_modules(remove_duplicate=False):
+            for name in layer._non_persistent_buffers_set:
+                buffer = layer._buffers.get(name)
+                if buffer is not None:
+                    kept = buffer.detach().to("cpu", self.converted(buffer))
+                    found[f"{path}.{name}" if path else name] = kept
+        return found
+
     def _on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(
             tensor.shape, tensor.stride(), dtype=self.converted(tensor), device="meta"

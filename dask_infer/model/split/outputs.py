@@ -62,6 +62,13 @@ def take_apart(output: Any, leaves: list[Any]) -> Leaf | Node:
     return Node(kind, keys, tuple(take_apart(item, leaves) for item in items))
 
 
+def count(structure: Leaf | Node) -> int:
+    """Return how many leaves a structure has."""
+    if isinstance(structure, Leaf):
+        return 1
+    return sum(count(item) for item in structure.items)
+
+
 def put_together(structure: Leaf | Node, leaves: Sequence[Any]) -> Any:
     """Return the output that has this structure and these leaves."""
     if isinstance(structure, Leaf):

@@ -10,6 +10,7 @@ from dask_infer.model.refusals import Example
 from dask_infer.model.sandbox import sandbox
 from dask_infer.model.split.by_export import by_export
 from dask_infer.model.split.by_layers import by_layers
+from dask_infer.model.split.by_masking import by_masking
 from dask_infer.model.split.by_program import by_program
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import check_cuts
@@ -69,4 +70,8 @@ def split(
             if error.__cause__ is None:  # it is the cuts, not the code
                 raise
             refusal = error
-        return by_layers(original, call, cuts, refusal)
+        try:
+            return by_layers(original, call, cuts, refusal)
+        except CannotSplit as error:
+            refusal = error
+        return by_masking(original, call, cuts, refusal)

@@ -24,6 +24,7 @@ HOW = {
     "modules": "Split between the model's own modules, what is around them exported",
     "export": "Split in the graph of torch.export",
     "layers": "Split between the model's own layers, what is around them traced by fx",
+    "masked": "Split between calls of layers, all else run by each stage",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -278,9 +279,23 @@ class Loops(Model):
         return self.head(torch.stack([self.layers[1](x[n]) for n in range(len(x))]))
 
 
-class Casts(Model):
+class Turns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(8, 8)
+
     def forward(self, x: Any) -> Any:
-        with torch.autocast("cuda"):
+        y = self.dense(x)
+        return y if y.sum() > 0 else -y
+
+
+class Casts(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Turns() for _ in range(3))
+
+    def forward(self, x: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
             return super().forward(x)
 
 
@@ -306,6 +321,14 @@ class Checks(Model):
         return super().forward(x * 2 if isinstance(x, torch.Tensor) else x)
 
 
+@pytest.mark.parametrize("kind", [Casts, Fills, Checks])
+def test_what_cannot_be_followed_is_masked(kind):
+    spec, chain = split_module(kind(), FLOATS)
+    assert chain.tier == "masked"
+    for rows in (1, 5):
+        assert_exact(spec, chain, torch.randn(rows, 8))
+
+
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
@@ -315,11 +338,8 @@ class Checks(Model):
         (Top, r'test_layers.py:\d+: "return super.*x.mean'),
         (Swallows, r"x\)\.mean\(\) > 5\.0"),
         (Loops, r"range\(len\(x\)\)"),
-        (Casts, "within torch.autocast"),
         (Draws, "other numbers each time"),
         (Writes, "changes its input in place"),
-        (Fills, "a tensor in place that it is not given"),
-        (Checks, "return other numbers"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(kind, why):
@@ -330,7 +350,7 @@ def test_what_cannot_be_exact_is_refused(kind, why):
     assert "test_layers.py" in message and 'use parallel="data"' in message
 
 
-def test_layers_that_hand_on_tuples_alone_are_refused():
+def test_layers_that_hand_on_tuples_alone_are_masked():  # PP-2
     class Pairs(Looks):
         def forward(self, pair):
             return super().forward(pair[0]), pair[1]
@@ -344,8 +364,9 @@ def test_layers_that_hand_on_tuples_alone_are_refused():
 
     module = Model2()
     module.layers = nn.ModuleList(Pairs() for _ in range(3))
-    with pytest.raises(CannotSplit, match="only tensors between"):
-        split_module(module, FLOATS)
+    spec, chain = split_module(module, FLOATS)
+    assert chain.tier == "masked"
+    assert_exact(spec, chain, torch.randn(3, 8))
 
 
 def test_a_loop_over_tokens_between_layers_is_refused_with_its_reason():
@@ -362,6 +383,17 @@ def test_a_loop_over_tokens_between_layers_is_refused_with_its_reason():
 
     with pytest.raises(CannotSplit, match=r"one number of tokens.*range\(ids\.shape"):
         split_module(Steps(), TOKENS)
+
+
+def test_mixed_precision_ends_with_the_split():
+    class Region(Casts):
+        def forward(self, x):
+            return Model.forward(self, x) if x.sum() > 0 else super().forward(x)
+
+    for kind in (Casts, Region):
+        with contextlib.suppress(CannotSplit):
+            split_module(kind(), FLOATS)
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_the_users_module_is_untouched():  # PP-5
