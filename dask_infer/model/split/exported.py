@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from dask_infer.model.split.program import Held, Program, Ref, Size, Step, Value, fit
+from dask_infer.model.split.quiet import without_graphs
 
 Key = int | str
 
@@ -78,7 +79,7 @@ def export(
     given.update(kwargs.items())
     for key, axes in dynamic.items():
         shapes[given[key]] = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
-    with torch.no_grad():
+    with torch.no_grad(), without_graphs():
         exported = torch.export.export(
             module,
             args,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -80,6 +81,17 @@ def test_layers_that_look_at_values(kind):  # PP-1, PP-4
     for rows in (1, 2, 5, 13):  # PP-7
         for sign in (1.0, -1.0):
             assert_exact(spec, chain, sign * torch.randn(rows, 8).abs())
+
+
+def test_no_graph_is_printed_where_another_tier_splits(capsys):
+    class Warns(Model):
+        def forward(self, x):
+            print("one of the user's own lines", file=sys.stderr)
+            return super().forward(x)
+
+    split_module(Warns(), FLOATS)
+    told = capsys.readouterr().err
+    assert "one of the user's own lines" in told and "def forward" not in told
 
 
 def test_two_and_three_stages():
