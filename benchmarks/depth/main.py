@@ -21,7 +21,8 @@ from dask_infer import Layout
 from dask_infer.plan.schedule import efficiency
 
 HEADER = (
-    "stages | model | microbatches | seconds | range | CPU s | efficiency | M/(M+N-1)"
+    "stages | model | microbatches | seconds | range | CPU s | slept ms | efficiency | "
+    "M/(M+N-1)"
 )
 
 STAGES = (2, 4, 8)
