@@ -59,6 +59,8 @@ class BatchSize(Climb):
                 self.limit = self._most(bytes_per_row)
                 self.size = min(1 << (first.bit_length() - 1), self.limit)
                 self.settled = 2 * self.size > self.limit
+                self._way = 0
+                self._restart()
             return self.size
 
     def weigh(self, bytes_per_row: float) -> None:

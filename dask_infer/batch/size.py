@@ -7,26 +7,28 @@ Read `next_size` once for each batch: it may change between two reads.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
 #: One size of a pair wins where it brings this much more a second.
 GAIN = 1.04
 
-#: Forwards of each size of a pair until the larger may win. The faster half counts:
+#: The last forwards of each size of a pair that count, and of them the faster half:
 #: what disturbs a forward (a cold cache, a neighbour on the core) makes it slower.
 OBSERVATIONS = 4
 
-#: Forwards of one size in a row: the first after a larger one finds cold caches, which
-#: only a small size would have kept warm.
-RUN = 2
+#: Runs of each until the larger has not won: to climb in vain is cheap, to stay is for
+#: good, and the machine may have slowed down between the first two.
+PATIENCE = 3
 
-#: Forwards of each until it has not: to climb in vain is cheap, to stay is for good.
-PATIENCE = 6
+#: Forwards of one size in a row. The first does not count: it finds caches as the other
+#: size left them, and may have waited for a neighbour's forward of that size.
+RUN = 3
 
-#: The larger wins earlier where its slowest forward of so many beats the fastest of the
-#: smaller, and by how much.
-CLEAR, CLEAR_GAIN = 2, 1.1
+#: The larger wins after one run where its slowest forward beats the other's fastest by
+#: this much.
+CLEAR_GAIN = 1.1
 
 #: First observations of all that do not count: a first forward also compiles, allocates
 #: and fills caches.
@@ -95,10 +97,12 @@ class FixedSize:
 class Climb(FixedSize):
     """A size that climbs to the fastest, and stays there for good.
 
-    A pair is on trial, a size and its double, and forwards take turns between them: so
-    both see the same moment of the machine. Where each size had its time, a neighbour
-    that filled the caches just then made a doubling look useless, and climbs through
-    forwards of 0.2 ms ended at 32 rows where 512 were fastest (benchmarks/batch_size).
+    A pair is on trial, a size and its double, and short runs take turns between them,
+    so that both see the same moment of the machine. Where each size had its time, a
+    neighbour that filled the caches just then made a doubling look useless, and climbs
+    ended at 32 rows where 128 were fastest (benchmarks/batch_size).
+    All threads are on one size at a time: where they wait for each other, a forward's
+    time holds that of a neighbour, too.
 
     While the larger of the pair wins, the next pair is larger; a first pair without a
     winner, or won by the smaller, is followed by smaller ones while these win. So the
@@ -114,19 +118,16 @@ class Climb(FixedSize):
         self.settled = 2 * size > limit
         #: 1 on the way up, -1 on the way down, 0 while the first pair is on trial.
         self._way = 0
-        #: Forwards that took their turn.
-        self._turn = 0
         self._seen = 0
-        #: Rates seen of each size of the pair.
-        self._rates: dict[int, list[float]] = {}
+        #: Whether the larger of the pair has its turn, and its forwards so far.
+        self._larger, self._run = False, 0
+        #: Runs of both, and the rates seen of the smaller and of the larger.
+        self._runs, self._rates = 0, _no_rates()
 
     def next_size(self) -> int:
         """Return the size of the next forward: those on trial take turns."""
         with self._lock:
-            if self.settled:
-                return self.size
-            self._turn += 1
-            return self.size << (self._turn - 1) // RUN % 2
+            return self._on_trial()
 
     def observe(self, amount: int, seconds: float) -> None:
         """Count one forward; one that fills no size on trial tells nothing of it."""
@@ -137,12 +138,17 @@ class Climb(FixedSize):
             self._seen += 1
             if self._seen <= WARM_UP or seconds <= 0:
                 return
-            pair = (self.size, 2 * self.size)
-            size = next((s for s in pair if FULL * s <= amount <= s), None)
-            if size is None:
+            size = self._on_trial()
+            if not FULL * size <= amount <= size:
                 return
-            self._rates.setdefault(size, []).append(amount / seconds)
-            self._decide(*(self._rates.get(s, []) for s in pair))
+            self._run += 1
+            if self._run > 1:
+                self._rates[self._larger].append(amount / seconds)
+            if self._run == RUN:
+                self._run, self._larger = 0, not self._larger
+                if not self._larger:
+                    self._runs += 1
+                    self._decide(*self._rates)
             learned = self.settled
         if learned:
             self._tell()
@@ -160,17 +166,22 @@ class Climb(FixedSize):
                 self.size = max(1, min(int(state["size"]), self.limit))
                 self.settled = True
 
-    def _decide(self, small: list[float], large: list[float]) -> None:
+    def _on_trial(self) -> int:
+        return 2 * self.size if self._larger and not self.settled else self.size
+
+    def _restart(self) -> None:
+        """Put another pair on trial, of which nothing was seen."""
+        self._larger, self._run = False, 0
+        self._runs, self._rates = 0, _no_rates()
+
+    def _decide(self, small: deque[float], large: deque[float]) -> None:
         """Go on to the next pair, or settle, once the two rates can be told apart."""
-        seen = min(len(small), len(large))
-        if seen < CLEAR:
-            return
         gain = _fastest(large) / _fastest(small)
-        won = min(large) > max(small) * CLEAR_GAIN
-        won |= seen >= OBSERVATIONS and gain > GAIN
-        if not won and seen < PATIENCE:
+        won = len(large) == OBSERVATIONS and gain > GAIN
+        won |= min(large) > max(small) * CLEAR_GAIN
+        if not won and self._runs < PATIENCE:
             return
-        self._rates.clear()
+        self._restart()
         if won and self._way >= 0:
             self._way, self.size = 1, 2 * self.size
             self.settled = 2 * self.size > self.limit
@@ -184,6 +195,10 @@ class Climb(FixedSize):
                 self.size *= 2
 
 
-def _fastest(rates: list[float]) -> float:
+def _no_rates() -> tuple[deque[float], deque[float]]:
+    return deque(maxlen=OBSERVATIONS), deque(maxlen=OBSERVATIONS)
+
+
+def _fastest(rates: deque[float]) -> float:
     """Return the mean of the faster half: the very fastest is also the luckiest."""
     return fmean(sorted(rates)[len(rates) // 2 :])

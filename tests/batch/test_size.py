@@ -7,12 +7,12 @@ import threading
 import numpy as np
 import pytest
 
-from dask_infer.batch.size import OBSERVATIONS, PATIENCE, WARM_UP, Climb, FixedSize
+from dask_infer.batch.size import OBSERVATIONS, RUN, WARM_UP, Climb, FixedSize
 
 LIMIT = 131_072
 
 
-def climb(policy, seconds_of, forwards=200):
+def climb(policy, seconds_of, forwards=300):
     """Let it see full forwards; return the sizes that it went through."""
     sizes = [policy.size]
     for _ in range(forwards):
@@ -59,47 +59,78 @@ def test_climbs_to_the_fastest_and_stays(seconds_of, sizes):
 
 def test_two_sizes_take_turns_while_it_is_open():
     policy = Climb(16, LIMIT)
-    assert [policy.next_size() for _ in range(4)] == [16, 16, 32, 32]
-    assert policy.size == 16
+    tried = []
+    for _ in range(WARM_UP + 6 * RUN):
+        tried.append(policy.next_size())
+        policy.observe(tried[-1], tried[-1] * 1e-6)
+    runs = [16] * RUN, [32] * RUN
+    assert tried[WARM_UP:] == [*runs[0], *runs[1]] * 3
+    assert policy.size == 8  # neither was faster
+
+
+def test_a_turn_is_no_ones_until_it_was_observed():
+    # Partitions that end early, or ask in vain, do not shift the turns.
+    policy = Climb(16, LIMIT)
+    assert [policy.next_size() for _ in range(4)] == [16] * 4
+    for _ in range(100):
+        policy.observe(9, 1.0)
+    assert policy.next_size() == 16
+
+
+def pair(policy, small, large):
+    """Let one run of each size of a pair take these seconds; the first do not count."""
+    for seconds in (small, large):
+        for each in (1.0, *seconds):
+            policy.observe(policy.next_size(), each)
+
+
+def warm(policy, seconds=1.0):
+    for _ in range(WARM_UP):
+        policy.observe(17, seconds)
 
 
 def test_first_forwards_and_other_sizes_tell_nothing():
     policy = Climb(2048, LIMIT)
     for _ in range(WARM_UP):
         policy.observe(2048, 1e-6)
-    for _ in range(10):
-        policy.observe(17, 1e-6)
-    for _ in range(OBSERVATIONS):
-        policy.observe(2048, 3e-3)
-        policy.observe(4096, 5e-3)
+    policy.observe(17, 1e-9)
+    pair(policy, [3e-3, 3e-3], [5e-3, 5e-3])
     assert policy.size == 4096
 
 
 def test_forwards_that_nearly_fill_a_size_tell_of_it():
     policy = Climb(1000, LIMIT)
-    for _ in range(WARM_UP + OBSERVATIONS):
-        policy.observe(800, 800 * 1e-6)
-        policy.observe(1700, 1700 * 0.5e-6)
+    warm(policy)
+    for rows in [800] * RUN + [1700] * RUN:
+        policy.observe(rows, 1.0)
     assert policy.size == 2000
 
 
-def test_a_clear_winner_needs_two_forwards():
+def test_a_clear_winner_needs_one_run():
     policy = Climb(64, LIMIT)
-    for rows in [1] * WARM_UP + [64, 128, 64]:
-        policy.observe(rows, 1.0)
-    assert policy.size == 64
-    policy.observe(128, 1.0)
+    warm(policy)
+    pair(policy, [1.0, 1.0], [1.0, 1.0])
     assert policy.size == 128
 
 
 def test_slow_forwards_do_not_end_the_climb():
     policy = Climb(2048, LIMIT)
-    for _ in range(WARM_UP):
-        policy.observe(17, 1.0)
-    for seconds in [9.0, 5e-3] * (PATIENCE // 2):
-        policy.observe(2048, 3e-3)
-        policy.observe(4096, seconds)
+    warm(policy)
+    for _ in range(OBSERVATIONS // 2):
+        pair(policy, [3e-3, 3e-3], [9.0, 5e-3])
     assert policy.size == 4096
+
+
+def test_feeders_that_wait_for_each_other_do_not_look_faster():
+    # Forwards of two threads alternate, so each takes its own time and its neighbour's.
+    policy, before = Climb(64, LIMIT), 0.0
+    for _ in range(200):
+        if policy.settled:
+            break
+        size = policy.next_size()
+        policy.observe(size, size * 1e-6 + before)
+        before = size * 1e-6
+    assert policy.settled and policy.size == 64
 
 
 @pytest.mark.parametrize("slow", [1.0, 3.0])
@@ -119,7 +150,7 @@ def test_what_it_took_to_settle_is_counted():
     policy = Climb(64, 256)
     climb(policy, lambda rows: 1.0)
     assert policy.size == 256
-    assert policy.spent == 64 + 128 + 64 + 2 * (128 + 64) + 2 * (128 + 256)
+    assert policy.spent == WARM_UP * 64 + RUN * (64 + 128 + 128 + 256)
 
 
 @pytest.mark.parametrize("limit", [1, 99, 100, 199])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dask_infer.batch.size import RUN, WARM_UP
 from dask_infer.batch.tokens import COSTS, FIRST_TOKENS, MOST_TOKENS, TokenBudget
 
 
@@ -44,8 +45,11 @@ def test_grows_while_that_is_faster_and_settles(seconds_of, sizes):
 
 def test_two_budgets_take_turns_while_it_is_open():
     policy = TokenBudget()
-    budgets = [policy.next_size() for _ in range(4)]
-    assert budgets == [FIRST_TOKENS] * 2 + [2 * FIRST_TOKENS] * 2
+    budgets = []
+    for _ in range(WARM_UP + 2 * RUN):
+        budgets.append(policy.next_size())
+        policy.observe(budgets[-1], budgets[-1] * 1e-6)
+    assert budgets[WARM_UP:] == [FIRST_TOKENS] * RUN + [2 * FIRST_TOKENS] * RUN
 
 
 @pytest.mark.parametrize("seed", range(10))
