@@ -61,6 +61,7 @@ def _split(original: Original, call: Call, cuts: tuple[str, ...] | None) -> Chai
     bounds = _bounds(seen.calls, cuts)
     inputs = {k: f"input_{k}" if isinstance(k, int) else k for k in call.examples}
     skeleton = Skeleton(call.name, original.hollow(), seen.calls, seen.late, call.extra)
+    structures = [*(each.structure for each in seen.calls), seen.structure]
     writer = _Writer(original, seen, inputs)
     outputs = writer.write()
     program = Program(
@@ -74,7 +75,10 @@ def _split(original: Original, call: Call, cuts: tuple[str, ...] | None) -> Chai
         original.unsaved(),
         modules=[],
         tier="masked",
-        made={path_of(n): MaskedCall(skeleton, n) for n in range(len(seen.calls) + 1)},
+        made={
+            path_of(place): MaskedCall(skeleton, place, structure)
+            for place, structure in enumerate(structures)
+        },
     )
     chain = assemble(original, call, parts, exact_cuts=cuts is not None)
     made.check(chain, batches)
@@ -200,7 +204,7 @@ class _Writer:
         self.names = [name for name, _ in named_tensors(original.hollow())]
         self.layers = {call.layer for call in seen.calls}
         self.steps: list[Step] = []
-        self.arriving: dict[str, tuple[Ref, ...]] = {}
+        self.before: list[tuple[Ref, ...]] = []
         #: Place of the step of each call.
         self.places: list[int] = []
 
@@ -208,7 +212,7 @@ class _Writer:
         """Write all steps; returns the leaves of the output."""
         for place, call in enumerate(self.seen.calls):
             leaves = count(call.structure)
-            self.arriving[call.group] = self._step(place, leaves, call.layer)
+            self.before.append(self._step(place, leaves, call.layer))
         return self._step(len(self.seen.calls), self.seen.leaves, None)
 
     def _step(self, place: int, leaves: int, layer: str | None) -> tuple[Ref, ...]:
@@ -217,7 +221,7 @@ class _Writer:
         kwargs = {k: Ref(n) for k, n in self.inputs.items() if isinstance(k, str)}
         tensors = {name: Held(name) for name in self.names if self._needs(name, layer)}
         value = f"call_{place}"
-        given = (args, kwargs, tensors, dict(self.arriving))
+        given = (args, kwargs, tensors, tuple(self.before))
         self.steps.append(Step(value, "module", path_of(place), given))
         parts = [f"{value}_leaf_{n}" for n in range(leaves)]
         self.steps += [

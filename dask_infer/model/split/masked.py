@@ -1,23 +1,27 @@
 """A model's own forward with one call of a layer run, and the others standing aside.
 
 Every stage runs the code around the layers from its beginning. Calls of layers before
-the stage's own return what came from the stage before; after its own the forward is
-left. So that code may do what it likes, as long as all that layers tell later ones is
-what the last of their list returned; whoever splits a model has to see that it is so.
+the stage's own return what they have returned in the stages before, and after its own
+the forward is left. So that code sees what it sees in the whole model, and may do what
+it likes with it; rows for which it calls other layers, or keeps something, are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from dask_infer.errors import InputError
+from dask_infer.model.skeleton import structure_copy
 from dask_infer.model.split.outputs import Leaf, Node, put_together, take_apart
+from dask_infer.model.split.state import changed, told
 
 #: Answers the call of a layer: gets its path, and what runs it.
 Passed: TypeAlias = Callable[[str, Callable[[], Any]], Any]
@@ -31,11 +35,6 @@ class LayerCall:
     layer: str
     #: Structure of what it returns.
     structure: Leaf | Node
-
-    @property
-    def group(self) -> str:
-        """Path of the list that it is in."""
-        return self.layer.rpartition(".")[0]
 
 
 class _Left(BaseException):
@@ -98,20 +97,43 @@ class _Door:
         return self._doors.called(self._path, lambda: run(*args, **kwargs))
 
 
-@dataclass
 class Skeleton:
     """The whole model without its weights, for all stages of a process that hold some.
 
-    It has no doors yet where it is pickled.
+    Each thread runs a copy of its own: weights are put into it for a call, and calls of
+    its layers are answered for one at a time.
+
+    Parameters
+    ----------
+    name
+        What people call the model.
+    module
+        The model, its tensors on meta.
+    calls
+        The calls of layers, in turn.
+    late
+        Modules beside the layers that are only called after the last of them.
+    extra
+        Constant keyword arguments.
     """
 
-    name: str
-    module: nn.Module
-    calls: tuple[LayerCall, ...]
-    #: Modules beside the layers that are only called after the last of them.
-    late: frozenset[str]
-    extra: Mapping[str, Any]
-    _doors: Doors | None = field(default=None, repr=False)
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        calls: tuple[LayerCall, ...],
+        late: frozenset[str],
+        extra: Mapping[str, Any],
+    ) -> None:
+        self.name, self.module, self.calls = name, module, calls
+        self.late, self.extra = late, extra
+        self._own = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in vars(self).items() if name != "_own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _own=threading.local())
 
     def run(
         self,
@@ -119,7 +141,7 @@ class Skeleton:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         tensors: Mapping[str, torch.Tensor],
-        arriving: Mapping[str, Any],
+        before: Sequence[Callable[[], Any]],
     ) -> Any:
         """Return the output of call `place`; of the model where there is none.
 
@@ -127,74 +149,119 @@ class Skeleton:
         ----------
         tensors
             Parameters and buffers, by name.
-        arriving
-            The last output of each list of layers before.
+        before
+            Make what each of the calls before has returned.
 
         Raises
         ------
         InputError
-            If the model calls other layers for these rows than it was split by.
+            If the model does something else for these rows than it was split by.
         """
-        if self._doors is None:
-            layers = {call.layer for call in self.calls}
-            self._doors = Doors(self.module, layers | self.late)
-        count = 0
-
-        def passed(path: str, run: Callable[[], Any]) -> Any:
-            nonlocal count
-            if path in self.late and count == len(self.calls):
-                return run()
-            if count == len(self.calls) or path != self.calls[count].layer:
-                raise self._other(path)
-            count += 1
-            if count > place:
-                raise _Left(run())
-            return arriving[self.calls[count - 1].group]
-
-        given = {**kwargs, **self.extra}
-        with self._doors.passing(passed):
+        doors = self._doors()
+        way = _Way(self, place, before)
+        known = told(doors.module)
+        output = None
+        with doors.passing(way.passed):
             try:
                 output = torch.func.functional_call(
-                    self.module, dict(tensors), args, given
+                    doors.module, dict(tensors), args, {**kwargs, **self.extra}
                 )
             except _Left as left:
-                return left.output
-        if count < len(self.calls):
-            raise self._other(None)
+                output = left.output
+            except Exception:
+                if way.refusal is None:
+                    raise
+        name = changed(known, told(doors.module))
+        if name is not None:
+            del self._own.doors  # and what it keeps
+            raise self.other(f'changes its "{name}"')
+        if way.refusal is not None:
+            raise way.refusal
+        if way.count <= place < len(self.calls) or way.count < place:
+            raise self.other("leaves layers out")
         return output
 
-    def _other(self, path: str | None) -> InputError:
-        found = "leaves some out" if path is None else f'calls "{path}" out of turn'
+    def _doors(self) -> Doors:
+        if not hasattr(self._own, "doors"):
+            layers = {call.layer for call in self.calls}
+            weights = (*self.module.parameters(), *self.module.buffers())
+            memo: dict[int, Any] = {id(tensor): tensor for tensor in weights}
+            module = structure_copy(self.module, memo, torch.Tensor.clone)
+            self._own.doors = Doors(module, layers | self.late)
+        doors: Doors = self._own.doors
+        return doors
+
+    def other(self, found: str) -> InputError:
+        """Return the refusal of rows for which the model does this."""
         return InputError(
-            f"{self.name}: for these rows it {found}, and made-up rows went through "
-            f"its {len(self.calls)} calls of layers in turn: it cannot run as a "
-            'pipeline; pass parallel="data"'
+            f"{self.name}: for these rows it {found}, as it did not for the rows by "
+            'which it was split: it cannot run as a pipeline; pass parallel="data"'
         )
+
+
+class _Way:
+    """One forward, by the calls of layers on its way."""
+
+    def __init__(
+        self, skeleton: Skeleton, place: int, before: Sequence[Callable[[], Any]]
+    ) -> None:
+        self.skeleton, self.place, self.before = skeleton, place, before
+        self.count = 0
+        #: Raised again at the end: the model's code may have caught it.
+        self.refusal: InputError | None = None
+
+    def passed(self, path: str, run: Callable[[], Any]) -> Any:
+        """Answer the call of a layer, or of what comes after all of them."""
+        calls, count = self.skeleton.calls, self.count
+        if path in self.skeleton.late and count == len(calls):
+            return run()
+        if count > self.place or count == len(calls) or path != calls[count].layer:
+            found = f'calls "{path}" out of turn'
+            self.refusal = self.refusal or self.skeleton.other(found)
+            raise self.refusal
+        self.count += 1
+        if count < self.place:
+            return self.before[count]()
+        raise _Left(run())
 
 
 class MaskedCall(nn.Module):
     """One call of a layer, or what is left after the last, from values to leaves."""
 
-    def __init__(self, skeleton: Skeleton, place: int) -> None:
+    def __init__(self, skeleton: Skeleton, place: int, structure: Leaf | Node) -> None:
         super().__init__()
         # No module of this one: its tensors are handed in.
         self.whole = [skeleton]
         self.place = place
+        self.structure = structure
 
     def forward(
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         tensors: Mapping[str, torch.Tensor],
-        arriving: Mapping[str, tuple[Any, ...]],
+        before: Sequence[tuple[Any, ...]],
     ) -> list[Any]:
-        """Return the leaves of what the call returns."""
+        """Return the leaves of what the call returns.
+
+        Parameters
+        ----------
+        before
+            The leaves of what the calls before have returned.
+        """
         (whole,) = self.whole
-        structures = {call.group: call.structure for call in whole.calls[: self.place]}
-        arrived = {
-            group: put_together(structures[group], leaves)
-            for group, leaves in arriving.items()
-        }
+        made = [
+            partial(_made, call.structure, leaves)
+            for call, leaves in zip(whole.calls, before, strict=False)
+        ]
         leaves: list[Any] = []
-        take_apart(whole.run(self.place, args, kwargs, tensors, arrived), leaves)
+        output = whole.run(self.place, args, kwargs, tensors, made)
+        if take_apart(output, leaves) != self.structure:
+            raise whole.other("returns another structure")
         return leaves
+
+
+def _made(structure: Leaf | Node, leaves: Sequence[Any]) -> Any:
+    """Return an output again; its tensors may be changed in place."""
+    copies = [x.clone() if isinstance(x, torch.Tensor) else x for x in leaves]
+    return put_together(structure, copies)

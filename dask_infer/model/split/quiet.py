@@ -26,9 +26,14 @@ class _WithoutGraphs(io.TextIOBase):
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._dropped = False
 
     def write(self, text: str) -> int:
+        dropped, self._dropped = self._dropped, False
         if text.lstrip().startswith("def forward(self") and "torch.ops." in text:
+            self._dropped = True
+            return len(text)
+        if dropped and text == "\n":  # the end of what was printed
             return len(text)
         return int(self._stream.write(text))
 

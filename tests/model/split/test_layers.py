@@ -180,8 +180,9 @@ def test_changes_in_place_are_not_torn_apart():  # PP-2
     spec, chain = split_module(Changes(), FLOATS)
     assert [block.name for block in chain.blocks] == ["layers.0", "layers.2", "head"]
     assert_exact(spec, chain, torch.randn(3, 8))
-    with pytest.raises(CannotSplit, match=r'"layers\.1" cross .* changed in place'):
-        split_module(Changes(), FLOATS, cuts=("layers.1",))
+    spec, chain = split_module(Changes(), FLOATS, cuts=("layers.1",))
+    assert chain.tier == "masked"
+    assert_exact(spec, chain, torch.randn(3, 8))
 
 
 def test_nested_lists_fall_back_to_the_layers_around():
@@ -333,7 +334,7 @@ class Checks(Model):
         return super().forward(x * 2 if isinstance(x, torch.Tensor) else x)
 
 
-@pytest.mark.parametrize("kind", [Casts, Fills, Checks])
+@pytest.mark.parametrize("kind", [Casts, Fills, Checks, Swallows])
 def test_what_cannot_be_followed_is_masked(kind):
     spec, chain = split_module(kind(), FLOATS)
     assert chain.tier == "masked"
@@ -348,7 +349,6 @@ def test_what_cannot_be_followed_is_masked(kind):
         (Caches, 'it changes its "seen"'),
         (Tells, "sum|return other numbers"),
         (Top, r'test_layers.py:\d+: "return super.*x.mean'),
-        (Swallows, r"x\)\.mean\(\) > 5\.0"),
         (Loops, r"range\(len\(x\)\)"),
         (Draws, "other numbers each time"),
         (Writes, "changes its input in place"),
