@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=0.1, help="of the rows timed")
+    parser.add_argument("--scale", type=float, default=0.03, help="of the rows timed")
     arguments = parser.parse_args()
     measure.confine(1)
     # Cores were counted when Dask was imported: two threads on one core wait in loops.
