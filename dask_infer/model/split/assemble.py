@@ -15,6 +15,7 @@ from dask_infer.model import pickling
 from dask_infer.model.skeleton import named_tensors
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.chain import Block, Chain, Key, Tensor, Tier, cut_bytes
+from dask_infer.model.split.guards import Guard
 from dask_infer.model.split.opened import Original
 from dask_infer.model.split.program import Held, Program, reads
 
@@ -34,6 +35,8 @@ class Parts:
     tier: Tier
     #: Other modules that steps call, by path; they have no tensors of their own.
     made: Mapping[str, nn.Module] = field(default_factory=dict)
+    #: Sizes of inputs for which the program is what the model's code does.
+    guards: tuple[Guard, ...] = ()
 
 
 def assemble(
@@ -71,6 +74,7 @@ def assemble(
         ),
         _pickled(parts.structure),
         call.floating,
+        parts.guards,
     )
 
 

@@ -16,6 +16,7 @@ from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import candidates, layers_around
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.exported import Graph, GraphReader, export
+from dask_infer.model.split.guards import Guard, guards_of
 from dask_infer.model.split.opened import Original
 from dask_infer.model.split.outputs import take_apart
 from dask_infer.model.split.own_modules import with_modules
@@ -35,7 +36,7 @@ def by_export(original: Original, call: Call, cuts: tuple[str, ...] | None) -> C
     paths = list(cuts) if cuts else candidates(module)
     able = _able(module, paths)
     try:
-        graph, structure = _traced(original, call, able)
+        graph, structure, guards = _traced(original, call, able)
     except Exception as error:
         reason = f"torch cannot follow it: {cause_of(error)}"
         raise CannotSplit(name, reason) from error
@@ -53,6 +54,7 @@ def by_export(original: Original, call: Call, cuts: tuple[str, ...] | None) -> C
         dict(graph.constants),
         modules=used,
         tier="modules" if used else "export",
+        guards=guards,
     )
     return assemble(original, call, parts, exact_cuts=cuts is not None)
 
@@ -109,7 +111,9 @@ def _owned(module: nn.Module, path: str) -> frozenset[str]:
     return frozenset(name for name, _ in named_tensors(module, path))
 
 
-def _traced(original: Original, call: Call, whole: list[str]) -> tuple[Graph, Any]:
+def _traced(
+    original: Original, call: Call, whole: list[str]
+) -> tuple[Graph, Any, tuple[Guard, ...]]:
     """Export, with the calls of whole modules where torch can keep them."""
     try:
         return _read(original, call, tuple(whole))
@@ -121,14 +125,15 @@ def _traced(original: Original, call: Call, whole: list[str]) -> tuple[Graph, An
 
 def _read(
     original: Original, call: Call, preserve: tuple[str, ...]
-) -> tuple[Graph, Any]:
-    """Return the graph, and the structure of the output."""
+) -> tuple[Graph, Any, tuple[Guard, ...]]:
+    """Return the graph, the structure of the output, and the sizes it is right for."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     module = original.traceable(mode)
     structures = _flattening(module)
     args, kwargs = call.tensors()
     exported = export(module, args, {**kwargs, **call.extra}, call.dynamic, preserve)
-    return GraphReader(exported, call.has_tokens).read(), structures[-1]
+    guards = guards_of(exported._guards_code, original.module.forward, call.examples)
+    return GraphReader(exported, call.has_tokens).read(), structures[-1], guards
 
 
 def _flattening(module: nn.Module) -> list[Any]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from dask_infer.errors import InputError
 from dask_infer.model import pickling
+from dask_infer.model.split.guards import Guard
 from dask_infer.model.split.outputs import put_together
 from dask_infer.model.split.program import (
     Held,
@@ -102,6 +103,8 @@ class Chain:
     structure: bytes
     #: Floating dtype of inputs.
     floating: torch.dtype
+    #: Sizes of inputs for which it is what the model's code does.
+    guards: tuple[Guard, ...] = ()
 
     def __repr__(self) -> str:
         blocks, size = len(self.blocks), self.nbytes / 2**20
@@ -151,7 +154,8 @@ class Chain:
         Raises
         ------
         InputError
-            If arguments are missing, or there are others than the model was split for.
+            If arguments are missing, there are others than the model was split for, or
+            their sizes are ones for which its code takes another branch.
         """
         given: dict[Key, Any] = dict(enumerate(args))
         given.update((k, v) for k, v in kwargs.items() if k not in self.dropped)
@@ -161,9 +165,19 @@ class Chain:
                 f"{_listed(self.inputs)}, it gets {_listed(given)}; call predict() "
                 "again with these columns"
             )
+        self._check_sizes(given)
         wanted = set(self.input_names)
         named = ((self.inputs[key], value) for key, value in given.items())
         return {name: value for name, value in named if name in wanted}
+
+    def _check_sizes(self, given: Mapping[Key, Any]) -> None:
+        for guard in self.guards:
+            if not guard.holds(given):
+                raise InputError(
+                    f'model "{self.name}" was split along what its code does where '
+                    f"{guard.text}, and gets a batch of which {guard.sizes(given)}; "
+                    'use parallel="data", or build it of modules in an nn.Sequential'
+                )
 
     def output(self, carry: Mapping[str, Any]) -> Any:
         """Return the model's output from the last stage's carry."""

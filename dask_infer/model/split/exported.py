@@ -2,7 +2,8 @@
 
 ``torch.export`` follows the model's code on fake tensors; `run_decompositions({})` then
 takes out in-place operations and views, which would give wrong numbers across a cut
-(torch 2.13). Its checks of sizes are left out: they would refuse batches of one row.
+(torch 2.13). Its checks of sizes are left out, as they would refuse batches of one
+row; `guards` reads those that the model's code asks for.
 """
 
 from __future__ import annotations
@@ -88,7 +89,10 @@ def export(
             strict=False,
             preserve_module_call_signature=preserve,
         )
-        return decomposed(exported)
+        result = decomposed(exported)
+        # Decompositions lose some (torch 2.13: one of a minimum of sizes).
+        result._guards_code = exported._guards_code
+        return result
 
 
 def decomposed(exported: ExportedProgram) -> ExportedProgram:

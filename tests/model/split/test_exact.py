@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
 from torch import nn
 
+from dask_infer.errors import InputError
 from dask_infer.model.refusals import Example
 from dask_infer.model.split import split
+from dask_infer.model.split.guards import guards_of
 from tests.model.split.models import (
     FLOATS,
     TOKENS,
+    Asks,
     InPlace,
     Layer,
     Masked,
@@ -153,6 +157,45 @@ def test_very_deep_chain():  # PP-4
     assert len(chain.blocks) == 1000
     x = torch.randn(2, 8)
     same(run(spec, chain, (333, 800), (x,), {}), whole(spec, (x,), {}))
+
+
+# Code that asks for sizes
+
+QUESTIONS = {
+    "short": (lambda rows, length: length < 16, "ids.shape[1] < 16"),
+    "odd": (lambda rows, length: length % 2 == 1, "ids.shape[1] % 2) == 1"),
+    "other": (lambda rows, length: length != 20, "ids.shape[1] != 20"),
+    "least": (lambda rows, length: min(length, 16) == length, "min(16, ids.shape[1])"),
+    "few": (lambda rows, length: rows < 8, "ids.shape[0] < 8"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_sizes_of_another_branch_are_refused(question):  # PP-1
+    asks, condition = QUESTIONS[question]
+    spec, chain = split_module(Asks(asks), TOKENS)
+    chain = pickle.loads(pickle.dumps(chain))
+    assert_exact(spec, chain, torch.randint(20, (1, 9)))
+    with pytest.raises(InputError, match=re.escape(condition)) as refusal:
+        chain.bind((torch.randint(20, (8, 20)),), {})
+    assert 'model "Asks"' in str(refusal.value)
+    assert 'use parallel="data"' in str(refusal.value)
+
+
+def test_guards_of_other_things_are_left_out():
+    def forward(ids, *more, mask):
+        pass
+
+    lines = [
+        "L['ids'].stride()[0] == 1",
+        "__import__('os').abort() < L['ids'].size()[0]",
+        "L['unknown'].size()[0] < 3",
+        "not L['more'][0].size()[1] // 2 > L['mask'].size()[0] + 1",
+    ]
+    (guard,) = guards_of(lines, forward, [0, 1, "mask"])
+    assert guard.text == "not more[0].shape[1] // 2 > mask.shape[0] + 1"
+    assert guard.holds({1: torch.ones(1, 8), "mask": torch.ones(3)})
+    assert not guard.holds({1: torch.ones(1, 10), "mask": torch.ones(3)})
 
 
 # Cuts that the user names
