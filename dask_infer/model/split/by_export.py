@@ -22,6 +22,7 @@ from dask_infer.model.split.outputs import take_apart
 from dask_infer.model.split.own_modules import with_modules
 from dask_infer.model.split.program import Value
 from dask_infer.model.split.refusals import CannotSplit, cause_of, is_fixed
+from dask_infer.model.split.swallowed import Swallowed
 
 
 def by_export(original: Original, call: Call, cuts: tuple[str, ...] | None) -> Chain:
@@ -129,20 +130,23 @@ def _read(
     """Return the graph, the structure of the output, and the sizes it is right for."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     module = original.traceable(mode)
-    structures = _flattening(module)
+    swallowed = Swallowed()
+    structures = _flattening(module, swallowed)
     args, kwargs = call.tensors()
     exported = export(module, args, {**kwargs, **call.extra}, call.dynamic, preserve)
+    swallowed.check()
     guards = guards_of(exported._guards_code, original.module.forward, call.examples)
     return GraphReader(exported, call.has_tokens).read(), structures[-1], guards
 
 
-def _flattening(module: nn.Module) -> list[Any]:
+def _flattening(module: nn.Module, swallowed: Swallowed) -> list[Any]:
     """Let a traced copy return the leaves of its output; list their structures."""
     forward = module.forward
     structures: list[Any] = []
 
     @functools.wraps(forward)
     def flattened(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        swallowed.watch((args, kwargs))
         leaves: list[Any] = []
         structures.append(take_apart(forward(*args, **kwargs), leaves))
         return tuple(leaves)

@@ -67,7 +67,7 @@ def _line(error: BaseException) -> str | None:
         chain = chain.__cause__ or chain.__context__
     if found is None:
         told = [(file, int(line)) for file, line in _TOLD.findall(str(error))]
-        found = next((t for t in reversed(told) if _is_users(t[0])), None)
+        found = next((t for t in reversed(told) if is_users_file(t[0])), None)
     if found is None:
         return None
     file, line = found
@@ -81,13 +81,14 @@ def _innermost(trace: TracebackType | None) -> tuple[str, int] | None:
     found = None
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if _is_users(file):
+        if is_users_file(file):
             found = (file, trace.tb_lineno)
         trace = trace.tb_next
     return found
 
 
-def _is_users(file: str) -> bool:
+def is_users_file(file: str) -> bool:
+    """Whether a file is neither torch's nor ours."""
     return not file.startswith((*_LIBRARIES, "<")) and not file.endswith(
         "contextlib.py"
     )

@@ -28,6 +28,22 @@ def test_line_of_user_code_is_named():
     assert 'use parallel="data"' in message
 
 
+class Swallows(Branches):
+    def forward(self, x):
+        x = self.first(x)
+        try:
+            if x.sum() > 0:
+                x = -x
+        except Exception:
+            pass
+        return self.second(x)
+
+
+def test_error_that_the_model_swallows_is_no_export():  # PP-1
+    with pytest.raises(CannotSplit, match=r'"if x.sum\(\) > 0:"'):
+        split_module(Swallows(), FLOATS)
+
+
 def test_buffer_that_changes_is_refused():
     with pytest.raises(CannotSplit, match='changes its buffer "calls"'):
         split_module(Counts(), FLOATS)
