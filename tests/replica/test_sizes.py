@@ -26,7 +26,8 @@ def free():
 def settle(sizes, seconds_of=lambda rows: 1e-3 + rows * 1e-6):
     policy = sizes.rows("x", None, 128, free)
     for _ in range(100):
-        policy.observe(policy.size, seconds_of(policy.size))
+        size = policy.next_size()
+        policy.observe(size, seconds_of(size))
     assert policy.settled
     return policy.size
 
