@@ -265,6 +265,13 @@ def structure_copy(
     return copied
 
 
+def private_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy to be changed, with the same parameters and buffers."""
+    weights = (*module.parameters(), *module.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in weights}
+    return structure_copy(module, memo, lambda tensor: tensor.detach().clone())
+
+
 def named_tensors(
     module: torch.nn.Module, path: str = ""
 ) -> Iterator[tuple[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from dask_infer.model.skeleton import structure_copy
+from dask_infer.model.skeleton import private_copy
 from dask_infer.model.split.assemble import Parts, assemble
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import candidates, layers_around
@@ -73,7 +73,8 @@ def _pieces(module: nn.Module, cuts: tuple[str, ...] | None) -> Iterator[list[st
 
 
 def _split(original: Original, call: Call, pieces: list[str], *, chosen: bool) -> Chain:
-    copy = _on_meta(original)
+    # On meta, so that code which looks at a number of its weights fails.
+    copy = private_copy(original.hollow())
     followed = follow(copy, _whole(copy, pieces), list(call.examples), call.extra)
     program = Program(
         tuple(followed.inputs.values()),
@@ -107,13 +108,6 @@ def _split(original: Original, call: Call, pieces: list[str], *, chosen: bool) -
     chain = assemble(original, call, parts, exact_cuts=chosen)
     made.check(chain, batches)
     return chain
-
-
-def _on_meta(original: Original) -> nn.Module:
-    """Return a copy to follow: code that looks at a number of its weights fails."""
-    hollow = original.hollow()
-    memo: dict[int, Any] = {id(t): t for t in (*hollow.parameters(), *hollow.buffers())}
-    return structure_copy(hollow, memo, lambda tensor: tensor.detach().clone())
 
 
 def _whole(module: nn.Module, pieces: list[str]) -> frozenset[str]:

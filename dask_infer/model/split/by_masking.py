@@ -17,7 +17,7 @@ from torch import nn
 from dask_infer.model.skeleton import named_tensors
 from dask_infer.model.split.assemble import Parts, assemble
 from dask_infer.model.split.call import Call
-from dask_infer.model.split.candidates import candidates, is_item
+from dask_infer.model.split.candidates import candidates, is_item, layers_around
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.followed import Unfollowed
 from dask_infer.model.split.made_up import Batch, MadeUp
@@ -90,17 +90,12 @@ def _layers(module: nn.Module) -> tuple[str, ...]:
     first = {id(layer): path for path, layer in module.named_modules()}
     found: dict[str, None] = {}
     for path in candidates(module):
-        outer = next((p for p in _upwards(path) if is_item(module, p)), None)
-        if outer is not None:
+        outer = next(iter(layers_around(module, path)), path)
+        if is_item(module, outer):
             found[first[id(module.get_submodule(outer))]] = None
     if len(found) < 2:
         raise Unfollowed("it has no list of layers")
     return tuple(found)
-
-
-def _upwards(path: str) -> list[str]:
-    names = path.split(".")
-    return [".".join(names[:count]) for count in range(1, len(names) + 1)]
 
 
 def _bounds(
@@ -123,7 +118,6 @@ class _Seen:
 
     calls: tuple[LayerCall, ...]
     structure: Leaf | Node
-    leaves: int
     #: Modules beside the layers that are only called after the last of them.
     late: frozenset[str]
 
@@ -146,8 +140,7 @@ class _Seen:
             raise Unfollowed("what it returns has another structure for other rows")
         if len(runs[0]) < 2:
             raise Unfollowed("it runs no two layers of a list")
-        leaves = len(batches[0].expected[1])
-        return cls(tuple(runs[0]), structures[0], leaves, beside.late())
+        return cls(tuple(runs[0]), structures[0], beside.late())
 
 
 class _Beside:
@@ -210,12 +203,12 @@ class _Writer:
 
     def write(self) -> tuple[Ref, ...]:
         """Write all steps; returns the leaves of the output."""
-        for place, call in enumerate(self.seen.calls):
-            leaves = count(call.structure)
-            self.before.append(self._step(place, leaves, call.layer))
-        return self._step(len(self.seen.calls), self.seen.leaves, None)
+        for call in self.seen.calls:
+            self.before.append(self._step(call.structure, call.layer))
+        return self._step(self.seen.structure, None)
 
-    def _step(self, place: int, leaves: int, layer: str | None) -> tuple[Ref, ...]:
+    def _step(self, structure: Leaf | Node, layer: str | None) -> tuple[Ref, ...]:
+        place = len(self.before)
         self.places.append(len(self.steps))
         args = tuple(Ref(n) for key, n in self.inputs.items() if isinstance(key, int))
         kwargs = {k: Ref(n) for k, n in self.inputs.items() if isinstance(k, str)}
@@ -223,7 +216,7 @@ class _Writer:
         value = f"call_{place}"
         given = (args, kwargs, tensors, tuple(self.before))
         self.steps.append(Step(value, "module", path_of(place), given))
-        parts = [f"{value}_leaf_{n}" for n in range(leaves)]
+        parts = [f"{value}_leaf_{n}" for n in range(count(structure))]
         self.steps += [
             Step(name, "function", part, (Ref(value), n))
             for n, name in enumerate(parts)

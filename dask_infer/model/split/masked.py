@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dask_infer.errors import InputError
-from dask_infer.model.skeleton import structure_copy
+from dask_infer.model.skeleton import private_copy
 from dask_infer.model.split.outputs import Leaf, Node, put_together, take_apart
 from dask_infer.model.split.state import changed, told
 
@@ -160,14 +160,14 @@ class Skeleton:
         doors = self._doors()
         way = _Way(self, place, before)
         known = told(doors.module)
-        output = None
+        output, is_left = None, False
         with doors.passing(way.passed):
             try:
                 output = torch.func.functional_call(
                     doors.module, dict(tensors), args, {**kwargs, **self.extra}
                 )
             except _Left as left:
-                output = left.output
+                output, is_left = left.output, True
             except Exception:
                 if way.refusal is None:
                     raise
@@ -177,17 +177,16 @@ class Skeleton:
             raise self.other(f'changes its "{name}"')
         if way.refusal is not None:
             raise way.refusal
-        if way.count <= place < len(self.calls) or way.count < place:
-            raise self.other("leaves layers out")
+        if way.count < place or (place < len(self.calls) and not is_left):
+            failed = way.count > place
+            found = "goes on where a layer fails" if failed else "leaves layers out"
+            raise self.other(found)
         return output
 
     def _doors(self) -> Doors:
         if not hasattr(self._own, "doors"):
             layers = {call.layer for call in self.calls}
-            weights = (*self.module.parameters(), *self.module.buffers())
-            memo: dict[int, Any] = {id(tensor): tensor for tensor in weights}
-            module = structure_copy(self.module, memo, torch.Tensor.clone)
-            self._own.doors = Doors(module, layers | self.late)
+            self._own.doors = Doors(private_copy(self.module), layers | self.late)
         doors: Doors = self._own.doors
         return doors
 
@@ -213,7 +212,7 @@ class _Way:
     def passed(self, path: str, run: Callable[[], Any]) -> Any:
         """Answer the call of a layer, or of what comes after all of them."""
         calls, count = self.skeleton.calls, self.count
-        if path in self.skeleton.late and count == len(calls):
+        if path in self.skeleton.late and count == len(calls) == self.place:
             return run()
         if count > self.place or count == len(calls) or path != calls[count].layer:
             found = f'calls "{path}" out of turn'

@@ -223,6 +223,22 @@ class Swallows(Chooses):
         return self.head(x if x.sum() > 0 else -x)
 
 
+class SwallowsTheLast(Swallows):
+    """The same, with nothing after its layers that could tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[1], self.layers[3] = Layer(), Fails()
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            try:
+                x = layer(x)["x"]
+            except ValueError:
+                x = x + 1
+        return {"x": x if x.sum() > 0 else -x}
+
+
 class Fails(Layer):
     def forward(self, x: Any, shift: float = 0.0) -> Any:
         if x.max() > 100:
@@ -236,6 +252,7 @@ class Fails(Layer):
         (Keeps, r'changes its "largest"'),
         (Names, "another structure"),
         (Swallows, "out of turn|leaves layers out"),
+        (SwallowsTheLast, "goes on where a layer fails"),
     ],
 )
 def test_rows_for_which_a_model_does_something_else_are_refused(kind, why):
