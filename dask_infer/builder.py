@@ -48,7 +48,7 @@ class JobBuilder:
         self.request = request
         self.expr = expr
         self.frame_meta: pd.DataFrame = expr._meta
-        self.recognised: Recognised = recognise(request.model)
+        self.recognised: Recognised = recognise(request.model, request.method)
         self.spec: ModelSpec = self.recognised.spec
         self.schema = _schema_shapes(expr)
         self.tracer = Tracer(
@@ -176,9 +176,17 @@ class JobBuilder:
             shapes=self.request.shapes,
             schema=self.schema,
             tokenizer=self._tokenizes(),
-            feature_names=_feature_names(self.recognised.live),
+            feature_names=self._feature_names(),
             preprocess=self.request.preprocess is not None,
         )
+
+    def _feature_names(self) -> list[Any] | None:
+        """Return the columns that an estimator was fitted on."""
+        from dask_infer.model.boosting import feature_names
+
+        if self.spec.kind != "estimator":
+            return None
+        return feature_names(self.recognised.live, self.frame_meta.columns)
 
     # --- outputs -----------------------------------------------------------------
 
@@ -246,7 +254,9 @@ class JobBuilder:
 
         method = self.request.method or "predict"
         try:
-            return estimator_outputs(self.recognised.live, method)
+            return estimator_outputs(
+                self.recognised.live, method, call_kwargs=self.request.call_kwargs
+            )
         except CannotTrace as error:
             raise refusal(error, self.spec) from error
 
@@ -356,11 +366,6 @@ def _schema_shapes(expr: Any) -> dict[str, tuple[int | None, ...]]:
     types = schema_columns(expr)
     shapes = {name: arrow_row_shape(kind) for name, kind in types.items()}
     return {name: shape for name, shape in shapes.items() if shape}
-
-
-def _feature_names(live: Any) -> list[str] | None:
-    names = getattr(live, "feature_names_in_", None)
-    return None if names is None else list(names)
 
 
 def _is_padded(inputs: Inputs) -> bool:

@@ -6,19 +6,27 @@ by its look-alikes, so nothing here asks for a class. Floating outputs are float
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from dask_infer.model.boosting import Described, boosted_outputs
 from dask_infer.model.refusals import cannot_trace, require_method
 
-#: Name of a column or None, dtype ("float64", "int64", "string", ...), shape of a row.
-Described = tuple[str | None, str, tuple[int, ...]]
+#: Keywords that make predicting methods return something else than they do without.
+_CHANGING = (
+    *("n_neighbors", "radius", "return_cov", "return_distance", "return_std"),
+    *("output_margin", "pred_contrib", "pred_contribs", "pred_interactions"),
+    *("pred_leaf", "prediction_type", "raw_score", "sort_results", "strict_shape"),
+)
 
 
 def estimator_outputs(
-    estimator: Any, method: str | None = None, name: str | None = None
+    estimator: Any,
+    method: str | None = None,
+    name: str | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Described]:
     """Return what a method of a fitted estimator returns, one entry an array.
 
@@ -30,6 +38,8 @@ def estimator_outputs(
         ``"predict"``, ``"predict_proba"``, ``"transform"``, ...; None for ``predict``.
     name
         What messages call it; its class where None.
+    call_kwargs
+        Extra keyword arguments of the call.
 
     Raises
     ------
@@ -41,13 +51,17 @@ def estimator_outputs(
     method = method or "predict"
     name = name or type(estimator).__name__
     require_method(estimator, name, method)
-    describe = _METHODS.get(method)
-    described = describe(_final(estimator, method)) if describe else None
+    kind = type(estimator).__name__
+    for keyword in {*_CHANGING}.intersection(call_kwargs or ()):
+        reason = f"{keyword}= of call_kwargs changes what {method} of {kind} returns"
+        raise cannot_trace(name, reason)
+    final = _final(estimator, method)
+    described = boosted_outputs(final, method)
+    if described is None and method in _METHODS:
+        described = _METHODS[method](final)
     if described is None:
-        reason = (
-            f"{type(estimator).__name__} does not tell what {method} returns "
-            "(has it been fitted?)"
-        )
+        unfitted = "" if _is_fitted(final) else " before it is fitted"
+        reason = f"{kind} does not tell what {method} returns{unfitted}"
         raise cannot_trace(name, reason)
     return described
 
@@ -84,6 +98,8 @@ def _labels(estimator: Any, classes: Any) -> list[Described] | None:
     """Return a label a row, or one for each of several outputs side by side."""
     if _is_multilabel(estimator):
         return [(None, "int64", (len(classes),))]
+    if _is_chain(estimator):
+        return [(None, "float64", (len(classes),))]
     if _is_several(classes):
         dtypes = [_class_dtype(each) for each in classes]
         several = dtypes[0] if len(set(dtypes)) == 1 else "object"
@@ -94,6 +110,16 @@ def _labels(estimator: Any, classes: Any) -> list[Described] | None:
 def _is_several(classes: Any) -> bool:
     """Whether there is a list of classes for each of several outputs."""
     return isinstance(classes, list) and all(np.ndim(each) == 1 for each in classes)
+
+
+def _is_chain(estimator: Any) -> bool:
+    """Whether each output's estimator reads those before: the outputs are one matrix.
+
+    scikit-learn's chains keep the order of their outputs.
+    """
+    return hasattr(estimator, "order_") and isinstance(
+        getattr(estimator, "estimators_", None), list
+    )
 
 
 def _class_dtype(classes: Any) -> str:
@@ -144,6 +170,8 @@ def _is_fitted(estimator: Any) -> bool:
     """Whether fitting left an attribute: by convention its name ends in "_"."""
     if (check := getattr(estimator, "__sklearn_is_fitted__", None)) is not None:
         return bool(check())
+    if callable(check := getattr(estimator, "is_fitted", None)):  # CatBoost
+        return bool(check())
     try:
         names = [*vars(estimator), "n_features_in_", "feature_importances_"]
     except TypeError:
@@ -165,6 +193,8 @@ def _probabilities(estimator: Any) -> list[Described] | None:
     if classes is None:
         components = getattr(estimator, "weights_", None)  # of a mixture
         return None if components is None else [(None, "float64", np.shape(components))]
+    if _is_chain(estimator):
+        return [(None, "float64", (len(classes),))]
     if _is_several(classes):
         return [(None, "float64", (len(each),)) for each in classes]
     return [(None, "float64", (len(classes),))]
@@ -174,9 +204,9 @@ def _decision(estimator: Any) -> list[Described] | None:
     classes = getattr(estimator, "classes_", None)
     if classes is None:
         return _scores(estimator)
-    if _is_several(classes):
-        return None
     count = len(classes)
+    if _is_several(classes):
+        return [(None, "float64", (count,))] if _is_chain(estimator) else None
     if count == 2 and not _is_multilabel(estimator):
         return [(None, "float64", ())]
     if getattr(estimator, "decision_function_shape", None) == "ovo":
@@ -189,17 +219,49 @@ def _scores(estimator: Any) -> list[Described] | None:
 
 
 def _transform(estimator: Any) -> list[Described] | None:
+    kind, dtype = type(estimator).__name__, _asked_dtype(estimator)
+    if kind in _LABELS:
+        return _LABELS[kind](estimator) if _is_fitted(estimator) else None
+    if getattr(estimator, "func", estimator) is None:  # what it gets
+        width = getattr(estimator, "n_features_in_", None)
+        names = getattr(estimator, "feature_names_in_", None)
+        if names is None or estimator.validate:
+            return None if width is None else [(None, dtype, (int(width),))]
+        return [(str(name), dtype, ()) for name in names]
     names = _feature_names(estimator)
     if names is not None and _gives_frames(estimator):
-        return [(name, "float64", ()) for name in names]
+        return [(name, dtype, ()) for name in names]
     width = len(names) if names is not None else _components(estimator)
-    if width is None:
-        return None
-    return [(None, _asked_dtype(estimator), (width,))]
+    return None if width is None else [(None, dtype, (width,))]
+
+
+def _binarized(estimator: Any) -> list[Described]:
+    width = len(estimator.classes_)
+    binary = width == 2 and getattr(estimator, "y_type_", None) == "binary"
+    return [(None, "int64", (1 if binary else width,))]
+
+
+#: Transformers of labels: they read one column.
+_LABELS: dict[str, Callable[[Any], list[Described]]] = {
+    "LabelEncoder": lambda estimator: [(None, "int64", ())],
+    "LabelBinarizer": _binarized,
+    "MultiLabelBinarizer": _binarized,
+    "IsotonicRegression": lambda estimator: [(None, "float64", ())],
+}
 
 
 def _asked_dtype(estimator: Any) -> str:
-    """Return the dtype that an encoder was asked for; floats are float64."""
+    """Return the dtype that a transformer gives, or was asked for; floats are float64.
+
+    A vote gives labels, a mask truth values, and filled-in text stays text.
+    """
+    if type(estimator).__name__ == "MissingIndicator":
+        return "bool"
+    if getattr(estimator, "voting", None) == "hard":
+        return "int64"
+    filled = getattr(estimator, "statistics_", None)
+    if isinstance(filled, np.ndarray) and filled.dtype.kind == "O":
+        return "object"
     try:
         dtype = np.dtype(getattr(estimator, "dtype", None) or "float64")
     except TypeError:
@@ -216,7 +278,7 @@ def _feature_names(estimator: Any) -> list[str] | None:
 
 
 def _components(estimator: Any) -> int | None:
-    for attribute in ("_n_features_out", "n_components_", "n_components"):
+    for attribute in ("_n_features_out", "n_components_", "n_components", "n_features"):
         count = getattr(estimator, attribute, None)
         if isinstance(count, (int, np.integer)) and not isinstance(count, bool):
             return int(count)
@@ -228,6 +290,40 @@ def _gives_frames(estimator: Any) -> bool:
     return configured.get("transform") in ("pandas", "polars")
 
 
+def _leaves(estimator: Any) -> list[Described] | None:
+    """Return the leaf of each tree, as trees, forests and boosted trees number them."""
+    if hasattr(estimator, "tree_"):
+        return [(None, "int64", ())]
+    members = getattr(estimator, "estimators_", None)
+    if isinstance(members, list) and all(hasattr(each, "tree_") for each in members):
+        return [(None, "int64", (len(members),))]
+    if np.ndim(members) != 2:  # type: ignore[arg-type]
+        return None
+    classifies = hasattr(estimator, "classes_")
+    shape = np.shape(members)  # type: ignore[arg-type]
+    return [(None, "float64", shape if classifies else shape[:1])]
+
+
+def _nearest(estimator: Any) -> list[Described] | None:
+    """Return distances and places of the nearest rows that were fitted."""
+    count = getattr(estimator, "n_neighbors_", getattr(estimator, "n_neighbors", None))
+    if count is None or not _is_fitted(estimator):
+        return None
+    return [(None, "float64", (int(count),)), (None, "int64", (int(count),))]
+
+
+def _within_radius(estimator: Any) -> list[Described] | None:
+    """Return as many distances and places as there are rows within the radius."""
+    ragged: tuple[int | None, ...] = (None,)
+    fitted = _is_fitted(estimator)
+    return [(None, "float64", ragged), (None, "int64", ragged)] if fitted else None
+
+
+def _graph(estimator: Any) -> list[Described] | None:
+    count = getattr(estimator, "n_samples_fit_", None)
+    return None if count is None else [(None, "float64", (int(count),))]
+
+
 _METHODS: dict[str, Callable[[Any], list[Described] | None]] = {
     "predict": _predict,
     "predict_proba": _probabilities,
@@ -235,6 +331,11 @@ _METHODS: dict[str, Callable[[Any], list[Described] | None]] = {
     "decision_function": _decision,
     "score_samples": _scores,
     "transform": _transform,
+    "apply": _leaves,
+    "kneighbors": _nearest,
+    "kneighbors_graph": _graph,
+    "radius_neighbors": _within_radius,
+    "radius_neighbors_graph": _graph,
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dask_infer.errors import ModelLoadError
+from dask_infer.model.boosting import feature_names, native_predict
 from dask_infer.model.loaded import FunctionModel, LoadedModel
 from dask_infer.model.methods import check_method
 from dask_infer.model.modules import Placement
@@ -63,19 +64,20 @@ class EstimatorModel(LoadedModel):
     def _as_fitted(self, given: Any) -> Any:
         if not isinstance(given, pd.DataFrame):
             return given
-        fitted = getattr(self.target, "feature_names_in_", None)
+        fitted = feature_names(self.target, given.columns)
         if fitted is None:
             nameless = hasattr(self.target, "n_features_in_")
             return _without_names(given) if nameless else given
         # Else the estimator itself says what is missing.
         every = set(fitted) <= set(given.columns)
-        return given[list(fitted)] if every else given
+        return given[fitted] if every else given
 
     def function(self, method: str | None) -> Callable[..., Any]:
         """Return the method asked for, ``predict`` unless told otherwise."""
         name = method or "predict"
         check_method(self.target, name)
-        return getattr(self.target, name)  # type: ignore[no-any-return]
+        native = native_predict(self.target) if name == "predict" else None
+        return native or getattr(self.target, name)
 
 
 def _without_names(frame: pd.DataFrame) -> Any:

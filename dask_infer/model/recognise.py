@@ -54,13 +54,16 @@ class Recognised:
             self.parcel = None
 
 
-def recognise(model: Any) -> Recognised:
+def recognise(model: Any, method: str | None = None) -> Recognised:
     """Say what `model` is.
 
     Parameters
     ----------
     model
         A torch module, a path, an estimator, a class, a callable or a `ModelSource`.
+    method
+        What will be called: an object that has it is an estimator, whatever else it
+        lacks.
 
     Raises
     ------
@@ -83,6 +86,8 @@ def recognise(model: Any) -> Recognised:
         return _pickled(model, "estimator", live=model)
     if callable(model):
         return _pickled(model, "callable")
+    if method is not None and callable(getattr(model, method, None)):
+        return _pickled(model, "estimator", live=model)
     raise NotAModelError(
         f"{_article(type(model).__name__)} is no model; pass a torch module, a path "
         "(*.pt2, *.onnx, a Hugging Face directory, ...), an estimator with predict, a "
@@ -175,8 +180,11 @@ def _is_estimator(model: Any) -> bool:
         return False
     if any(callable(getattr(model, name, None)) for name in _PREDICTS):
         return True
-    transforms = callable(getattr(model, "transform", None))
-    return transforms and callable(getattr(model, "fit", None))
+    # What is fitted is an estimator, if only to say which methods it has.
+    fitted = ("transform", "get_params")
+    return callable(getattr(model, "fit", None)) and any(
+        callable(getattr(model, name, None)) for name in fitted
+    )
 
 
 # Torch

@@ -14,29 +14,51 @@ from sklearn.cluster import DBSCAN, Birch, KMeans
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
     IsolationForest,
     RandomForestClassifier,
     RandomForestRegressor,
     StackingClassifier,
     VotingClassifier,
 )
+from sklearn.impute import MissingIndicator
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
+from sklearn.linear_model import (
+    BayesianRidge,
+    Lasso,
+    LinearRegression,
+    LogisticRegression,
+    Ridge,
+)
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
-from sklearn.neighbors import KNeighborsRegressor
+from sklearn.multioutput import (
+    ClassifierChain,
+    MultiOutputClassifier,
+    MultiOutputRegressor,
+)
+from sklearn.neighbors import (
+    KernelDensity,
+    KNeighborsRegressor,
+    LocalOutlierFactor,
+    NearestNeighbors,
+)
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
+    LabelBinarizer,
+    LabelEncoder,
+    MultiLabelBinarizer,
     OneHotEncoder,
     OrdinalEncoder,
     PolynomialFeatures,
     StandardScaler,
 )
 from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeRegressor
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.random((60, 4))
@@ -103,12 +125,27 @@ CASES = [
     (GaussianMixture(2), "value", "score_samples"),
     (IsolationForest(n_estimators=3), "value", "predict"),
     (IsolationForest(n_estimators=3), "value", "decision_function"),
+    (ClassifierChain(LOGISTIC), "labels", "predict"),
+    (ClassifierChain(LOGISTIC), "labels", "predict_proba"),
+    (ClassifierChain(LOGISTIC), "labels", "predict_log_proba"),
+    (ClassifierChain(LOGISTIC), "labels", "decision_function"),
+    (NearestNeighbors(n_neighbors=3), "value", "kneighbors"),
+    (NearestNeighbors(n_neighbors=3), "value", "kneighbors_graph"),
+    (LocalOutlierFactor(n_neighbors=3), "value", "kneighbors"),
+    (KernelDensity(), "value", "score_samples"),
+    (DecisionTreeRegressor(max_depth=2), "value", "apply"),
+    (RandomForestClassifier(**FOREST), "three", "apply"),
+    (GradientBoostingClassifier(**FOREST), "three", "apply"),
+    (GradientBoostingRegressor(**FOREST), "value", "apply"),
+    (VotingClassifier([("a", LOGISTIC), ("b", SVC())]), "texts", "transform"),
+    (MissingIndicator(features="all"), "value", "transform"),
+    (FunctionTransformer(), "value", "transform"),
 ]
 
 
 def described(returned):
     """Describe arrays as a column holds them: floats are float64, texts strings."""
-    arrays = returned if isinstance(returned, list) else [returned]
+    arrays = returned if isinstance(returned, list | tuple) else [returned]
     kinds = {"U": "string", "O": "string", "f": "float64"}
     return [
         (
@@ -125,6 +162,38 @@ def test_what_is_told_is_returned(estimator, target, method):  # DM-01..08
     estimator.fit(X, TARGETS[target])
     told = [(dtype, shape) for _, dtype, shape in estimator_outputs(estimator, method)]
     assert told == described(getattr(estimator, method)(X[:5]))
+
+
+def test_rows_within_a_radius_are_ragged():
+    nearest = NearestNeighbors(radius=0.5).fit(X)
+    told = [(None, "float64", (None,)), (None, "int64", (None,))]
+    assert estimator_outputs(nearest, "radius_neighbors") == told
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (LabelEncoder().fit(["a", "b", "c"]), ()),
+        (LabelBinarizer().fit(["a", "b", "c"]), (3,)),
+        (LabelBinarizer().fit(["a", "b"]), (1,)),
+        (MultiLabelBinarizer().fit([["a"], ["b", "c"]]), (3,)),
+    ],
+)
+def test_transformers_of_labels_tell_how_many_there_are(labels, expected):
+    assert estimator_outputs(labels, "transform") == [(None, "int64", expected)]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "method", "keyword"),
+    [
+        (BayesianRidge(), "predict", "return_std"),
+        (NearestNeighbors(), "kneighbors", "n_neighbors"),
+    ],
+)
+def test_a_keyword_that_changes_the_output_asks_for_meta(estimator, method, keyword):
+    estimator.fit(X, TARGETS["value"])
+    with pytest.raises(CannotTrace, match=rf"{keyword}= of call_kwargs.*meta="):
+        estimator_outputs(estimator, method, call_kwargs={keyword: True})
 
 
 def test_nothing_is_called():  # DI-01
@@ -176,7 +245,7 @@ def test_look_alikes_tell_by_the_same_attributes(attributes, expected):
         (PCA(0.9), "transform"),
         (LookAlike(), "predict"),
         (FunctionTransformer(np.log1p).fit(X), "transform"),
-        (RandomForestRegressor(**FOREST).fit(X, TARGETS["value"]), "apply"),
+        (RandomForestRegressor(**FOREST).fit(X, TARGETS["value"]), "decision_path"),
     ],
 )
 def test_what_is_not_told_asks_for_meta(estimator, method):
@@ -198,4 +267,16 @@ def test_what_is_not_told_asks_for_meta(estimator, method):
 )
 def test_missing_method_names_estimator_and_method(estimator, method, words):
     with pytest.raises(MissingMethodError, match=words):  # DM-01..08
+        estimator_outputs(estimator, method)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "method", "hint"),
+    [
+        (LinearRegression(), "predict", "returns before it is fitted;"),
+        (FunctionTransformer(np.log1p).fit(X), "transform", "transform returns;"),
+    ],
+)
+def test_only_what_is_not_fitted_is_said_not_to_be(estimator, method, hint):
+    with pytest.raises(CannotTrace, match=hint):
         estimator_outputs(estimator, method)
