@@ -1,10 +1,42 @@
-"""What can go wrong, by name. Every message says the cause, then the remedy."""
+"""What can go wrong, by name. Every message says the cause, then the remedy.
+
+Errors travel between processes: to the client by Dask, between stages in the package's
+own messages. `make_portable` prepares one for that, so that it arrives with its class,
+its message, and a cause: where the cause's class does not pickle, or cannot be imported
+where it arrives, at least as the cause's text.
+"""
 
 from __future__ import annotations
+
+import copyreg
+import pickle
+from types import FunctionType, TracebackType
+from typing import Any
+
+import cloudpickle
+
+#: Links of a chain of causes that travel; code that retries can make thousands.
+MOST_LINKS = 20
+
+#: Bytes of a pickled cause; one that holds a batch travels as its text.
+MOST_BYTES = 1_000_000
+
+#: Characters of a message: Dask takes longer ones apart (distributed 2026.8.0).
+MOST_TEXT = 9_000
 
 
 class InferError(Exception):
     """Base of every error of dask_infer."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by calling the class, whose `__init__` may want more; with the cause,
+        # which Python leaves behind.
+        return _revived, (
+            type(self),
+            self.args,
+            vars(self),
+            _portable(_chain(self)[1:]),
+        )
 
 
 class InputError(InferError, ValueError):
@@ -25,3 +57,148 @@ class PlacementError(InferError):
 
 class PartitionError(InferError):
     """A partition failed on a worker; the cause is chained."""
+
+
+def make_portable(error: BaseException) -> None:
+    """Put what can be pickled in place of an error's causes."""
+    error.__cause__, error.__context__ = _portable(_chain(error)[1:]), None
+    if isinstance(error, InferError) and len(str(error)) > MOST_TEXT:
+        error.args = (f"{str(error)[:MOST_TEXT]}...",)
+
+
+class PickledError(Exception):
+    """Stands for an error, and those that caused it, while they travel.
+
+    Unpickled it is that error again.
+    """
+
+    def __init__(self, data: bytes | None, text: str) -> None:
+        super().__init__(text)
+        self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tracebacks pickle where tblib is in use: in the workers of Dask they are.
+        frames = TracebackType in copyreg.dispatch_table
+        trace = self.__traceback__ if frames else None
+        return _unpickled, (self.data, self.args[0], self.__cause__, trace)
+
+
+def pickled(error: BaseException) -> bytes:
+    """Return an error and its causes, without frames; unpickle it with `pickle`."""
+    return pickle.dumps(_portable(_chain(error), frames=False))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and its causes as Python shows them, each of them once."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and len(chain) <= MOST_LINKS:
+        if any(link is known for known in chain):
+            break  # a ring, on which pickling would recurse
+        chain.append(link)
+        shown = link.__cause__ is None and not link.__suppress_context__
+        link = link.__context__ if shown else link.__cause__
+    return chain
+
+
+def _portable(chain: list[BaseException], frames: bool = True) -> PickledError | None:
+    portable: PickledError | None = None
+    for error in reversed(chain):
+        if isinstance(error, PickledError):
+            portable = error
+            continue
+        portable, cause = PickledError(_pickled(error), _described(error)), portable
+        portable.__cause__ = cause
+        if frames:
+            portable.__traceback__ = error.__traceback__
+    return portable
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """Return an error alone, without its causes and frames; None where it refuses."""
+    for whole in (True, False):
+        for reduce in (_bare, _by_itself):
+            try:
+                data: bytes = cloudpickle.dumps(_lighter(reduce(error), whole))
+                again = _built(data)
+                same = type(again).__qualname__ == type(error).__qualname__
+                if same and str(again) == str(error) and len(data) <= MOST_BYTES:
+                    return data
+            except Exception:  # whatever the user's own code raises
+                continue
+    return None
+
+
+def _lighter(reduced: Any, whole: bool) -> tuple[Any, ...]:
+    """Return the parts of an error, without attributes that do not pickle."""
+    make, args, *rest = reduced
+    state = rest[0] if rest else {}
+    if not whole and isinstance(state, dict):
+        state = {name: value for name, value in state.items() if _passes(value)}
+    return make, args, state
+
+
+def _passes(value: object) -> bool:
+    try:
+        return len(cloudpickle.dumps(value)) <= MOST_BYTES
+    except Exception:
+        return False
+
+
+def _bare(error: BaseException) -> Any:
+    """Return an error as its parts, where Python's own pickling calls `__init__`.
+
+    That may want other arguments than were given to `Exception.__init__`.
+    """
+    own = type(error)
+    if own.__reduce__ is not InferError.__reduce__ and (
+        own.__reduce__ is not BaseException.__reduce__
+        or not isinstance(own.__init__, FunctionType)
+    ):
+        return None
+    return own.__new__, (own, *error.args), vars(error)
+
+
+def _by_itself(error: BaseException) -> Any:
+    return error.__reduce__()
+
+
+def _built(data: bytes) -> BaseException:
+    make, args, state = pickle.loads(data)
+    error: BaseException = make(*args)
+    if state:
+        error.__setstate__(state)
+    return error
+
+
+def _unpickled(
+    data: bytes | None,
+    text: str,
+    cause: BaseException | None,
+    trace: TracebackType | None,
+) -> BaseException:
+    try:
+        error = RuntimeError(text) if data is None else _built(data)
+    except Exception:  # a class that is not there, a device that is not
+        error = RuntimeError(text)
+    error.__cause__ = cause
+    return error.with_traceback(trace)
+
+
+def _revived(
+    cls: type[InferError],
+    args: tuple[Any, ...],
+    state: dict[str, Any],
+    cause: BaseException | None,
+) -> InferError:
+    error = cls.__new__(cls, *args)
+    error.__setstate__(state)
+    error.__cause__ = cause
+    return error

@@ -5,14 +5,18 @@ Runs in a worker's task thread. Torch is imported with the first row, not before
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import multiprocessing
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dask_infer.batch.outputs import output_meta
+from dask_infer.errors import make_portable
 from dask_infer.spec import Job
 
 
@@ -32,21 +36,40 @@ def run_partition(
     ticket
         What `take_ticket` returned, where other workers hold the model.
     """
-    request = _read_job(job)
-    if len(frame):
-        from dask_infer.parallel.data import predict_rows
+    with _portable_errors():
+        request = _read_job(job)
+        if len(frame):
+            from dask_infer.parallel.data import predict_rows
 
-        predicted = predict_rows(frame, request)
-    else:
-        predicted = output_meta(request.outputs, request.nullable, request.quarantine)
-    return _result(frame, predicted, emit)
+            predicted = predict_rows(frame, request)
+        else:
+            predicted = output_meta(
+                request.outputs, request.nullable, request.quarantine
+            )
+        return _result(frame, predicted, emit)
 
 
 def take_ticket(group: bytes) -> str:
     """Wait until other workers hold the model together; return their group's key."""
-    from dask_infer.parallel.pipeline import ticket
+    with _portable_errors():
+        from dask_infer.parallel.pipeline import ticket
 
-    return ticket.take_ticket(pickle.loads(group))
+        return ticket.take_ticket(pickle.loads(group))
+
+
+@contextlib.contextmanager
+def _portable_errors() -> Iterator[None]:
+    """Have what is raised inside survive being pickled, where Dask will do that."""
+    try:
+        yield
+    except Exception as error:
+        from dask_infer.replica.place import current_worker
+
+        # A child of scheduler="processes", or any worker.
+        child = multiprocessing.parent_process() is not None
+        if child or current_worker() is not None:
+            make_portable(error)
+        raise
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from typing import Literal, NoReturn, TypeAlias
 
 #: input: columns to tensors. output: what came back, to columns.
 Step: TypeAlias = Literal["input", "preprocess", "forward", "postprocess", "output"]
@@ -31,3 +31,15 @@ def step(name: Step) -> Iterator[None]:
         raise
     except Exception as error:
         raise StepFailed(name, error) from error
+
+
+def raise_again(error: BaseException) -> NoReturn:
+    """Raise an error while another that holds it is handled, `StepFailed` say.
+
+    Python would make that one its context, and the two a ring.
+    """
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context

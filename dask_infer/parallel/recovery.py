@@ -20,7 +20,7 @@ from dask_infer.errors import InferError, PartitionError
 from dask_infer.fault.blame import describe, forget_frames, is_nobodys
 from dask_infer.fault.deadline import DeadlineExceeded
 from dask_infer.fault.search import HALVES, MANY, Search
-from dask_infer.fault.step import StepFailed
+from dask_infer.fault.step import StepFailed, raise_again
 from dask_infer.fault.tally import Tally
 from dask_infer.parallel.failure import partition_error, show
 from dask_infer.parallel.lane import Lane
@@ -94,7 +94,7 @@ class Recovery:
         if self.job.nullable and not is_nobodys(cause):
             return self._rows_fault(describe(failed, cause), advice, cause, hung)
         if isinstance(cause, InferError):
-            raise cause
+            raise_again(cause)
         raise partition_error(
             failed,
             cause,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from dask_infer.errors import pickled
 from dask_infer.parallel.pipeline.order import StageOrder
 from dask_infer.parallel.pipeline.state import (
     Facts,
@@ -168,7 +168,7 @@ class Fleet:
     def refuse(self, error: BaseException) -> None:
         """End with an error that every user gets."""
         self.status = "refused"
-        self.error = pickle.dumps(error)
+        self.error = pickled(error)
         self.tell()
 
     def state(self) -> GroupState:

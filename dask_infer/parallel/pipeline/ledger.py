@@ -23,7 +23,7 @@ from typing import Any
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from dask_infer.errors import InferError, ModelLoadError, PlacementError
+from dask_infer.errors import InferError, ModelLoadError, PlacementError, pickled
 from dask_infer.parallel.pipeline.fleet import Fleet, Instance, Placed
 from dask_infer.parallel.pipeline.places import WorkerPlace
 from dask_infer.parallel.pipeline.placing import Placing
@@ -91,7 +91,7 @@ class Ledger(SchedulerPlugin):
         if task is None or task.state != "processing":
             # A cancelled feeder's thread may still ask; nobody would ever take it off.
             gone = PlacementError(f"task {user} is not wanted any more")
-            return GroupState(0, "refused", error=pickle.dumps(gone)).to_message()
+            return GroupState(0, "refused", error=pickled(gone)).to_message()
         wanted: GroupSpec = pickle.loads(spec)
         if measured is not None:
             self.measured[wanted.key] = pickle.loads(measured)
@@ -341,10 +341,12 @@ class Ledger(SchedulerPlugin):
 def _told(spec: GroupSpec, index: int, address: str, error: BaseException) -> Exception:
     if isinstance(error, InferError):
         return error
-    return ModelLoadError(
+    ended = ModelLoadError(
         f'stage {index} of model "{spec.model.name}" ended on worker {address}: '
         f"{type(error).__name__}: {error}"
     )
+    ended.__cause__ = error
+    return ended
 
 
 def _in_task() -> bool:

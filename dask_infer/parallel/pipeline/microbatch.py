@@ -7,8 +7,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed.protocol.pickle import dumps
-
+from dask_infer.errors import pickled
 from dask_infer.parallel.pipeline.wire import Message, copied, pack, unpack
 
 
@@ -85,23 +84,20 @@ class Failure:
     def of(
         cls, error: BaseException, stage: int, stages: int, worker: str, memory: bool
     ) -> Failure:
-        """Describe an exception; what does not pickle becomes a RuntimeError."""
+        """Describe an exception and its causes."""
         trace = "".join(traceback.format_exception(error))
-        try:
-            data = dumps(error.with_traceback(None))
-            pickle.loads(data)
+        if not isinstance(error, Exception):
             # What ends a thread would end the event loop of the feeder's worker.
-            passes = isinstance(error, Exception)
-        except Exception:
-            passes = False
-        if not passes:
-            data = dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-        return cls(data, stage, stages, worker, trace, memory)
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return cls(pickled(error), stage, stages, worker, trace, memory)
 
     def exception(self) -> BaseException:
-        """Return the stage's exception, its own traceback as the cause."""
+        """Return the stage's exception; its first cause is where that was raised."""
         error: BaseException = pickle.loads(self.error)
-        error.__cause__ = RemoteTraceback(self)
+        last = error
+        while last.__cause__ is not None:
+            last = last.__cause__
+        last.__cause__ = RemoteTraceback(self)
         return error
 
 

@@ -195,8 +195,10 @@ class RemoteLane:
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether memory ran out in a stage."""
-        cause = error.__cause__
-        return isinstance(cause, RemoteTraceback) and cause.failure.out_of_memory
+        link: BaseException | None = error
+        while link is not None and not isinstance(link, RemoteTraceback):
+            link = link.__cause__
+        return link is not None and link.failure.out_of_memory
 
     def first_out_of_memory(self) -> bool:
         """Whether the group never ran out of memory for a feeder of this worker."""

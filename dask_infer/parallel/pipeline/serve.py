@@ -14,6 +14,7 @@ from typing import Any
 from distributed import Worker, get_worker, secede
 from distributed.utils import sync
 
+from dask_infer.errors import make_portable
 from dask_infer.parallel.pipeline.order import StageOrder
 from dask_infer.parallel.pipeline.part import part_of
 from dask_infer.parallel.pipeline.stage import Stage
@@ -34,7 +35,11 @@ def serve_stage(order: bytes) -> None:
     """
     worker = get_worker()
     attach(worker)
-    _Service(pickle.loads(order), worker).run()
+    try:
+        _Service(pickle.loads(order), worker).run()
+    except Exception as error:
+        make_portable(error)
+        raise
 
 
 class _Service:
