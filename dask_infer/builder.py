@@ -22,6 +22,7 @@ from dask_infer.request import Request, layout_of, resources_of, seconds
 from dask_infer.spec import (
     Blob,
     Code,
+    Fitted,
     GroupSpec,
     Inputs,
     Job,
@@ -177,6 +178,7 @@ class JobBuilder:
             schema=self.schema,
             tokenizer=self._tokenizes(),
             feature_names=self._feature_names(),
+            fitted=self._fitted(),
             preprocess=self.request.preprocess is not None,
         )
 
@@ -187,6 +189,12 @@ class JobBuilder:
         if self.spec.kind != "estimator":
             return None
         return feature_names(self.recognised.live, self.frame_meta.columns)
+
+    def _fitted(self) -> Fitted | None:
+        from dask_infer.model.fitted import fitted_on
+
+        is_estimator = self.spec.kind == "estimator"
+        return fitted_on(self.recognised.live) if is_estimator else None
 
     # --- outputs -----------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from dask_infer.batch.plain import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.text import Ragged, Rows, Tokens, longest_text, tokenize
 from dask_infer.batch.values import (
     Array,
@@ -111,10 +112,12 @@ class Part:
         raise NotImplementedError
 
 
-def open_part(frame: pd.DataFrame, argument: Argument, reads: Reads) -> Part:
-    """Open the columns of one argument."""
+def open_part(
+    frame: pd.DataFrame, argument: Argument, reads: Reads, none: bool = False
+) -> Part:
+    """Open the columns of one argument; `none` as of `plain_frame`."""
     if reads.interface == "frame":
-        return Frame(frame, argument)
+        return Frame(frame, argument, none)
     if argument.stacked:
         return Stack(frame, argument, reads)
     series = frame[argument.columns[0]]
@@ -134,16 +137,21 @@ def _may_be_padded(argument: Argument, reads: Reads) -> bool:
 
 
 class Frame(Part):
-    """A pandas frame in its own dtypes."""
+    """A pandas frame, or the Series of one column, as plain pandas has them."""
 
-    def __init__(self, frame: pd.DataFrame, argument: Argument) -> None:
-        self._frame = frame[list(argument.columns)]
+    def __init__(self, frame: pd.DataFrame, argument: Argument, none: bool) -> None:
+        columns = list(argument.columns)
+        self._frame = plain_frame(frame[columns], none=none)
+        self._pick: Any = slice(None) if argument.stacked else columns[0]
         self.signature = tuple(map(str, self._frame.dtypes))
-        self.bytes_per_row = 8 * len(argument.columns)
+        self.bytes_per_row = 8 * len(columns)
 
     def call(self, rows: Rows) -> Call:
         """Return the rows of the frame."""
-        return Call((self._frame.iloc[rows],))
+        picked = self._frame[self._pick]
+        given = picked.iloc[rows]
+        # Before pandas 3 what the estimator changes in place is the partition.
+        return Call((given if COPY_ON_WRITE else given.copy(),))
 
 
 class Strings(Part):

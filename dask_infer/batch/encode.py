@@ -27,12 +27,10 @@ from dask_infer.batch.arguments import (
 )
 from dask_infer.batch.inputs import as_columns, resolve_inputs, with_integers
 from dask_infer.batch.kinds import kind_of
+from dask_infer.batch.plain import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.text import Rows, Side, Tokens
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
-
-#: Before pandas 3 a change to a shallow copy is a change to the partition.
-COPY_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
 
 
 @dataclass(frozen=True)
@@ -177,16 +175,26 @@ class Encoder:
             return _batch(call, count, lambda: self._seen.iloc[rows])
         seen = self._seen.iloc[rows]
         # A copy: whatever preprocess does to it, postprocess sees the rows.
-        given = seen.copy(deep=not COPY_ON_WRITE)
+        given = self._given.iloc[rows].copy(deep=not COPY_ON_WRITE)
         return _batch(self._preprocessed(given), count, lambda: seen)
 
     @cached_property
     def _seen(self) -> pd.DataFrame:
         return self._frame[list(self.inputs.columns)]
 
+    @cached_property
+    def _given(self) -> pd.DataFrame:
+        """What `preprocess` sees: for an estimator what plain pandas has."""
+        if self._reads.interface != "frame":
+            return self._seen
+        return plain_frame(self._seen, none=self.inputs.none)
+
     def _preprocessed(self, seen: pd.DataFrame) -> Call:
         assert self._preprocess is not None
         given = self._preprocess(seen)
+        if self._reads.interface == "frame":
+            given = picked(self.inputs, given)
+            return as_given(given, len(seen), self._reads)
         if isinstance(given, pd.Series):
             given = given.to_frame()
         if not isinstance(given, pd.DataFrame):
@@ -213,14 +221,11 @@ def _batch(call: Call, rows: int, frame: Callable[[], pd.DataFrame]) -> Batch:
 def resolve_again(inputs: Inputs, given: pd.DataFrame, interface: Interface) -> Inputs:
     """Return the inputs of a frame that `preprocess` returned.
 
-    The columns that the user named if they are all there, or for an estimator those
-    it was fitted on; else all columns.
+    The columns that the user named if they are all there; else all columns.
     """
     wanted = [name for argument in inputs.arguments for name in argument.columns]
-    # All columns of the frame are no choice: one that preprocess adds belongs to them.
-    chosen = interface == "frame" and set(wanted) != set(inputs.columns)
-    keep = (inputs.named or chosen) and all(name in given.columns for name in wanted)
-    columns = (wanted if interface == "frame" else as_columns(inputs)) if keep else None
+    keep = inputs.named and all(name in given.columns for name in wanted)
+    columns = as_columns(inputs) if keep else None
     cast = any(argument.dtype is not None for argument in inputs.arguments)
     meta = given.iloc[:0]
     resolved = resolve_inputs(
@@ -232,6 +237,31 @@ def resolve_again(inputs: Inputs, given: pd.DataFrame, interface: Interface) -> 
     )
     integers = any(a.stacked and a.dtype == "int64" for a in inputs.arguments)
     return with_integers(resolved, meta, True) if integers else resolved
+
+
+def picked(inputs: Inputs, given: Any) -> Any:
+    """Return what an estimator reads of what `preprocess` returned.
+
+    Of a frame the columns that the user named or it was fitted on, if they are all
+    there; else all of them. What it is stays what it is, but an estimator of texts
+    gets the one column.
+    """
+    (argument,) = inputs.arguments
+    wanted = list(argument.columns)
+    if not isinstance(given, pd.DataFrame):
+        return given
+    # All columns of the frame are no choice: one that preprocess adds belongs to them.
+    chosen = inputs.named or set(wanted) != set(inputs.columns)
+    if chosen and all(name in given.columns for name in wanted):
+        given = given[wanted]
+    if argument.content != "text":
+        return given
+    if given.shape[1] != 1:
+        raise InputError(
+            f"preprocess returned a frame of {given.shape[1]} columns, and the "
+            "estimator reads one text a row; return a Series"
+        )
+    return given.iloc[:, 0]
 
 
 def _known_shapes(inputs: Inputs, meta: pd.DataFrame) -> dict[str, Any]:
@@ -251,7 +281,9 @@ class Opened:
 
     def __init__(self, frame: pd.DataFrame, inputs: Inputs, reads: Reads) -> None:
         arguments = inputs.arguments
-        self.parts = [open_part(frame, argument, reads) for argument in arguments]
+        self.parts = [
+            open_part(frame, argument, reads, inputs.none) for argument in arguments
+        ]
         texts = (part for part in self.parts if isinstance(part, Text))
         #: The argument that goes through the tokenizer.
         self.text = next(texts, None)

@@ -25,7 +25,7 @@ from dask_infer.batch.kinds import (
 )
 from dask_infer.batch.lists import row_shape, value_dtype
 from dask_infer.errors import InputError
-from dask_infer.spec import Argument, Inputs
+from dask_infer.spec import Argument, Fitted, Inputs
 from dask_infer.spec.inputs import Content
 
 Shape = tuple[int | None, ...]
@@ -45,6 +45,7 @@ def resolve_inputs(
     schema: Mapping[Any, Shape] | None = None,
     tokenizer: bool = False,
     feature_names: Sequence[Any] | None = None,
+    fitted: Fitted | None = None,
     preprocess: bool = False,
 ) -> Inputs:
     """Turn the user's ``columns=`` into the arguments of the model.
@@ -67,6 +68,8 @@ def resolve_inputs(
         Text is tokenised.
     feature_names
         Columns an estimator was fitted on.
+    fitted
+        What an estimator was fitted on besides.
     preprocess
         The user's function sees the columns first, so dtypes are judged on the worker.
 
@@ -97,7 +100,8 @@ def resolve_inputs(
         raise InputError("an estimator reads columns as they are; leave out tokenizer=")
     arguments: tuple[Argument, ...]
     if interface_hint == "frame":
-        arguments = (rules.frame_argument(columns, feature_names),)
+        fitted = fitted or Fitted()
+        arguments = (rules.frame_argument(columns, feature_names, fitted),)
     else:
         arguments = rules.arguments(columns)
     if rules.tokenizer:
@@ -105,7 +109,8 @@ def resolve_inputs(
     seen = _unique(name for argument in arguments for name in argument.columns)
     everything = columns is None and (preprocess or not feature_names)
     handed = tuple(meta.columns) if everything else seen
-    return Inputs(arguments, _names(handed), columns is not None, tokenizer)
+    none = fitted is not None and fitted.none
+    return Inputs(arguments, _names(handed), columns is not None, tokenizer, none)
 
 
 def all_integers(meta: pd.DataFrame, argument: Argument) -> bool:
@@ -212,21 +217,39 @@ class _Rules:
             return tuple(self._argument(element) for element in _filled(columns))
         return (self._argument(columns),)
 
-    def frame_argument(self, columns: object, fitted: Sequence[Any] | None) -> Argument:
-        """All columns as one frame; how the user grouped them means nothing."""
+    def frame_argument(
+        self, columns: object, names_in: Sequence[Any] | None, fitted: Fitted
+    ) -> Argument:
+        """Return a frame, or the Series of a single name; tuples group nothing."""
         if isinstance(columns, Mapping):
             raise InputError("an estimator reads one frame; pass columns=[...]")
+        single = False
         if columns is not None:
             elements = columns if isinstance(columns, tuple) else (columns,)
+            single = len(elements) == 1 and not _is_list(elements[0])
             names = [name for part in elements for name in self._labels(part)]
-        elif fitted is None or len(fitted) == 0:
+        elif names_in is None or len(names_in) == 0:
             names = list(self.meta.columns)
         elif self.deferred:
-            names = list(fitted)
+            names = list(names_in)
         else:
-            names = [self._check_known(name, "the estimator needs") for name in fitted]
+            needs = "the estimator needs"
+            names = [self._check_known(name, needs) for name in names_in]
         _check_selection(names)
-        return Argument(_names(names), None, True, "object", None, None)
+        series = single and not fitted.table and not names_in
+        if fitted.texts and not series and not self.deferred:
+            raise InputError(
+                "the estimator reads one text a row, and of a frame it would read the "
+                f"names of the columns; pass {self._text_column(names)}"
+            )
+        content: Content = "text" if fitted.texts else "object"
+        return Argument(_names(names), None, not series, content, None, None)
+
+    def _text_column(self, names: Sequence[Any]) -> str:
+        texts = [name for name in names if self._kind(name) in ("text", "object")]
+        return (
+            f"columns={_quote(texts[0])}" if len(texts) == 1 else "columns= as one name"
+        )
 
     def _everything(self) -> Argument:
         names = list(self.meta.columns)

@@ -321,7 +321,9 @@ def _numbers(series: pd.Series[Any], kind: Kind) -> tuple[Array, Array | None]:
     if isinstance(series.dtype, np.dtype) and series.dtype != object:
         return series.to_numpy(), None
     if kind == "floating":
-        return series.to_numpy(dtype=_floating(series.dtype), na_value=np.nan), None
+        return series.to_numpy(
+            dtype=floating_dtype(series.dtype), na_value=np.nan
+        ), None
     missing = series.isna().to_numpy()
     dtype, blank = (bool, False) if kind == "bool" else (_integer(series.dtype), 0)
     if not missing.any():
@@ -329,7 +331,8 @@ def _numbers(series: pd.Series[Any], kind: Kind) -> tuple[Array, Array | None]:
     return series.to_numpy(dtype=dtype, na_value=blank), missing
 
 
-def _floating(dtype: Any) -> np.dtype[Any]:
+def floating_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the NumPy dtype of floating values of a nullable or Arrow dtype."""
     own = getattr(dtype, "numpy_dtype", None)
     floating = isinstance(own, np.dtype) and own.kind == "f"
     return np.dtype(own if floating else np.float64)

@@ -40,3 +40,17 @@ class Inputs:
     named: bool = True
     #: Text goes through the tokenizer; its outputs become keyword arguments.
     tokenized: bool = False
+    #: Missing text is None for an estimator, not NaN.
+    none: bool = False
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What an estimator was fitted on, as far as it tells."""
+
+    #: It was a table: a single column, too, goes in as a frame.
+    table: bool = False
+    #: It was one text a row: only a Series is read by rows.
+    texts: bool = False
+    #: Missing text was None, not NaN.
+    none: bool = False
