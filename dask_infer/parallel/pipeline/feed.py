@@ -11,21 +11,35 @@ import asyncio
 import contextlib
 import logging
 import pickle
+import random
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from math import ceil
+from typing import Any, TypeAlias
 
 from dask_infer.errors import PartitionError, PlacementError
-from dask_infer.parallel.pipeline.microbatch import Failure, Load, Lost, Way
-from dask_infer.parallel.pipeline.state import GroupState, InstanceState
+from dask_infer.parallel.pipeline.microbatch import (
+    Failure,
+    Load,
+    Lost,
+    Target,
+    Way,
+)
+from dask_infer.parallel.pipeline.state import GroupState
 from dask_infer.parallel.pipeline.switchboard import Answer, Parcel, Switchboard
 from dask_infer.spec import GroupSpec
 
 logger = logging.getLogger(__name__)
 
+#: Most instances among which one worker chooses: it handles two more messages for each
+#: of their microbatches.
+DISPATCHED = 16
 #: Seconds before a way that was lost is tried again, at first and at most.
 PAUSES = (0.02, 1.0)
+
+Targets: TypeAlias = "tuple[Target, ...]"
 
 
 @dataclass(frozen=True)
@@ -47,9 +61,9 @@ class Feed:
         self.users: list[Any] = []
         self._changed = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
-        self._places: dict[str, asyncio.Semaphore] = {}
+        self._places: dict[tuple[str, ...], asyncio.Semaphore] = {}
         self._answers: set[asyncio.Task[Answer]] = set()
-        #: Microbatches on their way, by instance.
+        #: Microbatches on their way, by the instance that they are offered to first.
         self._sent: Counter[str] = Counter()
 
     def __repr__(self) -> str:
@@ -145,8 +159,9 @@ class Feed:
         if self.state is None or state.version > self.state.version:
             self.state = state
             known = {instance.name for instance in state.instances}
-            for name in self._places.keys() - known:
-                del self._places[name]
+            for names in list(self._places):
+                if not known.issuperset(names):
+                    del self._places[names]
             self._changed.set()
             self._changed = asyncio.Event()
 
@@ -169,50 +184,54 @@ class Feed:
             del self.board.parcels[parcel.number]
 
     async def _sent_through(self, parcel: Parcel, rows: int, call: Call) -> Load:
-        lost_since: tuple[InstanceState, float] | None = None
+        lost_since: tuple[Targets, float] | None = None
         pause = PAUSES[0]
         while True:
-            instance = await self._serving()
-            answer = await self._attempt(parcel, rows, call, instance)
+            ready = await self._serving()
+            answer = await self._attempt(parcel, rows, call, ready)
             if parcel.outputs.done():
                 return parcel.outputs.result()
             if answer is not None and answer["status"] == "failed":
                 raise Failure(**answer["failure"]).exception()
-            if lost_since is None or lost_since[0] != instance:
-                lost_since, pause = (instance, time.monotonic()), PAUSES[0]
+            if lost_since is None or lost_since[0] != ready:
+                lost_since, pause = (ready, time.monotonic()), PAUSES[0]
             elif time.monotonic() - lost_since[1] > self.spec.patience.stall:
+                stages = dict.fromkeys(chain.from_iterable(t.route for t in ready))
                 raise PartitionError(
                     f'model "{self.spec.model.name}": its stages on '
-                    f"{', '.join(instance.route)} are there for the scheduler, but "
+                    f"{', '.join(stages)} are there for the scheduler, but "
                     f"worker {self.board.address} cannot reach them; look at the "
                     "network between the workers"
                 )
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._moved(instance), pause)
+                await asyncio.wait_for(self._moved(parcel, ready), pause)
             pause = min(2 * pause, PAUSES[1])
 
     async def _attempt(
-        self, parcel: Parcel, rows: int, call: Call, instance: InstanceState
+        self, parcel: Parcel, rows: int, call: Call, ready: Targets
     ) -> Answer | None:
         """Send once; None where the instance moved or nobody answered."""
-        self._sent[instance.name] += 1
+        among = self._among(ready)
+        first = among[0].name
+        self._sent[first] += 1
         try:
             # More calls than places only fill the pool of connections.
-            async with self._place(instance.name):
-                return await self._sending(parcel, rows, call, instance)
+            async with self._place(among):
+                return await self._sending(parcel, rows, call, ready, among)
         finally:
-            self._sent[instance.name] -= 1
-            if not self._sent[instance.name]:
-                del self._sent[instance.name]
+            self._sent[first] -= 1
+            if not self._sent[first]:
+                del self._sent[first]
 
     async def _sending(
-        self, parcel: Parcel, rows: int, call: Call, instance: InstanceState
+        self, parcel: Parcel, rows: int, call: Call, ready: Targets, among: Targets
     ) -> Answer | None:
-        parcel.attempt += 1
+        parcel.attempt, parcel.taken = parcel.attempt + 1, None
         way = Way(
-            group=instance.name,
-            epoch=instance.epoch,
-            route=instance.route,
+            group=among[0].name,
+            epoch=among[0].epoch,
+            route=among[0].route,
+            among=among if len(among) > 1 else (),
             feeder=self.board.address,
             number=parcel.number,
             attempt=parcel.attempt,
@@ -221,7 +240,7 @@ class Feed:
             wanted=call.wanted,
         )
         sending = asyncio.create_task(self.board.send(way))
-        moved = asyncio.create_task(self._moved(instance))
+        moved = asyncio.create_task(self._moved(parcel, ready))
         waits: set[asyncio.Future[Any]] = {parcel.outputs, sending, moved}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -253,36 +272,57 @@ class Feed:
         if not sending.cancelled():
             sending.exception()  # told by another way, or not of interest
 
-    def _place(self, name: str) -> asyncio.Semaphore:
+    def _among(self, ready: Targets) -> Targets:
+        """Return the instances among which one dispatcher chooses."""
+        parts = ceil(len(ready) / DISPATCHED)
+        return min(
+            (ready[part::parts] for part in range(parts)),
+            key=lambda part: (self._sent[part[0].name] / len(part), random.random()),
+        )
+
+    def _place(self, among: Targets) -> asyncio.Semaphore:
         assert self.state is not None
-        places = self._places.get(name)
+        names = tuple(target.name for target in among)
+        places = self._places.get(names)
         if places is None:
-            places = self._places[name] = asyncio.Semaphore(self.state.window)
+            size = self.state.window * len(names)
+            places = self._places[names] = asyncio.Semaphore(size)
         return places
 
-    async def _serving(self) -> InstanceState:
-        """Return an instance that serves; where none does, wait for one."""
+    async def _serving(self) -> Targets:
+        """Return the instances that serve; where none does, wait for one."""
         while True:
             state = self.state
             assert state is not None
             if state.status == "refused":
                 raise _refusal(state)
-            ready = [each for each in state.instances if each.ready]
-            if state.status == "ready" and ready:
-                return min(ready, key=lambda each: self._sent[each.name])
+            if state.status == "ready" and (ready := _ready(state)):
+                return ready
             changed = self._changed
             if state.status == "released":
                 await self._opened(self.users[-1])
             elif self.state is state:
                 await changed.wait()
 
-    async def _moved(self, instance: InstanceState) -> None:
-        """Return when the instance is no longer what it was."""
+    async def _moved(self, parcel: Parcel, ready: Targets) -> None:
+        """Return when the instance that took a microbatch is no longer what it was.
+
+        Before any did: when there are others to offer it to than those it was sent to.
+        """
         while True:
-            changed, state = self._changed, self.state
-            if state is None or instance not in state.instances:
+            changed = self._changed
+            now = () if self.state is None else _ready(self.state)
+            if parcel.taken not in now if parcel.taken else now != ready:
                 return
             await changed.wait()
+
+
+def _ready(state: GroupState) -> Targets:
+    return tuple(
+        Target(each.name, each.epoch, each.route)
+        for each in state.instances
+        if each.ready
+    )
 
 
 def _refusal(state: GroupState) -> Exception:

@@ -180,5 +180,6 @@ class Fleet:
             self.facts,
             self.window,
             self.microbatch,
+            len(self.feeders),
             self.error,
         )

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from dask_infer.errors import pickled
 from dask_infer.parallel.pipeline.wire import Message, copied, pack, unpack
+
+
+class Target(NamedTuple):
+    """An instance of a group, as it is offered a microbatch."""
+
+    name: str
+    epoch: int
+    #: Addresses of its stages, in order.
+    route: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Way:
     method: str | None = None
     #: Fields of a whole model's output that are read; None for all.
     wanted: tuple[Any, ...] | None = None
+    #: Instances of which the first one's worker is to choose; none where it is chosen.
+    among: tuple[Target, ...] = ()
 
     def to_message(self) -> dict[str, Any]:
         """Return what goes over the wire."""
@@ -47,7 +58,13 @@ class Way:
         for name in ("route", "wanted"):
             if told[name] is not None:
                 told[name] = tuple(told[name])
-        return cls(**told)
+        among = tuple(Target(n, e, tuple(route)) for n, e, route in told["among"])
+        return cls(**{**told, "among": among})
+
+    def to(self, target: Target) -> Way:
+        """Return the way through one instance."""
+        name, epoch, route = target
+        return replace(self, group=name, epoch=epoch, route=route, among=())
 
 
 @dataclass(frozen=True)

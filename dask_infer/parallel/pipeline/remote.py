@@ -139,8 +139,10 @@ class RemoteLane:
 
     @property
     def window(self) -> int:
-        """As many as one instance admits: one feeder alone can fill it."""
-        return self.state.window
+        """Its part of what all instances admit: the feeders together fill them."""
+        state = self.feed.state or self.state
+        ready = sum(instance.ready for instance in state.instances)
+        return state.window * max(1, ceil(ready / max(1, state.feeders)))
 
     @property
     def microbatch(self) -> int | None:

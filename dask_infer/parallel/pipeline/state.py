@@ -46,6 +46,8 @@ class GroupState:
     window: int = 2
     #: Rows of a microbatch; None where the feeders' own policy finds them.
     microbatch: int | None = None
+    #: Tasks that feed it now.
+    feeders: int = 0
     #: The pickled exception of a group that was refused.
     error: bytes | None = None
 

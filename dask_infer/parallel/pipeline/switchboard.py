@@ -4,6 +4,7 @@ One a worker, on its event loop. A microbatch goes feeder -> stage 0 -> stage 1 
 by nested calls over the cluster's own comms::
 
     feeder    offer(way)                      no bytes yet: it waits at the door
+    (stage 0 of the first of several instances passes it to the idlest one's door)
     stage 0   fetch(number) from the feeder   once there is a place in the window
     stage k   forward(way, load) to stage k+1
     last      outputs(way, load) to the feeder
@@ -19,13 +20,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 from distributed import Worker
 
-from dask_infer.parallel.pipeline.microbatch import Failure, Load, Lost, Way
+from dask_infer.parallel.pipeline.dispatch import Dispatcher
+from dask_infer.parallel.pipeline.microbatch import Failure, Load, Lost, Target, Way
 from dask_infer.parallel.pipeline.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ class Parcel:
         self.number = next(self._numbers)
         self.load = load
         self.attempt = 0
+        #: The instance that fetched it in this attempt.
+        self.taken: Target | None = None
         self.outputs: asyncio.Future[Load] = loop.create_future()
 
 
@@ -65,6 +70,7 @@ class Switchboard:
         self.stages: dict[tuple[str, int], Stage] = {}
         #: Microbatches of the feeders here, until their outputs came.
         self.parcels: dict[int, Parcel] = {}
+        self.dispatcher = Dispatcher()
         #: Stage tasks that wait for a thread here, each for one feeder to make way.
         self.waiting: set[str] = set()
         for name in ("offer", "fetch", "forward", "outputs", "make_way"):
@@ -131,7 +137,10 @@ class Switchboard:
 
     async def _fetch_here(self, way: Way, load: Load) -> Answer:
         parcel = self._is_current(way)
-        return LOST if parcel is None else {"status": "done", "load": parcel.load}
+        if parcel is None:
+            return LOST
+        parcel.taken = Target(way.group, way.epoch, way.route)
+        return {"status": "done", "load": parcel.load}
 
     async def _outputs_here(self, way: Way, load: Load) -> Answer:
         parcel = self._is_current(way)
@@ -145,7 +154,17 @@ class Switchboard:
         stage = self.stages.get((way.group, 0))
         if stage is None:
             return LOST
+        if way.among:
+            return await self._dispatched(stage, way)
         return await _answered(stage, way, self._admitted(stage, way))
+
+    async def _dispatched(self, stage: Stage, way: Way) -> Answer:
+        """Pass an offer on; also while the stage here is placed anew."""
+        async with self.dispatcher.place(way.among, stage.window) as target:
+            try:
+                return await self.call(target.route[0], "offer", way.to(target), Load())
+            except (Lost, OSError):
+                return LOST
 
     async def _admitted(self, stage: Stage, way: Way) -> Answer:
         async with stage.door:
@@ -225,9 +244,13 @@ _boards: weakref.WeakValueDictionary[str, Switchboard] = weakref.WeakValueDictio
 _of: weakref.WeakKeyDictionary[Worker, Switchboard] = weakref.WeakKeyDictionary()
 
 
+_making = threading.Lock()
+
+
 def switchboard(worker: Worker) -> Switchboard:
     """Return the switchboard of a worker; made when it is first asked for."""
-    board = _of.get(worker)
-    if board is None:
-        board = _of.setdefault(worker, Switchboard(worker))
-    return board
+    with _making:  # a second one would take the handlers of the first
+        board = _of.get(worker)
+        if board is None:
+            board = _of[worker] = Switchboard(worker)
+        return board

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask.dataframe as dd
@@ -80,6 +81,12 @@ def model() -> torch.nn.Sequential:
 def expected(pdf: pd.DataFrame, model: torch.nn.Module) -> np.ndarray:
     with torch.inference_mode():
         return model(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """What models write into that count their forwards."""
+    return tmp_path / "log"
 
 
 def near(result: pd.DataFrame, expected: np.ndarray, pdf: pd.DataFrame) -> None:

@@ -43,11 +43,6 @@ def count(log, at):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "log"
-
-
 def stages_with(part):
     """Three stages, of which one holds `part`, which counts."""
     torch.manual_seed(3)
