@@ -15,7 +15,13 @@ from itertools import chain, combinations
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -351,6 +357,13 @@ class _StrictDtypes(TorchDispatchMode):
         try:
             self._check(getattr(packet, "__name__", ""), args)
             return func(*args, **(kwargs or {}))
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            leaves = pytree.arg_tree_leaves(*args, **(kwargs or {}))
+            if not any(isinstance(leaf, FakeTensor) for leaf in leaves):
+                with unset_fake_temporarily():  # constants, as TorchScript folds them
+                    return func(*args, **(kwargs or {}))
+            self.failure = error
+            raise
         except Exception as error:
             self.failure = error
             raise

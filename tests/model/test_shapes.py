@@ -1,6 +1,7 @@
 """What models return, found on fake tensors."""
 
 import dataclasses
+import io
 import logging
 import threading
 import warnings
@@ -423,6 +424,21 @@ def test_the_callers_module_is_untouched():  # DI-24
     assert list(module._forward_hooks) == [hook.id]
     assert all(tensor.equal(state[n]) for n, tensor in module.state_dict().items())
     assert torch.get_rng_state().equal(random)
+
+
+def test_constants_of_a_loaded_trace_have_values():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(
+        **sizes, intermediate_size=16, vocab_size=50, return_dict=False
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    traced = torch.jit.trace(model, torch.ones(2, 7, dtype=torch.int64), strict=False)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    found = trace(torch.jit.load(file), Example("int64", (7,)))
+    assert row_shape(found, found.output[0]) == (2,)
 
 
 def test_a_script_in_training_keeps_its_mode():
