@@ -46,6 +46,10 @@ class InputError(InferError, ValueError):
 class OutputError(InferError, ValueError):
     """What the model returned cannot become the promised columns."""
 
+    #: Structure, shape and dtype are as promised and only a value does not fit: then it
+    #: is the fault of its row, and else of no row.
+    of_a_row: bool = False
+
 
 class ModelLoadError(InferError):
     """The model cannot be found, trusted, read or held in memory."""

@@ -5,11 +5,13 @@ import os
 import time
 import weakref
 from dataclasses import replace
+from decimal import Decimal
 
 import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from dask.dataframe.utils import assert_eq
@@ -68,7 +70,7 @@ def check(result, step="forward", message="ValueError: bad row"):
     bad = result["a"].isin(BAD)
     assert result["prediction"].isna().tolist() == bad.tolist()
     good = result[~bad]
-    np.testing.assert_allclose(good["prediction"], 2 * good["a"])
+    np.testing.assert_allclose(good["prediction"].astype("f8"), 2 * good["a"])
     errors = result["infer_error"]
     assert errors[~bad].isna().all()
     assert errors[bad].str.startswith(f"{step}: {message}").all()
@@ -106,12 +108,23 @@ def test_bad_rows_in_postprocess(ddf):  # BM-19
 
 def test_bad_rows_in_what_the_model_returns(ddf):  # BM-20
     pred = ddf.infer.predict(
+        lambda x: [Decimal(2 * v) if v not in BAD else "none" for v in x.tolist()],
+        columns="a",
+        meta=pd.ArrowDtype(pa.decimal128(9, 1)),
+        on_error="quarantine",
+    )
+    check(pred.compute(), "output", "OutputError: output column")
+
+
+def test_a_model_that_leaves_rows_out_raises(ddf):  # ZO-2
+    pred = ddf.infer.predict(
         lambda x: 2 * x[~np.isin(x, BAD)],
         columns="a",
         meta="float32",
         on_error="quarantine",
     )
-    check(pred.compute(), "output", "OutputError: the model returned 0 rows")
+    with pytest.raises(OutputError, match=r"1\d rows for a batch of 20"):
+        pred.compute()
 
 
 def test_rows_that_cannot_become_tensors():  # BM-21

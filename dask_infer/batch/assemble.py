@@ -12,11 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dask_infer.batch.fields import fields, is_tensor
-from dask_infer.batch.returned import to_array
+from dask_infer.batch.returned import to_array, unboxed
 from dask_infer.batch.sinks import Columns, Padding, Sink, build_sink
 from dask_infer.errors import OutputError
-from dask_infer.spec import OutputColumn, Outputs
+from dask_infer.spec import Outputs
 
 Positions: TypeAlias = slice | npt.NDArray[Any]
 
@@ -51,7 +50,8 @@ class Assembler:
             build_sink(column, n, nullable=nullable, cast=outputs.declared)
             for column in outputs.columns
         ]
-        self._alone = len(self._sinks) == 1 and outputs.columns[0].index is None
+        #: Axes of the values that are in doubt, by place.
+        self._ranks: dict[int, int] = {}
         self._missing: npt.NDArray[np.bool_] | None = None
         self._filled = 0
 
@@ -62,7 +62,7 @@ class Assembler:
     def add(
         self,
         rows: Positions,
-        output: Any,
+        picked: dict[Any, Any],
         lengths: npt.NDArray[Any] | None = None,
         padded: int | None = None,
     ) -> None:
@@ -72,8 +72,8 @@ class Assembler:
         ----------
         rows
             Where the batch's rows stand in the partition.
-        output
-            What the model or `postprocess` returned, its tensors on the CPU.
+        picked
+            What `pick` found in the output, tensors on the CPU.
         lengths, padded
             Real length of each row, and the length of the axis that pads them.
 
@@ -85,9 +85,7 @@ class Assembler:
         """
         count = _count(rows, self.n)
         padding = Padding(lengths, padded, self._side)
-        values = self._values(output)
-        for value in values:
-            _check_rows(value, count)
+        values = self._values(picked, count)
         for sink, value in zip(self._sinks, values, strict=True):
             sink.put(rows, count, value, padding)
         self._filled += count
@@ -110,24 +108,51 @@ class Assembler:
             for column, sink in zip(self.outputs.columns, self._sinks, strict=True)
         }
 
-    def _values(self, output: Any) -> list[Any]:
-        """Return the value of each column, whatever structure holds them."""
-        if self._alone and is_tensor(output) and output.dim():
-            return [output]
-        found = dict(fields(output))
+    def doubts(
+        self,
+        picked: dict[Any, Any],
+        lengths: npt.NDArray[Any] | None,
+        padded: int | None,
+    ) -> bool:
+        """Whether an axis as long as the padded one may be another one by chance.
+
+        Asked of a declared column: an inferred one knows. `learn` tells the answer, for
+        all batches.
+        """
+        padding = Padding(lengths, padded, self._side)
+        unknown = [
+            place for place, sink in enumerate(self._sinks) if sink.tokens is None
+        ]
+        if not unknown or not padding.cuts:
+            return False
+        values = self._values(picked, len(padding))
+        self._ranks = {
+            place: np.ndim(values[place])
+            for place in unknown
+            if padding.covers(values[place])
+        }
+        return bool(self._ranks)
+
+    def learn(self, picked: dict[Any, Any], padded: int) -> None:
+        """Learn from a row of the batch in doubt that was run alone, padded less.
+
+        An axis is the tokens' if it is as long as the row is then.
+        """
+        values = self._values(picked, 1)
+        for place, rank in self._ranks.items():
+            shape = tuple(getattr(values[place], "shape", ()))
+            missing = rank - len(shape)  # axes of length 1 that the model squeezed
+            found = shape[1 - missing : 2 - missing] if missing < 2 else (1,)
+            self._sinks[place].tokens = found == (padded,)
+
+    def _values(self, picked: dict[Any, Any], count: int) -> list[Any]:
+        """Return the value of each column."""
         columns = self.outputs.columns
-        if all(column.field in found for column in columns):
-            return _picked(columns, found)
-        if all(column.name in found for column in columns):
-            return [found[column.name] for column in columns]
-        # Structures may differ where names do not matter, or `meta` gave them.
-        nameless = not any(isinstance(key, str) for key in found)
-        if nameless and len(found) == len(columns):
-            return list(found.values())
-        if len(found) == 1 and (nameless or self.outputs.declared):
-            (value,) = found.values()
-            return [value] if len(columns) == 1 else _spread(value, len(columns))
-        raise _not_found(columns, found, output)
+        if None not in picked:
+            return [picked[column.name] for column in columns]
+        if len(columns) == 1 and columns[0].index is None:
+            return [picked[None]]
+        return _spread(picked[None], len(columns), count)
 
 
 def _count(rows: Positions, n: int) -> int:
@@ -136,61 +161,17 @@ def _count(rows: Positions, n: int) -> int:
     return len(rows)
 
 
-def _check_rows(value: Any, count: int) -> None:
-    # `len` of a sparse matrix raises
-    found = value.shape[0] if hasattr(value, "shape") else len(value)
-    if found != count:
-        raise OutputError(
-            f"the model returned {found} rows for a batch of {count} rows; it must "
-            "return one row for each that it is given, see to it in the model or in "
-            "postprocess="
-        )
-
-
-def _picked(columns: tuple[OutputColumn, ...], found: dict[Any, Any]) -> list[Any]:
-    """Return each column's field, or its slice of the ``(n, k)`` field."""
-    slices: dict[Any, list[Any]] = {}
-    values = []
-    for column in columns:
-        key, value = column.field, found[column.field]
-        if column.index is None:
-            values.append(value)
-            continue
-        if key not in slices:
-            width = sum(other.field == key for other in columns)
-            slices[key] = _spread(value, width)
-        values.append(slices[key][column.index])
-    return values
-
-
-def _spread(value: Any, width: int) -> list[Any]:
+def _spread(value: Any, width: int, count: int) -> list[Any]:
     """Return the columns of an ``(n, k)`` array."""
     array = to_array(value)
+    if array.ndim < 2:
+        array = unboxed(array)
+    if count == 1 and array.shape == (width,):
+        array = array.reshape(1, width)
     if array.ndim == 2 and array.shape[1] == width:
         return [array[:, place] for place in range(width)]
     raise OutputError(
         f"{width} columns are promised, the model returned an array of shape "
         f"{array.shape}; return (n, {width}), or pass output= and meta= for what it "
         "returns"
-    )
-
-
-def _not_found(
-    columns: tuple[OutputColumn, ...], found: dict[Any, Any], output: Any
-) -> OutputError:
-    wanted = ", ".join(
-        f'"{column.name}"' if column.field is None else repr(column.field)
-        for column in columns
-    )
-    if None in found:
-        held = "one array without a name"
-    elif found:
-        held = "arrays in " + ", ".join(map(repr, found))
-    else:
-        held = "no array with an entry a row"
-    # A plain dict is what the caller makes of the model's own structure.
-    made_of = "" if type(output) is dict else f" (a {type(output).__name__})"
-    return OutputError(
-        f"{wanted} promised, the model returned {held}{made_of}; "
-        'pick fields by output={"field": "name"}, or name what comes by meta='
     )

@@ -20,8 +20,8 @@ class Declared:
 
     #: None where only a dtype was given.
     name: Hashable
-    #: As in `OutputColumn`, or the name of a pandas extension dtype.
-    dtype: str
+    #: As in `OutputColumn`.
+    dtype: Any
     shape: tuple[int | None, ...] = ()
 
 
@@ -40,8 +40,8 @@ def declared_columns(meta: Any) -> list[Declared]:
     return [Declared(name, *declared_dtype(dtype, meta)) for name, dtype in pairs]
 
 
-def declared_dtype(dtype: Any, meta: Any) -> tuple[str, tuple[int | None, ...]]:
-    """Return the dtype's name and the shape of one row, as `OutputColumn` has them.
+def declared_dtype(dtype: Any, meta: Any) -> tuple[Any, tuple[int | None, ...]]:
+    """Return the dtype and the shape of one row, as `OutputColumn` has them.
 
     `meta` is what the user wrote, for the error's text.
     """
@@ -56,7 +56,7 @@ def declared_dtype(dtype: Any, meta: Any) -> tuple[str, tuple[int | None, ...]]:
     if isinstance(known, TensorDtype):
         return known.value.name, known.shape
     if isinstance(known, pd.ArrowDtype):
-        return _arrow(known.pyarrow_dtype, str(known))
+        return _arrow(known)
     if isinstance(known, np.dtype):
         return _numpy(known), ()
     if isinstance(known, pd.StringDtype):
@@ -68,7 +68,7 @@ def declared_dtype(dtype: Any, meta: Any) -> tuple[str, tuple[int | None, ...]]:
         )
     if known is None:
         raise _refusal(meta, dtype)
-    return str(known), ()
+    return _named(known), ()
 
 
 def _pairs(meta: Any) -> Iterator[tuple[Any, Any]]:
@@ -118,7 +118,7 @@ def _pandas_dtype(dtype: Any) -> Any:
         return None
     try:
         known = pd.api.types.pandas_dtype(dtype)
-    except (TypeError, ValueError, SyntaxError):
+    except (TypeError, ValueError, SyntaxError, NotImplementedError):
         return None
     if isinstance(known, np.dtype) and known.names:
         return None
@@ -136,18 +136,24 @@ def _numpy(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
-def _arrow(dtype: pa.DataType, name: str) -> tuple[str, tuple[int | None, ...]]:
-    """Dtype and shape of Arrow's lists; text becomes Dask's strings."""
+def _named(dtype: Any) -> Any:
+    """Return the dtype's name, or the dtype where pandas cannot read the name."""
+    return str(dtype) if _pandas_dtype(str(dtype)) == dtype else dtype
+
+
+def _arrow(known: pd.ArrowDtype) -> tuple[Any, tuple[int | None, ...]]:
+    """Dtype and shape of lists of numbers; text becomes Dask's strings."""
+    dtype = known.pyarrow_dtype
     shape: tuple[int | None, ...] | None
     if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
         return "string", ()
     if not is_list(dtype):
-        return name, ()
+        return _named(known), ()
     value, shape = arrow_value_dtype(dtype), arrow_row_shape(dtype)
     if shape is None and not is_fixed(dtype):  # only the first axis may be ragged
         inner = arrow_row_shape(dtype.value_type) if is_list(dtype.value_type) else ()
         shape = None if inner is None else (None, *inner)
-    return ("object", ()) if value is None or shape is None else (value.name, shape)
+    return (known, ()) if value is None or shape is None else (value.name, shape)
 
 
 def _refusal(meta: Any, dtype: Any = None) -> ValueError:

@@ -1,4 +1,4 @@
-"""The fields of an output: one value a column, whatever structure holds them.
+"""The fields of an output, whatever structure holds them.
 
 Models answer with tensors, tuples, dicts, dataclasses, frames or lists of rows. Here
 they all become ``[(key, value), ...]``: a name, a position, or None for an output that
@@ -12,43 +12,59 @@ import sys
 import types
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-#: A field's name, its position, or None for the output itself.
-Field = tuple[Hashable, Any]
+#: Values by name, by position, or by None for the output itself.
+Fields: TypeAlias = list[tuple[Hashable, Any]]
 
 
-def fields(output: Any) -> list[Field]:
-    """Return the fields of `output` that can become columns.
+def traced_fields(output: Any, rows: int) -> Fields:
+    """Return the fields of the output for a made-up number of rows, on the client.
+
+    Scalars, None and nested structures (a loss, a cache, hidden states) are left out. A
+    list holds fields where each entry has all the rows, as no entry a row has.
+    """
+    is_list = isinstance(output, list)
+    listed = is_list and any(_has_rows(value, rows) for value in output)
+    found = all_fields(output, listed=listed)
+    if is_list and not listed:
+        found = [(key, stacked(value)) for key, value in found]
+    return [(k, v) for k, v in found if is_column(v) and getattr(v, "shape", 1) != ()]
+
+
+def all_fields(output: Any, *, listed: bool) -> Fields:
+    """Return all that `output` holds, columns or not.
 
     Parameters
     ----------
     output
         What the model or `postprocess` returned for one batch.
+    listed
+        Whether a list holds a field an entry; else a row an entry.
 
     Returns
     -------
     list of (key, value)
         Keys are names (dict, dataclass, named tuple, frame, rows of dicts), positions
-        (tuple, list of tensors), or None where `output` is one value. Scalars, None
-        and nested structures (a loss, a cache, hidden states) are left out.
+        (tuple, listed fields), or None where `output` is one value.
     """
-    if is_tensor(output):
-        return [(None, output)] if output.dim() else []
     if isinstance(output, list):
-        return _list_fields(output)
-    named = named_values(output)
+        if not listed:
+            return _rows_fields(output)
+        return list(enumerate(output))
+    named = None if is_tensor(output) else named_values(output)
     if named is not None:
-        return [(name, value) for name, value in named if is_column(value)]
+        return list(named)
     if isinstance(output, tuple):
-        return _tuple_fields(output)
-    if is_column(output):
+        if isinstance(_first(output), str):
+            return [(None, list(output))]
+        return list(enumerate(output))
+    if is_column(output) or not hasattr(output, "__dict__"):
         return [(None, output)]
-    values = getattr(output, "__dict__", {})
-    return [(name, value) for name, value in values.items() if is_column(value)]
+    return list(vars(output).items())
 
 
 def is_tensor(value: Any) -> bool:
@@ -58,7 +74,10 @@ def is_tensor(value: Any) -> bool:
 
 
 def is_column(value: Any) -> bool:
-    """Whether `value` holds one entry a row: an array of any library, or a list."""
+    """Whether `value` may hold an entry a row: an array of any library, or a list.
+
+    An array without axes may, too: of one row, where the model squeezes.
+    """
     if isinstance(value, list):
         first = _first(value)
         return bool(value) and not is_tensor(first) and not _is_nested(first)
@@ -67,11 +86,11 @@ def is_column(value: Any) -> bool:
     if isinstance(value, type):
         return False
     if hasattr(value, "__array__") or hasattr(value, "toarray"):
-        return tuple(getattr(value, "shape", (1,))) != ()
+        return True
     return isinstance(value, pd.api.extensions.ExtensionArray)
 
 
-def named_values(output: Any) -> Iterable[Field] | None:
+def named_values(output: Any) -> Iterable[tuple[Hashable, Any]] | None:
     """Return every named value of `output`; None where it has no names."""
     if isinstance(output, Mapping):
         return output.items()
@@ -104,45 +123,31 @@ def _tuple_names(kind: type) -> tuple[str, ...]:
     return names
 
 
-def _tuple_fields(output: tuple[Any, ...]) -> list[Field]:
-    if isinstance(_first(output), str):
-        return [(None, list(output))]
-    return _positions(output)
-
-
-def _list_fields(output: list[Any]) -> list[Field]:
-    first = _first(output)
-    if first is None:
-        return [(None, output)]
-    if is_tensor(first) or isinstance(first, np.ndarray):
-        if all(np.ndim(value) == 0 for value in output):
-            return [(None, _stacked(output))]
-        return _positions(output)
-    if not isinstance(first, pd.DataFrame) and named_values(first) is not None:
-        return _row_fields(output)
-    return [(None, output)] if is_column(output) else _positions(output)
-
-
-def _positions(output: Iterable[Any]) -> list[Field]:
-    return [(place, value) for place, value in enumerate(output) if is_column(value)]
-
-
-def _row_fields(rows: list[Any]) -> list[Field]:
+def _rows_fields(rows: list[Any]) -> Fields:
     """Turn rows of dicts (or of dataclasses, named tuples) around, a pass a key."""
+    first = _first(rows)
+    whole = isinstance(first, pd.DataFrame) or is_tensor(first)
+    if whole or named_values(first) is None:
+        return [(None, rows)]
     if not all(isinstance(row, Mapping) for row in rows):
         rows = [{} if row is None else dict(named_values(row) or ()) for row in rows]
     keys = dict.fromkeys(chain.from_iterable(rows))
-    columns = ((key, [row.get(key) for row in rows]) for key in keys)
-    return [(key, _stacked(values)) for key, values in columns]
+    return [(key, [row.get(key) for row in rows]) for key in keys]
 
 
-def _stacked(values: list[Any]) -> Any:
-    """Return rows that are tensors as one tensor; other rows as they are."""
-    if not all(map(is_tensor, values)) or len({row.shape for row in values}) != 1:
+def stacked(values: Any) -> Any:
+    """Return a list of tensors of one shape as one tensor, all else as it is."""
+    if not isinstance(values, list) or not values or not all(map(is_tensor, values)):
+        return values
+    if len({row.shape for row in values}) != 1:
         return values
     import torch
 
     return torch.stack(values)
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    return is_tensor(value) and bool(value.dim()) and len(value) == rows
 
 
 def _first(values: Iterable[Any]) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from dask_infer.batch.declared import declared_columns, declared_dtype
-from dask_infer.batch.fields import fields, is_tensor
+from dask_infer.batch.fields import is_tensor, traced_fields
 from dask_infer.batch.naming import Naming, Shape, Value, name_declared, name_values
 from dask_infer.batch.tensor_array import TensorDtype
 from dask_infer.errors import OutputError
@@ -59,7 +59,7 @@ def resolve_outputs(
     padded = tokens if text else None
     found = [
         _traced_value(key, value, padded)
-        for key, value in fields(traced_output)
+        for key, value in traced_fields(traced_output, rows)
         if is_tensor(value) or isinstance(value, np.ndarray)
     ]
     if not found:
@@ -68,7 +68,9 @@ def resolve_outputs(
             f"{type(traced_output).__name__}); return one, or pass postprocess= and "
             "meta="
         )
-    return check_names(Outputs(name_values(found, output, rows)), kept)
+    columns = name_values(found, output, rows)
+    listed = any(isinstance(column.field, int) for column in columns)
+    return check_names(Outputs(columns, listed=listed), kept)
 
 
 def outputs_from_estimator(
@@ -91,7 +93,9 @@ def outputs_from_estimator(
         key = place if name is None and len(described) > 1 else name
         text, _ = declared_dtype(dtype, dtype)
         found.append(Value(key, text, _squeezed(shape)))
-    return check_names(Outputs(name_values(found, output), declared=True), kept)
+    columns = name_values(found, output)
+    outputs = Outputs(columns, declared=True, listed=len(described) > 1)
+    return check_names(outputs, kept)
 
 
 def outputs_from_meta(meta: Any, output: Naming, kept: Iterable[Hashable]) -> Outputs:

@@ -43,19 +43,6 @@ def to_array(value: Any) -> Array:
         ) from error
 
 
-def is_ours(array: Array) -> bool:
-    """Whether the memory was made by this forward, so that nobody else writes to it.
-
-    True only of whole tensors made under inference mode: not of weights, inputs, or
-    buffers that a callable fills again for the next batch.
-    """
-    tensor: Any = array.base
-    if not is_tensor(tensor) or not array.flags.c_contiguous:
-        return False
-    whole = bool(tensor.untyped_storage().nbytes() == array.nbytes)
-    return whole and bool(tensor.is_inference())
-
-
 def _tensor_to_array(tensor: Any) -> Array:
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
@@ -70,6 +57,22 @@ def _column_dtype(dtype: torch.dtype) -> torch.dtype:
     return known
 
 
+def owned(value: Any) -> Any:
+    """Return a row's value in memory that nobody else has, tensors as NumPy arrays.
+
+    Containers are built anew: a model may fill the same ones again.
+    """
+    if is_tensor(value):
+        return np.array(_tensor_to_array(value))
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is dict:
+        return {key: owned(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(owned, value))
+    return value
+
+
 def is_tensor_series(value: Any) -> bool:
     """Whether `value` is a pandas object of the package's own tensor dtype."""
     return isinstance(getattr(value, "dtype", None), TensorDtype)
@@ -81,11 +84,11 @@ def numbers(
     """Return numbers, and which rows are missing where any is."""
     missing = _missing_rows(value)
     if missing is None or not missing.any():
-        return _unboxed(to_array(value), column), None
+        return unboxed(to_array(value)), None
     shape = tuple(size or 0 for size in column.shape)
     found = np.zeros((0, *shape), dtype)
     if not missing.all():
-        found = _unboxed(to_array(_without(value, missing)), column)
+        found = unboxed(to_array(_without(value, missing)))
     array = np.zeros((len(missing), *found.shape[1:]), found.dtype)
     array[~missing] = found
     return array, missing
@@ -109,14 +112,42 @@ def _without(value: Any, missing: Array) -> Any:
     return value[~missing]
 
 
-def _unboxed(array: Array, column: OutputColumn) -> Array:
+def unboxed(array: Array) -> Array:
     """Return numbers that were Python objects, or arrays of them, as one array."""
     if array.dtype != object:
         return array
-    try:
-        return np.array(array.tolist())
-    except ValueError as error:
-        raise broken_promise(column, "rows of different shapes", array) from error
+    return to_array(array.tolist())
+
+
+def one_a_row(array: Array, column: OutputColumn, count: int) -> Array:
+    """Return an array of any of the forms that `count` rows may have, as ``(n, ...)``.
+
+    One row may come without its axis, where the model squeezes: what has exactly the
+    shape of a row is that row.
+    """
+    shape = tuple(size or 0 for size in column.shape)
+    if array.shape == (count, *shape):
+        return array
+    squeezed = count == 1 and array.shape == shape
+    if squeezed or (shape == () and array.shape == (count, 1)):
+        return array.reshape(count, *shape)
+    check_rows(array, count)
+    raise broken_promise(column, f"rows of shape {array.shape[1:]}", array)
+
+
+def check_rows(value: Any, count: int) -> None:
+    """Raise `OutputError` unless `value` has as many rows as the model was given."""
+    shape = getattr(value, "shape", None)  # `len` of a sparse matrix raises
+    if shape == ():
+        found = "one value without rows"
+    else:
+        found = f"{len(value) if shape is None else shape[0]} rows"
+    if found != f"{count} rows":
+        raise OutputError(
+            f"the model returned {found} for a batch of {count} rows; it must return "
+            "one row for each that it is given, see to it in the model or in "
+            "postprocess= (a list has a row an entry, a tuple a column)"
+        )
 
 
 def cast_array(
@@ -129,8 +160,14 @@ def cast_array(
         raise broken_promise(column, f"values of {dtype_name(array.dtype)}", array)
     result = array.astype(dtype)
     if dtype.kind in "iu" and array.dtype.kind in "iu" and (result != array).any():
-        raise broken_promise(column, "values that do not fit", array)
+        raise misfit(broken_promise(column, "values that do not fit", array))
     return result
+
+
+def misfit(error: OutputError) -> OutputError:
+    """Mark an error as that of a row's value, all else being as promised."""
+    error.of_a_row = True
+    return error
 
 
 def broken_promise(column: OutputColumn, found: str, array: Any) -> OutputError:

@@ -1,7 +1,7 @@
 """One output column while batches come in: where their values are written.
 
-A `Sink` a kind of column: numbers and tensors (one block), ragged rows (parts),
-text and other objects (references).
+A `Sink` a kind of column: numbers and tensors (one block), ragged rows and
+dtypes of pandas alone (parts), text and other objects (references).
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from dask_infer.batch.returned import (
     Array,
     broken_promise,
     cast_array,
-    is_ours,
+    check_rows,
+    misfit,
     numbers,
+    one_a_row,
+    owned,
     to_array,
 )
 from dask_infer.batch.rows import Rows, join, offsets_of
@@ -45,10 +48,18 @@ class Padding:
     padded: int | None = None
     side: str = "right"
 
-    def covers(self, array: Array) -> bool:
-        """Whether the array's second axis is the padded one."""
-        known = self.lengths is not None and array.ndim > 1
-        return known and array.shape[1] == self.padded
+    def __len__(self) -> int:
+        return 0 if self.lengths is None else len(self.lengths)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether any row is padded."""
+        return self.lengths is not None and bool((self.lengths != self.padded).any())
+
+    def covers(self, value: Any) -> bool:
+        """Whether the second axis of an array is as long as the padded one."""
+        shape = tuple(getattr(value, "shape", ()))
+        return self.lengths is not None and shape[1:2] == (self.padded,)
 
     def trim(self, array: Array) -> tuple[Array, Array]:
         """Return the rows end to end without padding, and how long each is."""
@@ -64,7 +75,10 @@ class Padding:
 
 
 class Sink(Protocol):
-    """Where one column's values go."""
+    """Where one column's values go: memory that nobody else has."""
+
+    #: Whether the second axis of an array is the tokens'; None where nobody knows yet.
+    tokens: bool | None
 
     def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Write the `count` values of a batch at `rows`.
@@ -72,7 +86,7 @@ class Sink(Protocol):
         Raises
         ------
         OutputError
-            If dtype or shape are not as promised.
+            If count, dtype or shape are not as promised.
         """
 
     def finish(self, missing: Array | None) -> Any:
@@ -90,9 +104,11 @@ def build_sink(column: OutputColumn, n: int, *, nullable: bool, cast: bool) -> S
     if isinstance(target, pd.StringDtype):
         return TextSink(column, n)
     values = _block_dtype(column, target)
-    if values is None:
-        return ObjectSink(column, n, target)
-    return NumberSink(column, n, target, values, cast)
+    if values is not None:
+        return NumberSink(column, n, target, values, cast)
+    if isinstance(target, np.dtype):
+        return ObjectSink(n)
+    return ExtensionSink(column, n, target)
 
 
 def _block_dtype(column: OutputColumn, target: Any) -> np.dtype[Any] | None:
@@ -110,6 +126,8 @@ def _block_dtype(column: OutputColumn, target: Any) -> np.dtype[Any] | None:
 class NumberSink:
     """Numbers, or arrays of one shape: one ``(n, *shape)`` block."""
 
+    tokens: bool | None = False
+
     def __init__(
         self,
         column: OutputColumn,
@@ -124,21 +142,17 @@ class NumberSink:
         self.dtype = values
         self.cast = cast
         self.shape = tuple(size or 0 for size in column.shape)
-        #: Allocated by the first batch that is not the whole partition.
+        #: Allocated by the first batch.
         self.block: Array | None = None
         #: Rows that came as missing.
         self.absent: Array | None = None
 
     def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
-        """Write numbers; take over the memory of a tensor that has all rows."""
+        """Write numbers."""
         array, missing = numbers(value, self.column, self.dtype)
-        if array.shape[1:] != self.shape:
-            array = self._reshaped(array, count)
+        array = one_a_row(array, self.column, count)
         array = cast_array(array, self.dtype, self.column, self.cast)
         if self.block is None:
-            if count == self.n and isinstance(rows, slice) and is_ours(array):
-                self.block = array
-                return
             self.block = np.empty((self.n, *self.shape), self.dtype)
         self.block[rows] = array
         if missing is not None or self.absent is not None:
@@ -158,11 +172,6 @@ class NumberSink:
         mask = np.zeros(self.n, bool) if missing is None else missing.copy()
         block[mask] = 0
         return self.target.construct_array_type()(block, mask)
-
-    def _reshaped(self, array: Array, count: int) -> Array:
-        if self.shape == () and array.shape[1:] == (1,):
-            return array.reshape(count)
-        raise broken_promise(self.column, f"rows of shape {array.shape[1:]}", array)
 
     def _absent(self, rows: Positions, missing: Array | None) -> None:
         if isinstance(self.target, np.dtype) and self.dtype.kind not in "fcmM":
@@ -190,6 +199,7 @@ class RaggedSink:
         self.dtype = np.dtype(column.dtype)
         self.inner = tuple(size or 0 for size in column.shape[1:])
         self.cast = cast
+        self.tokens: bool | None = None if cast else True
         self.parts: list[Rows] = []
         #: Where each row stands among the parts; -1 where it has none.
         self.places = np.full(n, -1)
@@ -197,7 +207,7 @@ class RaggedSink:
 
     def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the rows without their padding."""
-        self.parts.append(self._rows(value, padding))
+        self.parts.append(self._rows(value, count, padding))
         self.places[rows] = np.arange(self.taken, self.taken + count)
         self.taken += count
 
@@ -212,11 +222,12 @@ class RaggedSink:
             rows = rows.take(places)
         return TensorArray(rows)
 
-    def _rows(self, value: Any, padding: Padding) -> Rows:
+    def _rows(self, value: Any, count: int, padding: Padding) -> Rows:
         listed = isinstance(value, np.ndarray) and value.dtype.kind == "O"
         if listed or not (is_tensor(value) or isinstance(value, np.ndarray)):
-            return self._listed(value)
-        array = to_array(value)
+            return self._listed(value, count)
+        array = self._squared(to_array(value), count, padding)
+        check_rows(array, count)
         if array.ndim < 2 or array.shape[2:] != self.inner:
             raise broken_promise(self.column, f"rows of shape {array.shape[1:]}", array)
         if padding.lengths is not None and not (self.cast or padding.covers(array)):
@@ -226,16 +237,27 @@ class RaggedSink:
                 f"{padding.padded}",
                 array,
             )
-        flat, lengths = padding.trim(array)
+        flat, lengths = (padding if self.tokens else Padding()).trim(array)
         flat = cast_array(flat, self.dtype, self.column, self.cast)
-        if np.shares_memory(flat, array) and not is_ours(array):
-            flat = flat.copy()
-        return Rows(flat, offsets_of(lengths))
+        owned = flat.copy() if np.shares_memory(flat, array) else flat
+        return Rows(owned, offsets_of(lengths))
 
-    def _listed(self, value: Any) -> Rows:
+    def _squared(self, array: Array, count: int, padding: Padding) -> Array:
+        """Give axes of length 1 back that the model squeezed."""
+        one_token = (padding.padded,) if padding.padded == 1 else ()
+        if one_token and array.shape in ((count, *self.inner), self.inner):
+            return array.reshape(count, 1, *self.inner)
+        if count == 1 and array.ndim == len(self.column.shape):
+            return array.reshape(1, *array.shape)
+        return array
+
+    def _listed(self, value: Any, count: int) -> Rows:
         dtype: Any = TensorDtype(self.dtype, self.column.shape)
+        if count == 1 and _depth(value) == len(self.column.shape):
+            value = [value]
+        check_rows(value, count)
         try:
-            array = pd.array(value, dtype=dtype)
+            array = pd.array(owned(value), dtype=dtype)
         except (InputError, TypeError, ValueError) as error:
             raise OutputError(
                 f'output column "{self.column.name}" is promised as {dtype.name}, the '
@@ -244,11 +266,13 @@ class RaggedSink:
             ) from error
         values, offsets = array.to_ragged()
         missing = array.isna()
-        return Rows(values, offsets, missing if missing.any() else None)
+        return Rows(values.copy(), offsets, missing if missing.any() else None)
 
 
 class TextSink:
     """Text: references to each row's string, Arrow memory at the end."""
+
+    tokens: bool | None = False
 
     def __init__(self, column: OutputColumn, n: int) -> None:
         self.column = column
@@ -259,8 +283,9 @@ class TextSink:
         if is_tensor(value):
             raise broken_promise(self.column, f"values of {value.dtype}", value)
         texts = np.asarray(value, dtype=object)
-        if texts.shape == (count, 1):
+        if texts.shape == (count, 1) or (count == 1 and texts.shape == ()):
             texts = texts.reshape(count)
+        check_rows(texts, count)
         kind = pd.api.types.infer_dtype(texts.reshape(-1), skipna=True)
         if kind not in ("string", "empty") or texts.shape != (count,):
             shape = "" if texts.shape == (count,) else f" in rows of {texts.shape[1:]}"
@@ -278,45 +303,88 @@ class TextSink:
 class ObjectSink:
     """Anything else: a Python object a row."""
 
-    def __init__(self, column: OutputColumn, n: int, target: Any) -> None:
-        self.column = column
-        self.target = target
+    tokens: bool | None = None
+
+    def __init__(self, n: int) -> None:
         self.block = np.empty(n, object)
 
     def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
-        """Keep a reference a row, arrays without their padding."""
-        self.block[rows] = _objects(value, padding)
+        """Keep an object a row, arrays without their padding."""
+        self.block[rows] = _objects(value, count, padding if self.tokens else Padding())
 
     def finish(self, missing: Array | None) -> Any:
-        """Return the objects, as an array of the promised dtype."""
+        """Return the objects."""
         if missing is not None:
             self.block[missing] = None
-        if isinstance(self.target, np.dtype):
-            return self.block
+        return self.block
+
+
+class ExtensionSink:
+    """Values of a dtype of pandas alone: parts, put in order at the end."""
+
+    tokens: bool | None = None
+
+    def __init__(self, column: OutputColumn, n: int, target: Any) -> None:
+        self.column = column
+        self.target = target
+        self.parts: list[Any] = [pd.array([], dtype=target)]
+        #: Where each row stands among the parts; -1 where it has none.
+        self.places = np.full(n, -1)
+        self.taken = 0
+
+    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Keep the rows in an array of the promised dtype."""
+        if not isinstance(value, pd.Series | pd.api.extensions.ExtensionArray):
+            padding = padding if self.tokens else Padding()
+            value = _objects(value, count, padding).tolist()
+        check_rows(value, count)
         try:
-            return pd.array(self.block.tolist(), dtype=self.target)
-        except (TypeError, ValueError, pa.ArrowInvalid) as error:
-            raise OutputError(
+            self.parts.append(pd.array(value, dtype=self.target))
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            reason = (
                 f'output column "{self.column.name}" is promised as {self.target}, the '
                 f"model returned values that are none ({error}); pass meta= for what "
                 "it returns"
-            ) from error
+            )
+            raise misfit(OutputError(reason)) from error
+        self.places[rows] = np.arange(self.taken, self.taken + count)
+        self.taken += count
+
+    def finish(self, missing: Array | None) -> Any:
+        """Return the rows in order."""
+        places = self.places
+        if missing is not None:
+            places = np.where(missing, -1, places)
+        whole = self.target.construct_array_type()._concat_same_type(self.parts)
+        return whole.take(places, allow_fill=True)
 
 
-def _objects(value: Any, padding: Padding) -> Array:
-    """Return a reference a row in an array of one axis, however alike the rows are."""
+def _objects(value: Any, count: int, padding: Padding) -> Array:
+    """Return an object a row in an array of one axis, however alike the rows are."""
     items = value
-    if is_tensor(value) or isinstance(value, np.ndarray):
+    if is_tensor(value) or hasattr(value, "toarray") or isinstance(value, np.ndarray):
         items = to_array(value)
-        if padding.covers(items):
-            flat, lengths = padding.trim(items)
-            items = np.split(flat.copy(), np.cumsum(lengths)[:-1])
-        else:
-            items = items.tolist() if items.ndim == 1 else items.copy()
+    if count == 1 and _depth(items) == 0:
+        items = [items[()] if isinstance(items, np.ndarray) else items]
+    check_rows(items, count)
+    if isinstance(items, np.ndarray) and items.ndim > 1:
+        flat, lengths = padding.trim(items)
+        items = np.split(flat, np.cumsum(lengths)[:-1])
+    elif isinstance(items, np.ndarray):
+        items = items.tolist()
     block = np.empty(len(items), object)
     for place, item in enumerate(items):
-        block[place] = item
+        block[place] = owned(item)
     return block
+
+
+def _depth(value: Any) -> int:
+    """Return how many axes nested lists, or arrays, have."""
+    if hasattr(value, "shape"):
+        return len(value.shape)
+    if not isinstance(value, list | tuple):
+        return 0
+    return 1 + max((_depth(item) for item in value), default=0)
 
 
 def _nullable(dtype: np.dtype[Any]) -> str:

@@ -16,12 +16,13 @@ LONGEST = 1000
 def is_nobodys(error: BaseException) -> bool:
     """Whether `error` would meet any other row as well.
 
-    A missing library, a lost device, a model that cannot be loaded or placed. What a
-    row may cause (anything else) is only known to be nobody's once other rows fail,
-    too: see `Tally`.
+    A missing library, a lost device, a model that cannot be loaded or placed, an output
+    of another structure than promised. What a row may cause (anything else) is only
+    known to be nobody's once other rows fail, too: see `Tally`.
     """
     if isinstance(error, InferError):
-        return not isinstance(error, (InputError, OutputError))
+        rows_own = isinstance(error, OutputError) and error.of_a_row
+        return not (rows_own or isinstance(error, InputError))
     return isinstance(error, ImportError) or is_device_lost(error)
 
 

@@ -123,8 +123,25 @@ class Feeder:
         self._recover(rows, verdict)
 
     def _store(self, rows: Rows, batch: Batch, output: dict[Any, Any]) -> None:
+        asks = self.job.row_wise and self.job.method != "generate"
+        if asks and self.assembler.doubts(output, batch.lengths, batch.padded):
+            self._settle(rows, batch)
         with step("output"):
             self.assembler.add(rows, output, batch.lengths, batch.padded)
+
+    def _settle(self, rows: Rows, batch: Batch) -> None:
+        """Run the shortest row alone, to see whether an axis is as long as its tokens.
+
+        Only columns declared by ``meta=`` ask, once a partition. Ids that `generate`
+        returns are as long as they are.
+        """
+        assert batch.lengths is not None
+        place = int(np.argmin(batch.lengths))
+        row = rows.start + place if isinstance(rows, slice) else int(rows[place])
+        alone = self.encode(slice(row, row + 1))
+        if alone.padded < batch.padded:
+            output = dict(self.lane.send(alone).wait())
+            self.assembler.learn(output, alone.padded)
 
     def _count(self, rows: Rows) -> None:
         now = self.lane.clock()

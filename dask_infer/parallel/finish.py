@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dask_infer.batch.encode import Batch
-from dask_infer.batch.fields import fields
+from dask_infer.batch.pick import pick
 from dask_infer.fault.step import step
 from dask_infer.spec import Code, Job
 
@@ -24,12 +24,12 @@ class Finish:
     def __init__(self, job: Job, code: Code) -> None:
         self._postprocess = code.postprocess
         self._gives_inputs = takes_inputs(code.postprocess)
-        self._names = {column.field for column in job.outputs.columns}
+        self._outputs = job.outputs
 
     def __call__(
         self, output: Any, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[tuple[Any, Any]]:
-        """Return the named fields of an output.
+        """Return what the columns are made of, by name.
 
         Parameters
         ----------
@@ -41,8 +41,8 @@ class Finish:
         if self._postprocess is not None:
             with step("postprocess"):
                 output = self._changed(output, batch, args, kwargs)
-        found = fields(output)
-        return [(name, value) for name, value in found if name in self._names] or found
+        with step("output"):
+            return pick(output, self._outputs)
 
     def _changed(
         self, output: Any, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]

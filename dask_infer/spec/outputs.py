@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 #: Column that ``on_error="quarantine"`` adds.
 ERROR_COLUMN = "infer_error"
@@ -15,10 +16,11 @@ class OutputColumn:
     #: Column name in the result.
     name: str
     #: NumPy dtype name of the values ("float32", "int64", "bool", ...), "string",
-    #: or "object".
-    dtype: str
+    #: "object", the name of a pandas dtype, or the dtype where it has no such name.
+    dtype: Any
     #: Shape of one row: ``()`` a scalar; ``(3, 4)`` fixed; a leading None is a ragged
-    #: axis, trimmed to each row's real length.
+    #: axis. Of an inferred column that axis is the tokens', whose padding is cut off;
+    #: of a declared one only where the worker finds that it is (`Assembler.doubts`).
     shape: tuple[int | None, ...] = ()
     #: Where: a dict key or attribute (str), a tuple position (int), or None for the
     #: output itself.
@@ -34,6 +36,9 @@ class Outputs:
     columns: tuple[OutputColumn, ...]
     #: Told by the user through ``meta=``, not inferred.
     declared: bool = False
+    #: A list that the model returns holds a field an entry, as a tuple does; else it
+    #: holds a row an entry.
+    listed: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

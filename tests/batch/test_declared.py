@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dask_infer.batch.declared import Declared, declared_columns
+from dask_infer.batch.outputs import outputs_from_meta, pandas_dtype
 from dask_infer.batch.tensor_array import TensorDtype
 
 FLOATS = pa.float32()
@@ -43,13 +44,33 @@ FLOATS = pa.float32()
         (pd.ArrowDtype(pa.list_(pa.list_(FLOATS, 4), 2)), "float32", (2, 4)),
         (pd.ArrowDtype(pa.list_(FLOATS)), "float32", (None,)),
         (pd.ArrowDtype(pa.large_list(pa.list_(FLOATS, 4))), "float32", (None, 4)),
-        (pd.ArrowDtype(pa.list_(pa.list_(FLOATS))), "object", ()),
-        (pd.ArrowDtype(pa.list_(pa.string())), "object", ()),
     ],
 )
 def test_dtypes(dtype, name, shape):
     assert declared_columns(dtype) == [Declared(None, name, shape)]
     assert declared_columns({"a": dtype}) == [Declared("a", name, shape)]
+
+
+@pytest.mark.parametrize(
+    "arrow",
+    [
+        pa.list_(pa.list_(FLOATS)),
+        pa.list_(pa.string()),
+        pa.list_(pa.struct([("a", pa.int64())])),
+        pa.struct([("a", pa.int64())]),
+        pa.map_(pa.string(), pa.int64()),
+        pa.decimal128(10, 2),
+        pa.binary(4),
+        pa.date32(),
+        pa.float16(),
+        pa.timestamp("us", "UTC"),
+    ],
+)
+def test_arrow_dtypes_are_the_dtypes_of_the_result(arrow):
+    for meta in (pd.ArrowDtype(arrow), {"prediction": pd.ArrowDtype(arrow)}):
+        (column,) = outputs_from_meta(meta, None, ()).columns
+        assert pandas_dtype(column) == pd.ArrowDtype(arrow)
+        assert pandas_dtype(column, nullable=True) == pd.ArrowDtype(arrow)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dask_infer.batch.fields import fields
+from dask_infer.batch.fields import traced_fields
 
 ONE, TWO = torch.zeros(4), torch.ones(4, 2)
 
@@ -25,7 +25,7 @@ class Scored:
 
 
 def keys(output):
-    return [key for key, _ in fields(output)]
+    return [key for key, _ in traced_fields(output, 4)]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,6 @@ def keys(output):
         (("a", "b"), [None]),
         ([0.5, None], [None]),
         ([[1, 2], [3]], [None]),
-        ([], [None]),
         ({"a": ONE, "b": TWO}, ["a", "b"]),
         (Scored(ONE), ["score"]),
         (Pair(ONE, TWO), ["score", "label"]),
@@ -46,7 +45,8 @@ def keys(output):
         (types.SimpleNamespace(score=ONE), ["score"]),
         ((ONE, TWO), [0, 1]),
         ([ONE, TWO], [0, 1]),
-        ([ONE.numpy(), TWO.numpy()], [0, 1]),
+        (list(TWO), [None]),
+        ([torch.zeros(2, 2)] * 4, [None]),
         ((["a"], [0.5]), [0, 1]),
         ((ONE,), [0]),
         (pd.DataFrame({"a": [1], "b": [2]}), ["a", "b"]),
@@ -65,7 +65,7 @@ def test_structure(output, expected):  # SP-14, SP-15
 
 
 def test_tensors_of_a_dict_become_fields_never_its_keys():  # BM dict
-    ((name, value),) = fields({"score": ONE})
+    ((name, value),) = traced_fields({"score": ONE}, 4)
     assert (name, value is ONE) == ("score", True)
 
 
@@ -100,13 +100,13 @@ def test_model_output():
 
 def test_rows_of_dicts_are_turned_around():
     rows = [{"a": 1, "b": "x"}, {"b": "y"}, {"a": 3}]
-    assert fields(rows) == [("a", [1, None, 3]), ("b", ["x", "y", None])]
+    assert traced_fields(rows, 3) == [("a", [1, None, 3]), ("b", ["x", "y", None])]
 
 
 def test_rows_of_tensors_are_stacked():
-    ((_, value),) = fields([{"v": TWO[0]}, {"v": TWO[1]}])
+    ((_, value),) = traced_fields([{"v": TWO[0]}, {"v": TWO[1]}], 2)
     assert torch.equal(value, TWO[:2])
-    ((_, value),) = fields([torch.tensor(1.0), torch.tensor(2.0)])
+    ((_, value),) = traced_fields([torch.tensor(1.0), torch.tensor(2.0)], 2)
     assert value.tolist() == [1.0, 2.0]
 
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from datetime import date
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -31,41 +35,43 @@ def forward(value):
         return value + 0
 
 
-def memory(values):
-    return values.__array_interface__["data"][0]
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (None, 3), (None,)])
+def test_columns_are_no_memory_of_the_model(shape):  # ZO-5
+    rows = tuple(size or 2 for size in shape)
+    whole = forward(torch.rand(4, *rows))
+    buffer = np.random.rand(4, *rows).astype("float32")
+    weights = torch.nn.Parameter(torch.rand(4, *rows))
+    for value in (whole, whole[:], weights, buffer):
+        column = column_of(sink_of("float32", shape), value)
+        values = column.rows.values if shape else column
+        given = value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        assert not np.shares_memory(values, given)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_one_batch_gives_its_own_memory(shape):
-    value = forward(torch.rand(4, *shape))
-    column = column_of(sink_of("float32", shape), value)
-    values = column.to_dense() if shape else column
-    assert memory(values) == value.data_ptr()
-
-
-def test_weights_inputs_and_parts_are_copied():
-    weights = torch.nn.Parameter(torch.rand(4))
-    buffer = np.random.rand(4).astype("float32")
-    part = forward(torch.rand(4, 9))[:, 0]
-    tail = forward(torch.rand(9))[:4]
-    for value in (weights, torch.from_numpy(buffer), buffer, part, tail):
-        column = column_of(sink_of("float32"), value)
-        start = value.ctypes.data if value is buffer else value.data_ptr()
-        assert memory(column) != start
+def test_objects_are_no_memory_of_the_model():  # ZO-5
+    array, listed, tensor = np.zeros(2), [1, 2], torch.zeros(2)
+    given = [{"a": array}, listed, (tensor,), array]
+    column = column_of(sink_of("object"), given)
+    array += 1
+    tensor += 1
+    listed.append(3)
+    assert column[0]["a"].tolist() == column[2][0].tolist() == column[3].tolist()
+    assert column[3].tolist() == [0, 0]
+    assert column[1] == [1, 2]
 
 
 def test_several_batches_become_a_column_without_another_copy():
     sink = sink_of("float32", (2,))
     sink.put(slice(0, 2), 2, torch.zeros(2, 2), Padding())
     sink.put(slice(2, 4), 2, torch.ones(2, 2), Padding())
-    column = sink.finish(None)
-    assert memory(column.to_dense()) == memory(sink.block)
+    assert np.shares_memory(sink.finish(None).to_dense(), sink.block)
 
 
 def test_padding_is_trimmed_on_either_side():  # CF-02
     for side in ("right", "left"):
         padding = Padding(LENGTHS, 4, side)
-        column = column_of(sink_of("float32", (None, 2)), TOKENS, padding=padding)
+        sink = sink_of("float32", (None, 2), cast=False)
+        column = column_of(sink, TOKENS, padding=padding)
         assert column.dtype == TensorDtype("float32", (None, 2))
         for row, tokens, length in zip(column, TOKENS, LENGTHS, strict=True):
             real = tokens[:length] if side == "right" else tokens[4 - length :]
@@ -76,7 +82,7 @@ def test_ragged_batches_of_different_padding_in_any_order():  # CF-04
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 9, 20)
     texts = [rng.random(length, "f4") for length in lengths]
-    sink = sink_of("float32", (None,), n=20)
+    sink = sink_of("float32", (None,), n=20, cast=False)
     for rows in np.split(np.argsort(lengths)[::-1], [3, 4, 11]):
         padded = int(lengths[rows].max())
         batch = np.zeros((len(rows), padded), "f4")
@@ -175,13 +181,15 @@ def test_what_is_no_text(value, message):
 def test_objects_stay_what_they_are(value):
     column = column_of(sink_of("object"), value)
     assert column.dtype == object
-    assert all(found is given for found, given in zip(column, value, strict=True))
+    for found, given in zip(column, value, strict=True):
+        assert type(found) is type(given)
+        assert np.all(found == given)
 
 
 def test_arrays_become_objects_row_by_row():
-    column = column_of(sink_of("object"), TOKENS, padding=Padding(LENGTHS, 4))
-    assert [len(row) for row in column] == LENGTHS.tolist()
-    np.testing.assert_array_equal(column[0], TOKENS[0, :2])
+    column = column_of(sink_of("object"), TOKENS)
+    for row, given in zip(column, TOKENS, strict=True):
+        np.testing.assert_array_equal(row, given)
     assert column_of(sink_of("object"), torch.arange(4)).tolist() == [0, 1, 2, 3]
 
 
@@ -247,3 +255,92 @@ def test_tensors_that_numpy_cannot_read_as_they_are():
     np.testing.assert_array_equal(column.to_dense(), np.eye(4))
     leaf = torch.ones(4, requires_grad=True)
     assert column_of(sink_of("float32"), leaf).tolist() == [1] * 4
+
+
+@pytest.mark.parametrize(
+    "shape, value",
+    [
+        ((), torch.tensor(3.0)),
+        ((), np.float32(3)),
+        ((), 3.0),
+        ((), torch.tensor([[3.0]])),
+        ((2,), torch.tensor([3.0, 4.0])),
+        ((2,), [3.0, 4.0]),
+        ((2, 2), torch.full((2, 2), 3.0)),
+        ((None,), torch.tensor([3.0, 4.0])),
+        ((None,), [3.0, 4.0]),
+        ((None, 2), torch.full((5, 2), 3.0)),
+    ],
+)
+def test_what_has_the_shape_of_a_row_is_the_row_of_a_batch_of_one(shape, value):
+    sink = sink_of("float32", shape, n=1)  # ZO-1
+    sink.put(slice(0, 1), 1, value, Padding())
+    row = np.asarray(sink.finish(None)[0])
+    given = value.numpy() if isinstance(value, torch.Tensor) else np.array(value)
+    np.testing.assert_array_equal(row, given.reshape(row.shape))
+    with pytest.raises(OutputError):
+        sink_of("float32", shape).put(slice(0, 4), 4, value, Padding())
+
+
+@pytest.mark.parametrize("value", ["a", np.array("a"), ["a"], np.array([["a"]])])
+def test_a_string_is_the_row_of_a_batch_of_one(value):  # ZO-1
+    for dtype in ("string", "object"):
+        sink = sink_of(dtype, n=1)
+        sink.put(slice(0, 1), 1, value, Padding())
+        assert str(np.ravel(sink.finish(None)[0])[0]) == "a"
+
+
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1]])
+def test_one_token_that_the_model_squeezed(lengths):  # ZO-1
+    n = len(lengths)
+    for inner in ((), (2,)):
+        sink = sink_of("float32", (None, *inner), n=n, cast=False)
+        value = torch.ones(n, 1, *inner).squeeze()
+        sink.put(slice(0, n), n, value, Padding(np.array(lengths), 1))
+        rows = [row.shape for row in sink.finish(None)]
+        assert rows == [(1, *inner)] * n
+
+
+STRUCT = pa.struct([("box", pa.list_(pa.float32())), ("label", pa.string())])
+
+
+@pytest.mark.parametrize(
+    "arrow, rows",
+    [
+        (STRUCT, [{"box": [0.5, 1.0], "label": "a"}, None, {"box": [], "label": None}]),
+        (pa.list_(STRUCT), [[{"box": [0.5], "label": "a"}], [], None]),
+        (pa.map_(pa.string(), pa.int64()), [[("a", 1)], [], None]),
+        (pa.decimal128(10, 2), [Decimal("1.25"), None, Decimal("-3.00")]),
+        (pa.list_(pa.string()), [["a", "b"], [], None]),
+        (pa.list_(pa.list_(pa.int64())), [[[1], [2, 3]], [], None]),
+        (pa.date32(), [date(2020, 1, 2), None, date(2021, 1, 2)]),
+    ],
+)
+def test_arrow_dtypes_are_kept(arrow, rows):
+    sink = sink_of(pd.ArrowDtype(arrow), n=3)
+    sink.put(np.array([2]), 1, rows[2:], Padding())
+    sink.put(slice(0, 2), 2, rows[:2], Padding())
+    column = sink.finish(None)
+    assert column.dtype == pd.ArrowDtype(arrow)
+    assert pa.array(column).to_pylist() == rows
+    assert sink_of(pd.ArrowDtype(arrow), n=0).finish(None).dtype == column.dtype
+
+
+def test_tensors_in_a_struct():  # ZO-6
+    value = [{"box": torch.tensor([0.5, 1.0]), "label": "a"}]
+    column = column_of(sink_of(pd.ArrowDtype(STRUCT), n=1), value, slice(0, 1))
+    assert pa.array(column).to_pylist() == [{"box": [0.5, 1.0], "label": "a"}]
+
+
+def test_a_value_that_does_not_fit_is_its_rows_and_a_dtype_is_nobodys():  # ZO-2
+    for dtype, value, own in [
+        ("int8", np.array([1, 300]), True),
+        (pd.ArrowDtype(pa.int8()), [1, 300], True),
+        ("int8", np.array([1.5, 2.5]), False),
+        ("float32", np.zeros((2, 3)), False),
+        ("float32", np.zeros(3), False),
+        ("string", [1, 2], False),
+    ]:
+        with pytest.raises(OutputError) as raised:
+            sink_of(dtype, n=2).put(slice(0, 2), 2, value, Padding())
+        assert raised.value.of_a_row is own

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dask_infer import errors
+from dask_infer.batch.returned import misfit
 from dask_infer.fault.blame import LONGEST, describe, forget_frames, is_nobodys
 
 
@@ -17,6 +18,7 @@ from dask_infer.fault.blame import LONGEST, describe, forget_frames, is_nobodys
         errors.ModelLoadError("gone"),
         errors.PlacementError("no worker"),
         errors.PartitionError("too many threads"),
+        errors.OutputError("9 rows for a batch of 10"),
         torch.AcceleratorError("CUDA error: device-side assert triggered"),
         RuntimeError("CUDA error: an illegal memory access was encountered"),
     ],
@@ -34,7 +36,7 @@ def test_nobodys(error):
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         FileNotFoundError("photo.png"),
         errors.InputError("row 7 is ragged"),
-        errors.OutputError("9 rows for a batch of 10"),
+        misfit(errors.OutputError("300 does not fit")),
         torch.OutOfMemoryError("CUDA out of memory"),
     ],
     ids=repr,

@@ -47,8 +47,8 @@ class Call:
     """What is asked of the model with every microbatch of a feeder."""
 
     method: str | None = None
-    #: Fields of the output that become columns; None for all.
-    wanted: tuple[Any, ...] | None = None
+    #: The columns, pickled, that the output becomes; None for all of it.
+    outputs: bytes | None = None
 
 
 class Feed:
@@ -237,7 +237,7 @@ class Feed:
             attempt=parcel.attempt,
             rows=rows,
             method=call.method,
-            wanted=call.wanted,
+            outputs=call.outputs,
         )
         sending = asyncio.create_task(self.board.send(way))
         moved = asyncio.create_task(self._moved(parcel, ready))

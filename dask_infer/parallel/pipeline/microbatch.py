@@ -42,10 +42,10 @@ class Way:
     rows: int = 0
     #: Method of a whole model to call; None for the model itself.
     method: str | None = None
-    #: Fields of a whole model's output that are read; None for all.
-    wanted: tuple[Any, ...] | None = None
     #: Instances of which the first one's worker is to choose; none where it is chosen.
     among: tuple[Target, ...] = ()
+    #: The columns, pickled, that a whole model's output becomes; None for all of it.
+    outputs: bytes | None = None
 
     def to_message(self) -> dict[str, Any]:
         """Return what goes over the wire."""
@@ -55,9 +55,7 @@ class Way:
     def from_message(cls, message: dict[str, Any]) -> Way:
         """Return the way that a message tells."""
         told: dict[str, Any] = dict(message)
-        for name in ("route", "wanted"):
-            if told[name] is not None:
-                told[name] = tuple(told[name])
+        told["route"] = tuple(told["route"])
         among = tuple(Target(n, e, tuple(route)) for n, e, route in told["among"])
         return cls(**{**told, "among": among})
 

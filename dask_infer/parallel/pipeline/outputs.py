@@ -7,6 +7,7 @@ here, since it needs the frame.
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -31,10 +32,10 @@ class Returned:
         )
         #: Extra keyword arguments of a whole model; a chain has them built in.
         self._extra = {} if self._chain else code.call_kwargs
-        #: Fields that are sent back; None asks for the whole structure.
-        self.wanted: tuple[Any, ...] | None = None
+        #: The columns that are sent back, pickled; None asks for the whole structure.
+        self.outputs: bytes | None = None
         if code.postprocess is None and self._chain is None:
-            self.wanted = tuple({column.field for column in job.outputs.columns})
+            self.outputs = pickle.dumps(job.outputs)
 
     def bind(self, batch: Batch) -> dict[Any, Any]:
         """Return what the first stage gets for a call's arguments."""
@@ -45,7 +46,7 @@ class Returned:
 
     def finish(self, values: dict[Any, Any], batch: Batch) -> list[tuple[Any, Any]]:
         """Return the fields of an answer, after `postprocess`."""
-        if self.wanted is not None:
+        if self.outputs is not None:
             return list(values.items())
         chain = self._chain
         output = rebuilt(values) if chain is None else chain.output(values)

@@ -172,7 +172,7 @@ class RemoteLane:
     def send(self, batch: Batch) -> Pending:
         """Send a microbatch on its way; returns at once, the window is at its door."""
         values = self.returned.bind(batch)
-        call = Call(self.job.method, self.returned.wanted)
+        call = Call(self.job.method, self.returned.outputs)
         parcel = Parcel(Load(values=values), self._loop)
         work = self.feed.send(parcel, batch.rows, call)
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import queue
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from dask_infer.batch.fields import fields
+from dask_infer.batch.pick import pick
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.parallel.pipeline.microbatch import Failure, Load, Lost, Way
 from dask_infer.parallel.pipeline.outputs import called, flattened
@@ -198,7 +199,6 @@ def _outputs(
         return list(model.call((values,), {}).items())
     args, kwargs = called(values)
     output = model.call(args, kwargs, way.method)
-    if way.wanted is None:
+    if way.outputs is None:
         return list(flattened(output).items())
-    found = fields(output)
-    return [(name, value) for name, value in found if name in way.wanted] or found
+    return pick(output, pickle.loads(way.outputs))
