@@ -15,6 +15,7 @@ from dask.dataframe.utils import assert_eq
 
 import dask_infer
 from dask_infer import InputError, ModelLoadError, ModelSource, OutputError
+from dask_infer.replica.cache import cache
 
 N = 50
 
@@ -778,6 +779,30 @@ def test_a_third_parameter_with_a_default_is_the_users(ddf, pdf):
 
     pred = ddf.infer.predict(Sum(), columns=["a", "b"], postprocess=postprocess)
     near(pred["prediction"].compute(), 3 * (pdf.a + pdf.b))
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda n: {"preprocess": lambda frame: np.ones((len(frame), n), "float32")},
+        lambda n: {"postprocess": lambda output, frame: output * n},
+        lambda n: {"call_kwargs": {"times": n}},
+    ],
+    ids=["preprocess", "postprocess", "call_kwargs"],
+)
+def test_batch_sizes_are_learned_for_one_request(ddf, request_of):
+    class Sums(torch.nn.Module):
+        def forward(self, x, times=1):
+            return x.sum(1) * times
+
+    for n in (2, 3):
+        pred = ddf.infer.predict(
+            Sums(), columns=["a", "b"], meta="float32", **request_of(n)
+        )
+        pred.compute(scheduler="sync")
+    (replica,) = (r for r in cache.replicas() if r.spec.name == "Sums")
+    assert len(replica.sizes.policies()) == 2
+    cache.unload(replica.key.content)
 
 
 def test_a_given_batch_size_that_did_not_fit_is_remembered(ddf):  # DI-09

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import logging
 import pathlib
+import re
 import struct
 import types
 import uuid
@@ -56,9 +57,20 @@ def content_key(obj: object) -> str:
     try:
         walk.visit(obj)
     except Exception as why:  # user code runs here: __reduce__, __getstate__, ...
-        logger.debug("unique key for %s: %s", type(obj).__name__, why)
+        _warn(f"{type(why).__name__}: {why}")
         return uuid.uuid4().hex
     return walk.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _warn(why: str) -> None:
+    """Say once what costs a load at every call."""
+    logger.warning(
+        "a part of what predict was given has no deterministic content (%s), so each "
+        "call sends it to the workers and loads it anew: keep the result of one "
+        "call, or leave that part out",
+        re.sub(r" at 0x[0-9a-f]+", "", why),
+    )
 
 
 class Walk:
@@ -267,8 +279,21 @@ def _partial(walk: Walk, obj: functools.partial[Any]) -> None:
     walk.visit_all("partial", (obj.func, obj.args, obj.keywords))
 
 
+#: What a call of a tokenizer leaves behind, and what its Rust part repeats.
+_FLEETING = frozenset(
+    {
+        "_in_target_context_manager",
+        "_tokenizer",
+        "_vocab",
+        "deprecation_warnings",
+        "files_loaded",
+        "verbose",
+    }
+)
+
+
 def _tokenizer(walk: Walk, obj: Any) -> None:
-    """Add a Rust tokenizer, without the padding that its last call left behind."""
+    """Add a Rust tokenizer, without the padding that transformers' last call left."""
     import json
 
     backend = getattr(obj, "backend_tokenizer", obj)
@@ -276,18 +301,13 @@ def _tokenizer(walk: Walk, obj: Any) -> None:
         _instance(walk, obj)
         return
     state = json.loads(backend.to_str())
-    for transient in ("padding", "truncation"):
-        state.pop(transient, None)
     walk.visit(type(obj))
+    if backend is not obj:  # which sets both before each call
+        for transient in ("padding", "truncation"):
+            state.pop(transient, None)
+        own = {k: v for k, v in vars(obj).items() if k not in _FLEETING}
+        walk.visit_state(own)
     walk.emit("tokenizer", json.dumps(state, sort_keys=True))
-    names = ("model_max_length", "padding_side", "truncation_side", "chat_template")
-    walk.visit({name: getattr(obj, name, None) for name in names})
-    walk.visit_state(_options(getattr(obj, "init_kwargs", {})))
-
-
-def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of a tokenizer, without objects that its state repeats."""
-    return {name: value for name, value in kwargs.items() if type(value) in _SCALARS}
 
 
 def _instance(walk: Walk, obj: Any) -> None:

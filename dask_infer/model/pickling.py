@@ -9,6 +9,7 @@ are mapped when they are read, so that the processes of a host share one copy.
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import mmap
 import pickle
@@ -25,7 +26,7 @@ import cloudpickle
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.blame import explain
-from dask_infer.model.content_code import uncompiled
+from dask_infer.model.content_code import uncompiled, version
 
 #: Opens a pickle with buffers: magic, count of parts, their lengths, the parts.
 MAGIC = b"daskinf1"
@@ -48,6 +49,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _same, (inner,)
         if type(obj) is functools.cached_property:  # holds a lock before Python 3.12
             return _cached_property, (obj.func, obj.attrname)
+        if isinstance(obj, types.FunctionType) and _is_made_by_installed(obj):
+            return _in_its_module(obj, super().reducer_override(obj))
         torch = sys.modules.get("torch")
         if torch is not None:
             if isinstance(obj, torch.Tensor):
@@ -71,6 +74,33 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 def _same(obj: Any) -> Any:
     return obj
+
+
+def _is_made_by_installed(func: types.FunctionType) -> bool:
+    """Whether the code of a function is an installed package's, importable anywhere."""
+    name = func.__globals__.get("__name__")
+    home = sys.modules.get(name) if isinstance(name, str) else None
+    return home is not None and vars(home) is func.__globals__ and bool(version(name))
+
+
+def _in_its_module(func: types.FunctionType, reduced: Any) -> Any:
+    """Return how to pickle a function that finds its globals where it was made.
+
+    By value, as cloudpickle takes them, they would be copies; some cannot be copied.
+    """
+    if reduced is NotImplemented or not isinstance(reduced, tuple):
+        return reduced
+    _, made, (attributes, slots), *_, set_state = reduced
+    closure = made[-1]
+    name = func.__globals__["__name__"]
+    state = attributes, {**slots, "__globals__": {}}
+    return _made_in, (name, func.__code__, closure), state, None, None, set_state
+
+
+def _made_in(module: str, code: types.CodeType, closure: Any) -> Any:
+    return types.FunctionType(
+        code, vars(importlib.import_module(module)), None, None, closure
+    )
 
 
 def _cached_property(func: Callable[[Any], Any], name: str | None) -> Any:

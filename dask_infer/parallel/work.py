@@ -193,12 +193,14 @@ def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
 
     Sizes belong to the replica, so what once did not fit is known to all partitions.
     """
-    size = lane.batch_size(encoder.signature, encoder.bytes_per_row, job.batch_size)
+    # The user's functions make other tensors of the same rows.
+    signature = (encoder.signature, job.method, job.code.key)
+    size = lane.batch_size(signature, encoder.bytes_per_row, job.batch_size)
     if not encoder.bytes_per_row:
         encoder.on_weighed = size.weigh
     if encoder.lengths is None or not job.row_wise or job.batch_tokens is None:
         wanted = lane.microbatch if job.batch_size is None else None
         return ConsecutiveWork(rows, size, wanted=wanted)
     bound = None if job.batch_tokens == "auto" else job.batch_tokens
-    tokens = lane.token_budget(encoder.signature, bound)
+    tokens = lane.token_budget(signature, bound)
     return SortedWork(encoder.lengths, tokens, size.size if job.batch_size else rows)

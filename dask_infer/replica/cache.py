@@ -60,7 +60,8 @@ class ReplicaKey:
     content: str
     dtype: str | None
     device: str
-    compiled: bool
+    #: How it is compiled.
+    compile: tuple[tuple[str, object], ...] | None
     part: Part | None = None
 
 
@@ -91,7 +92,8 @@ class Replica:
     out_of_memory: bool = False
 
     def __post_init__(self) -> None:
-        owner = (self.key.content, self.key.dtype, self.device.kind)
+        key = self.key
+        owner = (key.content, key.dtype, self.device.kind, key.compile)
         self.sizes = Sizes(self.spec.name, owner)
 
     def __repr__(self) -> str:
@@ -171,7 +173,7 @@ class ReplicaCache:
         if device == "auto" and spec.kind in HOST_KINDS:
             device = "cpu"
         where = resolve_device(device)
-        key = ReplicaKey(spec.key, dtype, str(where), spec.compile is not None, part)
+        key = ReplicaKey(spec.key, dtype, str(where), spec.compile, part)
         replica = self._acquire(key, spec, place, where, timeout)
         try:
             yield replica

@@ -373,6 +373,72 @@ def test_what_has_no_rule_makes_the_whole_key_unique(make):
         unknown.close()
 
 
+def test_what_has_no_key_is_named_once(caplog):
+    class Odd:
+        def __reduce__(self):
+            raise TypeError("odd state")
+
+    for _ in range(2):
+        content_key(Odd())
+    assert [r.getMessage().count("odd state") for r in caplog.records] == [1]
+
+
+def test_hooks_that_a_library_left_in_a_used_model_travel():
+    transformers = pytest.importorskip("transformers")
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 16)
+    config = transformers.BertConfig(
+        num_hidden_layers=2, num_attention_heads=2, **sizes
+    )
+    model = transformers.BertModel(config).eval()
+    ids = torch.arange(10).reshape(2, 5)
+    expected = model(input_ids=ids, output_hidden_states=True)
+    key, there = content_key(model), sent(model)
+    result = there(input_ids=ids, output_hidden_states=True)
+    assert content_key(model) == content_key(there) == key
+    torch.testing.assert_close(result.hidden_states, expected.hidden_states)
+
+
+# Tokenizers
+
+
+def tokenizer(directory, **changes):
+    transformers = pytest.importorskip("transformers")
+    made = transformers.AutoTokenizer.from_pretrained(directory)
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_a_tokenizer_keeps_its_key_when_it_is_used_or_sent(minilm):
+    one = tokenizer(minilm)
+    key = content_key(one)
+    one(["a text", "b"], padding=True, truncation=True)
+    assert content_key(one) == content_key(tokenizer(minilm)) == key
+    assert content_key(sent(one)) == key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pad_token": "[UNK]"},
+        {"model_input_names": ["input_ids"]},
+        {"padding_side": "left"},
+        {"truncation_side": "left"},
+        {"model_max_length": 3},
+        {"split_special_tokens": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_changes_a_tokenizer_changes_its_key(minilm, changes):
+    assert content_key(tokenizer(minilm, **changes)) != content_key(tokenizer(minilm))
+
+
+def test_padding_of_a_bare_tokenizer_is_its_own(minilm):
+    one, other = (tokenizer(minilm).backend_tokenizer for _ in range(2))
+    other.enable_padding(pad_id=7)
+    assert content_key(one) != content_key(other)
+
+
 # Other processes
 
 SCRIPT = """

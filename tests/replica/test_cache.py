@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -253,3 +254,13 @@ def test_a_load_without_memory_goes_on_without_idle_models():
         cache.lease(recognised.spec, place()),
     ):
         pass
+
+
+def test_another_way_to_compile_is_another_replica():
+    cache, spec = ReplicaCache(), spec_of(1, 4)
+    ways = [None, (("backend", "eager"),), (("backend", "aot_eager"),)]
+    for way in ways:
+        with cache.lease(replace(spec, compile=way), place()):
+            pass
+    assert [replica.spec.compile for replica in cache.replicas()] == ways
+    assert len({replica.sizes.owner for replica in cache.replicas()}) == 3
