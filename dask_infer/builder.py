@@ -30,6 +30,7 @@ from dask_infer.spec import (
     ModelSpec,
     Outputs,
     Patience,
+    Undecided,
 )
 from dask_infer.tracing import METAS, TOKENIZED, Tracer, refusal
 
@@ -62,8 +63,12 @@ class JobBuilder:
 
         self._check_model()
         kept = self._kept()
-        inputs = self._inputs()
-        outputs, inputs = self._outputs(inputs, kept)
+        inputs, undecided = self._inputs(), None
+        if self.request.meta is None:
+            outputs, inputs = self._traced_outputs(inputs, kept)
+        else:
+            outputs = self._declared_outputs(kept)
+            inputs, undecided = self._unlooked(inputs)
         check_names(outputs, kept, quarantine=self.request.on_error == "quarantine")
         self.recognised.snapshot()
         request = self.request
@@ -81,6 +86,7 @@ class JobBuilder:
             on_error=request.on_error,
             max_errors=_share("errors.max-fraction"),
             row_wise=request.row_wise,
+            undecided=undecided,
             group=self._group(inputs),
         )
         return job, (*kept, *job.names)
@@ -198,13 +204,15 @@ class JobBuilder:
 
     # --- outputs -----------------------------------------------------------------
 
-    def _outputs(self, inputs: Inputs, kept: tuple[Any, ...]) -> tuple[Outputs, Inputs]:
+    def _declared_outputs(self, kept: tuple[Any, ...]) -> Outputs:
         from dask_infer.batch.outputs import outputs_from_meta
 
+        return outputs_from_meta(self.request.meta, self.request.output, kept)
+
+    def _traced_outputs(
+        self, inputs: Inputs, kept: tuple[Any, ...]
+    ) -> tuple[Outputs, Inputs]:
         request = self.request
-        if request.meta is not None:
-            outputs = outputs_from_meta(request.meta, request.output, kept)
-            return outputs, self._checked_against_model(inputs)
         try:
             return self._found_outputs(inputs, kept)
         except OutputError as error:
@@ -240,21 +248,31 @@ class JobBuilder:
         )
         return outputs, self.tracer.with_integers(inputs, traced)
 
-    def _checked_against_model(self, inputs: Inputs) -> Inputs:
-        """Refuse wrong shapes and arity where they can be seen in spite of `meta=`."""
+    def _unlooked(self, inputs: Inputs) -> tuple[Inputs, Undecided | None]:
+        """Refuse what can be seen without running the model, which `meta=` forbids.
+
+        Returns what only running it on shapes would tell: workers do. A group has no
+        worker to ask before the first batch, and its stages are split here anyway.
+        """
         from dask_infer.model.shapes import ArityMismatch, CannotTrace, ShapeMismatch
 
-        # A factory would build its weights here, but for those that a file fills.
-        builds = self.spec.kind == "factory" and self.spec.weights is None
-        if self._interface() != "tensor" or builds:
-            return inputs
+        if self._interface() != "tensor":
+            return inputs, None
+        layout = layout_of(self.request.parallel)
+        grouped = not layout.is_local or bool(resources_of(self.request.resources))
+        files = self.spec.kind in ("onnx", "sentence-transformers")
         try:
-            return self.tracer.with_integers(inputs, self.tracer.trace(inputs))
+            if files or (grouped and self.tracer.undecided(inputs)):
+                return self.tracer.with_integers(
+                    inputs, self.tracer.trace(inputs)
+                ), None
+            self.tracer.check(inputs)
+            return inputs, self.tracer.undecided(inputs)
         except CannotTrace as error:
             refused = isinstance(error, (ArityMismatch, ShapeMismatch))
             if refused and self.request.preprocess is None:
                 raise refusal(error, self.spec) from error
-            return inputs
+            return inputs, None
 
     def _described(self) -> Any:
         from dask_infer.model.estimator_outputs import estimator_outputs

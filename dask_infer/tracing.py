@@ -14,7 +14,7 @@ import pandas as pd
 
 from dask_infer.errors import InputError, OutputError
 from dask_infer.request import Request
-from dask_infer.spec import Argument, Inputs, ModelSpec
+from dask_infer.spec import Argument, Inputs, ModelSpec, Undecided
 
 if TYPE_CHECKING:
     from dask_infer.model.recognise import Recognised
@@ -52,6 +52,33 @@ class Tracer:
             call_kwargs=self.request.call_kwargs,
             dtype=self.request.dtype,
         )
+
+    def check(self, inputs: Inputs) -> None:
+        """Refuse methods and arguments that a module does not take; runs nothing."""
+        from dask_infer.model.shapes import check_call
+
+        args, kwargs = self.examples(inputs)
+        check_call(
+            self.recognised.spec,
+            self.recognised.live,
+            args,
+            kwargs,
+            method=self.request.method,
+            call_kwargs=self.request.call_kwargs,
+        )
+
+    def undecided(self, inputs: Inputs) -> Undecided | None:
+        """Return the stacked integers that a model may read as floats or as such."""
+        args, kwargs = self.examples(inputs)
+        keys = dict(enumerate(_positional(inputs)))
+        places: dict[int | str, int] = {
+            key: place for key, place in keys.items() if args[key].integers
+        }
+        for place, argument in enumerate(inputs.arguments):
+            keyword = argument.keyword
+            if keyword is not None and kwargs[keyword].integers:
+                places[keyword] = place
+        return Undecided(tuple(args), kwargs, places) if places else None
 
     def with_integers(self, inputs: Inputs, traced: Traced) -> Inputs:
         """Return `inputs` with those as integers that the model took as such."""

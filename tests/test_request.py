@@ -1,5 +1,7 @@
 """Calls checked on the client: what is inferred, what is refused, and how."""
 
+from typing import ClassVar
+
 import dask
 import dask.dataframe as dd
 import numpy as np
@@ -113,6 +115,42 @@ def test_integers_are_found_in_spite_of_preprocess_and_meta(ddf):
         meta="float32",
     )
     assert len(pred.compute()) == 100
+
+
+class Runs(torch.nn.Embedding):
+    """Counts its calls, in copies too."""
+
+    calls: ClassVar[list[bool]] = []
+
+    def forward(self, x, y=None):
+        self.calls.append(True)
+        return super().forward(x)[:, 0, 0]
+
+
+@pytest.mark.parametrize("columns", [["id"], {"x": ["id"]}, (["id"], ["a", "b"])])
+def test_with_meta_a_module_runs_on_workers_alone(ddf, columns):
+    model = Runs(200, 1)
+    Runs.calls.clear()
+    pred = ddf.infer.predict(model, columns=columns, keep=["id"], meta="float32")
+    assert not Runs.calls
+    found = pred.compute()
+    wanted = model.weight.detach().numpy()[found["id"], 0]
+    np.testing.assert_array_equal(found["prediction"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        ({"columns": (["id"], ["a"], ["b"])}, InputError),
+        ({"columns": ["id"], "call_kwargs": {"z": 1}}, InputError),
+        ({"columns": ["id"], "method": "forwards"}, ModelLoadError),
+    ],
+)
+def test_with_meta_arguments_are_checked_without_a_run(ddf, request_, error):
+    Runs.calls.clear()
+    with pytest.raises(error):
+        ddf.infer.predict(Runs(200, 1), meta="float32", **request_)
+    assert not Runs.calls
 
 
 def test_preprocess_and_meta_outweigh_shapes_that_do_not_fit(ddf):

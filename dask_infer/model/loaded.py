@@ -45,6 +45,8 @@ class LoadedModel:
     floating: torch.dtype | None = None
     #: Bytes of parameters and buffers, shared ones once.
     nbytes: int
+    #: Arguments that go in as integers, by the call that was looked at.
+    integers: dict[Any, tuple[int, ...]]
     #: Keyword arguments that a call takes; None where any, or nobody can tell.
     accepts: frozenset[str] | None = None
 
@@ -53,6 +55,7 @@ class LoadedModel:
     ) -> None:
         self.spec, self.interface, self.nbytes = spec, interface, nbytes
         self.target = target
+        self.integers = {}
 
     def __repr__(self) -> str:
         size = f"{self.nbytes / 2**20:.1f} MiB"

@@ -50,6 +50,7 @@ __all__ = [
     "Example",
     "ShapeMismatch",
     "Traced",
+    "check_call",
     "propagate",
 ]
 
@@ -138,6 +139,27 @@ def propagate(
             spec.name, opened, method, examples, dict(call_kwargs or {}), dtype
         )
         return call.checked().traced()
+
+
+def check_call(
+    spec: ModelSpec,
+    live: object | None,
+    args: Sequence[Example],
+    kwargs: Mapping[str, Example],
+    *,
+    method: str | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse a method that a module lacks and arguments that it does not take.
+
+    Nothing of it runs. Parameters and errors are those of `propagate`.
+    """
+    if not isinstance(live, torch.nn.Module):
+        return
+    examples: dict[Key, Example] = dict(enumerate(args))
+    examples.update(kwargs.items())
+    opened = open_model(spec, live)
+    _Call(spec.name, opened, method, examples, dict(call_kwargs or {}), None).checked()
 
 
 def _refuse_method(spec: ModelSpec, method: str | None) -> None:

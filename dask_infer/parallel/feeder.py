@@ -49,7 +49,7 @@ class Feeder:
         self.lane = lane
         self.encoder = Encoder(
             frame,
-            job.inputs,
+            lane.inputs,
             interface=lane.interface,
             floating=lane.floating,
             preprocess=code.preprocess,

@@ -14,6 +14,7 @@ import torch
 from dask_infer.batch.encode import Batch
 from dask_infer.batch.size import FixedSize
 from dask_infer.batch.tokens import TokenBudget
+from dask_infer.spec import Inputs
 from dask_infer.spec.model import Interface
 
 
@@ -46,6 +47,10 @@ class Lane(Protocol):
     @property
     def accepts(self) -> frozenset[str] | None:
         """Keyword arguments that the called method takes; None where nobody tells."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """The job's inputs, stacked integers as the model reads them."""
 
     @property
     def window(self) -> int:

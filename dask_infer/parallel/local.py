@@ -17,12 +17,13 @@ from dask_infer.device.device import Device
 from dask_infer.device.stream import map_tensors
 from dask_infer.errors import ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
+from dask_infer.model.undecided import decided
 from dask_infer.parallel.finish import Finish
 from dask_infer.parallel.lane import Pending
 from dask_infer.parallel.share import Exchange, exchange_of
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.place import Place
-from dask_infer.spec import Code, Job
+from dask_infer.spec import Code, Inputs, Job
 from dask_infer.spec.model import Interface
 
 T = TypeVar("T")
@@ -90,6 +91,16 @@ class LocalLane:
     def accepts(self) -> frozenset[str] | None:
         """Keyword arguments that the called method takes."""
         return self.replica.loaded.accepts_of(self.job.method)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The job's inputs; what was left open is found out on the loaded model."""
+        job = self.job
+        if job.undecided is None:
+            return job.inputs
+        return decided(
+            job.inputs, job.undecided, self.replica.loaded, job.method, self.call_kwargs
+        )
 
     @property
     def window(self) -> int:

@@ -1,7 +1,7 @@
 """The frozen nouns that travel from client to worker. Standard library only."""
 
 from dask_infer.spec.group import GroupSpec, Patience
-from dask_infer.spec.inputs import Argument, Fitted, Inputs
+from dask_infer.spec.inputs import Argument, Fitted, Inputs, Undecided
 from dask_infer.spec.job import Blob, Code, Job
 from dask_infer.spec.layout import Layout
 from dask_infer.spec.model import ModelSpec
@@ -21,4 +21,5 @@ __all__ = [
     "OutputColumn",
     "Outputs",
     "Patience",
+    "Undecided",
 ]

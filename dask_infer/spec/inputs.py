@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 #: number: one scalar a row. list: one array a row. text, bytes: one object a row.
 #: object: unknown until a worker sees it (Dask calls list columns "object").
@@ -27,6 +27,20 @@ class Argument:
     #: Dtype the tensor is cast to: "floating" (the model's own), or a torch dtype's
     #: name such as "int64"; None keeps the column's own.
     dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """Stacked columns of integers, of a model that the client did not look at.
+
+    The worker sees by these examples whether it reads them as floats or as integers.
+    """
+
+    #: One row of each positional argument, and of each keyword argument.
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    #: Place in `Inputs.arguments` of each that is undecided, by its key in the call.
+    places: dict[int | str, int]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dask_infer.spec.group import GroupSpec
-from dask_infer.spec.inputs import Inputs
+from dask_infer.spec.inputs import Inputs, Undecided
 from dask_infer.spec.model import Blob, ModelSpec
 from dask_infer.spec.outputs import ERROR_COLUMN, Outputs
 
@@ -52,6 +52,8 @@ class Job:
     #: Largest part of a partition that may fail before the job stops.
     max_errors: float = 0.5
     row_wise: bool = True
+    #: What the worker finds out about the inputs; None where all is known.
+    undecided: Undecided | None = None
     #: The workers that hold the model; None where each process holds it itself.
     group: GroupSpec | None = None
 

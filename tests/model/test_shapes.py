@@ -426,6 +426,7 @@ def test_the_callers_module_is_untouched():  # DI-24
     assert torch.get_rng_state().equal(random)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_constants_of_a_loaded_trace_have_values():
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -45,6 +45,7 @@ class Line:
     accepts = None
     where = "nowhere"
     microbatch = None
+    inputs = Inputs((Argument(("x",)),), ("x",))
 
     def __init__(self, window=1, size=10, *, most=10**9, bad=(), hangs=(), late=False):
         self.window = window
@@ -124,7 +125,7 @@ def feed(lane, rows=100, **job):
     frame = pd.DataFrame({"x": np.arange(rows)})
     request = Job(
         model=ModelSpec("k", "double", "callable"),
-        inputs=Inputs((Argument(("x",)),), ("x",)),
+        inputs=lane.inputs,
         outputs=Outputs((OutputColumn("y", "int64"),)),
         code=Blob("c"),
         **job,

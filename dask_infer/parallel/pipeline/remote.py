@@ -29,7 +29,7 @@ from dask_infer.parallel.pipeline.state import GroupState
 from dask_infer.parallel.pipeline.switchboard import Parcel, switchboard
 from dask_infer.parallel.pipeline.ticket import grouped_worker, leave_thread
 from dask_infer.replica.sizes import Sizes
-from dask_infer.spec import Code, GroupSpec, Job
+from dask_infer.spec import Code, GroupSpec, Inputs, Job
 from dask_infer.spec.model import Interface
 
 T = TypeVar("T")
@@ -130,6 +130,11 @@ class RemoteLane:
         """The model's floating dtype."""
         name = self.state.facts.floating
         return None if name is None else getattr(torch, name)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The job's inputs."""
+        return self.job.inputs
 
     @property
     def accepts(self) -> frozenset[str] | None:
