@@ -207,7 +207,8 @@ class JobBuilder:
     def _declared_outputs(self, kept: tuple[Any, ...]) -> Outputs:
         from dask_infer.batch.outputs import outputs_from_meta
 
-        return outputs_from_meta(self.request.meta, self.request.output, kept)
+        meta, output = self.request.meta, self.request.output
+        return outputs_from_meta(meta, output, kept, listed=self._lists_fields())
 
     def _traced_outputs(
         self, inputs: Inputs, kept: tuple[Any, ...]
@@ -273,6 +274,13 @@ class JobBuilder:
             if refused and self.request.preprocess is None:
                 raise refusal(error, self.spec) from error
             return inputs, None
+
+    def _lists_fields(self) -> bool:
+        """Whether an estimator returns a list of arrays, one a target."""
+        try:
+            return self.spec.kind == "estimator" and len(self._described()) > 1
+        except OutputError:
+            return False
 
     def _described(self) -> Any:
         from dask_infer.model.estimator_outputs import estimator_outputs

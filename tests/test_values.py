@@ -157,6 +157,26 @@ def test_a_list_of_a_module_is_what_its_shapes_say(cut):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_list_of_an_estimator_has_an_array_a_target(declared, batch_size):
+    multioutput = pytest.importorskip("sklearn.multioutput")
+    tree = pytest.importorskip("sklearn.tree").DecisionTreeClassifier()
+    targets = np.stack([X > 1, X > 0.5], axis=1)
+    model = multioutput.MultiOutputClassifier(tree).fit(X[:, None], targets)
+    meta = dict.fromkeys("ab", "tensor[float64, (2,)]") if declared else None
+    result = predictions(
+        model,
+        (1, batch_size),
+        columns=["x"],
+        method="predict_proba",
+        output=["a", "b"],
+        meta=meta,
+    )
+    assert [row.tolist() for row in result["a"]] == [[x <= 1, x > 1] for x in X]
+    assert [row.tolist() for row in result["b"]] == [[x <= 0.5, x > 0.5] for x in X]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_a_list_of_columns_is_refused_with_the_remedy(batch_size):
     with pytest.raises(OutputError, match="a list has a row an entry, a tuple a col"):
         predictions(lambda x: [x, -x, x], (1, batch_size), meta="float64")
@@ -250,6 +270,69 @@ def test_a_value_that_does_not_fit_is_its_rows():
     fits = 120 * X <= 127
     assert result["prediction"].notna().tolist() == fits.tolist()
     assert "values that do not fit" in result["infer_error"].iloc[-1]
+
+
+def test_a_broken_structure_on_a_cluster(client):  # ZO-2, ZO-8
+    for kind, model in BROKEN.items():
+        for on_error in ("raise", "quarantine"):
+            pred = frame().infer.predict(
+                model, columns="x", meta="float64", on_error=on_error
+            )
+            with pytest.raises(OutputError):
+                client.compute(pred).result()
+                pytest.fail(kind)
+
+
+# --- padding -------------------------------------------------------------------------
+
+TEXTS = ["a b c", "a", "a b", "a b c d", "a b c", "a b c d e"]
+
+
+def word_ids(texts):
+    return {
+        "input_ids": [
+            [len(word) + i for i, word in enumerate(t.split())] for t in texts
+        ]
+    }
+
+
+def texts(partitions=1):
+    return dd.from_pandas(pd.DataFrame({"t": TEXTS}), npartitions=partitions)
+
+
+def three_logits(input_ids, attention_mask):
+    total = (input_ids * attention_mask).sum(axis=1)
+    return np.stack([total, total + 1, total + 2], axis=1).astype("float32")
+
+
+def a_value_a_token(input_ids, attention_mask):
+    return (2 * input_ids).astype("float32")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("partitions", [1, 3, 6])
+@pytest.mark.parametrize(
+    "meta", ["tensor[float32, (None,)]", pd.ArrowDtype(pa.list_(pa.float32())), object]
+)
+@pytest.mark.parametrize("model", [three_logits, a_value_a_token])
+def test_only_an_axis_that_follows_the_tokens_is_cut(
+    model, meta, partitions, batch_size
+):
+    pred = texts(partitions).infer.predict(
+        model,
+        columns="t",
+        tokenizer=word_ids,
+        meta=meta,
+        batch_size=batch_size,
+        batch_tokens=None,
+    )
+    for text, row in zip(TEXTS, pred.compute()["prediction"], strict=True):
+        (ids,) = word_ids([text])["input_ids"]
+        if model is three_logits:
+            expected = [sum(ids), sum(ids) + 1, sum(ids) + 2]
+        else:
+            expected = [2 * i for i in ids]
+        assert np.asarray(row).tolist() == expected, text
 
 
 # --- dtypes and memory ---------------------------------------------------------------

@@ -119,7 +119,7 @@ class Assembler:
         Asked of a declared column: an inferred one knows. `learn` tells the answer, for
         all batches.
         """
-        padding = Padding(lengths, padded, self._side)
+        padding = Padding(lengths, padded)
         unknown = [
             place for place, sink in enumerate(self._sinks) if sink.tokens is None
         ]
@@ -173,5 +173,5 @@ def _spread(value: Any, width: int, count: int) -> list[Any]:
     raise OutputError(
         f"{width} columns are promised, the model returned an array of shape "
         f"{array.shape}; return (n, {width}), or pass output= and meta= for what it "
-        "returns"
+        "returns (a list has a row an entry, a tuple a column)"
     )

@@ -98,7 +98,9 @@ def outputs_from_estimator(
     return check_names(outputs, kept)
 
 
-def outputs_from_meta(meta: Any, output: Naming, kept: Iterable[Hashable]) -> Outputs:
+def outputs_from_meta(
+    meta: Any, output: Naming, kept: Iterable[Hashable], *, listed: bool = False
+) -> Outputs:
     """Return the columns that the user declares by ``meta=``.
 
     Parameters
@@ -108,6 +110,8 @@ def outputs_from_meta(meta: Any, output: Naming, kept: Iterable[Hashable]) -> Ou
         or a pandas object. Kept columns named in it are passed over.
     output, kept
         As for `resolve_outputs`; `output` must name the columns that `meta` names.
+    listed
+        Whether a list that the model returns holds a column an entry; else a row.
 
     Raises
     ------
@@ -121,7 +125,8 @@ def outputs_from_meta(meta: Any, output: Naming, kept: Iterable[Hashable]) -> Ou
             f"meta={meta!r} names no output column, only input columns that are kept; "
             'add the outputs, such as meta={"score": "float32"}'
         )
-    return check_names(Outputs(name_declared(declared, output), declared=True), kept)
+    columns = name_declared(declared, output)
+    return check_names(Outputs(columns, declared=True, listed=listed), kept)
 
 
 def check_names(
