@@ -7,7 +7,7 @@ into memory of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +68,8 @@ class Reads:
     #: Keyword arguments the model takes; None where nobody tells.
     accepts: frozenset[str] | None = None
     max_length: int | None = None
+    #: Names and dtypes of the arguments, in order; none where nobody tells.
+    dtypes: Sequence[tuple[str, str]] = ()
 
     def dtype(self, argument: Argument) -> torch.dtype | None:
         """Return the dtype an argument is cast to; None leaves it to its values."""
@@ -193,7 +195,10 @@ class Single(Part):
         block = self._values.take(rows, None)
         if block.dtype == object:
             return Call((block.tolist() if self._values.kind == "text" else block,))
-        return Call((self._reads.wrap(block, self._reads.dtype_of(block)),))
+        dtype = self._reads.dtype_of(block)
+        if dtype is torch.int64:
+            block = self._values.take(rows, np.int64)
+        return Call((self._reads.wrap(block, dtype),))
 
 
 class Stack(Part):

@@ -7,7 +7,7 @@ is nothing to open before the user's function has seen the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ from dask_infer.batch.arguments import (
 from dask_infer.batch.inputs import as_columns, resolve_inputs, with_integers
 from dask_infer.batch.kinds import kind_of
 from dask_infer.batch.plain import COPY_ON_WRITE, plain_frame
+from dask_infer.batch.ranges import misfits
 from dask_infer.batch.text import Rows, Side, Tokens
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
@@ -84,6 +85,8 @@ class Encoder:
         padded for a model that takes an ``attention_mask``.
     max_length
         Most tokens the model takes, where its tokenizer may not tell.
+    dtypes
+        Names and dtypes of its arguments, in order, of a model that casts them.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Encoder:
         tokenizer: Callable[..., Any] | None = None,
         accepts: frozenset[str] | None = None,
         max_length: int | None = None,
+        dtypes: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.inputs = inputs
         self._frame = frame
@@ -107,6 +111,7 @@ class Encoder:
             tokenizer if inputs.tokenized else None,
             accepts,
             max_length,
+            dtypes,
         )
         self._opened = None if preprocess else Opened(frame, inputs, self._reads)
         self._resolved: tuple[object, Inputs] | None = None
@@ -165,6 +170,7 @@ class Encoder:
             Where a value cannot become what the model reads; names column and row.
         """
         batch = self._made(rows, count_rows(rows, len(self._frame)))
+        self._refuse_misfits(batch, rows)
         if self.on_weighed is not None and batch.rows:
             self.on_weighed(batch.nbytes / batch.rows)
         return batch
@@ -177,6 +183,32 @@ class Encoder:
         # A copy: whatever preprocess does to it, postprocess sees the rows.
         given = self._given.iloc[rows].copy(deep=not COPY_ON_WRITE)
         return _batch(self._preprocessed(given), count, lambda: seen)
+
+    def _refuse_misfits(self, batch: Batch, rows: Rows) -> None:
+        """Name the row whose integers the model's own dtype cannot hold."""
+        names = [name for name, _ in self._reads.dtypes]
+        given = {**dict(zip(names, batch.args, strict=False)), **batch.kwargs}
+        for name, dtype in self._reads.dtypes:
+            values = np.asarray(given.get(name))
+            wrong = misfits(values, np.dtype(dtype))
+            if wrong is None:
+                continue
+            row, *inner = np.argwhere(wrong)[0]
+            raise InputError(
+                f"{self._source(names.index(name), name, inner)}: row "
+                f"{self._frame.index[rows][row]} holds {values[wrong][0]!s}, and the "
+                f'model reads {dtype} in "{name}"; cast it, or export the model anew'
+            )
+
+    def _source(self, place: int, name: str, inner: Sequence[Any]) -> str:
+        """Return the column that an argument was made of, where it was one."""
+        arguments = self.inputs.arguments
+        named = [a for a in arguments if a.keyword == name]
+        found = named or [a for a in arguments if a.keyword is None][place : place + 1]
+        if self._opened is None or not found or found[0].content == "text":
+            return f'input "{name}"'
+        columns = found[0].columns
+        return f'column "{columns[inner[0] if found[0].stacked else 0]}"'
 
     @cached_property
     def _seen(self) -> pd.DataFrame:
@@ -353,7 +385,18 @@ def _as_given(value: Any, rows: int, reads: Reads) -> Any:
         _check_count(len(value), rows)
     if isinstance(value, np.ndarray) and reads.interface == "tensor":
         return _tensor(value, reads)
-    return value
+    return _owned(value)
+
+
+def _owned(value: Any) -> Any:
+    """Copy what `preprocess` may write its next batch into."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray | pd.DataFrame | pd.Series):
+        return value.copy()
+    if isinstance(value, list):
+        return [_owned(inner) for inner in value]
+    return value.copy() if hasattr(value, "toarray") else value  # a sparse matrix
 
 
 def _tensor(values: np.ndarray[Any, Any], reads: Reads) -> torch.Tensor:

@@ -334,7 +334,7 @@ def _value(key: object, value: Any, n: int) -> Ragged | Array:
         rows: Ragged | Array = ragged(value)
         count = len(value)
     else:
-        rows = np.asarray(value)
+        rows = np.asarray(value).copy()  # a tokenizer may reuse its memory
         count = len(rows) if rows.ndim else 0
     if count != n:
         raise InputError(

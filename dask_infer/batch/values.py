@@ -18,6 +18,7 @@ from pandas.api.types import infer_dtype
 from dask_infer.batch.inputs import STACKED, apart
 from dask_infer.batch.kinds import NUMBERS, Kind, kind_of
 from dask_infer.batch.lists import to_dense, to_ragged
+from dask_infer.batch.ranges import misfits
 from dask_infer.batch.text import Ragged
 from dask_infer.errors import InputError
 
@@ -38,8 +39,6 @@ _INFERRED: dict[str, Kind] = {
 }
 
 _LISTS = (list, tuple, np.ndarray)
-
-_LARGEST = np.iinfo(np.int64).max
 
 
 class Values(Protocol):
@@ -90,19 +89,11 @@ class Numbers:
                 f"is missing, and the model reads {dtype.name} here, which has no NaN; "
                 "drop or fill the missing rows, or cast the column to float",
             )
-        wrong = _out_of_range(values, dtype)
-        if wrong is not None and wrong.any():
-            value = values[wrong][0]
-            raise self._error(
-                rows,
-                wrong,
-                f"holds {value!s}, which is no {dtype.name}; cast it",
-            )
+        _refuse_misfits(self._series, rows, values, dtype)
         return values
 
     def _error(self, rows: Rows, wrong: Array, reason: str) -> InputError:
-        label = self._series.index[rows][wrong][0]
-        return InputError(f'column "{self._series.name}": row {label} {reason}')
+        return _at(self._series, rows, wrong, reason)
 
 
 class Lists:
@@ -112,14 +103,33 @@ class Lists:
 
     def __init__(self, series: pd.Series[Any], shape: Shape | None) -> None:
         told = None if shape == (None,) else shape
-        self._name = series.name
+        self._series = series
         self.values = to_dense(series, told)
         #: Shape of one row.
         self.shape = self.values.shape[1:]
 
     def take(self, rows: Rows, dtype: npt.DTypeLike | None) -> Array:
         """Return the rows in memory of their own; None keeps the dtype."""
-        return _owned(self.values[rows], rows, dtype)
+        values = self.values[rows]
+        if dtype is not None:
+            _refuse_misfits(self._series, rows, values, np.dtype(dtype))
+        return _owned(values, rows, dtype)
+
+
+def _refuse_misfits(
+    series: pd.Series[Any], rows: Rows, values: Array, dtype: np.dtype[Any]
+) -> None:
+    """Name the first row of `series` that `dtype` cannot hold."""
+    wrong = misfits(values, dtype)
+    if wrong is not None:
+        reason = f"holds {values[wrong][0]!s}, which is no {dtype.name}; cast it"
+        rowwise = np.asarray(wrong.reshape(len(wrong), -1).any(axis=1))
+        raise _at(series, rows, rowwise, reason)
+
+
+def _at(series: pd.Series[Any], rows: Rows, wrong: Array, reason: str) -> InputError:
+    label = series.index[rows][wrong][0]
+    return InputError(f'column "{series.name}": row {label} {reason}')
 
 
 def _owned(values: Array, rows: Rows, dtype: npt.DTypeLike | None) -> Array:
@@ -241,14 +251,18 @@ def open_ragged(series: pd.Series[Any]) -> Ragged:
     Raises
     ------
     InputError
-        Where a row is missing, or no flat list of integers.
+        Where a row is missing, is no flat list of integers, or holds one that int64
+        cannot.
     """
-    flat, offsets = to_ragged(series)
-    if flat.ndim != 1 or (flat.dtype.kind not in "iu" and len(flat)):
-        raise InputError(
-            f'column "{series.name}" holds lists of {flat.dtype}, not of integers'
-        )
-    return Ragged(flat, offsets)
+    ragged = _ragged(series)
+    wrong = misfits(ragged.flat, np.dtype(np.int64))
+    if wrong is not None:
+        label = series.index[np.repeat(np.arange(len(series)), ragged.lengths)][wrong][
+            0
+        ]
+        reason = f"holds {ragged.flat[wrong][0]!s}, which is no int64; cast it"
+        raise InputError(f'column "{series.name}": row {label} {reason}')
+    return ragged
 
 
 def holds_ids(series: pd.Series[Any]) -> bool:
@@ -256,10 +270,19 @@ def holds_ids(series: pd.Series[Any]) -> bool:
     if _content(series) != "list":
         return False
     try:
-        open_ragged(series[series.notna().to_numpy()])
+        _ragged(series[series.notna().to_numpy()])
     except InputError:
         return False
     return True
+
+
+def _ragged(series: pd.Series[Any]) -> Ragged:
+    flat, offsets = to_ragged(series)
+    if flat.ndim != 1 or (flat.dtype.kind not in "iu" and len(flat)):
+        raise InputError(
+            f'column "{series.name}" holds lists of {flat.dtype}, not of integers'
+        )
+    return Ragged(flat, offsets)
 
 
 def usual_shape(series: pd.Series[Any]) -> Shape | None:
@@ -326,9 +349,12 @@ def _numbers(series: pd.Series[Any], kind: Kind) -> tuple[Array, Array | None]:
         ), None
     missing = series.isna().to_numpy()
     dtype, blank = (bool, False) if kind == "bool" else (_integer(series.dtype), 0)
-    if not missing.any():
-        return series.to_numpy(dtype=dtype), None
-    return series.to_numpy(dtype=dtype, na_value=blank), missing
+    try:
+        if not missing.any():
+            return series.to_numpy(dtype=dtype), None
+        return series.to_numpy(dtype=dtype, na_value=blank), missing
+    except OverflowError:  # objects are integers of any size
+        raise _too_large(series) from None
 
 
 def floating_dtype(dtype: Any) -> np.dtype[Any]:
@@ -344,15 +370,14 @@ def _integer(dtype: Any) -> np.dtype[Any]:
     return np.dtype(own if whole else np.int64)
 
 
-def _out_of_range(values: Array, dtype: np.dtype[Any]) -> Array | None:
-    """Which values an integer or boolean dtype cannot hold; None for none."""
-    if values.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):
-            whole = values == np.trunc(values)
-            return np.asarray(~whole | (np.abs(values) > _LARGEST))
-    if values.dtype == np.uint64 and dtype.kind == "i":
-        return np.asarray(values > _LARGEST)
-    return None
+def _too_large(series: pd.Series[Any]) -> InputError:
+    low, high = -(2**63), 2**63 - 1
+    present = series[series.notna().to_numpy()]
+    wrong = [not low <= value <= high for value in present]
+    reason = "holds {}, which is no int64; cast it, or the column to float"
+    return _at(
+        present, slice(None), np.array(wrong), reason.format(present[wrong].iloc[0])
+    )
 
 
 def _no_tensor(series: pd.Series[Any], kind: Kind) -> InputError:

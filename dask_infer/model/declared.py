@@ -242,7 +242,8 @@ class _Graph:
         elif example.integers:
             fits = wanted != "bool"
         else:
-            fits = np.can_cast(given, wanted, "same_kind")
+            integers = np.dtype(given).kind == "i" and np.dtype(wanted).kind in "iu"
+            fits = integers or np.can_cast(given, wanted, "same_kind")
         if not fits:
             raise ShapeMismatch(
                 f'model "{self.spec.name}": input "{node.name}" is {wanted}, '

@@ -49,6 +49,8 @@ class LoadedModel:
     integers: dict[Any, tuple[int, ...]]
     #: Keyword arguments that a call takes; None where any, or nobody can tell.
     accepts: frozenset[str] | None = None
+    #: Names and dtypes of its arguments, in order, where it casts what it is given.
+    dtypes: tuple[tuple[str, str], ...] = ()
 
     def __init__(
         self, spec: ModelSpec, interface: Interface, target: Any, nbytes: int

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dask_infer import config
+from dask_infer.batch.ranges import misfits
 from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.loaded import LoadedModel
 from dask_infer.model.methods import MissingMethodError
@@ -96,6 +97,10 @@ class OnnxModel(LoadedModel):
         self.inputs = {node.name: node for node in session.get_inputs()}
         self.outputs = [node.name for node in session.get_outputs()]
         self.accepts = frozenset(self.inputs)
+        self.dtypes = tuple(
+            (name, _DTYPES.get(node.type, "object"))
+            for name, node in self.inputs.items()
+        )
 
     def function(self, method: str | None) -> Callable[..., Any]:
         """Return the session as a function."""
@@ -147,6 +152,12 @@ def _fit(value: Any, node: Any) -> Any:
             f"input {node.name!r} of the ONNX model is {node.type}, but its column "
             f"holds {array.dtype}; cast the column"
         )
+    wrong = misfits(array, wanted)
+    if wrong is not None:
+        raise InputError(
+            f"input {node.name!r} of the ONNX model is {node.type}, which cannot hold "
+            f"{array[wrong][0]!s}; cast the column, or export the model anew"
+        )
     array = np.ascontiguousarray(array.astype(wanted, copy=False))
     is_column = len(node.shape) == 2 and not (
         isinstance(node.shape[1], int) and node.shape[1] != 1
@@ -155,7 +166,9 @@ def _fit(value: Any, node: Any) -> Any:
 
 
 def _castable(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    return wanted.kind != "O" and np.can_cast(given, wanted, "same_kind")
+    integers = given.kind in "iu" and wanted.kind in "iu"
+    same_kind = integers or np.can_cast(given, wanted, "same_kind")
+    return wanted.kind != "O" and same_kind
 
 
 def _size(spec: ModelSpec) -> int:

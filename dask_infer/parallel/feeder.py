@@ -55,6 +55,7 @@ class Feeder:
             preprocess=code.preprocess,
             tokenizer=_tokenizer(job, code),
             accepts=lane.accepts,
+            dtypes=lane.dtypes,
         )
         self.assembler = Assembler(
             job.outputs,

@@ -6,7 +6,7 @@ this process, or leads to workers that hold one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -51,6 +51,10 @@ class Lane(Protocol):
     @property
     def inputs(self) -> Inputs:
         """The job's inputs, stacked integers as the model reads them."""
+
+    @property
+    def dtypes(self) -> Sequence[tuple[str, str]]:
+        """Names and dtypes of arguments that the model casts; none where unknown."""
 
     @property
     def window(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -101,6 +101,11 @@ class LocalLane:
         return decided(
             job.inputs, job.undecided, self.replica.loaded, job.method, self.call_kwargs
         )
+
+    @property
+    def dtypes(self) -> Sequence[tuple[str, str]]:
+        """Names and dtypes of the arguments that the model casts."""
+        return self.replica.loaded.dtypes
 
     @property
     def window(self) -> int:

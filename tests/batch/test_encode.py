@@ -411,7 +411,9 @@ def test_tensors_of_preprocess_go_in_as_they_are():
     given = {"ids": torch.ones(5, 2, dtype=torch.int32), "flag": True}
     batch = encoder(FRAME, "a", preprocess=lambda f: given).batch(slice(0, 5))
     assert batch.args == ()
-    assert batch.kwargs["ids"] is given["ids"]
+    assert batch.kwargs["ids"].dtype == torch.int32
+    assert batch.kwargs["ids"].equal(given["ids"])
+    assert batch.kwargs["ids"].data_ptr() != given["ids"].data_ptr()
     assert batch.kwargs["flag"] is True
     pair = encoder(FRAME, "a", preprocess=lambda f: (f.a, f.a > 1)).batch(slice(0, 5))
     assert [value.dtype for value in pair.args] == [torch.float32, torch.bool]

@@ -43,6 +43,7 @@ class Line:
     interface = "numpy"
     floating = None
     accepts = None
+    dtypes = ()
     where = "nowhere"
     microbatch = None
     inputs = Inputs((Argument(("x",)),), ("x",))

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, TypeVar
@@ -135,6 +135,11 @@ class RemoteLane:
     def inputs(self) -> Inputs:
         """The job's inputs."""
         return self.job.inputs
+
+    @property
+    def dtypes(self) -> Sequence[tuple[str, str]]:
+        """Names and dtypes of the arguments that the model casts."""
+        return self.state.facts.dtypes
 
     @property
     def accepts(self) -> frozenset[str] | None:

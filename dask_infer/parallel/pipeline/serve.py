@@ -103,6 +103,7 @@ class _Service:
             interface=model.interface,
             floating=None if floating is None else str(floating).rpartition(".")[2],
             accepts=None if accepts is None else tuple(sorted(accepts)),
+            dtypes=model.dtypes,
         )
 
         async def report() -> None:

@@ -31,6 +31,8 @@ class Facts:
     floating: str | None = None
     #: Keyword arguments that a call takes; None for any.
     accepts: tuple[str, ...] | None = None
+    #: Names and dtypes of arguments that it casts, in order.
+    dtypes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
