@@ -246,6 +246,7 @@ class JobBuilder:
             output=output,
             kept=kept,
             text=_is_padded(inputs),
+            uneven=traced.uneven,
         )
         return outputs, self.tracer.with_integers(inputs, traced)
 

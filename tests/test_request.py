@@ -250,3 +250,30 @@ def test_one_name_in_a_list_takes_all_of_a_row(ddf):
     )
     assert pred["z"].compute().infer.to_numpy().shape == (100, 3)
     assert isinstance(pred["z"].dtype, dask_infer.TensorDtype)
+
+
+class Pairs(torch.nn.Module):
+    """What CLIP returns: rows, and each row's likeness to all others of the batch."""
+
+    def forward(self, x):
+        return {"logits_per_row": x @ x.T, "embeds": x * 2}
+
+
+def test_a_field_of_pairs_of_rows_is_left_out_or_refused_by_name(ddf):
+    pred = ddf.infer.predict(Pairs(), columns=["a", "b"], keep=False)
+    assert list(pred.columns) == ["embeds"]
+    wanted = ddf[["a", "b"]].compute().to_numpy("float32") * 2
+    np.testing.assert_array_equal(np.stack(pred["embeds"].compute()), wanted)
+    with pytest.raises(OutputError, match=r"whole batch in field 'logits_per_row'"):
+        ddf.infer.predict(
+            Pairs(), columns=["a", "b"], output={"logits_per_row": "logits"}
+        )
+
+
+def test_an_output_of_pairs_of_rows_is_refused(ddf):
+    class Alone(torch.nn.Module):
+        def forward(self, x):
+            return x @ x.T
+
+    with pytest.raises(OutputError, match=r"depends on the whole batch in the output"):
+        ddf.infer.predict(Alone(), columns=["a", "b"])

@@ -27,6 +27,8 @@ class Value:
     shape: Shape
     #: Length of the first axis; None where it is a row each by nature.
     rows: int | None = None
+    #: Another axis follows the size of the batch: no row's value.
+    uneven: bool = False
 
     def __str__(self) -> str:
         return "the output" if self.key is None else f"field {self.key!r}"
@@ -52,7 +54,8 @@ def name_values(
 ) -> tuple[OutputColumn, ...]:
     """Return the columns that `output` makes of the values found.
 
-    Only values that are picked need an entry for each of `rows`.
+    Only values that are picked need an entry for each of `rows`; where `output` picks
+    none, those without are left out.
 
     Raises
     ------
@@ -60,17 +63,28 @@ def name_values(
         If `output` names what is not there, or more or less than is there.
     """
     check_naming(output)
+    if output is None:
+        found = [value for value in found if _refusal(value, rows) is None] or found
     picked = _picked(found, output)
     for value, _ in picked:
-        if rows is not None and value.rows != rows:
+        if (reason := _refusal(value, rows)) is not None:
             raise OutputError(
-                f"the model returns {value.rows} rows for {rows} in {value}; it must "
-                "return one for each row it is given: pick the fields that do by "
-                'output={"field": "name"}, or pass postprocess= and meta='
+                f"{reason} in {value}; it must return one for each row it is given: "
+                'pick the fields that do by output={"field": "name"}, or pass '
+                "postprocess= and meta="
             )
     if len(picked) == 1 and not isinstance(output, Mapping | str | None):
         return _split(picked[0][0], output)
     return tuple(_column(value, name) for value, name in picked)
+
+
+def _refusal(value: Value, rows: int | None) -> str | None:
+    """Return why a value has no entry for each row; None where it has."""
+    if rows is not None and value.rows != rows:
+        return f"the model returns {value.rows} rows for {rows}"
+    if value.uneven:
+        return "the model returns rows whose size depends on the whole batch"
+    return None
 
 
 def name_declared(

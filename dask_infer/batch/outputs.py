@@ -6,7 +6,7 @@ estimator's attributes, or from ``meta=``.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ def resolve_outputs(
     output: Naming,
     kept: Iterable[Hashable],
     text: bool,
+    uneven: Collection[int] = (),
 ) -> Outputs:
     """Return the columns of a model whose output was found by propagating shapes.
 
@@ -47,6 +48,8 @@ def resolve_outputs(
         Input columns carried into the result.
     text
         Whether the inputs were tokenized, so that there is a padded axis.
+    uneven
+        Tensors, by their `id`, whose other axes follow the size of the batch.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def resolve_outputs(
     """
     padded = tokens if text else None
     found = [
-        _traced_value(key, value, padded)
+        _traced_value(key, value, padded, id(value) in uneven)
         for key, value in traced_fields(traced_output, rows)
         if is_tensor(value) or isinstance(value, np.ndarray)
     ]
@@ -217,8 +220,9 @@ def dtype_name(dtype: Any) -> str:
     return {"U": "string", "O": "object", "S": "object"}.get(known.kind, known.name)
 
 
-def _traced_value(key: Any, value: Any, padded: int | None) -> Value:
-    return Value(key, dtype_name(value.dtype), _row_shape(value, padded), len(value))
+def _traced_value(key: Any, value: Any, padded: int | None, uneven: bool) -> Value:
+    shape, dtype = _row_shape(value, padded), dtype_name(value.dtype)
+    return Value(key, dtype, shape, len(value), uneven)
 
 
 def _row_shape(value: Any, padded: int | None) -> Shape:

@@ -1,15 +1,14 @@
 """What a model would return, found without its weights, without data, on the client.
 
 The model's code runs on fake tensors: they have a shape and a dtype and no numbers. The
-counts of rows and tokens are primes that are no other size of the model, so whoever
-reads the result knows these axes by their size.
+counts of rows and tokens are primes that are no other size of the model, and there are
+two of each: whoever reads the result knows these axes by their size.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any
@@ -82,6 +81,9 @@ class Traced:
     as_integers: tuple[int | str, ...] = ()
     #: Optional arguments that the model does not take.
     dropped: tuple[str, ...] = ()
+    #: Tensors of `output`, by `id`, that hold no row's values: their sizes follow the
+    #: batch on other axes than those of the rows and tokens, or not on the first.
+    uneven: frozenset[int] = frozenset()
 
 
 def propagate(
@@ -128,12 +130,11 @@ def propagate(
     with sandbox():
         if spec.kind in ("onnx", "sentence-transformers"):
             _refuse_method(spec, method)
-            rows, tokens = _ROWS[0], _TOKENS[0]
-            output, floating, as_integers = declared_outputs(
-                spec, examples, (rows, tokens), dtype
-            )
-            counts = (rows, tokens, bool(as_integers))
-            return Traced(output, *counts, floating, as_integers)
+            both = []
+            for counts in ((_ROWS[0], _TOKENS[0]), (_ROWS[-1], _TOKENS[1])):
+                declared = declared_outputs(spec, examples, counts, dtype)
+                both.append(_Found(declared[0], counts))
+            return _compared(*both).traced(*declared[1:])
         opened = open_model(spec, live)
         call = _Call(
             spec.name, opened, method, examples, dict(call_kwargs or {}), dtype
@@ -215,26 +216,26 @@ class _Call:
         refused: CannotTrace | None = None
         for as_integers in _subsets(self.examples):
             try:
-                output, rows, tokens = self._unambiguous(as_integers)
+                found = self._twice(as_integers)
             except CannotTrace as error:
                 refused = refused or error
                 continue
-            found = (output, rows, tokens, bool(as_integers), _name(self.floating))
-            return Traced(*found, as_integers, self.dropped)
+            return found.traced(_name(self.floating), as_integers, self.dropped)
         assert refused is not None
         raise refused
 
-    def _unambiguous(self, as_integers: tuple[Key, ...]) -> tuple[Any, int, int]:
-        """Trace; once more where a count turns up on an axis that is not its own."""
+    def _twice(self, as_integers: tuple[Key, ...]) -> _Found:
+        """Trace with two counts of rows and tokens: they tell which axis is which."""
         sizes = self._sizes()
         rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
         tokens = [count for count in _TOKENS if count not in sizes] or list(_TOKENS)
-        output = self._attempt(as_integers, rows[0], tokens[0])
-        if _is_ambiguous(output, rows[0], tokens[0]):
-            with suppress(CannotTrace):
-                again = self._attempt(as_integers, rows[-1], tokens[-1])
-                return again, rows[-1], tokens[-1]
-        return output, rows[0], tokens[0]
+        counts, others = (rows[0], tokens[0]), (rows[-1], tokens[1])
+        output = self._attempt(as_integers, *counts)
+        try:
+            again = self._attempt(as_integers, *others)
+        except CannotTrace:
+            return _Found(output, counts)
+        return _compared(_Found(output, counts), _Found(again, others))
 
     def _sizes(self) -> set[int]:
         """Return every size that the model's tensors and its inputs have."""
@@ -340,9 +341,54 @@ def _split(
     return args, {key: t for key, t in tensors.items() if isinstance(key, str)}
 
 
-def _is_ambiguous(output: Any, rows: int, tokens: int) -> bool:
-    shapes = [leaf.shape for leaf in _leaves(output)]
-    return any(rows in shape[1:] or tokens in shape[2:] for shape in shapes)
+@dataclass(frozen=True)
+class _Found:
+    """An output for one count of rows and one of tokens."""
+
+    output: Any
+    counts: tuple[int, int]
+    uneven: frozenset[int] = frozenset()
+
+    def traced(
+        self,
+        floating: str,
+        as_integers: tuple[Key, ...],
+        dropped: tuple[str, ...] = (),
+    ) -> Traced:
+        return Traced(
+            self.output,
+            *self.counts,
+            integers=bool(as_integers),
+            floating=floating,
+            as_integers=as_integers,
+            dropped=dropped,
+            uneven=self.uneven,
+        )
+
+
+def _compared(one: _Found, two: _Found) -> _Found:
+    """Return one of two outputs, and which of its tensors hold no row's values.
+
+    Of an output that is a row's, the first axis counts the rows, the second may count
+    the tokens, and every other has the same size both times.
+    """
+    leaves, others = _leaves(one.output), _leaves(two.output)
+    pairs = list(zip(leaves, others, strict=False))
+    if len(leaves) != len(others) or any(a.dim() != b.dim() for a, b in pairs):
+        return one
+    sizes = [list(zip(a.shape, b.shape, strict=True)) for a, b in pairs]
+    same = {x for axes in sizes for x, y in axes[1:] if x == y}
+    if same & {*one.counts} and not same & {*two.counts}:
+        return _compared(two, one)  # a size is one of the counts by chance
+    rows, tokens = zip(one.counts, two.counts, strict=True)
+    uneven = {
+        id(leaf)
+        for leaf, axes in zip(leaves, sizes, strict=True)
+        if axes[:1] not in ([], [rows])
+        or any(x != y for x, y in axes[2:])
+        or any(x != y and (x, y) != tokens for x, y in axes[1:2])
+    }
+    return _Found(one.output, one.counts, frozenset(uneven))
 
 
 def _leaves(output: Any) -> list[torch.Tensor]:

@@ -92,8 +92,9 @@ def test_same_value_twice_is_fine():  # PP-6
 def test_only_picked_values_need_all_rows():
     found = [Value(0, "float32", (), rows=8), Value(1, "float32", (8, 4), rows=1)]
     assert name_values(found, {0: "out"}, rows=8)[0].field == 0
+    assert [column.field for column in name_values(found, None, rows=8)] == [0]
     with pytest.raises(OutputError, match="1 rows for 8 in field 1"):
-        name_values(found, None, rows=8)
+        name_values(found, {1: "out"}, rows=8)
 
 
 def test_lists_of_text_are_objects_and_of_complex_refused():

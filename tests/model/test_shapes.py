@@ -391,6 +391,45 @@ def test_text_is_no_tensor():
         trace(nn.Linear(2, 2), Example("string"))
 
 
+class Pairs(nn.Module):
+    """Each row's value, all pairs of rows, and what is the same for all rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(10, 3)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return {"y": y, "pairs": y @ y.T, "all": self.linear.weight, "n": y.sum(0)}
+
+
+def test_what_depends_on_the_size_of_the_batch_is_no_rows_value():  # row 11
+    traced = trace(Pairs(), floats(10))
+    output = {key: id(tensor) for key, tensor in traced.output.items()}
+    assert traced.uneven == {output["pairs"], output["all"], output["n"]}
+
+
+def test_a_size_that_is_a_count_by_chance_stays_a_size():
+    class Wide(nn.Module):
+        def forward(self, ids):
+            return ids[:, :1].float().expand(-1, len(range(11)))
+
+    traced = trace(Wide(), Example("int64", (None,)))
+    assert row_shape(traced) == (11,) and not traced.uneven
+    assert 11 not in (traced.rows, traced.tokens)
+
+
+def test_only_the_second_axis_may_follow_the_tokens():
+    class Scores(nn.Module):
+        def forward(self, ids):
+            x = ids.float()
+            pairs = x[:, :, None] * x[:, None]
+            return {"tokens": x, "pairs": pairs, "more": nn.functional.pad(x, (1, 0))}
+
+    traced = trace(Scores(), Example("int64", (None,)))
+    assert traced.uneven == {id(traced.output[key]) for key in ("pairs", "more")}
+
+
 # What is left untouched
 
 
