@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from dask_infer.model.refusals import (
     cannot_trace,
     label,
 )
+from dask_infer.model.zipmap import zipped_widths
 from dask_infer.spec import ModelSpec
 
 #: Output, name of the floating dtype, arguments that go in as integers.
@@ -32,6 +34,9 @@ _TYPES = {
     "tensor(double)": "float64",
     "tensor(string)": "string",
 }
+
+#: What a ZipMap node makes of probabilities.
+_ZIPPED = re.compile(r"seq\(map\((int64|string),tensor\(float\)\)\)")
 
 #: Modules of sentence-transformers that keep the width of an embedding.
 _KEEP = ("Transformer", "Normalize", "Dropout", "LayerNorm")
@@ -251,8 +256,14 @@ class _Graph:
             )
 
     def _outputs(self, nodes: Sequence[Any]) -> Any:
-        """Return arrays by name, or the only one; maps and sequences are left out."""
+        """Return arrays by name, or the only one; other sequences are left out."""
         found = {n.name: self._output(n) for n in nodes if n.type.startswith("tensor")}
+        if any(_ZIPPED.fullmatch(node.type) for node in nodes):
+            widths = zipped_widths(str(self.spec.path))
+            for node in nodes:
+                if node.name in widths:
+                    shape = (self.rows, widths[node.name])
+                    found[node.name] = _meta(shape, "float32")
         if not found:
             reason = f'output "{nodes[0].name}" is a {nodes[0].type}'
             raise cannot_trace(self.spec.name, reason)

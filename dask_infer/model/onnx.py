@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dask_infer import config
 from dask_infer.batch.ranges import misfits
 from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.loaded import LoadedModel
 from dask_infer.model.methods import MissingMethodError
 from dask_infer.model.modules import Placement
+from dask_infer.model.zipmap import unzipped
 from dask_infer.spec.model import ModelSpec
 
 #: NumPy dtypes of the element types that arrays can have.
@@ -60,16 +60,11 @@ def load_onnx(spec: ModelSpec, placement: Placement) -> OnnxModel:
 
 def _options(onnxruntime: Any) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_threads()
+    # As many as torch takes in the thread that loads: the worker's share of cores.
+    options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return options
-
-
-def cpu_threads() -> int:
-    """Threads of one run: as configured, else as torch was told in this process."""
-    configured = config.get("replica.cpu-threads")
-    return configured if isinstance(configured, int) else torch.get_num_threads()
 
 
 def _providers(onnxruntime: Any, device: torch.device) -> list[Any]:
@@ -113,7 +108,7 @@ class OnnxModel(LoadedModel):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         feed = self._feed(args, kwargs)
-        results = self.target.run(self.outputs, feed)
+        results = [unzipped(each) for each in self.target.run(self.outputs, feed)]
         if len(results) == 1:
             return results[0]
         return dict(zip(self.outputs, results, strict=True))

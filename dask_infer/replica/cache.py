@@ -27,6 +27,7 @@ from dask.utils import format_bytes
 from dask_infer import config
 from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.device import Device, resolve_device
+from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.model.load import LoadedModel, load, resident_bytes
@@ -223,7 +224,7 @@ class ReplicaCache:
             self._make_room(replica, place, wait)
             if device.torch_device.type == "cpu":
                 place.check_room(spec, replica.nbytes)
-            model = self._load(replica, timeout)
+            model = self._load(replica, place.cpu_threads, timeout)
         except BaseException:
             with self._changed:
                 del self._replicas[key]
@@ -235,10 +236,12 @@ class ReplicaCache:
             self._changed.notify_all()
         return replica
 
-    def _load(self, replica: Replica, timeout: float | None) -> LoadedModel:
+    def _load(
+        self, replica: Replica, threads: int, timeout: float | None
+    ) -> LoadedModel:
         """Load; where memory runs out, once more without the idle replicas."""
         try:
-            return _load(replica, timeout)
+            return _load(replica, threads, timeout)
         except Exception as error:
             if not _ran_out_of_memory(replica, error):
                 raise
@@ -247,7 +250,7 @@ class ReplicaCache:
         replica.device.release_memory()
         give_back_freed_blocks()
         try:
-            return _load(replica, timeout)
+            return _load(replica, threads, timeout)
         except Exception as error:
             if not _ran_out_of_memory(replica, error):
                 raise
@@ -356,10 +359,12 @@ def _ran_out_of_memory(replica: Replica, error: Exception) -> bool:
     return not own and replica.device.is_out_of_memory(error)
 
 
-def _load(replica: Replica, timeout: float | None) -> LoadedModel:
+def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
     name = replica.spec.name
 
     def work() -> LoadedModel:
+        # Sessions of ONNX Runtime keep the number of threads that they start with.
+        use_cpu_threads(threads)
         device, dtype, part = str(replica.device), replica.key.dtype, replica.part
         if part is None:
             return load(replica.spec, device=device, dtype=dtype)

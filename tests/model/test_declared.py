@@ -112,7 +112,7 @@ def test_text_outputs_are_arrays_of_text(graph):
     assert traced.output.dtype.kind == "U"
 
 
-def test_maps_of_classifiers_are_left_out(tmp_path):
+def test_maps_of_classifiers_are_lists_of_probabilities(tmp_path):
     convert = pytest.importorskip("skl2onnx")
     linear_model = pytest.importorskip("sklearn.linear_model")
     x = np.random.default_rng(0).random((20, 4)).astype("float32")
@@ -121,7 +121,8 @@ def test_maps_of_classifiers_are_left_out(tmp_path):
     path.write_bytes(convert.to_onnx(model, x).SerializeToString())
     spec = ModelSpec(key="0", name="m", kind="onnx", path=str(path))
     traced = propagate(spec, None, (floats(4),), {})
-    assert list(traced.output) == ["output_label"]
+    assert list(traced.output) == ["output_label", "output_probability"]
+    assert traced.output["output_probability"].shape == (traced.rows, 2)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,17 @@ import builtins
 from pathlib import Path
 from typing import Any
 
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.load import LoadedModel, MissingMethodError, check_method, load
 from dask_infer.model.recognise import recognise
+from dask_infer.replica.cache import ReplicaCache
+from dask_infer.replica.place import Place
 from dask_infer.spec import ModelSpec
 
 linear_model = pytest.importorskip("sklearn.linear_model")
@@ -199,3 +203,43 @@ def test_an_estimator_picks_the_columns_it_was_fitted_on() -> None:
     np.testing.assert_array_equal(output, estimator.predict(FRAME))
     with pytest.raises(ValueError, match="feature names"):
         loaded(estimator).call((wider[["c", "a"]],), {})
+
+
+@pytest.mark.parametrize("labels", [None, ["eggs", "ham", "spam"]])
+def test_zipped_probabilities_of_an_onnx_export_are_lists(
+    tmp_path: Path, labels: list[str] | None
+) -> None:
+    skl2onnx = pytest.importorskip("skl2onnx")
+    three = np.arange(20) % 3
+    target = three if labels is None else np.array(labels)[three]
+    estimator = linear_model.LogisticRegression().fit(FRAME.to_numpy(), target)
+    path = tmp_path / "net.onnx"
+    sample = FRAME.to_numpy("float32")[:1]
+    path.write_bytes(skl2onnx.to_onnx(estimator, sample).SerializeToString())
+    ddf = dd.from_pandas(FRAME, npartitions=3)
+    pred = ddf.infer.predict(str(path), columns=["a", "b"], keep=False)
+    assert list(pred.columns) == ["output_label", "output_probability"]
+    found = pred.compute(scheduler="sync")
+    assert (
+        found["output_label"].tolist() == estimator.predict(FRAME.to_numpy()).tolist()
+    )
+    wanted = estimator.predict_proba(FRAME.to_numpy())
+    given = np.stack(found["output_probability"])
+    np.testing.assert_allclose(given, wanted, atol=1e-5)
+
+
+def test_onnx_takes_the_workers_share_of_cores(two_inputs: Path) -> None:
+    session = loaded_with_threads(two_inputs, 3)
+    assert session.get_session_options().intra_op_num_threads == 3
+
+
+def loaded_with_threads(path: Path, threads: int) -> Any:
+    """Load by the cache of a process whose forwards have so many threads."""
+    place = Place("local", threads, lambda: 0)
+    spec = recognise(path).spec
+    before = torch.get_num_threads()
+    try:
+        with ReplicaCache().lease(spec, place, device="cpu") as replica:
+            return replica.loaded.target
+    finally:
+        torch.set_num_threads(before)
