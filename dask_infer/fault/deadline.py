@@ -3,14 +3,20 @@
 The work runs in a daemon thread; when the deadline passes the caller goes on and the
 thread is abandoned, since nothing can stop a Python thread from outside. Code that
 holds the interpreter cannot be timed out.
+
+A calling thread keeps its daemon thread for the next piece of work: one a batch would
+build its numeric libraries' thread pools anew each time. It ends when it is idle.
 """
 
 from __future__ import annotations
 
+import contextvars
 import logging
+import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from dask_infer import config
 from dask_infer.errors import PartitionError
@@ -18,17 +24,76 @@ from dask_infer.errors import PartitionError
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+#: Seconds after which a thread without work ends.
+IDLE = 0.5
+
 _abandoned: set[threading.Thread] = set()
+_own = threading.local()
 
 
 class DeadlineExceeded(Exception):
     """The work did not end in time; its thread goes on, abandoned."""
 
 
+@dataclass(eq=False)
+class _Task:
+    """One piece of work, and what came of it."""
+
+    work: Callable[[], Any]
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    done: threading.Event = field(default_factory=threading.Event)
+    result: Any = None
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.context.run(self.work)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+
+class _Runner:
+    """The daemon thread of one calling thread, which alone gives it work."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._ending = threading.Lock()
+        #: No more work is taken.
+        self.ended = False
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def take(self, task: _Task, name: str) -> bool:
+        """Start a piece of work; return whether the thread is there for it."""
+        with self._ending:
+            if self.ended:
+                return False
+            self.thread.name = name
+            self._tasks.put(task)
+        if self.thread.ident is None:
+            self.thread.start()
+        return True
+
+    def leave(self) -> None:
+        """Have the thread end with the work that it is at."""
+        with self._ending:
+            self.ended = True
+
+    def _run(self) -> None:
+        while not self.ended:
+            try:
+                self._tasks.get(timeout=IDLE).run()
+            except queue.Empty:
+                with self._ending:
+                    self.ended = self._tasks.empty()
+
+
 def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
     """Return ``work()``, or raise `DeadlineExceeded` after so many seconds.
 
-    Without a deadline the work runs in the calling thread.
+    Without a deadline the work runs in the calling thread; with one it sees a copy of
+    the caller's context variables.
 
     Raises
     ------
@@ -39,35 +104,31 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
     if seconds is None:
         return work()
     _refuse_more(what)
-    outcome: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name=f"infer-{what}", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failure:
-        try:
-            raise failure[0]
-        finally:
-            # Else the error, its traceback and this frame hold each other, and all
-            # that the work's frames hold, until the next garbage collection.
-            failure.clear()
-    if outcome:
-        return outcome[0]
-    _abandoned.add(thread)
-    logger.warning(
-        "%s did not end within %g s; its thread is abandoned (%d in this process)",
-        what,
-        seconds,
-        len(abandoned_threads()),
-    )
-    raise DeadlineExceeded(f"{what} did not end within {seconds:g} s")
+    task = _Task(work)
+    runner: _Runner | None = getattr(_own, "runner", None)
+    if runner is None or not runner.take(task, f"infer-{what}"):
+        runner = _own.runner = _Runner()
+        runner.take(task, f"infer-{what}")
+    if not task.done.wait(seconds):
+        runner.leave()
+        _own.runner = None
+        _abandoned.add(runner.thread)
+        logger.warning(
+            "%s did not end within %g s; its thread is abandoned (%d in this process)",
+            what,
+            seconds,
+            len(abandoned_threads()),
+        )
+        raise DeadlineExceeded(f"{what} did not end within {seconds:g} s")
+    error, task.error = task.error, None
+    if error is None:
+        return task.result  # type: ignore[no-any-return]
+    try:
+        raise error
+    finally:
+        # Else the error, its traceback and this frame hold each other, and all that
+        # the work's frames hold, until the next garbage collection.
+        del error
 
 
 def _refuse_more(what: str) -> None:

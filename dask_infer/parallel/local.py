@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +29,7 @@ from dask_infer.spec import Code, Inputs, Job
 from dask_infer.spec.model import Interface
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def shares(device: Device) -> bool:
@@ -144,7 +147,9 @@ class LocalLane:
             self._renew()
         exchange = self._exchange()
         if exchange is not None:
-            return exchange.send(batch, self._launch, self._most_rows(batch))
+            most = self._most_rows(batch)
+            too_many = partial(self._too_many, batch)
+            return exchange.send(batch, self._launch, most, too_many)
         with self.replica.device.exclusive():
             pending: Pending = self._in_time(lambda: self._launch(batch))
         return _Timed(self, pending) if self.stream.overlaps else pending
@@ -183,6 +188,19 @@ class LocalLane:
         at_once = not self.stream.overlaps
         self._meeting = exchange_of(self.replica, self.job, at_once)
         return self._meeting
+
+    def _too_many(self, batch: Batch, rows: int) -> None:
+        """Have the policy hear that a joined forward of so many rows was too large."""
+        self.release_memory()
+        policy = self._budget if batch.padded else self._size
+        if policy is None:
+            return
+        size = policy.on_out_of_memory(rows * (batch.padded or 1))
+        if self.first_out_of_memory():
+            logger.warning(
+                'model "%s" ran out of memory on %s with %d rows; going on with %d %s',
+                self.job.model.name, self.where, rows, size, policy.unit,
+            )  # fmt: skip
 
     def _most_rows(self, batch: Batch) -> int:
         """Most rows of a forward that this batch is part of."""

@@ -8,7 +8,9 @@ and a forward is as large as the policy says however small the partitions are.
 Only batches that cannot tell the difference are joined: of one job, tensors of one
 dtype and row shape, padded to one length, without a `postprocess` that sees the frame.
 Where a joined forward fails, each of its batches runs alone, so a feeder only ever sees
-the errors of its own rows.
+the errors of its own rows. What no joined forward can do is not tried for ever: nothing
+is joined any more once an output could not be divided, or after some failures in a row;
+where memory ran out, the policy hears of it.
 
 Numbered, for two feeders A and B and a device that C holds:
 
@@ -30,12 +32,22 @@ from typing import Any, TypeAlias
 import torch
 
 from dask_infer.batch.encode import Batch
+from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.parallel.lane import Pending
 from dask_infer.replica.cache import Replica
 from dask_infer.spec import Job
 
 Run: TypeAlias = Callable[[Batch], Pending]
+TooMany: TypeAlias = Callable[[int], None]
 Fields: TypeAlias = "list[tuple[Any, Any]]"
+
+
+#: Joined forwards that fail in a row before nothing is joined any more.
+FAILURES = 3
+
+
+class Undivided(Exception):
+    """An output has no rows by which it could be divided."""
 
 
 @dataclass(eq=False)
@@ -47,6 +59,8 @@ class Laid:
     kind: tuple[Any, ...] | None
     #: Launches a forward in the lane of its feeder.
     run: Run
+    #: Called with the rows of a joined forward for which memory ran out.
+    too_many: TooMany
     #: Set by whoever ran it.
     pending: Pending | None = None
 
@@ -58,10 +72,16 @@ class Exchange:
     device: contextlib.AbstractContextManager[Any]
     #: Outputs may be overwritten by the next forward: take them while it is held.
     at_once: bool = False
+    #: Whether an error says that memory ran out.
+    is_out_of_memory: Callable[[BaseException], bool] = is_out_of_memory
+    #: Joined forwards that failed since the last one that did not.
+    failed: int = 0
     _waiting: deque[Laid] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def send(self, batch: Batch, run: Run, most: int) -> Pending:
+    def send(
+        self, batch: Batch, run: Run, most: int, too_many: TooMany = lambda rows: None
+    ) -> Pending:
         """Run a batch, with others that wait or by somebody else.
 
         Parameters
@@ -72,8 +92,10 @@ class Exchange:
             Launches a forward; called with the device held.
         most
             Most rows of a forward.
+        too_many
+            Called with the rows of a joined forward for which memory ran out.
         """
-        own = Laid(batch, kind_of(batch), run)
+        own = Laid(batch, kind_of(batch), run, too_many)
         with self._lock:
             self._waiting.append(own)
         try:
@@ -89,26 +111,19 @@ class Exchange:
     def _run(self, own: Laid, most: int) -> None:
         together = self._taken(own, most)
         if len(together) > 1:
-            # Whatever it is, each feeder will meet the failure of its own rows alone.
-            with contextlib.suppress(Exception):
-                self._run_joined(own, together)
+            shared = Shared(self, together)
+            if shared.start(own) and (not self.at_once or shared.copy()):
+                start = 0
+                for laid in together:
+                    laid.pending = Part(self.device, shared, start, laid)
+                    start += laid.batch.rows
                 return
         own.pending = own.run(own.batch)
-
-    def _run_joined(self, own: Laid, together: list[Laid]) -> None:
-        batch = joined([laid.batch for laid in together])
-        shared = Shared(own.run(batch), batch.rows)
-        if self.at_once:
-            shared.copy()
-        start = 0
-        for laid in together:
-            laid.pending = Part(self.device, shared, start, laid)
-            start += laid.batch.rows
 
     def _taken(self, own: Laid, most: int) -> list[Laid]:
         """Batches to run now, the caller's first; the others in their order."""
         taken, rows = [own], own.batch.rows
-        if own.kind is None:
+        if own.kind is None or self.failed >= FAILURES:
             return taken
         with self._lock:
             for laid in self._waiting:
@@ -121,33 +136,65 @@ class Exchange:
 
 
 class Shared:
-    """Outputs of a joined forward, waited for once."""
+    """A joined forward, and its outputs, waited for once."""
 
-    def __init__(self, pending: Pending, rows: int) -> None:
-        self.rows = rows
-        self._pending: Pending | None = pending
+    def __init__(self, exchange: Exchange, together: Sequence[Laid]) -> None:
+        self.rows = sum(laid.batch.rows for laid in together)
+        self._exchange, self._together = exchange, together
+        self._pending: Pending | None = None
         self._lock = threading.Lock()
-        self._fields: Fields = []
+        self._fields: Fields | None = None
 
-    def copy(self) -> None:
-        """Take the outputs now, into memory of their own."""
-        self._fields = [(name, value.clone()) for name, value in self.fields()]
+    def start(self, own: Laid) -> bool:
+        """Launch it; return whether that went well."""
 
-    def fields(self) -> Fields:
+        def launch() -> None:
+            self._pending = own.run(joined([laid.batch for laid in self._together]))
+
+        return self._tried(launch)
+
+    def copy(self) -> bool:
+        """Take the outputs now, into memory of their own; return whether it could."""
+        fields = self.fields()
+        if fields is None:
+            return False
+        self._fields = [(name, value.clone()) for name, value in fields]
+        return True
+
+    def fields(self) -> Fields | None:
         """Return the fields of all rows; whoever asks first waits for the device.
 
-        Raises
-        ------
-        TypeError
-            Where one has no rows to be divided.
+        None where it failed: each batch is to be run alone.
         """
         with self._lock:
             if self._pending is not None:
-                fields = list(self._pending.wait())
-                if not all(_has_rows(value, self.rows) for _, value in fields):
-                    raise TypeError("an output that has no rows cannot be divided")
-                self._fields, self._pending = fields, None
+                if self._tried(self._wait):
+                    self._exchange.failed = 0
+                self._pending = None
             return self._fields
+
+    def _wait(self) -> None:
+        assert self._pending is not None
+        fields = list(self._pending.wait())
+        if not all(_has_rows(value, self.rows) for _, value in fields):
+            raise Undivided
+        self._fields = fields
+
+    def _tried(self, work: Callable[[], None]) -> bool:
+        """Do it; each feeder will meet whatever fails with its own rows alone."""
+        try:
+            work()
+            return True
+        except Undivided:
+            self._exchange.failed = FAILURES
+            return False
+        except Exception as error:
+            self._exchange.failed += 1
+            too_many = self._exchange.is_out_of_memory(error)
+        # Not in the handler, whose traceback holds the joined forward's memory.
+        if too_many:
+            self._together[0].too_many(self.rows)
+        return False
 
 
 @dataclass(eq=False)
@@ -162,9 +209,9 @@ class Part:
     def wait(self) -> Iterable[tuple[Any, Any]]:
         """Return the batch's rows of each field, or run it alone where that fails."""
         rows = slice(self.start, self.start + self.laid.batch.rows)
-        # Not in a handler, whose traceback would hold the joined forward's memory.
-        with contextlib.suppress(Exception):
-            return [(name, value[rows]) for name, value in self.shared.fields()]
+        fields = self.shared.fields()
+        if fields is not None:
+            return [(name, value[rows]) for name, value in fields]
         with self.device:
             pending = self.laid.run(self.laid.batch)
         return pending.wait()
@@ -216,5 +263,6 @@ def exchange_of(replica: Replica, job: Job, at_once: bool) -> Exchange:
         if found is None:
             device = replica.device
             alone = device.exclusive() if device.one_at_a_time else threading.Lock()
-            found = _exchanges[key] = Exchange(alone, at_once)
+            memory = device.is_out_of_memory
+            found = _exchanges[key] = Exchange(alone, at_once, memory)
         return found

@@ -82,6 +82,8 @@ class Replica:
     #: Set once `state` is "ready".
     model: LoadedModel | None = None
     leases: int = 0
+    #: It is not to be used by anybody after those who do, or who load it.
+    unloading: bool = False
     #: A stage holds a lease as long as it lives: it may be idle even so.
     serving: bool = False
     #: Rows served so far.
@@ -185,11 +187,11 @@ class ReplicaCache:
         """Let go of one model, or all; those in use go when their users are done."""
         with self._changed:
             going = [
-                r
-                for r in self._replicas.values()
-                if r.state == "ready" and content in (None, r.key.content)
+                r for r in self._replicas.values() if content in (None, r.key.content)
             ]
-            idle = [r for r in going if self._retire(r)]
+            for replica in going:  # one that loads goes with its first users
+                replica.unloading = True
+            idle = [r for r in going if r.state == "ready" and self._retire(r)]
         _close(idle)
         return len(going)
 
@@ -233,6 +235,8 @@ class ReplicaCache:
         with self._changed:
             replica.model, replica.nbytes = model, model.nbytes
             replica.state = "ready"
+            if replica.unloading:
+                self._retire(replica)
             self._changed.notify_all()
         return replica
 

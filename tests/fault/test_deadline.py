@@ -1,8 +1,10 @@
 """Deadlines: the caller goes on, the thread is accounted for."""
 
 import contextlib
+import contextvars
 import gc
 import threading
+import time
 import weakref
 
 import dask
@@ -68,3 +70,55 @@ def test_an_error_does_not_keep_what_the_work_held():  # DI-10
         assert alive[0]() is None
     finally:
         gc.enable()
+
+
+AMBIENT = contextvars.ContextVar("AMBIENT", default="lost")
+
+
+def test_work_sees_the_callers_context_variables():
+    token = AMBIENT.set("here")
+    try:
+        assert within(30, AMBIENT.get, what="forward") == "here"
+        within(30, lambda: AMBIENT.set("changed"), what="forward")
+        assert AMBIENT.get() == "here"
+    finally:
+        AMBIENT.reset(token)
+
+
+def test_a_caller_keeps_one_thread_until_it_hangs():
+    release = threading.Event()
+    first, second = (
+        within(30, threading.current_thread, what="forward") for _ in range(2)
+    )
+    assert first is second
+    with pytest.raises(DeadlineExceeded):
+        within(0.05, release.wait, what="forward")
+    assert abandoned_threads() == [first]
+    assert within(30, threading.current_thread, what="forward") is not first
+    release.set()
+    first.join(30)
+
+
+def test_callers_have_threads_of_their_own_which_end_when_idle():
+    used, both = [], threading.Barrier(2)
+
+    def call():
+        used.append(within(30, lambda: (both.wait(30), threading.current_thread())[1],
+                           what="forward"))  # fmt: skip
+
+    callers = [threading.Thread(target=call) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(30)
+    assert len(set(used)) == 2
+    for thread in used:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_work_that_comes_as_the_thread_ends_is_done(monkeypatch):
+    monkeypatch.setattr("dask_infer.fault.deadline.IDLE", 0.001)
+    for number in range(200):
+        time.sleep(0.001 + number % 7 * 1e-5)
+        assert within(30, lambda number=number: number, what="forward") == number

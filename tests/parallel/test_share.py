@@ -36,15 +36,18 @@ class Device:
         return Pending([(None, given.args[0][:, 0] * 2)])
 
 
-def send_all(batches, run=None, most=100, at_once=False):
+def send_all(batches, run=None, most=100, at_once=False, exchange=None, **options):
     """Send each batch from a thread of its own while the device is held."""
     device = Device(len(batches))
-    exchange = Exchange(device.lock, at_once)
+    exchange = exchange or Exchange(threading.Lock(), at_once)
+    device.lock = exchange.device
     outcomes = [None] * len(batches)
 
     def feed(place):
         try:
-            pending = exchange.send(batches[place], run or device.double, most)
+            pending = exchange.send(
+                batches[place], run or device.double, most, **options
+            )
             ((_, value),) = pending.wait()
             outcomes[place] = value.tolist()
         except Exception as error:
@@ -112,6 +115,56 @@ def test_outputs_without_rows_are_computed_by_each():
 
     outcomes, _ = send_all([batch(1, 2), batch(3)], run)
     assert outcomes == [[3], [3]]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_cannot_be_divided_is_not_joined_again(at_once):
+    sizes = []
+
+    def run(given):
+        sizes.append(given.rows)
+        return Pending([(None, given.args[0].sum()[None])])
+
+    exchange = Exchange(threading.Lock(), at_once)
+    for _ in range(3):
+        outcomes, _ = send_all([batch(1, 2), batch(3)], run, exchange=exchange)
+        assert outcomes == [[3], [3]]
+    assert sorted(sizes) == [1] * 3 + [2] * 3 + [3]
+
+
+def test_what_fails_together_again_and_again_is_not_joined_any_more():
+    joins = []
+
+    def run(given):
+        if given.rows > 2:
+            joins.append(given.rows)
+            raise ValueError("two at most")
+        return Pending([(None, given.args[0][:, 0])])
+
+    exchange = Exchange(threading.Lock())
+    for _ in range(6):
+        outcomes, _ = send_all([batch(1, 2), batch(3)], run, exchange=exchange)
+        assert outcomes == [[1, 2], [3]]
+    assert joins == [3] * 3
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_policy_hears_of_a_joined_forward_that_was_too_large(at_once):
+    heard, waits = [], []
+
+    class TooLarge(Pending):
+        def wait(self):
+            waits.append(1)
+            raise MemoryError
+
+    def run(given):
+        return (TooLarge if given.rows > 2 else Pending)([(None, given.args[0][:, 0])])
+
+    outcomes, _ = send_all(
+        [batch(1, 2), batch(3)], run, at_once=at_once, too_many=heard.append
+    )
+    assert outcomes == [[1, 2], [3]]
+    assert (heard, waits) == ([3], [1])
 
 
 def test_a_failure_on_the_way_back_is_met_alone():

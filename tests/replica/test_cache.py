@@ -153,6 +153,32 @@ def test_unload_waits_for_users():
     assert fresh.model is None
 
 
+def test_unload_takes_effect_on_a_model_that_loads():
+    cache, started, go = ReplicaCache(), threading.Event(), threading.Event()
+    spec, leased = spec_of(1, 0.75), []
+    load = cache._load
+
+    def slow_load(*args):
+        started.set()
+        go.wait(30)
+        return load(*args)
+
+    cache._load = slow_load
+
+    def use():
+        with cache.lease(spec, place()) as replica:
+            leased.append(replica.loaded)
+
+    user = threading.Thread(target=use)
+    user.start()
+    assert started.wait(30)
+    assert cache.unload() == 1
+    go.set()
+    user.join(30)
+    assert leased
+    assert cache.replicas() == []
+
+
 def test_dtypes_are_replicas_of_their_own():
     cache, spec = ReplicaCache(), spec_of(1, 5)
     with (

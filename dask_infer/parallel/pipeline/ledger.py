@@ -52,8 +52,12 @@ class Ledger(SchedulerPlugin):
     name = LEDGER
     idempotent = True
 
-    def start(self, scheduler: Scheduler) -> None:  # type: ignore[override]
-        """Take up the handlers; synchronous, so that nobody registers a second one."""
+    async def start(self, scheduler: Scheduler) -> None:
+        """Take up the handlers; awaits nothing, so that nobody registers a second one.
+
+        Not synchronous: a scheduler awaits what its preloaded plugins start
+        (distributed 2026.8.0).
+        """
         self.scheduler = scheduler
         self.fleets: dict[str, Fleet] = {}
         #: What tickets found out about the layers of a group's model.
@@ -144,7 +148,7 @@ class Ledger(SchedulerPlugin):
     ) -> None:
         """Forget users whose tasks are done with."""
         gone = finish in ("released", "forgotten", "erred")
-        for fleet in self.fleets.values():
+        for fleet in list(self.fleets.values()):  # releasing one takes it off
             if finish != "processing" and key in fleet.feeders:
                 fleet.feeders.discard(key)
             elif gone and key in fleet.tickets:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dask_infer.batch.pick import pick
+from dask_infer.device.stream import Pending, Stream
 from dask_infer.fault.deadline import DeadlineExceeded, within
 from dask_infer.parallel.pipeline.microbatch import Failure, Load, Lost, Way
 from dask_infer.parallel.pipeline.outputs import called, flattened
@@ -148,10 +149,8 @@ class Stage:
             if item.answer.done():  # of an older epoch
                 continue
             try:
-                result: Load | Failure = within(
-                    timeout,
-                    lambda item=item: _forward(item, replica, place, stream),  # type: ignore[misc]
-                    what=f"forward of {replica.spec.name}, stage {self.index}",
+                result: Load | Failure = self._forward(
+                    item, replica, place, stream, timeout
                 )
                 replica.count(item.way.rows)
             except BaseException as error:  # SystemExit would end the worker
@@ -161,6 +160,29 @@ class Stage:
                     return True
             self._answer(item, result)
         return False
+
+    def _forward(
+        self,
+        item: _Item,
+        replica: Replica,
+        place: Place,
+        stream: Stream,
+        timeout: float | None,
+    ) -> Load:
+        """Run one microbatch through the layers that live here.
+
+        The device is held by this thread: one that a timeout abandons would keep it.
+        """
+        what = f"forward of {replica.spec.name}, stage {self.index}"
+        values = item.load.open()
+        with replica.device.exclusive():
+            pending = within(
+                timeout,
+                lambda: _launch(values, item.way, replica, place, stream),
+                what=what,
+            )
+        wait = timeout if stream.overlaps else None
+        return Load(values=dict(within(wait, pending.wait, what=what)))
 
     def _failure(self, error: BaseException, replica: Replica) -> Failure:
         memory = replica.device.is_out_of_memory(error)
@@ -179,16 +201,12 @@ class Stage:
             self.loop.call_soon_threadsafe(settle)
 
 
-def _forward(item: _Item, replica: Replica, place: Place, stream: Any) -> Load:
-    """One microbatch through the layers that live here."""
-    device, way = replica.device, item.way
-    device.enter_forward(place.cpu_threads)
-    values = item.load.open()
-    with device.exclusive():
-        staged = stream.upload((), values)
-        _, values = stream.enter(staged)
-        pending = stream.download(_outputs(values, replica, way))
-    return Load(values=dict(pending.wait()))
+def _launch(
+    values: dict[Any, Any], way: Way, replica: Replica, place: Place, stream: Stream
+) -> Pending:
+    replica.device.enter_forward(place.cpu_threads)
+    _, values = stream.enter(stream.upload((), values))
+    return stream.download(_outputs(values, replica, way))
 
 
 def _outputs(
