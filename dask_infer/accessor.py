@@ -13,6 +13,7 @@ from dask.dataframe.extensions import (
 )
 
 from dask_infer._dask import DataFrame, Series, new_collection
+from dask_infer.batch.inputs import several_levels
 from dask_infer.batch.lists import is_list, to_dense
 from dask_infer.expr import Predict, PredictBatches
 from dask_infer.request import Request
@@ -41,8 +42,8 @@ class DataFrameInfer:
         method: str | None = None,
         call_kwargs: Mapping[str, Any] | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
-        dtype: str | None = None,
-        device: str = "auto",
+        dtype: Any = None,
+        device: Any = "auto",
         parallel: str | Layout = "data",
         resources: Mapping[str, float] | None = None,
         on_error: Literal["raise", "null", "quarantine"] = "raise",
@@ -88,9 +89,10 @@ class DataFrameInfer:
         dtype
             Floating dtype the model runs in: "float32", "bfloat16", "float16",
             "float64"; "int8" rounds its linear layers to 8 bits (CPU), all else runs
-            in float32. As loaded by default.
+            in float32. As loaded by default. Torch's and NumPy's dtypes are taken too.
         device
-            ``"auto"`` (the accelerator where there is one), "cpu", "cuda", "mps".
+            ``"auto"`` (the accelerator where there is one), "cpu", "cuda", "mps", or a
+            `torch.device`.
         parallel
             How the model is spread. ``"data"``: every worker holds all of it.
             ``"pipeline"``: layer groups on as few workers as hold the model. A `Layout`
@@ -163,6 +165,8 @@ class SeriesInfer:
         """
         series = self._series
         name = "value" if series.name is None else series.name
+        if isinstance(name, tuple):
+            raise several_levels(len(name))
         arguments = {"columns": name, "keep": False, **arguments}
         result = _predict(series.to_frame(name), Request(model, **arguments))
         return result[result.columns[0]] if len(result.columns) == 1 else result

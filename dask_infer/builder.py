@@ -7,6 +7,7 @@ everything is known to fit does the content store see the model.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
@@ -176,7 +177,7 @@ class JobBuilder:
     def _inputs(self) -> Inputs:
         from dask_infer.batch.inputs import resolve_inputs
 
-        return resolve_inputs(
+        inputs = resolve_inputs(
             self.frame_meta,
             self.request.columns,
             interface_hint=self._interface(),
@@ -187,6 +188,30 @@ class JobBuilder:
             fitted=self._fitted(),
             preprocess=self.request.preprocess is not None,
         )
+        self._check_arity(inputs)
+        return inputs
+
+    def _check_arity(self, inputs: Inputs) -> None:
+        """Refuse arguments that a function does not take."""
+        from dask_infer.model.refusals import ArityMismatch, check_arity
+
+        request = self.request
+        given = inputs.tokenized or request.preprocess is not None
+        if given or self.spec.kind != "callable":
+            return
+        model, method = request.model, request.method
+        try:
+            signature = inspect.signature(getattr(model, method) if method else model)
+        except (TypeError, ValueError):
+            return
+        arguments = inputs.arguments
+        places = range(sum(a.keyword is None for a in arguments))
+        keys = [*places, *(a.keyword for a in arguments if a.keyword is not None)]
+        name, extra = self.spec.name, request.call_kwargs or {}
+        try:
+            check_arity(name, method or name, signature, keys, extra)
+        except ArityMismatch as error:
+            raise InputError(str(error)) from None
 
     def _feature_names(self) -> list[Any] | None:
         """Return the columns that an estimator was fitted on."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
+import numpy as np
 from dask.utils import parse_timedelta
 
 from dask_infer.spec import Job, Layout
@@ -31,8 +32,8 @@ class Request:
     method: str | None = None
     call_kwargs: Mapping[str, Any] | None = None
     shapes: Mapping[str, Sequence[int]] | None = None
-    dtype: str | None = None
-    device: str = "auto"
+    dtype: Any = None
+    device: Any = "auto"
     parallel: Any = "data"
     resources: Mapping[str, float] | None = None
     on_error: Literal["raise", "null", "quarantine"] = "raise"
@@ -41,6 +42,8 @@ class Request:
     meta: Any = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", _named(self.device))
+        object.__setattr__(self, "dtype", _named(self.dtype))
         _check_choices(self)
 
     def build(self, expr: Any) -> tuple[Job, tuple[Any, ...]]:
@@ -48,6 +51,17 @@ class Request:
         from dask_infer.builder import JobBuilder
 
         return JobBuilder(self, expr).build()
+
+
+def _named(value: Any) -> Any:
+    """Return the name of a dtype or device that was passed as torch's or NumPy's."""
+    if isinstance(value, type) and issubclass(value, np.generic):
+        value = np.dtype(value)
+    if isinstance(value, np.dtype):
+        return value.name
+    if type(value).__module__ == "torch":  # which need not be imported here
+        return str(value).removeprefix("torch.")
+    return value
 
 
 def _check_choices(request: Request) -> None:

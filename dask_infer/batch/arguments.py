@@ -214,6 +214,7 @@ class Stack(Part):
     def __init__(self, frame: pd.DataFrame, argument: Argument, reads: Reads) -> None:
         self._reads = reads
         self._rows = len(frame)
+        self._names = argument.columns
         self._dtype = reads.dtype(argument)
         tensor = reads.interface == "tensor" or self._dtype is not None
         self._columns = [
@@ -251,9 +252,10 @@ class Stack(Part):
             return np.column_stack(taken)
         except (TypeError, ValueError):
             dtypes = ", ".join(str(column.dtype) for column in taken)
+            apart = ", ".join(f'"{name}"' for name in self._names)
             raise InputError(
                 f"columns of {dtypes} cannot be stacked into one array; pass them as "
-                'arguments of their own, columns=("a", "b") say'
+                f"arguments of their own, columns=({apart}) say"
             ) from None
 
 

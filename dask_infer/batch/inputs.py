@@ -93,6 +93,7 @@ def resolve_inputs(
         {name: shape for name, shape in (schema or {}).items() if shape},
         tokenizer and not preprocess,
         preprocess,
+        columns is not None,
     )
     rules.check_labels()
     rules.shapes.update(rules.checked_shapes(shapes or {}))
@@ -162,9 +163,13 @@ class _Rules:
     tokenizer: bool
     #: Dtypes are judged later.
     deferred: bool
+    #: The user named the columns.
+    chosen: bool
     shapes: dict[Any, Shape] = field(default_factory=dict)
 
     def check_labels(self) -> None:
+        if self.meta.columns.nlevels > 1:
+            raise several_levels(self.meta.columns.nlevels)
         twice = self.meta.columns[self.meta.columns.duplicated()]
         if len(twice):
             raise InputError(f"two columns are named {_quote(twice[0])}; rename one")
@@ -310,20 +315,27 @@ class _Rules:
             raise InputError(
                 f'{STACKED}, and column "{name}" holds lists; ' + apart(name)
             )
-        if kind == "text" and self.tokenizer:
+        text = kind in ("text", "bytes")
+        if text and (self.tokenizer or self.interface == "numpy"):
             raise InputError(
-                f'{STACKED}, and column "{name}" holds text; ' + apart(name)
+                f'{STACKED}, and column "{name}" holds {kind}; ' + apart(name)
             )
-        if self.interface == "tensor" or kind in ("text", "bytes"):
+        if self.interface == "tensor":
             self._check_tensor(name, kind)
 
     def _check_tensor(self, name: Any, kind: Kind) -> None:
         dtype = self.meta[name].dtype
         if kind == "list" and value_dtype(dtype) is None:
             kind = "other"
-        if kind in REMEDIES:
-            what, advice = REMEDIES[kind]
-            raise InputError(f'column "{name}" holds {what}; {advice}')
+        if kind not in REMEDIES:
+            return
+        what, advice = REMEDIES[kind]
+        advice = advice.format(_quote(name))
+        if not self.chosen and len(self.meta.columns) > 1:
+            advice = f"columns=[...] or {advice}"
+        if kind == "text":
+            advice = f"{advice}; {CONVERTED}"
+        raise InputError(f"column {_quote(name)} holds {what}; pass {advice}")
 
     def _single(self, name: Any, keyword: str | None) -> Argument:
         kind = self._kind(name)
@@ -412,6 +424,14 @@ def _is_size(value: object) -> bool:
 def _numbers_in(shape: Shape) -> int | None:
     """Return how many numbers a row has; None where an axis is unknown."""
     return None if None in shape else math.prod(cast("tuple[int, ...]", shape))
+
+
+def several_levels(count: int) -> InputError:
+    """Return the refusal of columns that are named by tuples."""
+    return InputError(
+        f"the frame's columns have {count} levels; give each one name: ddf.columns = "
+        '["_".join(map(str, column)) for column in ddf.columns], say'
+    )
 
 
 def apart(name: object) -> str:

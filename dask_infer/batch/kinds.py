@@ -46,22 +46,16 @@ CONVERTED = (
     'dask.config.set({"dataframe.convert-string": False}) before the dataframe is made'
 )
 
-#: What stops a column from being a tensor, and what to do.
+#: What stops a column from being a tensor, and what to pass; "{0}" is its name.
 REMEDIES: dict[Kind, tuple[str, str]] = {
-    "text": ("text", f"pass columns=[...] or tokenizer=; {CONVERTED}"),
-    "bytes": ("bytes", "pass columns=[...], or preprocess= to decode them"),
-    "date": (
-        "dates or times",
-        "pass columns=[...], or preprocess= to make numbers of them",
-    ),
-    "categorical": (
-        "categories",
-        "pass columns=[...], or their codes: ddf[...].cat.codes",
-    ),
-    "complex": ("complex numbers", "pass columns=[...], or preprocess= to split them"),
+    "text": ("text", "tokenizer="),
+    "bytes": ("bytes", "preprocess= to decode them"),
+    "date": ("dates or times", "preprocess= to make numbers of them"),
+    "categorical": ("categories", "their codes: ddf[{0}].cat.codes"),
+    "complex": ("complex numbers", "preprocess= to split them"),
     "other": (
         "values that cannot become a tensor",
-        "pass columns=[...], or preprocess= to make numbers of them",
+        "preprocess= to make numbers of them",
     ),
 }
 

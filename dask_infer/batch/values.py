@@ -176,7 +176,7 @@ class Texts:
             )
         return InputError(
             f'column "{name}": row {label} holds {_short(value)}, which is no '
-            f"{self.kind}; drop the row, or pass columns=[...]"
+            f"{self.kind}; drop the row, or make {self.kind} of it in preprocess="
         )
 
 
@@ -384,18 +384,19 @@ def _no_tensor(series: pd.Series[Any], kind: Kind) -> InputError:
     """Name the first value that is no number; only errors come here."""
     if kind == "text" and series.dtype != object:
         return InputError(
-            f'column "{series.name}" holds text; pass columns=[...] or tokenizer='
+            f'column "{series.name}" holds text; leave it out of columns= or pass '
+            "tokenizer="
         )
     remedy = "tokenizer=" if kind == "text" else "preprocess= to make numbers of it"
     for label, value in series.items():
         if not _is_number(value):
             return InputError(
                 f'column "{series.name}": row {label} holds {_short(value)}, which is '
-                f"no number; pass columns=[...], or {remedy}"
+                f"no number; leave it out of columns= or pass {remedy}"
             )
     return InputError(
         f'column "{series.name}" holds {series.dtype}, which cannot become a tensor; '
-        "pass columns=[...], or preprocess= to make numbers of it"
+        "leave it out of columns= or pass preprocess= to make numbers of it"
     )
 
 

@@ -111,6 +111,11 @@ class Attempt:
             reason = _first(str(error)).replace(f"[{self.rows},", "[n,")
             return f'model "{self.name}" refuses its input: {reason}; {self.describe()}'
         layer, expected, got, noun = found
+        if got == self.rows and any(ex.shape == () for ex in self.examples.values()):
+            return (
+                f"the model expects {expected} {noun} a row, and a single column gives "
+                f'(n,), in {layer} of "{self.name}"; pass columns=["x"] for (n, 1)'
+            )
         given = any(ex.shape and ex.shape[-1] == got for ex in self.examples.values())
         gives = "columns give" if given else "gets"
         return (

@@ -178,7 +178,7 @@ def test_integer_arguments_name_what_they_cannot_hold(values, message):
     [
         ([1.5, "abc"], "o", "\"o\": row 8 holds 'abc', which is no number"),
         ([1.5, "2"], ["o"], "row 8 holds '2'"),
-        (["a", "b"], "o", "row 7 holds 'a', .* or tokenizer="),
+        (["a", "b"], "o", "row 7 holds 'a', .* or pass tokenizer="),
         ([[1, 2], [1]], ["o"], '"o" holds lists'),
         ([[1, 2], "x"], "o", '"o": row 8 holds text'),
         ([[1, 2], [1]], "o", '"o": row 8 '),
