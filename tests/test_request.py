@@ -277,3 +277,16 @@ def test_an_output_of_pairs_of_rows_is_refused(ddf):
 
     with pytest.raises(OutputError, match=r"depends on the whole batch in the output"):
         ddf.infer.predict(Alone(), columns=["a", "b"])
+
+
+@pytest.mark.parametrize("columns", [["a", "b"], "a"])
+def test_a_module_without_parameters_runs_in_the_dtype_asked_for(ddf, columns):
+    class Third(torch.nn.Module):
+        def forward(self, x):
+            return x / 3
+
+    pred = ddf.infer.predict(Third(), columns=columns, keep=False, dtype="float64")
+    wanted = ddf[columns].compute().to_numpy("float64") / 3
+    found = pred["prediction"].compute()
+    assert found.dtype == pred["prediction"].dtype
+    np.testing.assert_array_equal(np.array(found.tolist()), wanted)

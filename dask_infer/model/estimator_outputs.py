@@ -304,6 +304,12 @@ def _leaves(estimator: Any) -> list[Described] | None:
     return [(None, "float64", shape if classifies else shape[:1])]
 
 
+def _path(estimator: Any) -> list[Described] | None:
+    """Return which nodes of a tree a row passes; a forest returns more than rows."""
+    tree = getattr(estimator, "tree_", None)
+    return None if tree is None else [(None, "int64", (int(tree.node_count),))]
+
+
 def _nearest(estimator: Any) -> list[Described] | None:
     """Return distances and places of the nearest rows that were fitted."""
     count = getattr(estimator, "n_neighbors_", getattr(estimator, "n_neighbors", None))
@@ -328,8 +334,11 @@ _METHODS: dict[str, Callable[[Any], list[Described] | None]] = {
     "predict": _predict,
     "predict_proba": _probabilities,
     "predict_log_proba": _probabilities,
+    "predict_joint_log_proba": _probabilities,
     "decision_function": _decision,
     "score_samples": _scores,
+    "mahalanobis": _scores,
+    "decision_path": _path,
     "transform": _transform,
     "apply": _leaves,
     "kneighbors": _nearest,

@@ -78,6 +78,8 @@ def load(
         model = _LOADERS[spec.kind](spec, placement)
         if dtype == INT8:
             quantize(model)
+        if model.interface == "tensor" and model.floating is None:
+            model.floating = placement.dtype  # no parameter tells
         if method is not None:
             model.function(method)
         return model

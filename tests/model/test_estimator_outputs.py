@@ -12,6 +12,7 @@ pytest.importorskip("sklearn")
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import DBSCAN, Birch, KMeans
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
+from sklearn.covariance import EmpiricalCovariance
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
     GradientBoostingClassifier,
@@ -39,6 +40,7 @@ from sklearn.multioutput import (
     MultiOutputClassifier,
     MultiOutputRegressor,
 )
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import (
     KernelDensity,
     KNeighborsRegressor,
@@ -134,6 +136,9 @@ CASES = [
     (LocalOutlierFactor(n_neighbors=3), "value", "kneighbors"),
     (KernelDensity(), "value", "score_samples"),
     (DecisionTreeRegressor(max_depth=2), "value", "apply"),
+    (DecisionTreeRegressor(max_depth=2), "value", "decision_path"),
+    (GaussianNB(), "three", "predict_joint_log_proba"),
+    (EmpiricalCovariance(), "value", "mahalanobis"),
     (RandomForestClassifier(**FOREST), "three", "apply"),
     (GradientBoostingClassifier(**FOREST), "three", "apply"),
     (GradientBoostingRegressor(**FOREST), "value", "apply"),
