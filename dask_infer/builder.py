@@ -429,7 +429,7 @@ def _schema_shapes(expr: Any) -> dict[str, tuple[int | None, ...]]:
 
 
 def _is_padded(inputs: Inputs) -> bool:
-    ragged = any(a.shape and a.shape[0] is None for a in inputs.arguments)
+    ragged = any(a.shape is None or None in a.shape for a in inputs.arguments)
     return inputs.tokenized or ragged
 
 

@@ -18,7 +18,7 @@ from dask_infer.spec import Argument, Inputs, ModelSpec, Undecided
 
 if TYPE_CHECKING:
     from dask_infer.model.recognise import Recognised
-    from dask_infer.model.shapes import Example, Traced
+    from dask_infer.model.shapes import CannotTrace, Example, Traced
 
 #: What tokenizers return where they do not say.
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
@@ -40,18 +40,24 @@ class Tracer:
 
     def trace(self, inputs: Inputs) -> Traced:
         """Return what the model would make of `inputs`, or raise `CannotTrace`."""
-        from dask_infer.model.shapes import propagate
+        from dask_infer.model.shapes import CannotTrace, propagate
 
         args, kwargs = self.examples(inputs)
-        return propagate(
-            self.recognised.spec,
-            self.recognised.live,
-            args,
-            kwargs,
-            method=self.request.method,
-            call_kwargs=self.request.call_kwargs,
-            dtype=self.request.dtype,
-        )
+        try:
+            return propagate(
+                self.recognised.spec,
+                self.recognised.live,
+                args,
+                kwargs,
+                method=self.request.method,
+                call_kwargs=self.request.call_kwargs,
+                dtype=self.request.dtype,
+            )
+        except CannotTrace as error:
+            unread = next((a for a in inputs.arguments if a.shape is None), None)
+            if unread is None or type(error) is not CannotTrace:
+                raise
+            raise _unread(unread, error.reason or str(error)) from error
 
     def check(self, inputs: Inputs) -> None:
         """Refuse methods and arguments that a module does not take; runs nothing."""
@@ -96,6 +102,9 @@ class Tracer:
         if self.interface == "tensor":
             _check_traceable(inputs)
         arguments = inputs.arguments
+        unread = next((a for a in arguments if a.shape is None), None)
+        if self.request.preprocess is not None and unread is not None:
+            raise _unread(unread, "what preprocess= makes of them is not known")
         made = {
             place: _example(argument, self.frame_meta)
             for place, argument in enumerate(arguments)
@@ -184,20 +193,30 @@ def _check_traceable(inputs: Inputs) -> None:
             )
 
 
-def _example(argument: Argument, frame_meta: pd.DataFrame) -> Example:
-    from dask_infer.batch.inputs import all_integers
-    from dask_infer.model.shapes import CannotTrace, Example
+def _unread(argument: Argument, reason: str) -> CannotTrace:
+    """Return the refusal of lists whose length decides what the model returns."""
+    from dask_infer.model.shapes import CannotTrace
 
     name = argument.columns[0]
+    return CannotTrace(
+        f'the row shape of column "{name}" is known only once it is read (or pass '
+        f'shapes={{"{name}": (...)}}), and with made-up ones {reason}'
+    )
+
+
+def _example(argument: Argument, frame_meta: pd.DataFrame) -> Example:
+    from dask_infer.batch.inputs import all_integers
+    from dask_infer.model.shapes import Example
+
     if argument.stacked:
         return Example(
             argument.dtype or "floating",
             (len(argument.columns),),
             integers=all_integers(frame_meta, argument),
         )
-    if argument.shape is None:
-        raise CannotTrace(
-            f'the row shape of column "{name}" is known only once it is read (or pass '
-            f'shapes={{"{name}": (...)}})'
-        )
-    return Example(argument.dtype or "floating", argument.shape)
+    dtype = argument.dtype or "floating"
+    if argument.shape in (None, (None,)):
+        unknown = argument.content == "object"
+        ids = unknown or dtype == "int64"
+        return Example(dtype, (None,), integers=unknown, ids=ids, unknown=unknown)
+    return Example(dtype, argument.shape)

@@ -17,7 +17,15 @@ import pandas as pd
 import torch
 
 from dask_infer.batch.plain import COPY_ON_WRITE, plain_frame
-from dask_infer.batch.text import Ragged, Rows, Tokens, longest_text, tokenize
+from dask_infer.batch.text import (
+    IDS,
+    Ragged,
+    Rows,
+    Side,
+    Tokens,
+    longest_text,
+    tokenize,
+)
 from dask_infer.batch.values import (
     Array,
     Texts,
@@ -28,6 +36,7 @@ from dask_infer.batch.values import (
 )
 from dask_infer.errors import InputError
 from dask_infer.spec import Argument
+from dask_infer.spec.token_rules import TokenRules
 
 Interface = Literal["tensor", "numpy", "frame"]
 Lengths = npt.NDArray[np.int64]
@@ -56,6 +65,8 @@ class Call:
     lengths: Lengths | None = None
     #: Tokens of the padded axis; 0 where nothing is padded.
     padded: int = 0
+    #: Where the padding of each row stands.
+    side: Side = "right"
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,21 @@ class Reads:
     interface: Interface
     floating: torch.dtype
     tokenizer: Callable[..., Any] | None = None
-    #: Keyword arguments the model takes; None where nobody tells.
-    accepts: frozenset[str] | None = None
+    rules: TokenRules = field(default_factory=TokenRules)
     max_length: int | None = None
     #: Names and dtypes of the arguments, in order; none where nobody tells.
     dtypes: Sequence[tuple[str, str]] = ()
+
+    @property
+    def side(self) -> Side | None:
+        """Where rows must be padded; None leaves it to the tokenizer."""
+        return "left" if self.rules.left else None
+
+    def fill(self, argument: Argument, place: int) -> int:
+        """Return what ids are padded with."""
+        first = argument.keyword is None and place == 0
+        is_ids = first or argument.keyword in IDS
+        return (self.rules.pad or 0) if is_ids else 0
 
     def dtype(self, argument: Argument) -> torch.dtype | None:
         """Return the dtype an argument is cast to; None leaves it to its values."""
@@ -115,9 +136,17 @@ class Part:
 
 
 def open_part(
-    frame: pd.DataFrame, argument: Argument, reads: Reads, none: bool = False
+    frame: pd.DataFrame,
+    argument: Argument,
+    reads: Reads,
+    *,
+    none: bool = False,
+    place: int = 0,
 ) -> Part:
-    """Open the columns of one argument; `none` as of `plain_frame`."""
+    """Open the columns of one argument.
+
+    `none` as of `plain_frame`; `place` is where the argument stands among all.
+    """
     if reads.interface == "frame":
         return Frame(frame, argument, none)
     if argument.stacked:
@@ -128,14 +157,13 @@ def open_part(
     if argument.content == "text" and reads.interface == "numpy":
         return Strings(series)
     if _may_be_padded(argument, reads) and holds_ids(series):
-        return Ids(series, reads)
+        return Ids(series, reads, reads.fill(argument, place))
     return Single(series, argument, reads)
 
 
 def _may_be_padded(argument: Argument, reads: Reads) -> bool:
     """Whether rows of any length may go in: the model must be told what is padding."""
-    masked = reads.accepts is not None and "attention_mask" in reads.accepts
-    return masked and argument.shape in (None, (None,))
+    return reads.rules.masked and argument.shape in (None, (None,))
 
 
 class Frame(Part):
@@ -302,14 +330,16 @@ def count_rows(rows: Rows, n: int) -> int:
 
 
 class Ids(Part):
-    """Lists of integers of any length, padded with 0 under an attention mask."""
+    """Lists of integers of any length, padded under an attention mask."""
 
-    def __init__(self, series: pd.Series[Any], reads: Reads) -> None:
+    def __init__(self, series: pd.Series[Any], reads: Reads, fill: int) -> None:
         self._series = series
         self._reads = reads
+        self._fill = fill
+        self._side: Side = reads.side or "right"
         self._ragged: Ragged | None
         try:
-            self._ragged = open_ragged(series)
+            self._ragged = open_ragged(series, fill)
             self.lengths = self._ragged.lengths
             self.bytes_per_row = 16 * int(self.lengths.mean()) if len(series) else 0
         except InputError:
@@ -320,15 +350,17 @@ class Ids(Part):
     def call(self, rows: Rows) -> Call:
         """Return the rows as long as the longest of them, and their mask."""
         if self._ragged is None:
-            ragged, rows = open_ragged(self._series.iloc[rows]), slice(None)
+            given = self._series.iloc[rows]
+            ragged, rows = open_ragged(given, self._fill), slice(None)
         else:
             ragged = self._ragged
-        block, mask = ragged.padded(rows)
+        block, mask = ragged.padded(rows, self._side)
         return Call(
             (self._reads.wrap(block, None),),
             {"attention_mask": self._reads.wrap(mask.astype(np.int64), None)},
             ragged.lengths[rows],
             block.shape[1],
+            self._side,
         )
 
 
@@ -368,13 +400,18 @@ class Text(Part):
         kwargs = {key: self._reads.wrap(value, None) for key, value in arrays.items()}
         if tokens.lengths is None:
             return Call((), kwargs)
-        return Call((), kwargs, tokens.lengths[rows], padded)
+        return Call((), kwargs, tokens.lengths[rows], padded, tokens.side)
 
     def _tokenize(self, texts: list[str]) -> Tokens:
         reads = self._reads
         assert reads.tokenizer is not None
         return tokenize(
-            texts, reads.tokenizer, accepts=reads.accepts, max_length=reads.max_length
+            texts,
+            reads.tokenizer,
+            accepts=reads.rules.accepts,
+            max_length=reads.max_length,
+            side=reads.side,
+            pad=reads.rules.pad,
         )
 
     def _tokenize_batch(self, texts: list[str]) -> Tokens:

@@ -31,21 +31,16 @@ class Assembler:
         Rows of the partition.
     nullable
         Whole numbers and booleans take dtypes that can miss, as `missing` needs.
-    side
-        Where the tokenizer pads: ``"right"`` or ``"left"``.
     """
 
     outputs: Outputs
     #: Rows of the partition.
     n: int
 
-    def __init__(
-        self, outputs: Outputs, n: int, *, nullable: bool = False, side: str = "right"
-    ) -> None:
+    def __init__(self, outputs: Outputs, n: int, *, nullable: bool = False) -> None:
         self.outputs = outputs
         self.n = n
         self._nullable = nullable
-        self._side = side
         self._sinks: list[Sink] = [
             build_sink(column, n, nullable=nullable, cast=outputs.declared)
             for column in outputs.columns
@@ -65,6 +60,7 @@ class Assembler:
         picked: dict[Any, Any],
         lengths: npt.NDArray[Any] | None = None,
         padded: int | None = None,
+        side: str = "right",
     ) -> None:
         """Write what the model returned for one batch.
 
@@ -74,8 +70,9 @@ class Assembler:
             Where the batch's rows stand in the partition.
         picked
             What `pick` found in the output, tensors on the CPU.
-        lengths, padded
-            Real length of each row, and the length of the axis that pads them.
+        lengths, padded, side
+            Real length of each row, the length of the axis that pads them, and where
+            the padding stands: ``"right"`` or ``"left"``.
 
         Raises
         ------
@@ -84,7 +81,7 @@ class Assembler:
             the batch counts as written.
         """
         count = _count(rows, self.n)
-        padding = Padding(lengths, padded, self._side)
+        padding = Padding(lengths, padded, side)
         values = self._values(picked, count)
         for sink, value in zip(self._sinks, values, strict=True):
             sink.put(rows, count, value, padding)

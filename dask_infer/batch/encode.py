@@ -29,9 +29,10 @@ from dask_infer.batch.inputs import as_columns, resolve_inputs, with_integers
 from dask_infer.batch.kinds import kind_of
 from dask_infer.batch.plain import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.ranges import misfits
-from dask_infer.batch.text import Rows, Side, Tokens
+from dask_infer.batch.text import Rows, Tokens, padding_side
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
+from dask_infer.spec.token_rules import TokenRules
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ class Encoder:
     tokenizer
         A Hugging Face tokenizer, or a callable that takes a list of str and returns a
         dict.
-    accepts
-        Keyword arguments the model takes; None where nobody tells. Of the tokenizer's
-        outputs only these are passed, and lists of integers of any length are only
-        padded for a model that takes an ``attention_mask``.
+    rules
+        How the model takes tokens. Of the tokenizer's outputs only what it accepts is
+        passed, and lists of integers of any length are only padded for a model that
+        names an ``attention_mask``.
     max_length
         Most tokens the model takes, where its tokenizer may not tell.
     dtypes
@@ -98,7 +99,7 @@ class Encoder:
         floating: torch.dtype | None = None,
         preprocess: Callable[[pd.DataFrame], Any] | None = None,
         tokenizer: Callable[..., Any] | None = None,
-        accepts: frozenset[str] | None = None,
+        rules: TokenRules | None = None,
         max_length: int | None = None,
         dtypes: Sequence[tuple[str, str]] = (),
     ) -> None:
@@ -109,7 +110,7 @@ class Encoder:
             interface,
             floating or torch.get_default_dtype(),
             tokenizer if inputs.tokenized else None,
-            accepts,
+            rules or TokenRules(),
             max_length,
             dtypes,
         )
@@ -129,14 +130,6 @@ class Encoder:
         """The tokens of the partition's texts; None where there are none."""
         text = None if self._opened is None else self._opened.text
         return None if text is None else text.tokens
-
-    @property
-    def side(self) -> Side:
-        """Where rows are padded."""
-        if self.tokens is not None:
-            return self.tokens.side
-        left = getattr(self._reads.tokenizer, "padding_side", "right") == "left"
-        return "left" if left else "right"
 
     @property
     def truncated(self) -> int:
@@ -247,7 +240,8 @@ class Encoder:
 
 
 def _batch(call: Call, rows: int, frame: Callable[[], pd.DataFrame]) -> Batch:
-    return Batch(call.args, call.kwargs, call.lengths, call.padded, rows, frame)
+    padding = (call.lengths, call.padded, call.side)
+    return Batch(call.args, call.kwargs, *padding, rows, frame)
 
 
 def resolve_again(inputs: Inputs, given: pd.DataFrame, interface: Interface) -> Inputs:
@@ -314,7 +308,8 @@ class Opened:
     def __init__(self, frame: pd.DataFrame, inputs: Inputs, reads: Reads) -> None:
         arguments = inputs.arguments
         self.parts = [
-            open_part(frame, argument, reads, inputs.none) for argument in arguments
+            open_part(frame, argument, reads, none=inputs.none, place=place)
+            for place, argument in enumerate(arguments)
         ]
         texts = (part for part in self.parts if isinstance(part, Text))
         #: The argument that goes through the tokenizer.
@@ -343,7 +338,8 @@ class Opened:
             made = call.kwargs | made
         padded = next((call for call in calls if call.padded), Call())
         # A mask that the user passes wins over the one made here.
-        return Call(tuple(args), made | named, padded.lengths, padded.padded)
+        padding = (padded.lengths, padded.padded, padded.side)
+        return Call(tuple(args), made | named, *padding)
 
 
 def as_given(given: Any, rows: int, reads: Reads) -> Call:
@@ -367,8 +363,11 @@ def _with_lengths(kwargs: dict[str, Any]) -> Call:
     mask = kwargs.get("attention_mask")
     if mask is None or getattr(mask, "ndim", 0) != 2:
         return Call((), kwargs)
-    lengths = np.asarray(mask.sum(1)).astype(np.int64)
-    return Call((), kwargs, lengths, mask.shape[1])
+    real = np.asarray(mask.cpu() if isinstance(mask, torch.Tensor) else mask) != 0
+    side = padding_side(real)
+    if side is None:
+        return Call((), kwargs)
+    return Call((), kwargs, real.sum(axis=1), mask.shape[1], side)
 
 
 def _as_given(value: Any, rows: int, reads: Reads) -> Any:

@@ -200,7 +200,7 @@ class Rows:
         if len(wrong):
             raise BadRow(
                 f"holds {counts[wrong[0]]} values where shape {shape} takes {need}; "
-                "correct shapes=, or the data",
+                "correct shapes=, or bring the rows to one length in preprocess=",
                 int(wrong[0]),
             )
 

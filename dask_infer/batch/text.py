@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -20,6 +20,9 @@ from dask_infer.errors import InputError
 Array = npt.NDArray[Any]
 Rows = slice | npt.NDArray[np.int64]
 Side = Literal["left", "right"]
+
+#: Arguments that hold tokens of the model's vocabulary.
+IDS = ("input_ids", "decoder_input_ids")
 
 #: Beyond this a tokenizer's `model_max_length` means "unknown" (it is 1e30 then).
 SANE_LENGTH = 10_000_000
@@ -69,6 +72,14 @@ def real_tokens(lengths: Array, width: int, side: Side = "right") -> Array:
     if side == "left":
         return np.asarray(position >= width - lengths[:, None])
     return np.asarray(position < lengths[:, None])
+
+
+def padding_side(real: Array) -> Side | None:
+    """Return where a mask has its padding; None where that is on neither side."""
+    lengths, width = real.sum(axis=1), real.shape[1]
+    sides: tuple[Side, ...] = ("right", "left")
+    alike = (s for s in sides if np.array_equal(real, real_tokens(lengths, width, s)))
+    return next(alike, None)
 
 
 def ragged(values: Sequence[Any], fill: int = 0, dtype: Any = None) -> Ragged:
@@ -161,6 +172,8 @@ def tokenize(
     *,
     accepts: frozenset[str] | None = None,
     max_length: int | None = None,
+    side: Side | None = None,
+    pad: int | None = None,
 ) -> Tokens:
     """Tokenise `texts` without padding.
 
@@ -178,6 +191,10 @@ def tokenize(
         Keyword arguments the model takes; None where unknown. Others are dropped.
     max_length
         Most tokens the model takes, where it is fewer than the tokenizer says.
+    side
+        Where rows will be padded; None as the tokenizer says.
+    pad
+        The model's own padding token; None takes the tokenizer's.
 
     Raises
     ------
@@ -186,15 +203,15 @@ def tokenize(
         the model takes.
     """
     if is_hugging_face(tokenizer):
-        tokens = _hugging_face(texts, tokenizer, accepts, max_length)
+        tokens = _hugging_face(texts, tokenizer, accepts, max_length, pad)
     else:
-        tokens = _callable(texts, tokenizer, accepts)
+        tokens = _callable(texts, tokenizer, accepts, side, pad)
     if not tokens.keys:
         raise InputError(
             "the model takes none of the tokenizer's outputs, only "
             f"{_listed(accepts or ())}; pass a tokenizer that returns those"
         )
-    return tokens
+    return tokens if side is None else replace(tokens, side=side)
 
 
 def is_hugging_face(tokenizer: object) -> bool:
@@ -214,9 +231,10 @@ def _hugging_face(
     tokenizer: Any,
     accepts: frozenset[str] | None,
     max_length: int | None,
+    pad: int | None,
 ) -> Tokens:
     limit = longest_text(tokenizer, max_length)
-    fills = _fills(tokenizer)
+    fills = _fills(tokenizer, pad)
     collected = _Collected()
     # An empty partition gets its keys from one made-up text.
     for start in range(0, len(texts) or 1, CHUNK):
@@ -246,9 +264,9 @@ def _hugging_face(
     )
 
 
-def _fills(tokenizer: Any) -> dict[str, int]:
+def _fills(tokenizer: Any, pad: int | None) -> dict[str, int]:
     """Return padding by key. GPT-2 has no padding token: any will do under the mask."""
-    padding = tokenizer.pad_token_id
+    padding = tokenizer.pad_token_id if pad is None else pad
     if padding is None:
         padding = tokenizer.eos_token_id
     return {
@@ -279,8 +297,10 @@ def _callable(
     texts: Sequence[str],
     tokenizer: Callable[..., Any],
     accepts: frozenset[str] | None,
+    wanted: Side | None,
+    pad: int | None,
 ) -> Tokens:
-    keys, lengths, side = _keys(texts, tokenizer)
+    keys, lengths, side = _keys(texts, tokenizer, wanted, pad or 0)
     first = next((value for value in keys.values() if isinstance(value, Ragged)), None)
     if lengths is None and first is not None:
         lengths = first.lengths
@@ -297,7 +317,7 @@ def _callable(
 
 
 def _keys(
-    texts: Sequence[str], tokenizer: Callable[..., Any]
+    texts: Sequence[str], tokenizer: Callable[..., Any], wanted: Side | None, pad: int
 ) -> tuple[dict[str, Ragged | Array], npt.NDArray[np.int64] | None, Side]:
     """Call a user's tokenizer; return its keys, real lengths and padding side."""
     encoded = tokenizer(list(texts))
@@ -306,17 +326,22 @@ def _keys(
             f"the tokenizer returned {type(encoded).__name__}, not a dict; return the "
             "model's keyword arguments by name"
         )
-    keys = {str(key): _value(key, value, len(texts)) for key, value in encoded.items()}
+    keys = {
+        str(key): _value(key, value, len(texts), pad * (key in IDS))
+        for key, value in encoded.items()
+    }
     if "attention_mask" in keys:
         keys = {key: _squared(value) for key, value in keys.items()}
     mask = keys.get("attention_mask")
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or not mask.size:
         return keys, None, "right"
     real = mask.astype(bool)
+    side = padding_side(real)
+    if side is None:
+        return keys, None, "right"
     lengths = real.sum(axis=1)
-    side: Side = "left" if not real[:, 0].all() else "right"
-    tidy = np.array_equal(real, real_tokens(lengths, real.shape[1], side))
-    if tidy and not real.all() and _pads_to_longest(texts, tokenizer, real.shape[1]):
+    moved = wanted is not None and wanted != side
+    if not real.all() and (moved or _pads_to_longest(texts, tokenizer, real.shape[1])):
         keys = {key: _unpadded(value, real) for key, value in keys.items()}
     return keys, lengths, side
 
@@ -329,9 +354,9 @@ def _pads_to_longest(
     return int(np.shape(alone["attention_mask"])[1]) < width
 
 
-def _value(key: object, value: Any, n: int) -> Ragged | Array:
+def _value(key: object, value: Any, n: int, fill: int) -> Ragged | Array:
     if isinstance(value, list | tuple) and value and np.ndim(value[0]) == 1:
-        rows: Ragged | Array = ragged(value)
+        rows: Ragged | Array = ragged(value, fill)
         count = len(value)
     else:
         rows = np.asarray(value).copy()  # a tokenizer may reuse its memory

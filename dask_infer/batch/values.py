@@ -7,6 +7,7 @@ is looked at again for each batch, so that only the batches that hold the row fa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -245,8 +246,8 @@ def open_column(
         return Deferred(series, lambda part: _open(part, usual, tensor, stacked), whole)
 
 
-def open_ragged(series: pd.Series[Any]) -> Ragged:
-    """Return the rows of a column of integer lists of any length.
+def open_ragged(series: pd.Series[Any], fill: int = 0) -> Ragged:
+    """Return the rows of a column of integer lists of any length, padded with `fill`.
 
     Raises
     ------
@@ -254,7 +255,7 @@ def open_ragged(series: pd.Series[Any]) -> Ragged:
         Where a row is missing, is no flat list of integers, or holds one that int64
         cannot.
     """
-    ragged = _ragged(series)
+    ragged = replace(_ragged(series), fill=fill)
     wrong = misfits(ragged.flat, np.dtype(np.int64))
     if wrong is not None:
         label = series.index[np.repeat(np.arange(len(series)), ragged.lengths)][wrong][

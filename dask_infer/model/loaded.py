@@ -14,7 +14,9 @@ import torch
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.model.footprint import floating_dtype, tensor_bytes
 from dask_infer.model.methods import check_method
+from dask_infer.model.padding import names_mask, token_rules
 from dask_infer.spec.model import Interface, ModelSpec
+from dask_infer.spec.token_rules import TokenRules
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +78,11 @@ class LoadedModel:
         check_method(self.target, method)
         return getattr(self.target, method)  # type: ignore[no-any-return]
 
-    def accepts_of(self, method: str | None) -> frozenset[str] | None:
-        """Return the keyword arguments that a call of `method` takes, as `accepts`."""
-        if method is None:
-            return self.accepts
-        taken = keywords_of(self.function(method))
-        # What it does not take itself, generate passes on to forward.
-        return self.accepts if taken is None and method == "generate" else taken
+    def token_rules(self, method: str | None) -> TokenRules:
+        """Return how a call of `method` takes tokens."""
+        function = self.function(method)
+        accepts = self.accepts if method is None else keywords_of(function)
+        return TokenRules(accepts, masked=names_mask(function))
 
     def close(self) -> None:
         """Let go of the model, and of the device memory that it took."""
@@ -117,6 +117,14 @@ class ModuleModel(LoadedModel):
             if method is None and self._compiled is not None:
                 return self._call_compiled(self._compiled, args, kwargs)
             return self.function(method)(*args, **kwargs)
+
+    def token_rules(self, method: str | None) -> TokenRules:
+        """Return how a call of `method` takes tokens, as the module's config tells."""
+        function = self.target.forward if method is None else self.function(method)
+        accepts = self.accepts if method is None else keywords_of(function)
+        if accepts is None and method == "generate":
+            accepts = self.accepts  # what it does not take itself, forward gets
+        return token_rules(self.target, function, accepts)
 
     def quantized(self, nbytes: int) -> None:
         """Take note of layers that were exchanged for others of so many bytes."""

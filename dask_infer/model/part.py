@@ -12,18 +12,17 @@ from dask_infer.model.content_key import content_key
 from dask_infer.model.loaded import LoadedModel
 from dask_infer.model.store import Parcel, read_blob
 from dask_infer.spec import Blob, ModelSpec
+from dask_infer.spec.token_rules import TokenRules
 
 
 class PartModel(LoadedModel):
     """One stage: values by name in, values by name out."""
 
-    def __init__(
-        self, spec: ModelSpec, stage: Any, accepts: frozenset[str] | None
-    ) -> None:
+    def __init__(self, spec: ModelSpec, stage: Any, rules: TokenRules) -> None:
         super().__init__(spec, "tensor", stage, stage.nbytes)
         self.device = stage.device
         self.floating = stage.floating
-        self.accepts = accepts
+        self._rules = rules
 
     def call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
@@ -31,9 +30,9 @@ class PartModel(LoadedModel):
         """Return what the next stage gets for the values of this one."""
         return self.target.call(*args)
 
-    def accepts_of(self, method: str | None) -> frozenset[str] | None:
-        """Return the keyword arguments that the divided model takes."""
-        return self.accepts
+    def token_rules(self, method: str | None) -> TokenRules:
+        """Return how the divided model takes tokens."""
+        return self._rules
 
     def close(self) -> None:
         """Let go of the weights."""
@@ -87,5 +86,6 @@ def load_part(
 
     divided = read_chain(chain)
     stage = load_stage(spec, divided, start, stop, device=device, dtype=dtype)
-    keywords = (name for name in divided.inputs if isinstance(name, str))
-    return PartModel(spec, stage, frozenset(keywords))
+    keywords = frozenset(name for name in divided.inputs if isinstance(name, str))
+    masked = "attention_mask" in keywords
+    return PartModel(spec, stage, TokenRules(keywords, masked, divided.pad))

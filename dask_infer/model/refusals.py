@@ -52,6 +52,10 @@ class Example:
     integers: bool = False
     #: A tokenizer's output: left out where the model takes no such argument.
     optional: bool = False
+    #: Lists of integers that are padded for a model that names an attention mask.
+    ids: bool = False
+    #: Objects, of which only the worker sees whether they are integers.
+    unknown: bool = False
 
     def __str__(self) -> str:
         sizes = ["n", *("tokens" if size is None else str(size) for size in self.shape)]

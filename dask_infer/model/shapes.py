@@ -200,6 +200,7 @@ class _Call:
             return self
         dropped = _unwanted(signature, self.examples)
         examples = {k: ex for k, ex in self.examples.items() if k not in dropped}
+        examples = with_mask(signature, examples)
         function = self.method or "forward"
         check_arity(self.name, function, signature, examples, self.extra)
         extra = dict(self.extra)
@@ -220,6 +221,7 @@ class _Call:
             except CannotTrace as error:
                 refused = refused or error
                 continue
+            self._check_dtypes(found, as_integers)
             return found.traced(_name(self.floating), as_integers, self.dropped)
         assert refused is not None
         raise refused
@@ -229,6 +231,8 @@ class _Call:
         sizes = self._sizes()
         rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
         tokens = [count for count in _TOKENS if count not in sizes] or list(_TOKENS)
+        if self.opened.one_row(self.method):
+            rows = [1]
         counts, others = (rows[0], tokens[0]), (rows[-1], tokens[1])
         output = self._attempt(as_integers, *counts)
         try:
@@ -236,6 +240,21 @@ class _Call:
         except CannotTrace:
             return _Found(output, counts)
         return _compared(_Found(output, counts), _Found(again, others))
+
+    def _check_dtypes(self, found: _Found, as_integers: tuple[Key, ...]) -> None:
+        """Refuse outputs that objects change by being integers or not."""
+        unknown = tuple(key for key, ex in self.examples.items() if ex.unknown)
+        if not unknown or set(unknown) <= set(as_integers):
+            return
+        try:
+            other = self._attempt((*as_integers, *unknown), *found.counts)
+        except CannotTrace:
+            return
+        both = (found.output, other)
+        dtypes = [[leaf.dtype for leaf in _leaves(each)] for each in both]
+        if dtypes[0] != dtypes[1]:
+            reason = "whether its input holds integers is known only once it is read"
+            raise cannot_trace(self.name, reason)
 
     def _sizes(self) -> set[int]:
         """Return every size that the model's tensors and its inputs have."""
@@ -326,6 +345,20 @@ def _unwanted(
         return ()
     optional = [key for key, example in examples.items() if example.optional]
     return tuple(str(key) for key in optional if key not in parameters)
+
+
+def with_mask(
+    signature: inspect.Signature, examples: Mapping[Key, Example]
+) -> dict[Key, Example]:
+    """Return the arguments, and the mask under which lists of integers are padded."""
+    name = "attention_mask"
+    if name not in signature.parameters or not any(e.ids for e in examples.values()):
+        return dict(examples)
+    ids = Example("int64", (None,))
+    given = {key: ids if ex.ids else ex for key, ex in examples.items()}
+    taken = list(signature.parameters).index(name)
+    positional = sum(isinstance(key, int) for key in examples)
+    return given if name in given or taken < positional else {**given, name: ids}
 
 
 def _subsets(examples: Mapping[Key, Example]) -> Iterator[tuple[Key, ...]]:

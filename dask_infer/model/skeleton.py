@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.footprint import floating_dtype
 from dask_infer.model.loaded import LoadedModel
+from dask_infer.model.padding import token_rules
 from dask_infer.model.refusals import cannot_trace
 from dask_infer.spec import ModelSpec
 
@@ -66,6 +67,11 @@ class Opened:
         if exported is None or self.program is not None or method is not None:
             return signature
         return _exported_signature(signature, exported)
+
+    def one_row(self, method: str | None) -> bool:
+        """Whether a call takes one row: it looks for padding, and has no token."""
+        function = getattr(self.module, method or "forward")
+        return token_rules(self.module, function, None).alone
 
     def floating(self, dtype: torch.dtype | None) -> torch.dtype:
         """Return the dtype of floating inputs: `dtype`, the model's, or torch's own."""

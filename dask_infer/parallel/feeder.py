@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import pandas as pd
 
 from dask_infer.batch.assemble import Assembler
 from dask_infer.batch.encode import Batch, Encoder
+from dask_infer.batch.generated import Generation
 from dask_infer.fault.step import Step, step
 from dask_infer.model.tokenizers import load_tokenizer
 from dask_infer.parallel.lane import Lane, Pending
@@ -44,8 +46,16 @@ class Feeder:
     """The rows of one partition, fed to one lane."""
 
     def __init__(self, frame: pd.DataFrame, job: Job, code: Code, lane: Lane) -> None:
+        rules = lane.token_rules
+        generation = None
+        if rules.generation is not None:
+            generation = Generation(rules, code.call_kwargs, job.outputs)
+        if rules.alone or (generation is not None and generation.alone):
+            job = replace(job, batch_size=1)
         self.frame = frame
         self.job = job
+        #: Cuts padding off generated sequences; `postprocess` sees them as they are.
+        self.generation = None if code.postprocess else generation
         self.lane = lane
         self.encoder = Encoder(
             frame,
@@ -54,15 +64,10 @@ class Feeder:
             floating=lane.floating,
             preprocess=code.preprocess,
             tokenizer=_tokenizer(job, code),
-            accepts=lane.accepts,
+            rules=rules,
             dtypes=lane.dtypes,
         )
-        self.assembler = Assembler(
-            job.outputs,
-            len(frame),
-            nullable=job.nullable,
-            side=self.encoder.side,
-        )
+        self.assembler = Assembler(job.outputs, len(frame), nullable=job.nullable)
         self.encodes: Step = "input" if code.preprocess is None else "preprocess"
         self.work: Work = plan_work(len(frame), self.encoder, job, lane)
         self.encode: Callable[[Rows], Batch] = self.encoder.batch
@@ -128,7 +133,15 @@ class Feeder:
         if asks and self.assembler.doubts(output, batch.lengths, batch.padded):
             self._settle(rows, batch)
         with step("output"):
-            self.assembler.add(rows, output, batch.lengths, batch.padded)
+            self._add(self.assembler, rows, output, batch)
+
+    def _add(
+        self, assembler: Assembler, rows: Rows, output: dict[Any, Any], batch: Batch
+    ) -> None:
+        if self.generation is not None:
+            assembler.add(rows, self.generation.unpadded(output, batch))
+            return
+        assembler.add(rows, output, batch.lengths, batch.padded, batch.side)
 
     def _settle(self, rows: Rows, batch: Batch) -> None:
         """Run the shortest row alone, to see whether an axis is as long as its tokens.
@@ -196,7 +209,7 @@ class Feeder:
             output = dict(self.lane.send(batch).wait())
             with step("output"):
                 once = Assembler(self.job.outputs, 1, nullable=True)
-                once.add(slice(0, 1), output, batch.lengths, batch.padded)
+                self._add(once, slice(0, 1), output, batch)
         except Exception as error:
             return self._judge(row, batch, error).message
         return None

@@ -16,6 +16,7 @@ from dask_infer.batch.size import FixedSize
 from dask_infer.batch.tokens import TokenBudget
 from dask_infer.spec import Inputs
 from dask_infer.spec.model import Interface
+from dask_infer.spec.token_rules import TokenRules
 
 
 class Abandoned(BaseException):
@@ -45,8 +46,8 @@ class Lane(Protocol):
         """Dtype of floating inputs; None for torch's default."""
 
     @property
-    def accepts(self) -> frozenset[str] | None:
-        """Keyword arguments that the called method takes; None where nobody tells."""
+    def token_rules(self) -> TokenRules:
+        """How the called method takes tokens."""
 
     @property
     def inputs(self) -> Inputs:

@@ -27,6 +27,7 @@ from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.place import Place
 from dask_infer.spec import Code, Inputs, Job
 from dask_infer.spec.model import Interface
+from dask_infer.spec.token_rules import TokenRules
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class LocalLane:
         self._meeting: Exchange | None = None
         #: Policies that this partition is batched by.
         self._size: FixedSize | None = None
+        #: Most rows of a forward that the user allows, or the model takes.
+        self._bound: int | None = None
         self._budget: TokenBudget | None = None
         #: Tensors among them are moved to the device once.
         self.call_kwargs = self._on_device(code.call_kwargs)
@@ -91,9 +94,9 @@ class LocalLane:
         return self.replica.loaded.floating
 
     @property
-    def accepts(self) -> frozenset[str] | None:
-        """Keyword arguments that the called method takes."""
-        return self.replica.loaded.accepts_of(self.job.method)
+    def token_rules(self) -> TokenRules:
+        """How the called method takes tokens."""
+        return self.replica.loaded.token_rules(self.job.method)
 
     @property
     def inputs(self) -> Inputs:
@@ -131,6 +134,7 @@ class LocalLane:
         self, signature: Any, bytes_per_row: float, bound: int | None
     ) -> FixedSize:
         """Return the replica's own policy, so that what it learned stays known."""
+        self._bound = bound
         self._size = self.replica.sizes.rows(
             signature, bound, bytes_per_row, self._free_bytes
         )
@@ -205,7 +209,8 @@ class LocalLane:
     def _most_rows(self, batch: Batch) -> int:
         """Most rows of a forward that this batch is part of."""
         if batch.padded and self._budget is not None:
-            return self._budget.size // batch.padded
+            most = self._budget.size // batch.padded
+            return most if self._bound is None else min(most, self._bound)
         return self._size.size if self._size is not None else batch.rows
 
     def _lease(self) -> Replica:

@@ -15,6 +15,7 @@ from dask_infer.batch.inputs import resolve_inputs, with_integers
 from dask_infer.batch.tensor_array import TensorDtype
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
+from dask_infer.spec.token_rules import TokenRules
 
 INT32, TEXT = pd.ArrowDtype(pa.int32()), pd.ArrowDtype(pa.string())
 
@@ -279,7 +280,7 @@ def test_tokens_are_keyword_arguments():
     assert batch.kwargs["ids"].dtype == torch.int64
     assert batch.lengths.tolist() == [1, 2]
     assert batch.padded == 2
-    assert (made.side, made.truncated) == ("right", 0)
+    assert (batch.side, made.truncated) == ("right", 0)
 
 
 def test_tokens_for_callables_are_arrays():
@@ -320,12 +321,12 @@ def test_a_text_that_breaks_the_tokenizer_fails_only_its_batch():
 
 
 IDS = pd.DataFrame({"ids": [[1, 2, 3], [4], [5, 6]], "a": [1.0, 2.0, 3.0]}, [7, 8, 9])
-TAKES_MASK = frozenset({"input_ids", "attention_mask"})
+TAKES_MASK = TokenRules(masked=True)
 
 
 @pytest.mark.parametrize("columns", ["ids", {"input_ids": "ids"}])
 def test_ragged_ids_are_padded_for_a_model_that_takes_a_mask(columns):
-    made = encoder(IDS, columns, accepts=TAKES_MASK)
+    made = encoder(IDS, columns, rules=TAKES_MASK)
     assert made.lengths.tolist() == [3, 1, 2]
     batch = made.batch(np.array([1, 2]))
     ids = (
@@ -342,22 +343,21 @@ def test_ragged_ids_are_padded_for_a_model_that_takes_a_mask(columns):
 def test_the_users_own_mask_wins():
     frame = IDS.assign(mask=[[1, 1, 0], [0], [1, 1]])
     columns = {"input_ids": "ids", "attention_mask": "mask"}
-    batch = encoder(frame, columns, accepts=TAKES_MASK).batch(slice(0, 2))
+    batch = encoder(frame, columns, rules=TAKES_MASK).batch(slice(0, 2))
     assert batch.kwargs["attention_mask"].tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
 def test_a_missing_row_of_ids_fails_only_its_batch():
     frame = pd.DataFrame({"ids": [[1, 2], None, [3]]})
-    made = encoder(frame, "ids", accepts=TAKES_MASK)
+    made = encoder(frame, "ids", rules=TAKES_MASK)
     assert made.batch(np.array([0, 2])).lengths.tolist() == [2, 1]
     with pytest.raises(InputError, match="row 1 is missing"):
         made.batch(slice(0, 2))
 
 
-@pytest.mark.parametrize("accepts", [None, frozenset({"input_ids"})])
-def test_ragged_rows_are_refused_without_a_mask(accepts):
+def test_ragged_rows_are_refused_without_a_mask():
     frame = pd.DataFrame({"ids": [[1, 2], [3], [4, 5]]}, index=[7, 8, 9])
-    made = encoder(frame, "ids", accepts=accepts)
+    made = encoder(frame, "ids")
     assert only(made.batch(np.array([0, 2]))).tolist() == [[1, 2], [4, 5]]
     with pytest.raises(InputError, match='"ids": row 8 '):
         made.batch(slice(1, 2))
@@ -424,7 +424,28 @@ def test_lengths_of_a_mask_that_preprocess_returned():
     given = {"input_ids": mask, "attention_mask": mask}
     batch = encoder(FRAME, "t", preprocess=lambda f: given).batch(slice(0, 2))
     assert batch.lengths.tolist() == [2, 1]
-    assert batch.padded == 3
+    assert (batch.padded, batch.side) == (3, "right")
+    given["attention_mask"] = mask.flip(1)
+    batch = encoder(FRAME, "t", preprocess=lambda f: given).batch(slice(0, 2))
+    assert (batch.lengths.tolist(), batch.side) == ([2, 1], "left")
+
+
+def test_a_mask_with_holes_says_nothing_of_padding():  # section 4
+    mask = torch.tensor([[1, 0, 1], [0, 1, 1]])
+    given = {"input_ids": mask, "attention_mask": mask}
+    batch = encoder(FRAME, "t", preprocess=lambda f: given).batch(slice(0, 2))
+    assert batch.lengths is None
+    assert batch.padded == 0
+
+
+def test_ids_are_padded_with_the_models_token_on_the_models_side():  # issue 9, row 6
+    rules = TokenRules(masked=True, pad=3, left=True)
+    columns = {"input_ids": "ids", "token_type_ids": "ids"}
+    batch = encoder(IDS, columns, rules=rules).batch(slice(0, 2))
+    assert batch.kwargs["input_ids"].tolist() == [[1, 2, 3], [3, 3, 4]]
+    assert batch.kwargs["token_type_ids"].tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert batch.kwargs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch.side == "left"
 
 
 def test_text_of_preprocess_is_tokenised():

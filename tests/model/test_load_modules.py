@@ -245,6 +245,7 @@ class _Several(nn.Linear):
 
 def test_a_method_takes_keywords_of_its_own():
     model = load(spec_of(_Several(2, 1)))
-    assert model.accepts_of(None) == {"input"} == model.accepts_of("generate")
-    assert model.accepts_of("embed") == {"ids", "attention_mask"}
-    assert model.accepts_of("anything") is None
+    assert model.token_rules(None).accepts == {"input"}
+    assert model.token_rules("generate").accepts == {"input"}
+    assert model.token_rules("embed").accepts == {"ids", "attention_mask"}
+    assert model.token_rules("anything").accepts is None

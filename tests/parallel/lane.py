@@ -21,6 +21,7 @@ from dask_infer.spec import (
     OutputColumn,
     Outputs,
 )
+from dask_infer.spec.token_rules import TokenRules
 
 
 class Line:
@@ -42,8 +43,8 @@ class Line:
 
     interface = "numpy"
     floating = None
-    accepts = None
     dtypes = ()
+    token_rules = TokenRules()
     where = "nowhere"
     microbatch = None
     inputs = Inputs((Argument(("x",)),), ("x",))

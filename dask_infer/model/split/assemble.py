@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dask_infer.model import pickling
+from dask_infer.model.padding import pad_token
 from dask_infer.model.skeleton import named_tensors
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.chain import Block, Chain, Key, Tensor, Tier, cut_bytes
@@ -75,6 +76,7 @@ def assemble(
         _pickled(parts.structure),
         call.floating,
         parts.guards,
+        pad_token(original.module),
     )
 
 

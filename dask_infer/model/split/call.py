@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dask_infer.model.refusals import Example, check_arity, label
+from dask_infer.model.shapes import with_mask
 from dask_infer.model.split.opened import Original
 from dask_infer.model.split.program import Size, Value
 from dask_infer.model.split.refusals import CannotSplit
@@ -53,6 +54,7 @@ class Call:
             if example.optional and key not in parameters and not takes_any
         )
         taken = {key: ex for key, ex in examples.items() if key not in dropped}
+        taken = with_mask(signature, taken)
         check_arity(original.spec.name, "forward", signature, taken, extra)
         if hasattr(original.module, "config") and "use_cache" in parameters:
             extra.setdefault("use_cache", False)

@@ -105,6 +105,8 @@ class Chain:
     floating: torch.dtype
     #: Sizes of inputs for which it is what the model's code does.
     guards: tuple[Guard, ...] = ()
+    #: The model's padding token; None where it has none.
+    pad: int | None = None
 
     def __repr__(self) -> str:
         blocks, size = len(self.blocks), self.nbytes / 2**20

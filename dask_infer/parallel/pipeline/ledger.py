@@ -130,7 +130,7 @@ class Ledger(SchedulerPlugin):
                 if placed.order.epoch == epoch:
                     placed.ready = True
                     if index == 0:
-                        fleet.facts = Facts(**facts)
+                        fleet.facts = Facts.from_message(facts)
                     self.tell(fleet, f"stage {index} of {instance} serves")
         return {"status": "done"}
 

@@ -31,6 +31,7 @@ from dask_infer.parallel.pipeline.ticket import grouped_worker, leave_thread
 from dask_infer.replica.sizes import Sizes
 from dask_infer.spec import Code, GroupSpec, Inputs, Job
 from dask_infer.spec.model import Interface
+from dask_infer.spec.token_rules import TokenRules
 
 T = TypeVar("T")
 
@@ -142,10 +143,9 @@ class RemoteLane:
         return self.state.facts.dtypes
 
     @property
-    def accepts(self) -> frozenset[str] | None:
-        """Keyword arguments that a call takes."""
-        accepts = self.state.facts.accepts
-        return None if accepts is None else frozenset(accepts)
+    def token_rules(self) -> TokenRules:
+        """How a call takes tokens."""
+        return self.state.facts.tokens
 
     @property
     def window(self) -> int:

@@ -98,12 +98,11 @@ class _Service:
         """Tell the ledger that the stage serves."""
         model = replica.loaded
         floating = model.floating
-        accepts = model.accepts_of(self.order.spec.method)
         facts = Facts(
             interface=model.interface,
             floating=None if floating is None else str(floating).rpartition(".")[2],
-            accepts=None if accepts is None else tuple(sorted(accepts)),
             dtypes=model.dtypes,
+            tokens=model.token_rules(self.order.spec.method),
         )
 
         async def report() -> None:
@@ -111,7 +110,7 @@ class _Service:
                 instance=self.order.instance,
                 index=self.order.index,
                 epoch=self.order.epoch,
-                facts=vars(facts),
+                facts=facts.to_message(),
             )
 
         sync(self.worker.loop, report)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dask_infer.spec.token_rules import TokenRules
+
 #: forming: not all stages serve yet. ready: at least one instance does. refused: it
 #: cannot be placed, or its stages cannot be loaded. released: let go of.
 Status = Literal["forming", "ready", "refused", "released"]
@@ -29,10 +31,21 @@ class Facts:
     interface: Any = "tensor"
     #: Name of the model's floating dtype; None where it has none.
     floating: str | None = None
-    #: Keyword arguments that a call takes; None for any.
-    accepts: tuple[str, ...] | None = None
     #: Names and dtypes of arguments that it casts, in order.
     dtypes: tuple[tuple[str, str], ...] = ()
+    #: How a call takes tokens.
+    tokens: TokenRules = field(default_factory=TokenRules)
+
+    def to_message(self) -> dict[str, Any]:
+        """Return what goes over the wire."""
+        return {**vars(self), "tokens": self.tokens.to_message()}
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> Facts:
+        """Return the facts that a message tells."""
+        dtypes = tuple((name, dtype) for name, dtype in message["dtypes"])
+        tokens = TokenRules.from_message(message["tokens"])
+        return cls(**{**message, "dtypes": dtypes, "tokens": tokens})
 
 
 @dataclass(frozen=True)
@@ -57,20 +70,17 @@ class GroupState:
         """Return what goes over the wire."""
         return {
             **vars(self),
-            "facts": dict(vars(self.facts)),
+            "facts": self.facts.to_message(),
             "instances": [dict(vars(instance)) for instance in self.instances],
         }
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> GroupState:
         """Return the state that a message tells."""
-        facts, accepts = message["facts"], message["facts"]["accepts"]
         return cls(
             **{
                 **message,
-                "facts": Facts(
-                    **{**facts, "accepts": None if accepts is None else tuple(accepts)}
-                ),
+                "facts": Facts.from_message(message["facts"]),
                 "instances": tuple(
                     InstanceState(**{**each, "route": tuple(each["route"])})
                     for each in message["instances"]

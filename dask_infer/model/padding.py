@@ -1,0 +1,101 @@
+"""What a Hugging Face model's config and code tell about padding.
+
+Attributes only, never a call of the model. Where a model is none of transformers',
+nothing is known but the names of its arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from dask_infer.spec.token_rules import TokenRules
+
+#: Settings of ``generate`` that padding has to do with.
+SETTINGS = (
+    "eos_token_id",
+    "pad_token_id",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "stop_strings",
+)
+
+
+def token_rules(
+    module: Any, function: Callable[..., Any], accepts: frozenset[str] | None
+) -> TokenRules:
+    """Return how `function`, a method of `module`, takes tokens.
+
+    Parameters
+    ----------
+    accepts
+        Keyword arguments that it takes; None for any.
+    """
+    generates = function == getattr(module, "generate", None) and _can_generate(module)
+    # What it does not take itself, generate passes on to forward.
+    reads = module.forward if generates else function
+    pad = pad_token(module)
+    return TokenRules(
+        accepts,
+        masked=names_mask(reads),
+        pad=pad,
+        left=generates and not getattr(module.config, "is_encoder_decoder", False),
+        alone=pad is None and looks_for_padding(reads),
+        generation=_settings(module.generation_config) if generates else None,
+    )
+
+
+def names_mask(function: Callable[..., Any]) -> bool:
+    """Whether a function has a parameter ``attention_mask`` of its own."""
+    schema: Any = getattr(function, "schema", None)
+    if schema is not None:  # a script's method
+        return any(argument.name == "attention_mask" for argument in schema.arguments)
+    try:
+        return "attention_mask" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def pad_token(module: Any) -> int | None:
+    """Return the padding token of a model's config, or of its text's; None if none."""
+    for config in _configs(module):
+        pad = getattr(config, "pad_token_id", None)
+        if isinstance(pad, int) and pad >= 0:
+            return pad
+    return None
+
+
+def _configs(module: Any) -> list[Any]:
+    config = getattr(module, "config", None)
+    own = getattr(config, "get_text_config", None)
+    if not callable(own):
+        return [config]
+    try:
+        return [config, own()]
+    except ValueError:  # several texts
+        return [config]
+
+
+def looks_for_padding(function: Callable[..., Any]) -> bool:
+    """Whether a forward reads the padding token: classifiers of decoders do.
+
+    They classify by the last token that is not padding, and without a padding token
+    take one row at a time.
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "pad_token_id" in getattr(code, "co_names", ())
+
+
+def _can_generate(module: Any) -> bool:
+    can = getattr(module, "can_generate", None)
+    return callable(can) and bool(can()) and hasattr(module, "generation_config")
+
+
+def _settings(config: Any) -> tuple[tuple[str, Any], ...]:
+    """Return what of a generation config bears on the length of sequences."""
+    return tuple((name, getattr(config, name, None)) for name in SETTINGS)

@@ -1,0 +1,39 @@
+"""How a call of a model takes rows of tokens, and what it returns of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """What whoever pads rows for a model must know; travels to its feeders."""
+
+    #: Keyword arguments that the call takes; None where any, or unknown.
+    accepts: frozenset[str] | None = None
+    #: It names an ``attention_mask``: rows of any length may be padded.
+    masked: bool = False
+    #: The model's own padding token; None where it has none.
+    pad: int | None = None
+    #: Rows are continued at their right end, so padding stands on the left.
+    left: bool = False
+    #: It looks for the last token that is no padding, and has no padding token: a
+    #: forward takes one row.
+    alone: bool = False
+    #: The model's own settings of ``generate``; None for other calls.
+    generation: tuple[tuple[str, Any], ...] | None = None
+
+    def to_message(self) -> dict[str, Any]:
+        """Return plain data."""
+        accepts = None if self.accepts is None else sorted(self.accepts)
+        return {**vars(self), "accepts": accepts}
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> TokenRules:
+        """Return the rules of `to_message`."""
+        accepts, generation = message["accepts"], message["generation"]
+        taken = None if accepts is None else frozenset(accepts)
+        own = None if generation is None else tuple(map(tuple, generation))
+        return cls(**{**message, "accepts": taken, "generation": own})
