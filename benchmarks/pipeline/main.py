@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -21,6 +22,7 @@ from dask_infer import Layout
 
 HEADER = (
     "workers | contender | rows a microbatch | seconds | range | time ratio | CPU ratio"
+    " | first call | CPU s | equal call"
 )
 
 HERE = Path(__file__).parent
@@ -43,13 +45,17 @@ def worker_seconds(client: Any) -> float:
 
 
 def predict(client: Any, frame: Any, layout: Any, right: np.ndarray) -> Run:
-    """Run the job once, and see that every row is right."""
-    pred = frame.infer.predict(job.build(), columns="ids", keep=False, parallel=layout)
+    """Run the job once, and see that every row is right; time the call as well."""
+    model, started = job.build(), time.process_time()
+    call, pred = measure.timed(
+        lambda: frame.infer.predict(model, columns="ids", keep=False, parallel=layout)
+    )
+    call_cpu = time.process_time() - started
     before = worker_seconds(client)
     seconds, result = measure.timed(pred.compute)
     cpu = worker_seconds(client) - before
     np.testing.assert_allclose(result["prediction"], right, atol=1e-4)
-    return {"seconds": seconds, "cpu": cpu}
+    return {"seconds": seconds, "cpu": cpu, "call": call, "call_cpu": call_cpu}
 
 
 def by_hand(name: str, rows: int, size: int) -> Run:
@@ -75,8 +81,8 @@ def compare(workers: int, options: argparse.Namespace) -> list[list[Any]]:
         if workers == 2:
             calls["one process, 2 threads"] = lambda: by_hand("one_process", rows, size)
             calls["GPipe of torch"] = lambda: by_hand("gpipe", rows, size)
-        for name in (DATA, PIPELINE):
-            calls[name]()  # loads the model
+        # They load the model; in a process that made no such call before.
+        first = {name: calls[name]() for name in (PIPELINE, DATA)}
         chosen = client.run_on_scheduler(_microbatch)
         answers = measure.interleave(calls, options.rounds)
     sizes = {PIPELINE: chosen}
@@ -86,6 +92,7 @@ def compare(workers: int, options: argparse.Namespace) -> list[list[Any]]:
             name,
             ceil(size / max(1, round(size / sizes.get(name, size)))),
             *_figures(runs, answers[DATA]),
+            *_calls(first.get(name), runs),
         ]
         for name, runs in answers.items()
     ]
@@ -99,6 +106,14 @@ def _figures(runs: list[Run], base: list[Run]) -> list[str]:
     )
     told = (f"{ratio:.2f}" for ratio in ratios)
     return [f"{measure.median(seconds):.2f}", measure.spread(seconds), *told]
+
+
+def _calls(first: Run | None, runs: list[Run]) -> list[str]:
+    """Seconds of the first call of `predict`, its CPU seconds, those of an equal one."""
+    if first is None:
+        return ["", "", ""]
+    equal = measure.median([run["call"] for run in runs])
+    return [f"{first['call']:.2f}", f"{first['call_cpu']:.2f}", f"{equal:.3f}"]
 
 
 def _microbatch(dask_scheduler: Any) -> int:

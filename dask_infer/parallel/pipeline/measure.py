@@ -2,19 +2,26 @@
 
 The worker that has the ticket times each block with made-up weights, one at a time, so
 that a worker which could never hold the model can do it. Only the proportions matter to
-the cuts; the seconds choose the microbatch.
+the cuts; the seconds choose the microbatch. Where the model refuses made-up rows, the
+bytes of its blocks stand in for their time.
 """
 
 from __future__ import annotations
 
+import logging
+
 from dask_infer.device.device import resolve_device
 from dask_infer.model.part import read_chain
-from dask_infer.model.split import BlockCost, profile
+from dask_infer.model.split import BlockCost, Chain, profile
 from dask_infer.parallel.pipeline.planning import FEW_ROWS, ROWS, Measured
 from dask_infer.plan.facts import BlockFacts
 from dask_infer.replica.place import current_place
 from dask_infer.spec import GroupSpec
 
+logger = logging.getLogger(__name__)
+
+#: Bytes of weights a second, where no time is known: a forward of few rows reads them.
+WEIGHTS_RATE = 10e9
 #: Tokens of the texts that are timed.
 TOKENS = 32
 
@@ -41,7 +48,18 @@ def measured(spec: GroupSpec) -> Measured:
             chain, 0, blocks, rows, tokens=TOKENS, device=str(device), threads=threads
         )
 
-    fewer, costs = timed(FEW_ROWS), timed(ROWS)
+    how = f"{HOW[chain.tier]}."
+    seconds: tuple[float, ...] | None
+    try:
+        seconds = tuple(cost.seconds for cost in timed(FEW_ROWS))
+        costs = timed(ROWS)
+    except Exception as error:  # rows of the job may well pass
+        told = (
+            "Balanced by the bytes of weights: made-up rows, by which its blocks are "
+            f"timed, fail in it ({type(error).__name__}: {error})."
+        )
+        logger.warning('model "%s": %s', spec.model.name, told)
+        seconds, costs, how = None, _by_bytes(chain), f"{how}\n{told}"
     facts, entering = [], 0
     for block, cost, row in zip(chain.blocks, costs, chain.table(), strict=True):
         facts.append(
@@ -55,5 +73,16 @@ def measured(spec: GroupSpec) -> Measured:
             )
         )
         entering = block.cut_bytes_per_row * ROWS
-    seconds = tuple(cost.seconds for cost in fewer)
-    return Measured(tuple(facts), seconds, f"{HOW[chain.tier]}.")
+    return Measured(tuple(facts), seconds, how)
+
+
+def _by_bytes(chain: Chain) -> list[BlockCost]:
+    return [
+        BlockCost(
+            block.name,
+            max(1, block.nbytes) / WEIGHTS_RATE,
+            block.nbytes,
+            block.cut_bytes_per_row * ROWS,
+        )
+        for block in chain.blocks
+    ]

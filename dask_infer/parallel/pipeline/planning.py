@@ -44,8 +44,8 @@ class Measured:
 
     #: Their seconds and activations are those of `ROWS` rows.
     blocks: tuple[BlockFacts, ...]
-    #: Seconds of each block at `FEW_ROWS` rows.
-    fewer: tuple[float, ...]
+    #: Seconds of each block at `FEW_ROWS` rows; None where bytes stand in for time.
+    fewer: tuple[float, ...] | None
     #: How the model was split, in words.
     how: str
 
@@ -109,13 +109,17 @@ def _planned(
         assert isinstance(stages, int) or stages == "auto"
         plan = plan_pipeline(blocks, workers, stages)[0]
     size = rows if isinstance(rows, int) else _rows(plan, measured)
-    told = f"{table.text(plan)}\n{measured.how}\nMicrobatches of {size} rows."
+    told = f"{table.text(plan)}\n{measured.how}"
+    if size is not None:
+        told += f"\nMicrobatches of {size} rows."
     nbytes = tuple(stage.nbytes for stage in plan.stages)
     return Stages(plan.bounds, nbytes, plan.workers, size, told)
 
 
-def _rows(plan: StagePlan, measured: Measured) -> int:
-    """Rows of a microbatch, by the stage that takes the longest."""
+def _rows(plan: StagePlan, measured: Measured) -> int | None:
+    """Rows of a microbatch, by the stage that takes the longest; None if not timed."""
+    if measured.fewer is None:
+        return None
     slow = max(plan.stages, key=lambda stage: stage.seconds)
     fewer = sum(measured.fewer[slow.start : slow.stop])
     fixed, per_row = fixed_and_per_row((FEW_ROWS, fewer), (ROWS, slow.seconds))

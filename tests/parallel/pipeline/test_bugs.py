@@ -11,6 +11,7 @@ import torch
 
 import dask_infer
 from dask_infer import Layout, PartitionError, PlacementError
+from dask_infer.parallel.pipeline.ledger import TOPIC
 from dask_infer.spec.group import LEDGER
 
 from .conftest import groups, held, near, wait_until
@@ -212,3 +213,31 @@ def test_a_microbatch_is_no_larger_than_either_limit(
         batch_size=batch_size, postprocess=rows,
     )  # fmt: skip
     assert pred["prediction"].max().compute() == most
+
+
+class Picky(torch.nn.Module):
+    """Refuses rows that are not as large as those of the job."""
+
+    def forward(self, x):
+        if type(x) is torch.Tensor and bool((x < 500).any()):
+            raise ValueError("rows start at 500")
+        return x - 1000
+
+
+def test_a_model_that_refuses_made_up_rows_is_balanced_by_bytes(client, pdf):
+    # Blocks are timed with made-up rows, and what these raised ended the job.
+    torch.manual_seed(4)
+    model = torch.nn.Sequential(
+        Picky(), torch.nn.Linear(2, 64), torch.nn.Linear(64, 64),
+        torch.nn.Linear(64, 64), torch.nn.Linear(64, 1),
+    )  # fmt: skip
+    large = pdf + 1000
+    pred = dd.from_pandas(large, npartitions=5, sort=False).infer.predict(
+        model, parallel=Layout(stages=2, replicas=1)
+    )
+    near(pred.compute(), by_hand(model, large), large)
+    told = [str(event) for _, event in client.get_events(TOPIC)]
+    (planned,) = [text for text in told if "bytes of weights" in text]
+    assert "ValueError: rows start at 500" in planned
+    rows = dask_infer.replicas().sort_values("stage")
+    assert list(rows.bytes) == [4 * (192 + 4160), 4 * (4160 + 65)]
