@@ -13,6 +13,7 @@ import torch
 
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.model.footprint import floating_dtype, tensor_bytes
+from dask_infer.model.kept import KeptMemory
 from dask_infer.model.methods import check_method
 from dask_infer.model.padding import names_mask, token_rules
 from dask_infer.spec.model import Interface, ModelSpec
@@ -95,6 +96,14 @@ class FunctionModel(LoadedModel):
     def __init__(self, spec: ModelSpec, function: Callable[..., Any]) -> None:
         super().__init__(spec, "numpy", function, spec.nbytes)
         self.accepts = keywords_of(function)
+        self._kept = KeptMemory()
+
+    def call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
+    ) -> Any:
+        """Return what the function makes of one batch."""
+        function = self.function(method)
+        return self._kept.run(self.target, lambda: function(*args, **kwargs))
 
 
 class ModuleModel(LoadedModel):
@@ -108,6 +117,7 @@ class ModuleModel(LoadedModel):
         self.floating = floating_dtype(module)
         self.accepts = keywords_of(module.forward)
         self._compiled = _compiled(spec, module)
+        self._kept = KeptMemory()
 
     def call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
@@ -116,7 +126,8 @@ class ModuleModel(LoadedModel):
         with torch.inference_mode():
             if method is None and self._compiled is not None:
                 return self._call_compiled(self._compiled, args, kwargs)
-            return self.function(method)(*args, **kwargs)
+            function = self.function(method)
+            return self._kept.run(self.target, lambda: function(*args, **kwargs))
 
     def token_rules(self, method: str | None) -> TokenRules:
         """Return how a call of `method` takes tokens, as the module's config tells."""

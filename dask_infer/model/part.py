@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dask_infer.model.content_key import content_key
+from dask_infer.model.kept import KeptMemory
 from dask_infer.model.loaded import LoadedModel
 from dask_infer.model.store import Parcel, read_blob
 from dask_infer.spec import Blob, ModelSpec
@@ -23,12 +24,13 @@ class PartModel(LoadedModel):
         self.device = stage.device
         self.floating = stage.floating
         self._rules = rules
+        self._kept = KeptMemory()
 
     def call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
     ) -> Any:
         """Return what the next stage gets for the values of this one."""
-        return self.target.call(*args)
+        return self._kept.run(self.target, lambda: self.target.call(*args))
 
     def token_rules(self, method: str | None) -> TokenRules:
         """Return how the divided model takes tokens."""
