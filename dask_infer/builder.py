@@ -353,8 +353,7 @@ class JobBuilder:
 
     def _chain(self, inputs: Inputs, layout: Layout) -> Blob:
         """Split the model, without its weights, and hold the chain for the workers."""
-        from dask_infer.model.part import pickle_chain
-        from dask_infer.model.split import split
+        from dask_infer.model.part import chain_blob, read_chain
 
         request, stages = self.request, layout.stages
         if request.method is not None:
@@ -368,22 +367,18 @@ class JobBuilder:
                 'leave out parallel="pipeline"'
             )
         args, kwargs = self.tracer.examples(inputs)
-        chain = split(
-            self.spec,
-            self.recognised.live,
-            args,
-            kwargs,
-            call_kwargs=request.call_kwargs,
-            dtype=request.dtype,
-            cuts=stages if isinstance(stages, tuple) else None,
+        cuts = stages if isinstance(stages, tuple) else None
+        options = {"call_kwargs": request.call_kwargs, "dtype": request.dtype}
+        blob = chain_blob(
+            self.spec, self.recognised.live, args, kwargs, cuts=cuts, **options
         )
-        if isinstance(stages, int) and stages > len(chain.blocks):
+        blocks = len(read_chain(blob).blocks)
+        if isinstance(stages, int) and stages > blocks:
             raise ValueError(
-                f'model "{self.spec.name}" has {len(chain.blocks)} blocks that a stage '
-                f"can begin with: pass at most stages={len(chain.blocks)}"
+                f'model "{self.spec.name}" has {blocks} blocks that a stage can begin '
+                f"with: pass at most stages={blocks}"
             )
-        told = (args, kwargs, request.call_kwargs, request.dtype, stages)
-        return pickle_chain(chain, self.spec, told)
+        return blob
 
     # --- code --------------------------------------------------------------------
 

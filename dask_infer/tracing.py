@@ -7,8 +7,9 @@ become its examples, and what it refuses becomes the error that the user reads.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 #: What tokenizers return where they do not say.
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
+
+#: Shapes of earlier calls that are remembered, by the content of all they follow from.
+MOST_TRACED = 64
+_traced: OrderedDict[str, Traced] = OrderedDict()
 
 #: Examples of ``meta=``.
 METAS = 'meta="float32" or meta={"score": "float32"}'
@@ -40,24 +45,35 @@ class Tracer:
 
     def trace(self, inputs: Inputs) -> Traced:
         """Return what the model would make of `inputs`, or raise `CannotTrace`."""
-        from dask_infer.model.shapes import CannotTrace, propagate
+        from dask_infer.model.shapes import CannotTrace
 
         args, kwargs = self.examples(inputs)
         try:
-            return propagate(
-                self.recognised.spec,
-                self.recognised.live,
-                args,
-                kwargs,
-                method=self.request.method,
-                call_kwargs=self.request.call_kwargs,
-                dtype=self.request.dtype,
-            )
+            return self._propagated(args, kwargs)
         except CannotTrace as error:
             unread = next((a for a in inputs.arguments if a.shape is None), None)
             if unread is None or type(error) is not CannotTrace:
                 raise
             raise _unread(unread, error.reason or str(error)) from error
+
+    def _propagated(self, args: list[Example], kwargs: dict[str, Example]) -> Traced:
+        from dask_infer.model.content_key import content_key
+        from dask_infer.model.shapes import propagate
+
+        spec, request = self.recognised.spec, self.request
+        options: dict[str, Any] = {
+            "method": request.method,
+            "call_kwargs": request.call_kwargs,
+            "dtype": request.dtype,
+        }
+        key = content_key((spec.key, spec.kind, args, kwargs, options))
+        traced = _traced.pop(key, None) or propagate(
+            spec, self.recognised.live, args, kwargs, **options
+        )
+        _traced[key] = traced
+        if len(_traced) > MOST_TRACED:
+            _traced.popitem(last=False)
+        return traced
 
     def check(self, inputs: Inputs) -> None:
         """Refuse methods and arguments that a module does not take; runs nothing."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import weakref
+from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +14,12 @@ import torch
 from dask_infer.model.content_key import content_key
 from dask_infer.model.kept import KeptMemory
 from dask_infer.model.loaded import LoadedModel
-from dask_infer.model.store import Parcel, read_blob
+from dask_infer.model.store import Parcel, Store, default_store, read_blob
 from dask_infer.spec import Blob, ModelSpec
 from dask_infer.spec.token_rules import TokenRules
+
+#: Chains that a process remembers; each takes some 100 KB of disk.
+MOST_CHAINS = 16
 
 
 class PartModel(LoadedModel):
@@ -48,19 +54,53 @@ def read_chain(blob: Blob) -> Any:
     return read_blob(blob)
 
 
-def pickle_chain(chain: Any, spec: ModelSpec, told: object) -> Blob:
-    """Put a chain into the content store, held while the blob lives.
+#: Chains that calls of this process asked for, by store and key; least recent first.
+_chains: OrderedDict[tuple[Path, str], Blob] = OrderedDict()
 
-    Parameters
-    ----------
-    told
-        What the model was split for. Pickles of equal chains may differ, so this and
-        the model make the key, and equal calls share a group.
+
+def chain_blob(
+    spec: ModelSpec, live: object | None, args: Any, kwargs: Any, **options: Any
+) -> Blob:
+    """Return a model's chain in the content store, held while the blob lives.
+
+    Parameters are those of `split`. Pickles of equal chains may differ, so what the
+    model is split for makes the key: equal calls share a group, and split once.
     """
-    content = (spec.key, spec.kind, content_key(told), torch.__version__)
+    from dask_infer.model.split import split
+
+    told = content_key((args, kwargs, options))
+    content = (spec.key, spec.kind, told, torch.__version__, _code())
     key = hashlib.sha256(repr(content).encode()).hexdigest()
-    parcel = Parcel(chain, key, "the model's layers")
-    return parcel.write(owner=parcel.blob)
+    store = default_store()
+    blob = _chains.pop((store.root, key), None)
+    if blob is None or (blob.data is None and not store.has(key)):
+        blob = _stored(key, store)
+    if blob is None:
+        chain = split(spec, live, args, kwargs, **options)
+        parcel = Parcel(chain, key, "the model's layers")
+        blob = parcel.write(store, owner=parcel.blob)
+    _chains[store.root, key] = blob
+    if len(_chains) > MOST_CHAINS:
+        _chains.popitem(last=False)
+    return blob
+
+
+def _stored(key: str, store: Store) -> Blob | None:
+    """Return what an entry is read by, held while that lives; None where it is not."""
+    hold = store.hold(key)
+    if not store.has(key):
+        hold.release()
+        return None
+    blob = Blob(key)
+    weakref.finalize(blob, hold.release)
+    return blob
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the code that makes chains and reads them."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def part_bytes(chain: Blob, start: int, stop: int) -> int:

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
 import shutil
 import uuid
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -306,6 +308,11 @@ def pickle_held(obj: object, store: Store | None = None) -> Blob:
     return parcel.blob
 
 
+#: Objects of earlier calls, by content key: what surveys of them found.
+MOST_SURVEYED = 256
+_surveyed: OrderedDict[str, tuple[int, bytes | None]] = OrderedDict()
+
+
 class Parcel:
     """An object on its way to the workers: surveyed at once, written when asked.
 
@@ -323,15 +330,21 @@ class Parcel:
     def __init__(
         self, obj: object, key: str | None = None, subject: str = "the model"
     ) -> None:
+        self._survey = functools.cache(lambda: pickling.survey(obj, subject))
         self._obj = obj
-        self._survey = pickling.survey(obj, subject)
-        self.nbytes = self._survey.nbytes
-        self.blob = Blob(key or content_key(obj), self._inline())
+        key = key or content_key(obj)
+        # What has a known key would be found to be the same.
+        known = _surveyed.pop(key, None) or (self._survey().nbytes, self._inline())
+        self.nbytes, self.blob = known[0], Blob(key, known[1])
+        _surveyed[key] = known
+        if len(_surveyed) > MOST_SURVEYED:
+            _surveyed.popitem(last=False)
 
     def _inline(self) -> bytes | None:
-        if self.nbytes > INLINE:
+        found = self._survey()
+        if found.nbytes > INLINE:
             return None
-        data = pickling.to_bytes(self._obj, self._survey)
+        data = pickling.to_bytes(self._obj, found)
         return data if len(data) <= INLINE else None
 
     def write(self, store: Store | None = None, owner: object | None = None) -> Blob:
@@ -341,7 +354,7 @@ class Parcel:
         return self.blob
 
     def _write(self, path: Path) -> None:
-        pickling.to_file(self._obj, self._survey, path)
+        pickling.to_file(self._obj, self._survey(), path)
 
 
 def write_held(

@@ -1,0 +1,93 @@
+"""What a second equal call does not do again."""
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dask_infer
+from dask_infer.model import part, shapes, split, store
+
+
+@pytest.fixture
+def ddf():
+    rows = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
+    return dd.from_pandas(pd.DataFrame(rows, columns=list("abc")), npartitions=2)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a call propagates shapes, splits, and surveys a pickle."""
+    counts = dict.fromkeys(("propagate", "split", "survey"), 0)
+
+    def count(owner, name):
+        function = getattr(owner, name)
+
+        def counting(*args, **kwargs):
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(shapes, "propagate"), count(split, "split"), count(store.pickling, "survey")
+    return counts
+
+
+def model(seed):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)
+    )
+
+
+LAYOUTS = ["data", dask_infer.Layout(stages=2)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["data", "stages"])
+def test_a_second_equal_call_looks_at_nothing_again(ddf, counted, layout):
+    seed = 100 if layout == "data" else 101
+    first = ddf.infer.predict(model(seed), parallel=layout)
+    assert counted["propagate"] == 1
+    before = dict(counted)
+    second = ddf.infer.predict(model(seed), parallel=layout)
+    assert counted == before
+    assert first._name == second._name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m[0].weight.data.mul_(2),
+        lambda m: m[0].weight.detach().numpy().__imul__(2),
+        lambda m: m[0].weight.data.neg_(),
+        lambda m: setattr(m[0].weight, "data", m[0].weight.data * 2),
+    ],
+    ids=["data", "numpy view", "signs", "swapped"],
+)
+def test_weights_changed_in_place_are_seen(ddf, change):
+    one = model(102)
+    pred = ddf.infer.predict(one, columns=["a", "b", "c"], keep=False)
+    change(one)
+    again = ddf.infer.predict(one, columns=["a", "b", "c"], keep=False)
+    with torch.inference_mode():
+        expected = one(torch.tensor(ddf.compute().to_numpy(copy=True)))[:, 0].numpy()
+    assert again._name != pred._name
+    got = again.compute(scheduler="sync")["prediction"]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_another_process_finds_the_chain_in_the_store(ddf, counted):
+    ddf.infer.predict(model(103), parallel=dask_infer.Layout(stages=2))
+    part._chains.clear()
+    ddf.infer.predict(model(103), parallel=dask_infer.Layout(stages=2))
+    assert counted["split"] <= 1
+
+
+def test_other_cuts_and_arguments_are_other_chains(ddf, counted):
+    for layout in (["0", "2"], ["1"]):
+        ddf.infer.predict(model(104), parallel=dask_infer.Layout(stages=layout))
+    ddf.infer.predict(
+        model(104), parallel=dask_infer.Layout(stages=2), dtype="bfloat16"
+    )
+    assert counted["split"] == 3
