@@ -172,3 +172,13 @@ def test_estimators_on_a_cluster_read_what_they_were_fitted_on():
         third = ddf.txt.infer.predict(texts, batch_size=4).compute()
     assert color.tolist() == encoded.predict(NONE[["color"]]).tolist()
     assert third.tolist() == (PDF.i % 3).tolist()
+
+
+def test_an_estimator_fitted_on_objects_gets_an_array_of_them():
+    table = PDF[["txt", "i"]].assign(i=PDF.i % 4).astype({"txt": object})
+    fitted = make_pipeline(OneHotEncoder(), LogisticRegression())
+    fitted.fit(table.to_numpy(), BLUE)
+    pred = dd.from_pandas(table, npartitions=3).infer.predict(fitted)
+    assert (
+        pred.prediction.compute().tolist() == fitted.predict(table.to_numpy()).tolist()
+    )

@@ -18,7 +18,7 @@ from pandas.api.types import infer_dtype
 
 from dask_infer.batch.inputs import STACKED, apart
 from dask_infer.batch.kinds import NUMBERS, Kind, kind_of
-from dask_infer.batch.lists import to_dense, to_ragged
+from dask_infer.batch.lists import row_shape, to_dense, to_ragged
 from dask_infer.batch.ranges import misfits
 from dask_infer.batch.text import Ragged
 from dask_infer.errors import InputError
@@ -237,13 +237,39 @@ def open_column(
     stacked
         They stand beside other columns: refuse lists.
     """
+    known = shape is not None and None not in shape
+    fits = known or stacked or row_shape(series.dtype) is not None
+
+    def opened(part: pd.Series[Any], shape: Shape | None) -> Values:
+        if not fits:
+            _refuse_unknown(part)
+        return _open(part, shape, tensor, stacked)
+
     try:
-        return _open(series, shape, tensor, stacked)
+        return opened(series, shape)
     except InputError:
         usual = shape or usual_shape(series)
         # A batch of missing rows alone would not tell that they are integers.
         whole = holds_ids(series)
-        return Deferred(series, lambda part: _open(part, usual, tensor, stacked), whole)
+        return Deferred(series, lambda part: opened(part, usual), whole)
+
+
+def _refuse_unknown(series: pd.Series[Any]) -> None:
+    """Name a missing row of which nothing tells whether a list is missing, or how long.
+
+    What other rows of the partition tell must not matter, for they may be elsewhere.
+    """
+    if kind_of(series.dtype) not in ("list", "object"):
+        return
+    missing = series.isna().to_numpy()
+    if not missing.any():
+        return
+    lists = _content(series) == "list"
+    if lists or (series.dtype == object and missing.all()):
+        what = "how long it is" if lists else "what the column holds"
+        reason = f"is missing, and nothing tells {what}; drop the missing rows, "
+        advice = "or pass shapes=" if lists else "or give the column a dtype"
+        raise _at(series, slice(None), missing, reason + advice)
 
 
 def open_ragged(series: pd.Series[Any], fill: int = 0) -> Ragged:

@@ -81,10 +81,12 @@ class EstimatorModel(LoadedModel):
 
 
 def _without_names(frame: pd.DataFrame) -> Any:
-    """Numbers as an array: scikit-learn warns of names that it was not fitted with."""
+    """Return an array, as the estimator was fitted on one: it warns of names."""
     named = all(isinstance(name, str) for name in frame.columns)
+    kinds = {getattr(dtype, "kind", "O") for dtype in frame.dtypes}
+    arrays = all(isinstance(dtype, np.dtype) for dtype in frame.dtypes)
+    if named and arrays and kinds <= set("biufO"):
+        return frame.to_numpy()
     if not named or not all(map(pd.api.types.is_numeric_dtype, frame.dtypes)):
         return frame
-    if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
-        return frame.to_numpy()
     return frame.to_numpy("float64", na_value=np.nan)

@@ -141,7 +141,6 @@ def test_list_columns_are_dense(column, shape):
         ([1, 2.5, 3], torch.float32),
         ([1, 2, 3], torch.int64),
         ([True, False, True], torch.bool),
-        ([None, None, None], torch.float32),
     ],
 )
 def test_numbers_in_object_columns(values, dtype):
@@ -150,6 +149,34 @@ def test_numbers_in_object_columns(values, dtype):
     assert tensor.dtype == dtype
     expected = torch.tensor([np.nan if v is None else float(v) for v in values])
     torch.testing.assert_close(tensor.float(), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("interface", ["tensor", "numpy"])
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([[1.0, 2.0], None, [3.0, 4.0]], object),
+        ([[1.0, 2.0], None, [3.0, 4.0]], pd.ArrowDtype(pa.list_(pa.float64()))),
+        ([None, None, None], object),
+        (["a", None, "b"], object),
+    ],
+)
+def test_a_missing_row_of_unknown_shape_is_refused_wherever_it_is(
+    values, dtype, interface
+):
+    frame = pd.DataFrame({"v": pd.Series(values, dtype=dtype)})
+    for part in (frame, frame.iloc[1:], frame.iloc[1:2]):
+        with pytest.raises(InputError, match='"v": row '):
+            encoder(part, "v", interface, "numpy").batch(slice(None))
+
+
+def test_a_missing_row_of_known_shape_is_nan_wherever_it_is():
+    frame = pd.DataFrame({"v": pd.Series([[1.0, 2.0], None], dtype=object)})
+    for part in (frame, frame.iloc[1:]):
+        rows = only(encoder(part, "v", shapes={"v": 2}).batch(slice(None)))
+        assert rows[-1].isnan().all()
+    objects = pd.DataFrame({"o": pd.Series([None], dtype=object)})
+    assert only(encoder(objects, ["o"]).batch(slice(None))).isnan().all()
 
 
 @pytest.mark.parametrize(
