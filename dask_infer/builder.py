@@ -13,6 +13,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_list_like
 
@@ -258,7 +259,7 @@ class JobBuilder:
 
         output = self.request.output
         if self.spec.kind == "estimator":
-            return outputs_from_estimator(self._described(), output, kept), inputs
+            return outputs_from_estimator(self._described(inputs), output, kept), inputs
         try:
             traced = self.tracer.trace(inputs)
         except CannotTrace as error:
@@ -308,17 +309,36 @@ class JobBuilder:
         except OutputError:
             return False
 
-    def _described(self) -> Any:
+    def _described(self, inputs: Inputs | None = None) -> Any:
         from dask_infer.model.estimator_outputs import estimator_outputs
         from dask_infer.model.shapes import CannotTrace
 
         method = self.request.method or "predict"
         try:
             return estimator_outputs(
-                self.recognised.live, method, call_kwargs=self.request.call_kwargs
+                self.recognised.live,
+                method,
+                call_kwargs=self.request.call_kwargs,
+                given=self._given(inputs),
             )
         except CannotTrace as error:
             raise refusal(error, self.spec) from error
+
+    def _given(self, inputs: Inputs | None) -> dict[Any, str] | None:
+        """Return the dtypes of the columns that an estimator gets."""
+        from dask_infer.batch.kinds import kind_of
+        from dask_infer.batch.plain import plain_frame
+
+        if inputs is None or self.request.preprocess is not None:
+            return None
+        names = [name for a in inputs.arguments for name in a.columns]
+        frame = self.frame_meta[names]
+        known = {
+            name: dtype.name if isinstance(dtype, np.dtype) else "object"
+            for name, dtype in plain_frame(frame).dtypes.items()
+        }
+        texts = [name for name in names if kind_of(frame[name].dtype) == "text"]
+        return {**known, **dict.fromkeys(texts, "string")}
 
     # --- layout ------------------------------------------------------------------
 

@@ -6,12 +6,14 @@ by its look-alikes, so nothing here asks for a class. Floating outputs are float
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from dask_infer.model.boosting import Described, boosted_outputs
+from dask_infer.model.boosting import Described, boosted_outputs, feature_names
+from dask_infer.model.kept_dtypes import common_dtype, gives_frames, kept_dtypes
 from dask_infer.model.refusals import cannot_trace, require_method
 
 #: Keywords that make predicting methods return something else than they do without.
@@ -27,6 +29,7 @@ def estimator_outputs(
     method: str | None = None,
     name: str | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
+    given: Mapping[Any, str] | None = None,
 ) -> list[Described]:
     """Return what a method of a fitted estimator returns, one entry an array.
 
@@ -40,6 +43,8 @@ def estimator_outputs(
         What messages call it; its class where None.
     call_kwargs
         Extra keyword arguments of the call.
+    given
+        Dtypes of the columns that it gets, "string" for text; None where not known.
 
     Raises
     ------
@@ -63,7 +68,33 @@ def estimator_outputs(
         unfitted = "" if _is_fitted(final) else " before it is fitted"
         reason = f"{kind} does not tell what {method} returns{unfitted}"
         raise cannot_trace(name, reason)
-    return described
+    return _keeping(estimator, described, given or {}, method)
+
+
+def _keeping(
+    estimator: Any, described: list[Described], given: Mapping[Any, str], method: str
+) -> list[Described]:
+    """Return the same with the dtypes of input columns that are passed on."""
+    names = feature_names(estimator, given)
+    dtypes = [given[name] for name in names or given if name in given]
+    if method != "transform" or len(dtypes) != getattr(
+        estimator, "n_features_in_", len(dtypes)
+    ):
+        return described
+    kept = kept_dtypes(estimator, dtypes) if dtypes else None
+    framed = described[0][0] is not None
+    if kept is None or len(kept) != (len(described) if framed else _count(described)):
+        return described
+    kept = kept if framed else [common_dtype(kept)]
+    return [
+        (name, "float64" if dtype.startswith("float") else dtype, shape)
+        for (name, _, shape), dtype in zip(described, kept, strict=True)
+    ]
+
+
+def _count(described: list[Described]) -> int:
+    """Return how many numbers a row of the one array has."""
+    return math.prod(size or 0 for size in described[0][2])
 
 
 def _final(estimator: Any, method: str) -> Any:
@@ -219,7 +250,7 @@ def _scores(estimator: Any) -> list[Described] | None:
 
 
 def _transform(estimator: Any) -> list[Described] | None:
-    kind, dtype = type(estimator).__name__, _asked_dtype(estimator)
+    kind, dtype = type(estimator).__name__, own_dtype(estimator)
     if kind in _LABELS:
         return _LABELS[kind](estimator) if _is_fitted(estimator) else None
     if getattr(estimator, "func", estimator) is None:  # what it gets
@@ -229,7 +260,7 @@ def _transform(estimator: Any) -> list[Described] | None:
             return None if width is None else [(None, dtype, (int(width),))]
         return [(str(name), dtype, ()) for name in names]
     names = _feature_names(estimator)
-    if names is not None and _gives_frames(estimator):
+    if names is not None and gives_frames(estimator):
         return [(name, dtype, ()) for name in names]
     width = len(names) if names is not None else _components(estimator)
     return None if width is None else [(None, dtype, (width,))]
@@ -250,7 +281,7 @@ _LABELS: dict[str, Callable[[Any], list[Described]]] = {
 }
 
 
-def _asked_dtype(estimator: Any) -> str:
+def own_dtype(estimator: Any) -> str:
     """Return the dtype that a transformer gives, or was asked for; floats are float64.
 
     A vote gives labels, a mask truth values, and filled-in text stays text.
@@ -283,11 +314,6 @@ def _components(estimator: Any) -> int | None:
         if isinstance(count, (int, np.integer)) and not isinstance(count, bool):
             return int(count)
     return None
-
-
-def _gives_frames(estimator: Any) -> bool:
-    configured = getattr(estimator, "_sklearn_output_config", {})
-    return configured.get("transform") in ("pandas", "polars")
 
 
 def _leaves(estimator: Any) -> list[Described] | None:
