@@ -285,7 +285,7 @@ def test_a_broken_structure_on_a_cluster(client):  # ZO-2, ZO-8
 
 # --- padding -------------------------------------------------------------------------
 
-TEXTS = ["a b c", "a", "a b", "a b c d", "a b c", "a b c d e"]
+TEXTS = ["a b c", "a", "a b", "a b c d", "", "a b c d e"]
 
 
 def word_ids(texts):
@@ -293,6 +293,16 @@ def word_ids(texts):
         "input_ids": [
             [len(word) + i for i, word in enumerate(t.split())] for t in texts
         ]
+    }
+
+
+def padded_to_five(texts):
+    """A tokenizer that pads to one length, whatever it is given."""
+    ids = word_ids(texts)["input_ids"]
+    mask = [[1] * len(row) + [0] * (5 - len(row)) for row in ids]
+    return {
+        "input_ids": np.array([row + [0] * (5 - len(row)) for row in ids]),
+        "attention_mask": np.array(mask),
     }
 
 
@@ -315,13 +325,14 @@ def a_value_a_token(input_ids, attention_mask):
     "meta", ["tensor[float32, (None,)]", pd.ArrowDtype(pa.list_(pa.float32())), object]
 )
 @pytest.mark.parametrize("model", [three_logits, a_value_a_token])
+@pytest.mark.parametrize("tokenizer", [word_ids, padded_to_five])
 def test_only_an_axis_that_follows_the_tokens_is_cut(
-    model, meta, partitions, batch_size
+    tokenizer, model, meta, partitions, batch_size
 ):
     pred = texts(partitions).infer.predict(
         model,
         columns="t",
-        tokenizer=word_ids,
+        tokenizer=tokenizer,
         meta=meta,
         batch_size=batch_size,
         batch_tokens=None,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from dask_infer.batch.assemble import Assembler
 from dask_infer.batch.encode import Batch, Encoder
@@ -153,7 +154,10 @@ class Feeder:
         place = int(np.argmin(batch.lengths))
         row = rows.start + place if isinstance(rows, slice) else int(rows[place])
         alone = self.encode(slice(row, row + 1))
-        if alone.padded < batch.padded:
+        if alone.padded == batch.padded:  # whoever pads does so to a length of his own
+            alone = _wider(alone)
+        # A model that takes no other length leaves the doubt, and all of the output.
+        with contextlib.suppress(Exception):
             output = dict(self.lane.send(alone).wait())
             self.assembler.learn(output, alone.padded)
 
@@ -222,6 +226,22 @@ class Feeder:
                 self.encoder.truncated,
                 len(self.frame),
             )
+
+
+def _wider(batch: Batch) -> Batch:
+    """Return the batch with its column of padding twice; each row must have one."""
+    left = batch.side == "left"
+
+    def padded(value: Any) -> Any:
+        if tuple(getattr(value, "shape", ()))[1:2] != (batch.padded,):
+            return value
+        parts = [value[:, :1], value] if left else [value, value[:, -1:]]
+        join = torch.cat if isinstance(value, torch.Tensor) else np.concatenate
+        return join(parts, 1)
+
+    args = tuple(map(padded, batch.args))
+    kwargs = {name: padded(value) for name, value in batch.kwargs.items()}
+    return replace(batch, args=args, kwargs=kwargs, padded=batch.padded + 1)
 
 
 def _tokenizer(job: Job, code: Code) -> Any:
