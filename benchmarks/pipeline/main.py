@@ -109,7 +109,7 @@ def _figures(runs: list[Run], base: list[Run]) -> list[str]:
 
 
 def _calls(first: Run | None, runs: list[Run]) -> list[str]:
-    """Seconds of the first call of `predict`, its CPU seconds, those of an equal one."""
+    """Seconds and CPU seconds of the first `predict` call; seconds of an equal one."""
     if first is None:
         return ["", "", ""]
     equal = measure.median([run["call"] for run in runs])
