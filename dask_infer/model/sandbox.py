@@ -1,14 +1,14 @@
-"""What looking at a model must leave as it was: random state, logs, warnings, threads.
+"""What looking at a model must leave as it was: logs, warnings, torch's switches.
 
 Tracing runs the user's code without data. It must not be seen from outside, so it runs
-under one lock, draws from generators that are put back, and mutes this thread's records
-while those of other threads pass.
+under one lock, and mutes this thread's records while those of other threads pass.
+Random generators are left alone: they are the process's, and putting them back would
+make other threads draw the same numbers twice.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import sys
 import threading
 import warnings
@@ -23,13 +23,12 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def sandbox() -> Iterator[None]:
-    """Run the body so that it leaves no trace in this process."""
+    """Run the body with its logs and warnings muted, and compiled code eager."""
     with ExitStack() as stack:
         stack.enter_context(_LOCK)
         stack.enter_context(_muted())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(_random_state())
         stack.enter_context(_slow_attention())
         stack.enter_context(_eager())
         yield
@@ -59,20 +58,6 @@ def _handlers() -> set[logging.Handler]:
     loggers = [logging.root, *(log for log in known if isinstance(log, logging.Logger))]
     handlers = {handler for logger in loggers for handler in logger.handlers}
     return handlers | ({logging.lastResort} if logging.lastResort else set())
-
-
-@contextmanager
-def _random_state() -> Iterator[None]:
-    """Put back the generators that a builder may seed or draw from."""
-    numpy = sys.modules.get("numpy")
-    python, arrays = random.getstate(), numpy and numpy.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(arrays)
 
 
 @contextmanager
