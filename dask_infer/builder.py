@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,10 @@ class JobBuilder:
         self.expr = expr
         self.frame_meta: pd.DataFrame = expr._meta
         self.recognised: Recognised = recognise(request.model, request.method)
+        if request.tokenizer is None and self.recognised.tokenizer is not None:
+            self.request = request = replace(
+                request, tokenizer=self.recognised.tokenizer
+            )
         self.spec: ModelSpec = self.recognised.spec
         self.schema = _schema_shapes(expr)
         self.tracer = Tracer(
@@ -271,7 +276,7 @@ class JobBuilder:
             tokens=traced.tokens,
             output=output,
             kept=kept,
-            text=_is_padded(inputs),
+            text=traced.ragged or _is_padded(inputs),
             uneven=traced.uneven,
         )
         return outputs, self.tracer.with_integers(inputs, traced)

@@ -47,6 +47,8 @@ class Tracer:
         """Return what the model would make of `inputs`, or raise `CannotTrace`."""
         from dask_infer.model.shapes import CannotTrace
 
+        if self.request.method == "generate" and self.request.postprocess is not None:
+            raise CannotTrace("what postprocess= makes of generated tokens is its own")
         args, kwargs = self.examples(inputs)
         try:
             return self._propagated(args, kwargs)

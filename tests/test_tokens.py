@@ -124,6 +124,16 @@ def test_encoder_decoders_are_padded_on_the_right(kind, config):
     assert [list(row) for row in pred["out"].compute()] == expected
 
 
+def test_generated_tokens_are_promised_without_meta():
+    model = llama(pad_token_id=3)
+    pred = frame_of(PROMPTS).infer.predict(
+        model, columns="ids", method="generate", call_kwargs={"max_new_tokens": 3}
+    )
+    assert repr(pred.dtypes["prediction"]) == "tensor[int64, (None,)]"
+    expected = [alone(model, ids, max_new_tokens=3) for ids in PROMPTS]
+    assert [list(row) for row in pred["prediction"].compute()] == expected
+
+
 def test_texts_are_generated_from_as_alone(minilm):
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(minilm))
     assert tokenizer.padding_side == "right"

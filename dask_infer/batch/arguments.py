@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from dask_infer.batch.lists import to_ragged
 from dask_infer.batch.plain import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.text import (
     IDS,
@@ -31,6 +32,7 @@ from dask_infer.batch.values import (
     Texts,
     Values,
     holds_ids,
+    lengths_of,
     open_column,
     open_ragged,
 )
@@ -153,11 +155,13 @@ def open_part(
         return Stack(frame, argument, reads)
     series = frame[argument.columns[0]]
     if argument.content == "text" and reads.tokenizer is not None:
-        return Text(series, reads)
+        return Text([frame[name] for name in argument.columns], reads)
     if argument.content == "text" and reads.interface == "numpy":
         return Strings(series)
     if _may_be_padded(argument, reads) and holds_ids(series):
         return Ids(series, reads, reads.fill(argument, place))
+    if reads.interface == "numpy" and not reads.dtypes and is_ragged(series, argument):
+        return Arrays(series)
     return Single(series, argument, reads)
 
 
@@ -195,6 +199,37 @@ class Strings(Part):
     def call(self, rows: Rows) -> Call:
         """Return the texts of `rows`."""
         return Call((self._texts.take(rows, None).tolist(),))
+
+
+def is_ragged(series: pd.Series[Any], argument: Argument) -> bool:
+    """Whether rows of a column that no shape is known of differ in length."""
+    if argument.stacked or argument.shape not in (None, (None,)):
+        return False
+    lengths = lengths_of(series)
+    return lengths is not None and bool((lengths != lengths[:1]).any())
+
+
+class Arrays(Part):
+    """Lists of any length for a function: a list of arrays."""
+
+    signature = "arrays"
+
+    def __init__(self, series: pd.Series[Any]) -> None:
+        self._series = series
+        self._present = series.notna().to_numpy()
+        #: Where each row stands among those that are present.
+        self._places = np.cumsum(self._present) - 1
+        self._flat, self._offsets = to_ragged(series[self._present])
+        self.bytes_per_row = self._flat.nbytes // max(1, len(self._offsets) - 1)
+
+    def call(self, rows: Rows) -> Call:
+        """Return the arrays of `rows`, in memory of their own."""
+        if not self._present[rows].all():
+            to_ragged(self._series.iloc[rows])  # names the missing row
+        starts, ends = self._offsets[:-1], self._offsets[1:]
+        places = self._places[rows]
+        cuts = zip(starts[places], ends[places], strict=True)
+        return Call(([self._flat[start:end].copy() for start, end in cuts],))
 
 
 class Single(Part):
@@ -370,16 +405,17 @@ class Text(Part):
     #: The partition's tokens; None where its texts failed together.
     tokens: Tokens | None
 
-    def __init__(self, series: pd.Series[Any], reads: Reads) -> None:
+    def __init__(self, columns: list[pd.Series[Any]], reads: Reads) -> None:
         assert reads.tokenizer is not None
         self._reads = reads
-        self._series = series
-        self._texts = Texts(series)
+        self._names = " and ".join(f'"{series.name}"' for series in columns)
+        #: The texts; two columns are pairs.
+        self._texts = [Texts(series) for series in columns]
         self.signature = ("tokens", longest_text(reads.tokenizer, reads.max_length))
         #: Texts truncated so far.
         self.truncated = 0
         try:
-            self.tokens = self._tokenize(self._texts.present())
+            self.tokens = self._tokenize([texts.present() for texts in self._texts])
         except InputError:
             raise
         except Exception:
@@ -392,36 +428,37 @@ class Text(Part):
     def call(self, rows: Rows) -> Call:
         """Return the tokens of `rows`."""
         # Complains of what is missing or no text.
-        texts = self._texts.take(rows, None)
+        texts = [column.take(rows, None).tolist() for column in self._texts]
         tokens = self.tokens
         if tokens is None:
-            tokens, rows = self._tokenize_batch(texts.tolist()), slice(None)
+            tokens, rows = self._tokenize_batch(texts), slice(None)
         arrays, padded = tokens.batch(rows)
         kwargs = {key: self._reads.wrap(value, None) for key, value in arrays.items()}
         if tokens.lengths is None:
             return Call((), kwargs)
         return Call((), kwargs, tokens.lengths[rows], padded, tokens.side)
 
-    def _tokenize(self, texts: list[str]) -> Tokens:
+    def _tokenize(self, texts: list[list[str]]) -> Tokens:
         reads = self._reads
         assert reads.tokenizer is not None
         return tokenize(
-            texts,
+            texts[0],
             reads.tokenizer,
+            pairs=texts[1] if len(texts) > 1 else None,
             accepts=reads.rules.accepts,
             max_length=reads.max_length,
             side=reads.side,
             pad=reads.rules.pad,
         )
 
-    def _tokenize_batch(self, texts: list[str]) -> Tokens:
+    def _tokenize_batch(self, texts: list[list[str]]) -> Tokens:
         try:
             tokens = self._tokenize(texts)
         except InputError:
             raise
         except Exception as error:
             raise InputError(
-                f'the tokenizer failed on column "{self._series.name}": '
+                f"the tokenizer failed on column {self._names}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         self.truncated += tokens.truncated

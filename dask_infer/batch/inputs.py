@@ -106,6 +106,7 @@ def resolve_inputs(
     else:
         arguments = rules.arguments(columns)
     if rules.tokenizer:
+        arguments = _paired(arguments)
         _check_one_text(arguments)
     seen = _unique(name for argument in arguments for name in argument.columns)
     everything = columns is None and (preprocess or not feature_names)
@@ -146,6 +147,8 @@ def as_columns(inputs: Inputs) -> object:
         list(argument.columns) if argument.stacked else argument.columns[0]
         for argument in inputs.arguments
     ]
+    pairs = [a.columns[1:] for a in inputs.arguments if not a.stacked]
+    elements += [name for pair in pairs for name in pair]
     keywords = [argument.keyword for argument in inputs.arguments]
     if any(keyword is not None for keyword in keywords):
         return dict(zip(keywords, elements, strict=True))
@@ -375,6 +378,17 @@ class _Rules:
 _DTYPES: dict[Kind, str] = {"floating": "floating", "integer": "int64", "bool": "bool"}
 
 
+def _paired(arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
+    """Return two positional arguments of text as one, a pair for the tokenizer."""
+    texts = [a for a in arguments if a.content == "text" and a.keyword is None]
+    if len(texts) != 2:
+        return arguments
+    first, second = texts
+    pair = replace(first, columns=(*first.columns, *second.columns))
+    rest = (pair if a is first else a for a in arguments if a is not second)
+    return tuple(rest)
+
+
 def _check_one_text(arguments: Iterable[Argument]) -> None:
     texts = [argument for argument in arguments if argument.content == "text"]
     if not texts:
@@ -385,8 +399,8 @@ def _check_one_text(arguments: Iterable[Argument]) -> None:
     if len(texts) > 1:
         names = _quoted([argument.columns[0] for argument in texts])
         raise InputError(
-            f"tokenizer= reads one column of text, and columns= names {names}; join "
-            "them into one column, or tokenise pairs in preprocess="
+            f"tokenizer= reads one column of text or a pair, and columns= names "
+            f'{names}; join them into one column, or pass a pair as columns=("a", "b")'
         )
 
 

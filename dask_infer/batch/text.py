@@ -21,6 +21,9 @@ Array = npt.NDArray[Any]
 Rows = slice | npt.NDArray[np.int64]
 Side = Literal["left", "right"]
 
+#: Texts, or first and second texts of pairs.
+Columns = Sequence[list[str]]
+
 #: Arguments that hold tokens of the model's vocabulary.
 IDS = ("input_ids", "decoder_input_ids")
 
@@ -170,6 +173,7 @@ def tokenize(
     texts: Sequence[str],
     tokenizer: Callable[..., Any],
     *,
+    pairs: Sequence[str] | None = None,
     accepts: frozenset[str] | None = None,
     max_length: int | None = None,
     side: Side | None = None,
@@ -187,6 +191,9 @@ def tokenize(
         the right; ``(n, length)`` arrays with an attention mask are narrowed to the
         longest row of each batch where the callable itself pads to the longest; others
         stay as they are.
+    pairs
+        The second text of each row, where rows are pairs; it is the tokenizer's second
+        argument.
     accepts
         Keyword arguments the model takes; None where unknown. Others are dropped.
     max_length
@@ -202,10 +209,11 @@ def tokenize(
         Where the tokenizer returns no dict, another number of rows, or nothing that
         the model takes.
     """
+    columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
     if is_hugging_face(tokenizer):
-        tokens = _hugging_face(texts, tokenizer, accepts, max_length, pad)
+        tokens = _hugging_face(columns, tokenizer, accepts, max_length, pad)
     else:
-        tokens = _callable(texts, tokenizer, accepts, side, pad)
+        tokens = _callable(columns, tokenizer, accepts, side, pad)
     if not tokens.keys:
         raise InputError(
             "the model takes none of the tokenizer's outputs, only "
@@ -227,7 +235,7 @@ def longest_text(tokenizer: Any, max_length: int | None = None) -> int | None:
 
 
 def _hugging_face(
-    texts: Sequence[str],
+    columns: Columns,
     tokenizer: Any,
     accepts: frozenset[str] | None,
     max_length: int | None,
@@ -237,11 +245,12 @@ def _hugging_face(
     fills = _fills(tokenizer, pad)
     collected = _Collected()
     # An empty partition gets its keys from one made-up text.
-    for start in range(0, len(texts) or 1, CHUNK):
-        chunk = list(texts[start : start + CHUNK]) or [""]
+    n = len(columns[0])
+    for start in range(0, n or 1, CHUNK):
+        chunk = [texts[start : start + CHUNK] or [""] for texts in columns]
         with _tokenizing:
             encoded = tokenizer(
-                chunk,
+                *chunk,
                 truncation=limit is not None,
                 max_length=limit,
                 padding=False,
@@ -250,7 +259,7 @@ def _hugging_face(
             )
         for key, values in encoded.items():
             if _takes(accepts, key) or key == "input_ids":
-                collected.add(key, values[: len(texts)], fills.get(key, 0))
+                collected.add(key, values[:n], fills.get(key, 0))
         collected.truncated += _truncated(tokenizer, encoded, chunk, limit)
     keys = collected.joined()
     lengths = keys["input_ids"].lengths
@@ -277,7 +286,7 @@ def _fills(tokenizer: Any, pad: int | None) -> dict[str, int]:
 
 
 def _truncated(
-    tokenizer: Any, encoded: Any, texts: list[str], limit: int | None
+    tokenizer: Any, encoded: Any, columns: Columns, limit: int | None
 ) -> int:
     """How many texts were cut; only those as long as the limit can be."""
     if limit is None:
@@ -289,18 +298,19 @@ def _truncated(
     encodings = getattr(encoded, "encodings", None)
     if encodings is not None:
         return sum(bool(encodings[i].overflowing) for i in full)
-    whole = tokenizer([texts[i] for i in full], truncation=False, verbose=False)
+    long = ([texts[i] for i in full] for texts in columns)
+    whole = tokenizer(*long, truncation=False, verbose=False)
     return sum(len(row) > limit for row in whole["input_ids"])
 
 
 def _callable(
-    texts: Sequence[str],
+    columns: Columns,
     tokenizer: Callable[..., Any],
     accepts: frozenset[str] | None,
     wanted: Side | None,
     pad: int | None,
 ) -> Tokens:
-    keys, lengths, side = _keys(texts, tokenizer, wanted, pad or 0)
+    keys, lengths, side = _keys(columns, tokenizer, wanted, pad or 0)
     first = next((value for value in keys.values() if isinstance(value, Ragged)), None)
     if lengths is None and first is not None:
         lengths = first.lengths
@@ -317,17 +327,17 @@ def _callable(
 
 
 def _keys(
-    texts: Sequence[str], tokenizer: Callable[..., Any], wanted: Side | None, pad: int
+    columns: Columns, tokenizer: Callable[..., Any], wanted: Side | None, pad: int
 ) -> tuple[dict[str, Ragged | Array], npt.NDArray[np.int64] | None, Side]:
     """Call a user's tokenizer; return its keys, real lengths and padding side."""
-    encoded = tokenizer(list(texts))
+    encoded = tokenizer(*map(list, columns))
     if not isinstance(encoded, Mapping):
         raise InputError(
             f"the tokenizer returned {type(encoded).__name__}, not a dict; return the "
             "model's keyword arguments by name"
         )
     keys = {
-        str(key): _value(key, value, len(texts), pad * (key in IDS))
+        str(key): _value(key, value, len(columns[0]), pad * (key in IDS))
         for key, value in encoded.items()
     }
     if "attention_mask" in keys:
@@ -341,16 +351,19 @@ def _keys(
         return keys, None, "right"
     lengths = real.sum(axis=1)
     moved = wanted is not None and wanted != side
-    if not real.all() and (moved or _pads_to_longest(texts, tokenizer, real.shape[1])):
+    if not real.all() and (
+        moved or _pads_to_longest(columns, tokenizer, real.shape[1])
+    ):
         keys = {key: _unpadded(value, real) for key, value in keys.items()}
     return keys, lengths, side
 
 
 def _pads_to_longest(
-    texts: Sequence[str], tokenizer: Callable[..., Any], width: int
+    columns: Columns, tokenizer: Callable[..., Any], width: int
 ) -> bool:
-    """Whether the shortest text alone comes back narrower than all together."""
-    alone = tokenizer([min(texts, key=len)])
+    """Whether the shortest row alone comes back narrower than all together."""
+    shortest = min(zip(*columns, strict=True), key=lambda row: sum(map(len, row)))
+    alone = tokenizer(*([text] for text in shortest))
     return int(np.shape(alone["attention_mask"])[1]) < width
 
 

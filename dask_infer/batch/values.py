@@ -314,20 +314,30 @@ def _ragged(series: pd.Series[Any]) -> Ragged:
 
 def usual_shape(series: pd.Series[Any]) -> Shape | None:
     """Shape that most rows of a list column have, against which the others stand."""
-    if _content(series) != "list":
+    found = _present(series)
+    if found is None or len(found[1]) < 2:
         return None
-    present = series[series.notna().to_numpy()]
-    try:
-        flat, offsets = to_ragged(present)
-    except InputError:
-        return None
-    if not len(present):
-        return None
-    lengths = np.diff(offsets)
+    flat, lengths = found[0], np.diff(found[1])
     _, first, counts = np.unique(lengths, return_index=True, return_counts=True)
     # Of equally many, those that come first.
     usual = first[counts == counts.max()].min()
     return (int(lengths[usual]), *flat.shape[1:])
+
+
+def lengths_of(series: pd.Series[Any]) -> Array | None:
+    """Return the length of each list that is present; None of other columns."""
+    found = _present(series)
+    return None if found is None else np.diff(found[1])
+
+
+def _present(series: pd.Series[Any]) -> tuple[Array, Array] | None:
+    """Return the lists that are present, end to end; None of other columns."""
+    if _content(series) != "list":
+        return None
+    try:
+        return to_ragged(series[series.notna().to_numpy()])
+    except InputError:
+        return None
 
 
 def _content(series: pd.Series[Any]) -> Kind:

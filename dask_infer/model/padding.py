@@ -7,7 +7,7 @@ nothing is known but the names of its arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dask_infer.spec.token_rules import TokenRules
@@ -89,6 +89,17 @@ def looks_for_padding(function: Callable[..., Any]) -> bool:
     """
     code = getattr(inspect.unwrap(function), "__code__", None)
     return "pad_token_id" in getattr(code, "co_names", ())
+
+
+def generates(module: Any, call_kwargs: Mapping[str, Any]) -> bool:
+    """Whether ``generate`` is transformers' own, and returns nothing but tokens."""
+    own = getattr(type(module), "generate", None)
+    if not getattr(own, "__qualname__", "").startswith("GenerationMixin."):
+        return False
+    configs = (call_kwargs.get("generation_config"), module.generation_config)
+    told = (getattr(c, "return_dict_in_generate", None) for c in configs if c)
+    name = "return_dict_in_generate"
+    return _can_generate(module) and not call_kwargs.get(name, any(told))
 
 
 def _can_generate(module: Any) -> bool:

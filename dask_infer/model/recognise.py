@@ -40,6 +40,8 @@ class Recognised:
     builds_module: bool = False
     #: What `snapshot` writes; None where nothing has to be written.
     parcel: Parcel | None = None
+    #: The model's own tokenizer, where the user's object has one.
+    tokenizer: Any = None
 
     def snapshot(self, store: Store | None = None) -> None:
         """Write what workers will read; it stays on disk as long as the spec lives.
@@ -204,7 +206,14 @@ def _from_torch(model: Any, torch: Any) -> Recognised | None:
 
 
 def _from_module(model: Any, torch: Any) -> Recognised:
+    from dask_infer.model.sentences import taken_apart
+
     module, compile = _unwrap(model, torch)
+    if (apart := taken_apart(module)) is not None:
+        found = _from_module(apart.module, torch)
+        found.tokenizer = apart.tokenizer
+        found.spec = replace(found.spec, name=type(module).__name__, compile=compile)
+        return found
     _check_weights(module, torch)
     found = _pickled(module, "module", live=module)
     from dask_infer.model.footprint import tensor_bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dask_infer.model.declared import declared_outputs
 from dask_infer.model.footprint import parse_dtype
 from dask_infer.model.methods import MissingMethodError
+from dask_infer.model.padding import generates
 from dask_infer.model.refusals import (
     ArityMismatch,
     Attempt,
@@ -84,6 +85,8 @@ class Traced:
     #: Tensors of `output`, by `id`, that hold no row's values: their sizes follow the
     #: batch on other axes than those of the rows and tokens, or not on the first.
     uneven: frozenset[int] = frozenset()
+    #: The padded axis is the output's own: sequences that were generated.
+    ragged: bool = False
 
 
 def propagate(
@@ -139,7 +142,7 @@ def propagate(
         call = _Call(
             spec.name, opened, method, examples, dict(call_kwargs or {}), dtype
         )
-        return call.checked().traced()
+        return call.generated() or call.checked().traced()
 
 
 def check_call(
@@ -211,6 +214,15 @@ class _Call:
             extra.setdefault("use_cache", False)
         rest = (self.method, examples, extra, self.dtype, dropped)
         return _Call(self.name, self.opened, *rest)
+
+    def generated(self) -> Traced | None:
+        """Return what ``generate`` of transformers returns; None for other calls."""
+        if self.method != "generate" or not generates(self.opened.module, self.extra):
+            return None
+        rows, tokens = _ROWS[0], _TOKENS[0]
+        sequences = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
+        found = _Found(sequences, (rows, tokens)).traced(_name(self.floating), ())
+        return replace(found, ragged=True)
 
     def traced(self) -> Traced:
         """Try floating inputs, then int64 for as few stacked lists as it takes."""

@@ -14,7 +14,7 @@ Content = Literal["number", "list", "text", "bytes", "object"]
 class Argument:
     """One argument of the model's call."""
 
-    #: Columns read; one unless `stacked`.
+    #: Columns read; one unless `stacked`, or two of text that are a pair.
     columns: tuple[str, ...]
     #: Keyword under which it is passed; None for a positional argument.
     keyword: str | None = None

@@ -34,6 +34,9 @@ def resolve(frame, columns, interface="tensor", **options):
 ABX = meta(a="float32", b="float64", x="int32")
 
 
+TOKENIZER = {"tokenizer": True}
+
+
 @pytest.mark.parametrize(
     ("columns", "arguments"),
     [
@@ -187,7 +190,7 @@ TEXT_LISTS = pd.ArrowDtype(pa.list_(pa.string()))
         ("t", {"t": "str"}, {"shapes": {"t": 3}}, "holds text; .*convert-string"),
         (["a", "t"], {"a": float, "t": "str"}, {"tokenizer": True}, '"t", \\[\\.\\.'),
         ("a", {"a": float}, {"tokenizer": True}, "no column .* holds text"),
-        (("s", "t"), {"s": "str", "t": "str"}, {"tokenizer": True}, "one column of t"),
+        (("s", "t", "u"), dict.fromkeys("stu", "str"), TOKENIZER, "one column of t"),
         ("d", {"d": "datetime64[ns]"}, {}, '"d" holds dates or times; .*preprocess='),
         ("d", {"d": "timedelta64[ns]"}, {}, "dates or times"),
         ("d", {"d": "period[D]"}, {}, "dates or times"),
