@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,25 +93,21 @@ class Tracer:
         )
 
     def undecided(self, inputs: Inputs) -> Undecided | None:
-        """Return the stacked integers that a model may read as floats or as such."""
+        """Return the integers that a model may read as floats or as such."""
         args, kwargs = self.examples(inputs)
-        keys = dict(enumerate(_positional(inputs)))
-        places: dict[int | str, int] = {
-            key: place for key, place in keys.items() if args[key].integers
-        }
-        for place, argument in enumerate(inputs.arguments):
-            keyword = argument.keyword
-            if keyword is not None and kwargs[keyword].integers:
-                places[keyword] = place
+        places = _places(inputs, args, kwargs, lambda ex: ex.integers or ex.floats)
         return Undecided(tuple(args), kwargs, places) if places else None
 
     def with_integers(self, inputs: Inputs, traced: Traced) -> Inputs:
         """Return `inputs` with those as integers that the model took as such."""
-        from dask_infer.batch.inputs import with_integers
+        from dask_infer.batch.inputs import with_integers, with_lists
 
         places = _positional(inputs)
         integers = [places[k] if isinstance(k, int) else k for k in traced.as_integers]
-        return with_integers(inputs, self.frame_meta, integers)
+        inputs = with_integers(inputs, self.frame_meta, integers)
+        args, kwargs = self.examples(inputs)
+        asked = _places(inputs, args, kwargs, lambda ex: ex.unknown or ex.floats)
+        return with_lists(inputs, traced.dtypes(asked))
 
     def examples(self, inputs: Inputs) -> tuple[list[Example], dict[str, Example]]:
         """One row of each argument, as shape propagation wants it."""
@@ -196,6 +193,24 @@ def _positional(inputs: Inputs) -> list[int]:
     ]
 
 
+def _places(
+    inputs: Inputs,
+    args: Sequence[Example],
+    kwargs: Mapping[str, Example],
+    chosen: Callable[[Example], bool],
+) -> dict[int | str, int]:
+    """Return the places of the arguments whose examples are chosen, by their keys."""
+    places: dict[int | str, int] = dict(enumerate(_positional(inputs)))
+    for place, argument in enumerate(inputs.arguments):
+        if argument.keyword is not None:
+            places[argument.keyword] = place
+    examples: dict[int | str, Example] = dict(enumerate(args))
+    examples.update(kwargs)
+    return {
+        k: place for k, place in places.items() if k in examples and chosen(examples[k])
+    }
+
+
 def _check_traceable(inputs: Inputs) -> None:
     """Refuse what only `preprocess` makes a tensor of."""
     from dask_infer.model.shapes import CannotTrace
@@ -237,4 +252,8 @@ def _example(argument: Argument, frame_meta: pd.DataFrame) -> Example:
         unknown = argument.content == "object"
         ids = unknown or dtype == "int64"
         return Example(dtype, (None,), integers=unknown, ids=ids, unknown=unknown)
-    return Example(dtype, argument.shape)
+    unknown = argument.dtype is None
+    floats = bool(argument.shape) and dtype == "int64"
+    return Example(
+        dtype, argument.shape, integers=unknown, unknown=unknown, floats=floats
+    )

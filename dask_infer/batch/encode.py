@@ -25,7 +25,12 @@ from dask_infer.batch.arguments import (
     count_rows,
     open_part,
 )
-from dask_infer.batch.inputs import as_columns, resolve_inputs, with_integers
+from dask_infer.batch.inputs import (
+    as_columns,
+    resolve_inputs,
+    with_integers,
+    with_lists,
+)
 from dask_infer.batch.kinds import kind_of
 from dask_infer.batch.plain import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.ranges import misfits
@@ -262,7 +267,16 @@ def resolve_again(inputs: Inputs, given: pd.DataFrame, interface: Interface) -> 
         tokenizer=inputs.tokenized,
     )
     integers = any(a.stacked and a.dtype == "int64" for a in inputs.arguments)
-    return with_integers(resolved, meta, True) if integers else resolved
+    resolved = with_integers(resolved, meta, True) if integers else resolved
+    # What the model was asked about its lists holds for those that took their place.
+    known = {(a.keyword, a.columns): a.dtype for a in inputs.arguments if not a.stacked}
+    asked = {
+        place: dtype
+        for place, a in enumerate(resolved.arguments)
+        for dtype in [known.get((a.keyword, a.columns))]
+        if dtype is not None and a.shape != () and a.dtype in (None, "int64")
+    }
+    return with_lists(resolved, asked)
 
 
 def picked(inputs: Inputs, given: Any) -> Any:

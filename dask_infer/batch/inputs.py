@@ -141,6 +141,18 @@ def with_integers(
     return replace(inputs, arguments=tuple(arguments))
 
 
+def with_lists(inputs: Inputs, dtypes: Mapping[int, str]) -> Inputs:
+    """Return `inputs` with the dtypes of lists that the model was asked about.
+
+    `dtypes` has them by the place of the argument.
+    """
+    arguments = [
+        replace(argument, dtype=dtypes.get(place, argument.dtype))
+        for place, argument in enumerate(inputs.arguments)
+    ]
+    return replace(inputs, arguments=tuple(arguments))
+
+
 def as_columns(inputs: Inputs) -> object:
     """Return the ``columns=`` that resolve to `inputs`."""
     elements = [

@@ -48,8 +48,8 @@ class LoadedModel:
     floating: torch.dtype | None = None
     #: Bytes of parameters and buffers, shared ones once.
     nbytes: int
-    #: Arguments that go in as integers, by the call that was looked at.
-    integers: dict[Any, tuple[int, ...]]
+    #: Dtypes of arguments by their places, by the call that was looked at.
+    decided: dict[Any, dict[int, str]]
     #: Keyword arguments that a call takes; None where any, or nobody can tell.
     accepts: frozenset[str] | None = None
     #: Names and dtypes of its arguments, in order, where it casts what it is given.
@@ -60,7 +60,7 @@ class LoadedModel:
     ) -> None:
         self.spec, self.interface, self.nbytes = spec, interface, nbytes
         self.target = target
-        self.integers = {}
+        self.decided = {}
 
     def __repr__(self) -> str:
         size = f"{self.nbytes / 2**20:.1f} MiB"

@@ -56,6 +56,8 @@ class Example:
     ids: bool = False
     #: Objects, of which only the worker sees whether they are integers.
     unknown: bool = False
+    #: Lists of integers: they go in floating where the model refuses integers.
+    floats: bool = False
 
     def __str__(self) -> str:
         sizes = ["n", *("tokens" if size is None else str(size) for size in self.shape)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Any
@@ -82,11 +83,20 @@ class Traced:
     as_integers: tuple[int | str, ...] = ()
     #: Optional arguments that the model does not take.
     dropped: tuple[str, ...] = ()
+    #: Lists that have to go in floating, though they hold integers or may.
+    as_floats: tuple[int | str, ...] = ()
     #: Tensors of `output`, by `id`, that hold no row's values: their sizes follow the
     #: batch on other axes than those of the rows and tokens, or not on the first.
     uneven: frozenset[int] = frozenset()
     #: The padded axis is the output's own: sequences that were generated.
     ragged: bool = False
+
+    def dtypes(self, places: Mapping[int | str, int]) -> dict[int, str]:
+        """Return the dtypes that arguments must have, by place."""
+        integers = {places[key]: "int64" for key in self.as_integers if key in places}
+        return integers | {
+            places[key]: "floating" for key in self.as_floats if key in places
+        }
 
 
 def propagate(
@@ -225,6 +235,21 @@ class _Call:
         return replace(found, ragged=True)
 
     def traced(self) -> Traced:
+        """Try lists of integers as such; where the model refuses them, floating."""
+        listed = {k: ex for k, ex in self.examples.items() if ex.floats}
+        try:
+            return self._tried()
+        except CannotTrace as error:
+            if not listed:
+                raise
+            refused = error
+        floats = {k: replace(ex, dtype="floating") for k, ex in listed.items()}
+        with suppress(CannotTrace):
+            again = replace(self, examples=self.examples | floats)._tried()
+            return replace(again, as_floats=(*again.as_floats, *listed))
+        raise refused
+
+    def _tried(self) -> Traced:
         """Try floating inputs, then int64 for as few stacked lists as it takes."""
         refused: CannotTrace | None = None
         for as_integers in _subsets(self.examples):
@@ -233,8 +258,9 @@ class _Call:
             except CannotTrace as error:
                 refused = refused or error
                 continue
-            self._check_dtypes(found, as_integers)
-            return found.traced(_name(self.floating), as_integers, self.dropped)
+            floats = self._only_floats(found, as_integers)
+            traced = found.traced(_name(self.floating), as_integers, self.dropped)
+            return replace(traced, as_floats=floats)
         assert refused is not None
         raise refused
 
@@ -253,20 +279,26 @@ class _Call:
             return _Found(output, counts)
         return _compared(_Found(output, counts), _Found(again, others))
 
-    def _check_dtypes(self, found: _Found, as_integers: tuple[Key, ...]) -> None:
-        """Refuse outputs that objects change by being integers or not."""
+    def _only_floats(
+        self, found: _Found, as_integers: tuple[Key, ...]
+    ) -> tuple[Key, ...]:
+        """Return the objects that the model refuses as integers.
+
+        Outputs that they change by being integers or not are refused.
+        """
         unknown = tuple(key for key, ex in self.examples.items() if ex.unknown)
         if not unknown or set(unknown) <= set(as_integers):
-            return
+            return ()
         try:
             other = self._attempt((*as_integers, *unknown), *found.counts)
         except CannotTrace:
-            return
+            return tuple(key for key in unknown if key not in as_integers)
         both = (found.output, other)
         dtypes = [[leaf.dtype for leaf in _leaves(each)] for each in both]
         if dtypes[0] != dtypes[1]:
             reason = "whether its input holds integers is known only once it is read"
             raise cannot_trace(self.name, reason)
+        return ()
 
     def _sizes(self) -> set[int]:
         """Return every size that the model's tensors and its inputs have."""

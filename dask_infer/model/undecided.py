@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dask_infer.batch.inputs import with_lists
 from dask_infer.model.loaded import LoadedModel
 from dask_infer.model.refusals import CannotTrace
 from dask_infer.model.shapes import propagate
@@ -27,21 +28,18 @@ def decided(
 ) -> Inputs:
     """Return `inputs` with those as int64 that the model refuses as floats."""
     key = (method, *sorted(call_kwargs), repr(undecided))
-    if key not in model.integers:
-        model.integers[key] = _integers(undecided, model, method, call_kwargs)
-    arguments = list(inputs.arguments)
-    for place in model.integers[key]:
-        arguments[place] = replace(arguments[place], dtype="int64")
-    return replace(inputs, arguments=tuple(arguments))
+    if key not in model.decided:
+        model.decided[key] = _dtypes(undecided, model, method, call_kwargs)
+    return with_lists(inputs, model.decided[key])
 
 
-def _integers(
+def _dtypes(
     undecided: Undecided,
     model: LoadedModel,
     method: str | None,
     call_kwargs: Mapping[str, Any],
-) -> tuple[int, ...]:
-    """Return the places of the arguments that go in as integers."""
+) -> dict[int, str]:
+    """Return the dtypes of the arguments that the model decides, by place."""
     spec, module = model.spec, model.target
     if isinstance(module, torch.nn.Module) and spec.kind == "factory":
         spec = replace(spec, kind="module")  # what it built
@@ -50,5 +48,5 @@ def _integers(
     try:
         traced = propagate(spec, module, args, kwargs, **options)
     except CannotTrace:
-        return ()
-    return tuple(undecided.places[key] for key in traced.as_integers)
+        return {}
+    return traced.dtypes(undecided.places)
