@@ -11,6 +11,7 @@ import torch
 from distributed import Client, LocalCluster
 
 import dask_infer  # noqa: F401
+from dask_infer.errors import InputError
 
 ROWS = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [0, 1, 2]]
 DTYPES = {
@@ -81,6 +82,26 @@ def test_large_integers_in_objects_are_not_rounded():
     rows = [[2**24 + 1], [2**53 + 1]]
     pred = collection("objects", rows).infer.predict(Low(), shapes={"x": 1})
     assert pred.prediction.compute().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("rows", [ROWS, [[0.5, 1.5, 4.0]]])
+def test_objects_are_floating_where_the_output_would_follow_their_dtype(rows):
+    class Sum(torch.nn.Module):
+        def forward(self, x):
+            return x.sum(1)
+
+    pred = collection("objects", rows).infer.predict(Sum(), shapes={"x": 3})
+    assert pred.prediction.dtype == "float32"
+    assert pred.prediction.compute().tolist() == [sum(row) for row in rows]
+
+
+def test_lists_of_unequal_length_name_the_mask_and_the_remedy():
+    rows = [[1.0, 2.0], [3.0, 4.0], [5.0]]
+    pred = collection("objects", rows, 1).infer.predict(
+        torch.nn.Linear(2, 1), columns="x", meta="float32"
+    )
+    with pytest.raises(InputError, match=r"row 2 holds 1 .*attention_mask.*preproc"):
+        pred.compute()
 
 
 def test_lists_of_integers_on_a_cluster():

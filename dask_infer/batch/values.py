@@ -243,6 +243,7 @@ def open_column(
     def opened(part: pd.Series[Any], shape: Shape | None) -> Values:
         if not fits:
             _refuse_unknown(part)
+            _refuse_unequal(part, shape)
         return _open(part, shape, tensor, stacked)
 
     try:
@@ -270,6 +271,20 @@ def _refuse_unknown(series: pd.Series[Any]) -> None:
         reason = f"is missing, and nothing tells {what}; drop the missing rows, "
         advice = "or pass shapes=" if lists else "or give the column a dtype"
         raise _at(series, slice(None), missing, reason + advice)
+
+
+def _refuse_unequal(series: pd.Series[Any], usual: Shape | None) -> None:
+    """Name the first row that is not as long as most of its partition's are."""
+    if usual is None or None in usual or _content(series) != "list":
+        return
+    lengths = np.diff(to_ragged(series)[1])
+    wrong = lengths != usual[0]
+    if wrong.any():
+        reason = (
+            f"holds {lengths[wrong][0]} values where most hold {usual[0]}, and the "
+            "model takes no attention_mask; pad or cut the lists in preprocess="
+        )
+        raise _at(series, slice(None), wrong, reason)
 
 
 def open_ragged(series: pd.Series[Any], fill: int = 0) -> Ragged:

@@ -282,23 +282,27 @@ class _Call:
     def _only_floats(
         self, found: _Found, as_integers: tuple[Key, ...]
     ) -> tuple[Key, ...]:
-        """Return the objects that the model refuses as integers.
+        """Return the objects that the model must not be given as integers.
 
-        Outputs that they change by being integers or not are refused.
+        It refuses them, or they would change the dtype of its output. Lists of unknown
+        length may be padded as they are: such an output is refused.
         """
         unknown = tuple(key for key, ex in self.examples.items() if ex.unknown)
         if not unknown or set(unknown) <= set(as_integers):
             return ()
+        floats = tuple(key for key in unknown if key not in as_integers)
         try:
             other = self._attempt((*as_integers, *unknown), *found.counts)
         except CannotTrace:
-            return tuple(key for key in unknown if key not in as_integers)
+            return floats
         both = (found.output, other)
         dtypes = [[leaf.dtype for leaf in _leaves(each)] for each in both]
-        if dtypes[0] != dtypes[1]:
-            reason = "whether its input holds integers is known only once it is read"
-            raise cannot_trace(self.name, reason)
-        return ()
+        if dtypes[0] == dtypes[1]:
+            return ()
+        if all(None not in self.examples[key].shape for key in floats):
+            return floats
+        reason = "whether its input holds integers is known only once it is read"
+        raise cannot_trace(self.name, reason)
 
     def _sizes(self) -> set[int]:
         """Return every size that the model's tensors and its inputs have."""
