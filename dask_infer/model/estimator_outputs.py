@@ -6,14 +6,13 @@ by its look-alikes, so nothing here asks for a class. Floating outputs are float
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from dask_infer.model.boosting import Described, boosted_outputs, feature_names
-from dask_infer.model.kept_dtypes import common_dtype, gives_frames, kept_dtypes
+from dask_infer.model.boosting import Described, boosted_outputs
+from dask_infer.model.kept_dtypes import gives_frames, keeping, own_dtype
 from dask_infer.model.refusals import cannot_trace, require_method
 
 #: Keywords that make predicting methods return something else than they do without.
@@ -68,33 +67,7 @@ def estimator_outputs(
         unfitted = "" if _is_fitted(final) else " before it is fitted"
         reason = f"{kind} does not tell what {method} returns{unfitted}"
         raise cannot_trace(name, reason)
-    return _keeping(estimator, described, given or {}, method)
-
-
-def _keeping(
-    estimator: Any, described: list[Described], given: Mapping[Any, str], method: str
-) -> list[Described]:
-    """Return the same with the dtypes of input columns that are passed on."""
-    names = feature_names(estimator, given)
-    dtypes = [given[name] for name in names or given if name in given]
-    if method != "transform" or len(dtypes) != getattr(
-        estimator, "n_features_in_", len(dtypes)
-    ):
-        return described
-    kept = kept_dtypes(estimator, dtypes) if dtypes else None
-    framed = described[0][0] is not None
-    if kept is None or len(kept) != (len(described) if framed else _count(described)):
-        return described
-    kept = kept if framed else [common_dtype(kept)]
-    return [
-        (name, "float64" if dtype.startswith("float") else dtype, shape)
-        for (name, _, shape), dtype in zip(described, kept, strict=True)
-    ]
-
-
-def _count(described: list[Described]) -> int:
-    """Return how many numbers a row of the one array has."""
-    return math.prod(size or 0 for size in described[0][2])
+    return keeping(estimator, described, given or {}, method)
 
 
 def _final(estimator: Any, method: str) -> Any:
@@ -279,25 +252,6 @@ _LABELS: dict[str, Callable[[Any], list[Described]]] = {
     "MultiLabelBinarizer": _binarized,
     "IsotonicRegression": lambda estimator: [(None, "float64", ())],
 }
-
-
-def own_dtype(estimator: Any) -> str:
-    """Return the dtype that a transformer gives, or was asked for; floats are float64.
-
-    A vote gives labels, a mask truth values, and filled-in text stays text.
-    """
-    if type(estimator).__name__ == "MissingIndicator":
-        return "bool"
-    if getattr(estimator, "voting", None) == "hard":
-        return "int64"
-    filled = getattr(estimator, "statistics_", None)
-    if isinstance(filled, np.ndarray) and filled.dtype.kind == "O":
-        return "object"
-    try:
-        dtype = np.dtype(getattr(estimator, "dtype", None) or "float64")
-    except TypeError:
-        return "float64"
-    return dtype.name if dtype.kind in "iub" else "float64"
 
 
 def _feature_names(estimator: Any) -> list[str] | None:

@@ -6,13 +6,42 @@ floats (which hold 53 bits of them), and text is text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dask_infer.model.boosting import Described, feature_names
+
 #: What is no number: names of dtypes as described outputs have them.
 _OBJECTS = ("string", "object")
+
+
+def keeping(
+    estimator: Any, described: list[Described], given: Mapping[Any, str], method: str
+) -> list[Described]:
+    """Return the same with the dtypes of input columns that are passed on."""
+    names = feature_names(estimator, given)
+    dtypes = [given[name] for name in names or given if name in given]
+    if method != "transform" or len(dtypes) != getattr(
+        estimator, "n_features_in_", len(dtypes)
+    ):
+        return described
+    kept = kept_dtypes(estimator, dtypes) if dtypes else None
+    framed = described[0][0] is not None
+    if kept is None or len(kept) != (len(described) if framed else _count(described)):
+        return described
+    kept = kept if framed else [common_dtype(kept)]
+    return [
+        (name, "float64" if dtype.startswith("float") else dtype, shape)
+        for (name, _, shape), dtype in zip(described, kept, strict=True)
+    ]
+
+
+def _count(described: list[Described]) -> int:
+    """Return how many numbers a row of the one array has."""
+    return math.prod(size or 0 for size in described[0][2])
 
 
 def kept_dtypes(estimator: Any, given: Sequence[str]) -> list[str] | None:
@@ -43,8 +72,6 @@ def kept_dtypes(estimator: Any, given: Sequence[str]) -> list[str] | None:
 
 def _side_by_side(estimator: Any, given: Sequence[str]) -> list[str]:
     """Return the dtypes of columns that several transformers give."""
-    from dask_infer.model.estimator_outputs import own_dtype
-
     places = estimator._transformer_to_input_indices
     found: list[str] = []
     for name, part, _ in estimator.transformers_:
@@ -74,3 +101,22 @@ def common_dtype(dtypes: Sequence[str]) -> str:
     except TypeError:  # dates beside numbers
         return "object"
     return "float64" if kind.kind == "f" else str(kind.name)
+
+
+def own_dtype(estimator: Any) -> str:
+    """Return the dtype that a transformer gives, or was asked for; floats are float64.
+
+    A vote gives labels, a mask truth values, and filled-in text stays text.
+    """
+    if type(estimator).__name__ == "MissingIndicator":
+        return "bool"
+    if getattr(estimator, "voting", None) == "hard":
+        return "int64"
+    filled = getattr(estimator, "statistics_", None)
+    if isinstance(filled, np.ndarray) and filled.dtype.kind == "O":
+        return "object"
+    try:
+        dtype = np.dtype(getattr(estimator, "dtype", None) or "float64")
+    except TypeError:
+        return "float64"
+    return dtype.name if dtype.kind in "iub" else "float64"

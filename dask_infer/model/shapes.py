@@ -15,15 +15,8 @@ from itertools import chain, combinations
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dask_infer.model.declared import declared_outputs
 from dask_infer.model.footprint import parse_dtype
@@ -34,7 +27,6 @@ from dask_infer.model.refusals import (
     Attempt,
     CannotTrace,
     Example,
-    MixedDtypes,
     ShapeMismatch,
     cannot_trace,
     check_arity,
@@ -43,6 +35,8 @@ from dask_infer.model.refusals import (
 )
 from dask_infer.model.sandbox import sandbox
 from dask_infer.model.skeleton import Opened, open_model
+from dask_infer.model.strict_dtypes import StrictDtypes
+from dask_infer.model.traced import Found, Traced, compared, leaves_of
 from dask_infer.spec import ModelSpec
 
 __all__ = [
@@ -63,40 +57,6 @@ _TOKENS = (11, 13, 17, 19, 23, 29, 31)
 
 #: Up to so many stacked lists are tried as integers in every combination, else all.
 _COMBINED = 4
-
-
-@dataclass(frozen=True)
-class Traced:
-    """What a model returned for fake rows."""
-
-    #: The model's output structure, fake or meta tensors in place of tensors.
-    output: Any
-    #: Size of the batch axis.
-    rows: int
-    #: Size of the padded axis.
-    tokens: int
-    #: Some stacked list had to go in as int64.
-    integers: bool
-    #: Name of the model's floating dtype.
-    floating: str
-    #: Which had to: places of positional arguments, keywords of others.
-    as_integers: tuple[int | str, ...] = ()
-    #: Optional arguments that the model does not take.
-    dropped: tuple[str, ...] = ()
-    #: Lists that have to go in floating, though they hold integers or may.
-    as_floats: tuple[int | str, ...] = ()
-    #: Tensors of `output`, by `id`, that hold no row's values: their sizes follow the
-    #: batch on other axes than those of the rows and tokens, or not on the first.
-    uneven: frozenset[int] = frozenset()
-    #: The padded axis is the output's own: sequences that were generated.
-    ragged: bool = False
-
-    def dtypes(self, places: Mapping[int | str, int]) -> dict[int, str]:
-        """Return the dtypes that arguments must have, by place."""
-        integers = {places[key]: "int64" for key in self.as_integers if key in places}
-        return integers | {
-            places[key]: "floating" for key in self.as_floats if key in places
-        }
 
 
 def propagate(
@@ -146,8 +106,8 @@ def propagate(
             both = []
             for counts in ((_ROWS[0], _TOKENS[0]), (_ROWS[-1], _TOKENS[1])):
                 declared = declared_outputs(spec, examples, counts, dtype)
-                both.append(_Found(declared[0], counts))
-            return _compared(*both).traced(*declared[1:])
+                both.append(Found(declared[0], counts))
+            return compared(*both).traced(*declared[1:])
         opened = open_model(spec, live)
         call = _Call(
             spec.name, opened, method, examples, dict(call_kwargs or {}), dtype
@@ -231,7 +191,7 @@ class _Call:
             return None
         rows, tokens = _ROWS[0], _TOKENS[0]
         sequences = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
-        found = _Found(sequences, (rows, tokens)).traced(_name(self.floating), ())
+        found = Found(sequences, (rows, tokens)).traced(_name(self.floating), ())
         return replace(found, ragged=True)
 
     def traced(self) -> Traced:
@@ -264,7 +224,7 @@ class _Call:
         assert refused is not None
         raise refused
 
-    def _twice(self, as_integers: tuple[Key, ...]) -> _Found:
+    def _twice(self, as_integers: tuple[Key, ...]) -> Found:
         """Trace with two counts of rows and tokens: they tell which axis is which."""
         sizes = self._sizes()
         rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
@@ -276,11 +236,11 @@ class _Call:
         try:
             again = self._attempt(as_integers, *others)
         except CannotTrace:
-            return _Found(output, counts)
-        return _compared(_Found(output, counts), _Found(again, others))
+            return Found(output, counts)
+        return compared(Found(output, counts), Found(again, others))
 
     def _only_floats(
-        self, found: _Found, as_integers: tuple[Key, ...]
+        self, found: Found, as_integers: tuple[Key, ...]
     ) -> tuple[Key, ...]:
         """Return the objects that the model must not be given as integers.
 
@@ -296,7 +256,7 @@ class _Call:
         except CannotTrace:
             return floats
         both = (found.output, other)
-        dtypes = [[leaf.dtype for leaf in _leaves(each)] for each in both]
+        dtypes = [[leaf.dtype for leaf in leaves_of(each)] for each in both]
         if dtypes[0] == dtypes[1]:
             return ()
         if all(None not in self.examples[key].shape for key in floats):
@@ -338,7 +298,7 @@ class _Call:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         module = self._copy(mode, weights)
         function = self.opened.function(module, self.method)
-        strict = _StrictDtypes()
+        strict = StrictDtypes()
         with torch.no_grad(), mode, strict:
             tensors = {
                 key: self._tensor(key, floating, key in as_integers, counts)
@@ -422,111 +382,5 @@ def _split(
     return args, {key: t for key, t in tensors.items() if isinstance(key, str)}
 
 
-@dataclass(frozen=True)
-class _Found:
-    """An output for one count of rows and one of tokens."""
-
-    output: Any
-    counts: tuple[int, int]
-    uneven: frozenset[int] = frozenset()
-
-    def traced(
-        self,
-        floating: str,
-        as_integers: tuple[Key, ...],
-        dropped: tuple[str, ...] = (),
-    ) -> Traced:
-        return Traced(
-            self.output,
-            *self.counts,
-            integers=bool(as_integers),
-            floating=floating,
-            as_integers=as_integers,
-            dropped=dropped,
-            uneven=self.uneven,
-        )
-
-
-def _compared(one: _Found, two: _Found) -> _Found:
-    """Return one of two outputs, and which of its tensors hold no row's values.
-
-    Of an output that is a row's, the first axis counts the rows, the second may count
-    the tokens, and every other has the same size both times.
-    """
-    leaves, others = _leaves(one.output), _leaves(two.output)
-    pairs = list(zip(leaves, others, strict=False))
-    if len(leaves) != len(others) or any(a.dim() != b.dim() for a, b in pairs):
-        return one
-    sizes = [list(zip(a.shape, b.shape, strict=True)) for a, b in pairs]
-    same = {x for axes in sizes for x, y in axes[1:] if x == y}
-    if same & {*one.counts} and not same & {*two.counts}:
-        return _compared(two, one)  # a size is one of the counts by chance
-    rows, tokens = zip(one.counts, two.counts, strict=True)
-    uneven = {
-        id(leaf)
-        for leaf, axes in zip(leaves, sizes, strict=True)
-        if axes[:1] not in ([], [rows])
-        or any(x != y for x, y in axes[2:])
-        or any(x != y and (x, y) != tokens for x, y in axes[1:2])
-    }
-    return _Found(one.output, one.counts, frozenset(uneven))
-
-
-def _leaves(output: Any) -> list[torch.Tensor]:
-    """Return the tensors of an output, those of dataclasses and the like included."""
-    leaves = pytree.tree_leaves(output)
-    inner = (vars(leaf).values() for leaf in leaves if hasattr(leaf, "__dict__"))
-    found = chain(leaves, *inner)
-    return [leaf for leaf in found if isinstance(leaf, torch.Tensor)]
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-class _StrictDtypes(TorchDispatchMode):
-    """Refuses dtypes that real kernels refuse and fake ones take together."""
-
-    #: Kernels whose tensors must all be of one dtype.
-    ALIKE = frozenset(("mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot", "linear"))
-    #: Kernels that take wider weights beside float16 and bfloat16, else one dtype.
-    NORMS = frozenset(("native_layer_norm", "native_batch_norm", "native_group_norm"))
-
-    supports_higher_order_operators = True
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        #: What the last failing kernel said.
-        self.failure: Exception | None = None
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        packet = getattr(func, "overloadpacket", func)
-        try:
-            self._check(getattr(packet, "__name__", ""), args)
-            return func(*args, **(kwargs or {}))
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            leaves = pytree.arg_tree_leaves(*args, **(kwargs or {}))
-            if not any(isinstance(leaf, FakeTensor) for leaf in leaves):
-                with unset_fake_temporarily():  # constants, as TorchScript folds them
-                    return func(*args, **(kwargs or {}))
-            self.failure = error
-            raise
-        except Exception as error:
-            self.failure = error
-            raise
-
-    def _check(self, kernel: str, args: Sequence[Any]) -> None:
-        if kernel not in self.ALIKE and kernel not in self.NORMS:
-            return
-        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-        names = dict.fromkeys(_name(tensor.dtype) for tensor in tensors)
-        if len(names) < 2 or (kernel in self.NORMS and tensors[0].dtype.itemsize == 2):
-            return
-        raise MixedDtypes(f"it computes {' with '.join(names)}")
-
-    def unsaid(self, error: Exception) -> Exception:
-        """Return the kernel's own error where TorchScript has swallowed its text."""
-        swallowed = "TorchScript interpreter" in str(error)
-        return self.failure if swallowed and self.failure is not None else error

@@ -1,0 +1,104 @@
+"""What a model returned for made-up rows, and which axis of it counts what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a model returned for fake rows."""
+
+    #: The model's output structure, fake or meta tensors in place of tensors.
+    output: Any
+    #: Size of the batch axis.
+    rows: int
+    #: Size of the padded axis.
+    tokens: int
+    #: Some stacked list had to go in as int64.
+    integers: bool
+    #: Name of the model's floating dtype.
+    floating: str
+    #: Which had to: places of positional arguments, keywords of others.
+    as_integers: tuple[int | str, ...] = ()
+    #: Optional arguments that the model does not take.
+    dropped: tuple[str, ...] = ()
+    #: Lists that have to go in floating, though they hold integers or may.
+    as_floats: tuple[int | str, ...] = ()
+    #: Tensors of `output`, by `id`, that hold no row's values: their sizes follow the
+    #: batch on other axes than those of the rows and tokens, or not on the first.
+    uneven: frozenset[int] = frozenset()
+    #: The padded axis is the output's own: sequences that were generated.
+    ragged: bool = False
+
+    def dtypes(self, places: Mapping[int | str, int]) -> dict[int, str]:
+        """Return the dtypes that arguments must have, by place."""
+        integers = {places[key]: "int64" for key in self.as_integers if key in places}
+        return integers | {
+            places[key]: "floating" for key in self.as_floats if key in places
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """An output for one count of rows and one of tokens."""
+
+    output: Any
+    counts: tuple[int, int]
+    uneven: frozenset[int] = frozenset()
+
+    def traced(
+        self,
+        floating: str,
+        as_integers: tuple[int | str, ...],
+        dropped: tuple[str, ...] = (),
+    ) -> Traced:
+        """Return what is known of it, for whoever reads it."""
+        return Traced(
+            self.output,
+            *self.counts,
+            integers=bool(as_integers),
+            floating=floating,
+            as_integers=as_integers,
+            dropped=dropped,
+            uneven=self.uneven,
+        )
+
+
+def compared(one: Found, two: Found) -> Found:
+    """Return one of two outputs, and which of its tensors hold no row's values.
+
+    Of an output that is a row's, the first axis counts the rows, the second may count
+    the tokens, and every other has the same size both times.
+    """
+    leaves, others = leaves_of(one.output), leaves_of(two.output)
+    pairs = list(zip(leaves, others, strict=False))
+    if len(leaves) != len(others) or any(a.dim() != b.dim() for a, b in pairs):
+        return one
+    sizes = [list(zip(a.shape, b.shape, strict=True)) for a, b in pairs]
+    same = {x for axes in sizes for x, y in axes[1:] if x == y}
+    if same & {*one.counts} and not same & {*two.counts}:
+        return compared(two, one)  # a size is one of the counts by chance
+    rows, tokens = zip(one.counts, two.counts, strict=True)
+    uneven = {
+        id(leaf)
+        for leaf, axes in zip(leaves, sizes, strict=True)
+        if axes[:1] not in ([], [rows])
+        or any(x != y for x, y in axes[2:])
+        or any(x != y and (x, y) != tokens for x, y in axes[1:2])
+    }
+    return Found(one.output, one.counts, frozenset(uneven))
+
+
+def leaves_of(output: Any) -> list[torch.Tensor]:
+    """Return the tensors of an output, those of dataclasses and the like included."""
+    leaves = pytree.tree_leaves(output)
+    inner = (vars(leaf).values() for leaf in leaves if hasattr(leaf, "__dict__"))
+    found = chain(leaves, *inner)
+    return [leaf for leaf in found if isinstance(leaf, torch.Tensor)]
