@@ -381,8 +381,7 @@ def _objects(value: Any, count: int, padding: Padding) -> Array:
 def _depth(value: Any) -> int:
     """Return how many axes nested lists, or arrays, have."""
     if hasattr(value, "shape"):
-        boxed = value.ravel() if value.dtype == object else ()
-        return len(value.shape) + max(map(_depth, boxed), default=0)
+        return len(value.shape)
     if not isinstance(value, list | tuple):
         return 0
     return 1 + max((_depth(item) for item in value), default=0)

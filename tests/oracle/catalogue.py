@@ -1,0 +1,18 @@
+"""The models that the oracle draws from, by name."""
+
+from __future__ import annotations
+
+from tests.oracle import (
+    catalogue_functions,
+    catalogue_modules,
+    estimators,
+    files,
+    texts,
+)
+from tests.oracle.entries import Entry
+
+CATALOGUE: dict[str, Entry] = {
+    entry.name: entry
+    for room in (catalogue_modules, catalogue_functions, texts, estimators, files)
+    for entry in room.ENTRIES
+}
