@@ -381,7 +381,8 @@ def _objects(value: Any, count: int, padding: Padding) -> Array:
 def _depth(value: Any) -> int:
     """Return how many axes nested lists, or arrays, have."""
     if hasattr(value, "shape"):
-        return len(value.shape)
+        boxed = value.ravel() if value.dtype == object else ()
+        return len(value.shape) + max(map(_depth, boxed), default=0)
     if not isinstance(value, list | tuple):
         return 0
     return 1 + max((_depth(item) for item in value), default=0)

@@ -30,7 +30,7 @@ def keeping(
         return described
     kept = kept_dtypes(estimator, dtypes) if dtypes else None
     framed = described[0][0] is not None
-    if kept is None or len(kept) != (len(described) if framed else _count(described)):
+    if not kept or len(kept) != (len(described) if framed else _count(described)):
         return described
     kept = kept if framed else [common_dtype(kept)]
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -11,11 +12,19 @@ from typing import Any
 
 from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.huggingface import import_library
+from dask_infer.model.sentences import Prompted
 
 _loading = threading.Lock()
 
+#: Threads of the tokenizers library, once they are started.
+_started: list[int] = []
 
-def load_tokenizer(source: object, *, directory: str | None = None) -> Any:
+RAYON = "RAYON_NUM_THREADS"
+
+
+def load_tokenizer(
+    source: object, *, directory: str | None = None, cores: int = 1
+) -> Any:
     """Return a callable that turns a list of texts into arrays by name.
 
     Parameters
@@ -25,6 +34,8 @@ def load_tokenizer(source: object, *, directory: str | None = None) -> Any:
         of one (loaded once per process), or None for the model's own `directory`.
     directory
         Where the model lies, whose tokenizer is meant if `source` is None.
+    cores
+        How many cores one call may take; the first tokenizer of a process decides.
 
     Raises
     ------
@@ -33,13 +44,13 @@ def load_tokenizer(source: object, *, directory: str | None = None) -> Any:
     ModelLoadError
         If the directory holds no tokenizer.
     """
-    _share_cores()
     if source is None:
         source = directory
     if isinstance(source, (str, os.PathLike)):
         with _loading:
-            return _from_directory(os.path.realpath(source))
+            source = _from_directory(os.path.realpath(source))
     if callable(source):
+        _start_threads(cores)
         return source
     raise InputError(
         f"tokenizer={source!r}: pass a Hugging Face tokenizer, its directory, or a "
@@ -66,7 +77,14 @@ def _from_directory(directory: str) -> Any:
             "tokenizer="
         ) from error
     _limit(tokenizer, first / "sentence_bert_config.json")
-    return tokenizer
+    prompt = _prompt(Path(directory) / "config_sentence_transformers.json")
+    return Prompted(tokenizer, prompt) if prompt else tokenizer
+
+
+def _prompt(settings: Path) -> str:
+    """Return what sentence-transformers puts before each text by default."""
+    told = json.loads(settings.read_text()) if settings.is_file() else {}
+    return (told.get("prompts") or {}).get(told.get("default_prompt_name")) or ""
 
 
 def _first_module(directory: Path) -> Path:
@@ -86,20 +104,24 @@ def _limit(tokenizer: Any, settings: Path) -> None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, int(longest))
 
 
-def _share_cores() -> None:
-    """One thread a text where several threads of a pool tokenize at once.
+def _start_threads(cores: int) -> None:
+    """Start the threads of the tokenizers library: as many as `cores`.
 
-    The tokenizers library starts a pool of its own on every core of the machine.
+    It starts them once a process, for all tokenizers, when it first sees a batch, and
+    would take every core of the machine. One call at a time uses them (`tokenize`).
+    What the environment says comes first. ``TOKENIZERS_PARALLELISM`` is not touched:
+    only where it is unset does the library see a fork and do without threads there.
     """
-    pool = _pool(threading.current_thread())
-    if pool is None:
+    library = sys.modules.get("tokenizers")
+    if library is None or _started or RAYON in os.environ:
         return
-    if sum(_pool(thread) == pool for thread in threading.enumerate()) > 1:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def _pool(thread: threading.Thread) -> str | None:
-    """Name of the thread's pool: all but the number that executors append."""
-    stem = thread.name.rstrip("0123456789")
-    is_pooled = thread is not threading.main_thread() and stem != thread.name
-    return stem if is_pooled and stem.endswith(("-", "_")) else None
+    with _loading:
+        if _started:
+            return
+        _started.append(cores)
+        os.environ[RAYON] = str(cores)
+        try:
+            words = library.models.WordLevel({"a": 0}, unk_token="a")
+            library.Tokenizer(words).encode_batch(["a", "a"])
+        finally:
+            del os.environ[RAYON]

@@ -28,6 +28,7 @@ from dask_infer.parallel.prefetch import Prefetch, batches_ahead
 from dask_infer.parallel.recovery import Recovery, Verdict
 from dask_infer.parallel.report import report
 from dask_infer.parallel.work import Rows, Work, plan_work, row_count
+from dask_infer.replica.place import cores_of_process
 from dask_infer.spec import ERROR_COLUMN, Code, Job
 
 logger = logging.getLogger(__name__)
@@ -247,4 +248,5 @@ def _wider(batch: Batch) -> Batch:
 def _tokenizer(job: Job, code: Code) -> Any:
     if not job.inputs.tokenized:
         return None
-    return load_tokenizer(code.tokenizer, directory=job.model.path)
+    directory, cores = job.model.path, cores_of_process()
+    return load_tokenizer(code.tokenizer, directory=directory, cores=cores)

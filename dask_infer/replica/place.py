@@ -168,6 +168,15 @@ def _local_forwards() -> int:
     return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
 
+def cores_of_process() -> int:
+    """Cores that all threads of this process may take together."""
+    worker = current_worker()
+    child = multiprocessing.parent_process() is not None
+    alone = 1 if child else _local_forwards()
+    forwards = alone if worker is None else int(worker.state.nthreads)
+    return max(1, min(CPU_COUNT, current_place().cpu_threads * forwards))
+
+
 def _forwards_on_host(worker: Any) -> int:
     """Threads of all workers on this worker's host."""
     from distributed.comm.addressing import get_address_host

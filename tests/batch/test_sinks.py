@@ -175,6 +175,14 @@ def test_what_is_no_text(value, message):
         sink_of("string").put(slice(0, 4), 4, value, Padding())
 
 
+def test_a_ragged_row_alone_in_an_array_of_objects():  # neighbours within a radius
+    sink = sink_of("float64", (None,), n=1, cast=False)
+    boxed = np.empty(1, object)
+    boxed[0] = np.arange(4.0)
+    sink.put(slice(0, 1), 1, boxed, Padding())
+    np.testing.assert_array_equal(sink.finish(None)[0], np.arange(4.0))
+
+
 @pytest.mark.parametrize(
     "value", [[{}, [1], None, "x"], [[1, 2]] * 4, [np.zeros(2)] * 4, list("abcd")]
 )

@@ -23,6 +23,7 @@ from sklearn.ensemble import (
     StackingClassifier,
     VotingClassifier,
 )
+from sklearn.feature_selection import SelectFwe
 from sklearn.impute import MissingIndicator
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
@@ -199,6 +200,14 @@ def test_a_keyword_that_changes_the_output_asks_for_meta(estimator, method, keyw
     estimator.fit(X, TARGETS["value"])
     with pytest.raises(CannotTrace, match=rf"{keyword}= of call_kwargs.*meta="):
         estimator_outputs(estimator, method, call_kwargs={keyword: True})
+
+
+@pytest.mark.filterwarnings("ignore:No features were selected")
+def test_no_column_selected_is_rows_of_none():
+    nothing = SelectFwe(alpha=1e-9).fit(X, THREE)
+    given = dict.fromkeys("abcd", "float64")
+    told = estimator_outputs(nothing, "transform", given=given)
+    assert told == [(None, "float64", (0,))]
 
 
 def test_nothing_is_called():  # DI-01

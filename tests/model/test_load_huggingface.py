@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -220,17 +219,28 @@ def test_tokenizers_given_are_returned_as_they_are(minilm: Path) -> None:
     assert load_tokenizer(len) is len
 
 
-def test_threads_of_a_pool_tokenize_with_one_core_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "unset")
-    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
-    load_tokenizer(len)
-    assert "TOKENIZERS_PARALLELISM" not in os.environ
-    together = threading.Barrier(2)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: (together.wait(), load_tokenizer(len)), range(2)))
-    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+COUNT = """
+import os
+from tokenizers import Tokenizer, models
+from dask_infer.model.tokenizers import load_tokenizer
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+before = threads()
+load_tokenizer(len, cores=3)
+load_tokenizer(len, cores=5)
+Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).encode_batch(["a"] * 100)
+assert threads() - before == 3, threads() - before
+assert not {"RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM"} & set(os.environ)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts by /proc")
+def test_tokenizing_takes_the_cores_of_the_process() -> None:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("TOKENIZERS_")}
+    environ.pop("RAYON_NUM_THREADS", None)
+    subprocess.run([sys.executable, "-c", COUNT], check=True, env=environ)
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
