@@ -11,12 +11,17 @@ from __future__ import annotations
 import copy
 import threading
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
+
+#: Most objects that are looked at for memory that a model keeps, the nearest first.
+MOST_OBJECTS = 10_000
+_NO_PARTS = (type, types.ModuleType)
 
 
 class KeptMemory:
@@ -92,10 +97,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _state(target: Any) -> Iterator[Any]:
-    """Yield what the model holds: attributes, cells and globals, of all modules."""
-    owners, seen = [getattr(target, "__self__", target)], set()
-    while owners:
-        owner = owners.pop()
+    """Yield what the model holds: attributes, cells and globals, its parts' as well."""
+    owners, seen = deque([getattr(target, "__self__", target)]), set[int]()
+    while owners and len(seen) < MOST_OBJECTS:
+        owner = owners.popleft()
         if id(owner) in seen:
             continue
         seen.add(id(owner))
@@ -106,10 +111,10 @@ def _state(target: Any) -> Iterator[Any]:
             found = owner.__globals__
             held += [found[name] for name in owner.__code__.co_names if name in found]
         for leaf in pytree.tree_leaves(held):
-            if isinstance(leaf, torch.nn.Module):
-                owners.append(leaf)
-            else:
+            if isinstance(leaf, torch.Tensor | np.ndarray):
                 yield leaf
+            elif hasattr(leaf, "__dict__") and not isinstance(leaf, _NO_PARTS):
+                owners.append(leaf)
 
 
 def _memory(leaf: Any) -> int | None:

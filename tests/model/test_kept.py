@@ -37,6 +37,20 @@ class Scored:
     score: Any
 
 
+class InAPart:
+    """Keeps its buffer in an object of its own, a cache say."""
+
+    def __init__(self):
+        self.parts = {"cache": Scored(np.zeros(3))}
+
+    def __call__(self, x):
+        return np.multiply(x, 2, out=self.parts["cache"].score)
+
+
+def through_a_helper(x):
+    return global_buffer(x)
+
+
 def closure():
     buffer = np.zeros(3)
 
@@ -64,6 +78,8 @@ def global_buffer(x):
         (torch.nn.Sequential(Buffered()), torch.ones(3), lambda y: y.numpy()),
         (closure(), np.ones(3), lambda y: y),
         (global_buffer, np.ones(3), lambda y: y),
+        (InAPart(), np.ones(3), lambda y: y),
+        (through_a_helper, np.ones(3), lambda y: y),
     ],
 )
 def test_memory_that_a_model_keeps_is_seen(model, x, wrap):
