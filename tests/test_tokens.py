@@ -1,5 +1,7 @@
 """Rows of tokens of unequal length: each is predicted as if it were alone."""
 
+from typing import ClassVar
+
 import dask
 import dask.dataframe as dd
 import numpy as np
@@ -261,3 +263,28 @@ def test_padding_is_cut_where_the_mask_of_preprocess_has_it(side):  # row 9
     )
     expected = [[10 * token for token in row] for row in PROMPTS]
     assert [list(row) for row in pred["out"].compute()] == expected
+
+
+def test_a_model_of_one_length_is_asked_once_a_partition_for_another():
+    class Three(torch.nn.Module):
+        widths: ClassVar[list[int]] = []
+
+        def forward(self, input_ids, attention_mask):
+            self.widths.append(input_ids.shape[1])
+            if input_ids.shape[1] != 3:
+                raise ValueError("three tokens")
+            return input_ids * 10
+
+    def padded(texts):
+        ids = np.zeros((len(texts), 3), np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = 1
+        return {"input_ids": ids, "attention_mask": ids}
+
+    texts = pd.DataFrame({"text": ["aaa", "a", "aa"] * 4})
+    pred = dd.from_pandas(texts, npartitions=1).infer.predict(
+        Three(), columns="text", tokenizer=padded, meta={"out": object}, batch_size=3
+    )
+    result = pred["out"].compute(scheduler="sync")
+    assert [len(row) for row in result] == [3] * 12
+    assert sum(width != 3 for width in Three.widths) == 1

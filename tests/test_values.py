@@ -128,6 +128,36 @@ def test_two_columns_in_any_structure_and_batch(model, cut):  # ZO-2
     assert (result["p"].tolist(), result["q"].tolist()) == (X.tolist(), (-X).tolist())
 
 
+MAP = pd.ArrowDtype(pa.map_(pa.string(), pa.int64()))
+
+
+def rows_of(odd, even):
+    return lambda x: [odd if 4 * v % 2 else even for v in x]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "null"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_what_a_row_leaves_out_is_missing_in_every_batch(cut, on_error):
+    model = rows_of({"p": 1.0}, {"p": 1.0, "q": 2.0})
+    meta = {"p": "float64", "q": "float64"}
+    result = predictions(model, cut, on_error, meta=meta)
+    assert result["p"].tolist() == [1.0] * N
+    assert result["q"].isna().tolist() == [bool(k % 2) for k in range(N)]
+    model = rows_of({"other": 1.0}, {"p": 1.0, "other": 1.0})
+    with pytest.raises(OutputError, match=r"'p' promised, .* in 'other'"):
+        predictions(model, cut, on_error, meta={"p": "float64"})
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("meta", [MAP, object])
+def test_mappings_of_any_keys_are_values(meta, cut):
+    result = predictions(rows_of({"a": 1}, {"b": 2}), cut, meta={"words": meta})
+    found = [dict(row) for row in result["words"]]
+    assert found == [{"a": 1} if k % 2 else {"b": 2} for k in range(N)]
+    result = predictions(rows_of({"a": 1}, {"words": 2}), cut, meta={"words": MAP})
+    assert [dict(row) for row in result["words"]][:2] == [{"words": 2}, {"a": 1}]
+
+
 @pytest.mark.parametrize("cut", CUTS)
 def test_rows_of_tuples_keep_each_columns_dtype(cut):
     result = predictions(

@@ -259,7 +259,7 @@ class Single(Part):
         if block.dtype == object:
             return Call((block.tolist() if self._values.kind == "text" else block,))
         dtype = self._reads.dtype_of(block)
-        if dtype is torch.int64:
+        if dtype is torch.int64 and block.dtype != np.int64:
             block = self._values.take(rows, np.int64)
         return Call((self._reads.wrap(block, dtype),))
 

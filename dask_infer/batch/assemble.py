@@ -130,11 +130,16 @@ class Assembler:
         }
         return bool(self._ranks)
 
-    def learn(self, picked: dict[Any, Any], padded: int) -> None:
+    def learn(self, picked: dict[Any, Any] | None, padded: int) -> None:
         """Learn from a row of the batch in doubt that was run alone, padded less.
 
-        An axis is the tokens' if it is as long as the row is then.
+        An axis is the tokens' if it is as long as the row is then; none is where the
+        row fails alone.
         """
+        if picked is None:
+            for place in self._ranks:
+                self._sinks[place].tokens = False
+            return
         values = self._values(picked, 1)
         for place, rank in self._ranks.items():
             shape = tuple(getattr(values[place], "shape", ()))

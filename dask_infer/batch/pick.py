@@ -5,12 +5,13 @@ Names, positions and types of an output's structure count, and no length ever do
 - A mapping (dict, dataclass, named tuple, frame) is read by name.
 - A tuple holds a column an entry.
 - A list holds a row an entry, unless the promise knows it as a list of fields. A row
-  may be a mapping or a tuple in its turn.
+  may be a mapping or a tuple in its turn; what some mappings leave out is missing.
 - One value is the only column, or has all columns side by side.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -37,14 +38,14 @@ def pick(output: Any, outputs: Outputs) -> Fields:
         If the columns are not found in the output.
     """
     columns = outputs.columns
+    if _are_mappings(output, outputs):
+        return _of_mappings(output, outputs)
     found = dict(all_fields(output, listed=outputs.listed))
     for keys in ([column.field for column in columns], outputs.names):
         if all(_is_read(found.get(key)) for key in keys):
             if len({*keys}) == 1:
                 return _together(found[keys[0]], outputs)
             return _by_column([found[key] for key in keys], outputs)
-    if isinstance(output, list) and len(columns) == 1 and _takes_mappings(columns[0]):
-        return [(None, output)]
     held = {key: value for key, value in found.items() if _is_held(key, value)}
     nameless = not any(isinstance(key, str) for key in held)
     if len(held) == 1 and (nameless or outputs.declared):
@@ -54,6 +55,44 @@ def pick(output: Any, outputs: Outputs) -> Fields:
             if len(values) == len(columns) and all(map(_is_read, values)):
                 return _by_column(values, outputs)
     raise _not_found(columns, held, output)
+
+
+def _are_mappings(output: Any, outputs: Outputs) -> bool:
+    """Whether rows are mappings, or None."""
+    return (
+        isinstance(output, list)
+        and not outputs.listed
+        and all(row is None or isinstance(row, Mapping) for row in output)
+        and any(row is not None for row in output)
+    )
+
+
+def _of_mappings(rows: list[Mapping[Any, Any] | None], outputs: Outputs) -> Fields:
+    """Return columns of rows, each of them read alone."""
+    return _by_column(
+        [[_value(row, column, outputs) for row in rows] for column in outputs.columns],
+        outputs,
+    )
+
+
+def _value(row: Any, column: OutputColumn, outputs: Outputs) -> Any:
+    """Return what a mapping holds of a column; None where it leaves it out."""
+    alone = len(outputs.columns) == 1
+    arrow: Any = getattr(column.dtype if alone else None, "pyarrow_dtype", pa.null())
+    if row is None or pa.types.is_map(arrow):
+        return row
+    for key in (column.field, column.name):
+        if key in row:
+            fields = arrow.names if pa.types.is_struct(arrow) else ()
+            return row if key in fields else row[key]
+    if alone and _takes_mappings(column):
+        return row
+    if alone and outputs.declared and column.field is None and len(row) == 1:
+        return next(iter(row.values()))
+    keys = {key for other in outputs.columns for key in (other.field, other.name)}
+    if row and keys.isdisjoint(row):
+        raise _not_found(outputs.columns, dict(row), row)
+    return None
 
 
 def _is_read(value: Any) -> bool:

@@ -157,10 +157,10 @@ class Feeder:
         alone = self.encode(slice(row, row + 1))
         if alone.padded == batch.padded:  # whoever pads does so to a length of his own
             alone = _wider(alone)
-        # A model that takes no other length leaves the doubt, and all of the output.
+        output = None  # of a model that takes no other length: nothing is cut off
         with contextlib.suppress(Exception):
             output = dict(self.lane.send(alone).wait())
-            self.assembler.learn(output, alone.padded)
+        self.assembler.learn(output, alone.padded)
 
     def _count(self, rows: Rows) -> None:
         now = self.lane.clock()

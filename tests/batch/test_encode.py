@@ -13,6 +13,7 @@ import torch
 from dask_infer.batch.encode import Encoder
 from dask_infer.batch.inputs import resolve_inputs, with_integers
 from dask_infer.batch.tensor_array import TensorDtype
+from dask_infer.batch.values import Numbers
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
 from dask_infer.spec.token_rules import TokenRules
@@ -559,3 +560,15 @@ def test_an_estimator_is_given_what_preprocess_added(columns, fitted, expected):
     )
     made = Encoder(frame, inputs, interface="frame", preprocess=add)
     assert list(only(made.batch(slice(2))).columns) == expected
+
+
+def test_integers_are_taken_once_a_batch(monkeypatch):
+    taken = []
+    take = Numbers.take
+    monkeypatch.setattr(
+        Numbers, "take", lambda *given: taken.append(given[2]) or take(*given)
+    )
+    frame = pd.DataFrame({"x": pd.Series([1, 2], dtype=object)})
+    inputs = resolve_inputs(frame, "x", interface_hint="tensor")
+    batch = Encoder(frame, inputs, interface="tensor").batch(slice(0, 2))
+    assert (batch.args[0].tolist(), len(taken)) == ([1, 2], 1)
