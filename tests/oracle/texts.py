@@ -259,9 +259,11 @@ MODELS = {
 
 
 def _preprocessed(name: str, function: Any, kind: str, out: Out) -> Entry:
+    # Only a row alone tells whether a declared list is as long as its tokens.
+    call = {"preprocess": function, "row_wise": True}
     return Entry(
         name, MAKES[kind], (Arg("text", ("text",), missing=False),), {"": out},
-        _alone(MAKES[kind], True), inferred=False, call={"preprocess": function},
+        _alone(MAKES[kind], True), inferred=False, call=call,
         forms=("bare", "none", "series"),
     )  # fmt: skip
 
