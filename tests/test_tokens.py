@@ -99,6 +99,17 @@ def test_settings_of_generate_hold_for_each_row(given):
     assert [list(row) for row in pred["out"].compute()] == expected
 
 
+@pytest.mark.parametrize("dtype", [LISTS, pd.ArrowDtype(pa.list_(pa.int64(), 4))])
+def test_a_padding_token_inside_a_prompt_is_what_it_is_alone(dtype):
+    model = llama(pad_token_id=3, eos_token_id=17)
+    ids = [[5, 6, 7, 3], [3, 9, 3, 10]] + [[2], [4, 4, 4]] * (dtype == LISTS)
+    pred = frame_of(ids, dtype).infer.predict(
+        model, columns="ids", method="generate", call_kwargs={"max_new_tokens": 12}
+    )
+    expected = [alone(model, row, max_new_tokens=12) for row in ids]
+    assert [list(row) for row in pred["prediction"].compute()] == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "config"),
     [

@@ -88,11 +88,12 @@ class Reads:
         """Where rows must be padded; None leaves it to the tokenizer."""
         return "left" if self.rules.left else None
 
-    def fill(self, argument: Argument, place: int) -> int:
-        """Return what ids are padded with."""
+    def padding(self, argument: Argument, place: int) -> tuple[int, int | None]:
+        """Return what ids are padded with, and what counts as padding among them."""
         first = argument.keyword is None and place == 0
-        is_ids = first or argument.keyword in IDS
-        return (self.rules.pad or 0) if is_ids else 0
+        if first or argument.keyword in IDS:
+            return self.rules.pad or 0, self.rules.unseen
+        return 0, None
 
     def dtype(self, argument: Argument) -> torch.dtype | None:
         """Return the dtype an argument is cast to; None leaves it to its values."""
@@ -159,7 +160,7 @@ def open_part(
     if argument.content == "text" and reads.interface == "numpy":
         return Strings(series)
     if _may_be_padded(argument, reads) and holds_ids(series):
-        return Ids(series, reads, reads.fill(argument, place))
+        return Ids(series, reads, *reads.padding(argument, place))
     if reads.interface == "numpy" and not reads.dtypes and is_ragged(series, argument):
         return Arrays(series)
     return Single(series, argument, reads)
@@ -367,10 +368,12 @@ def count_rows(rows: Rows, n: int) -> int:
 class Ids(Part):
     """Lists of integers of any length, padded under an attention mask."""
 
-    def __init__(self, series: pd.Series[Any], reads: Reads, fill: int) -> None:
+    def __init__(
+        self, series: pd.Series[Any], reads: Reads, fill: int, unseen: int | None
+    ) -> None:
         self._series = series
         self._reads = reads
-        self._fill = fill
+        self._fill, self._unseen = fill, unseen
         self._side: Side = reads.side or "right"
         self._ragged: Ragged | None
         try:
@@ -390,6 +393,8 @@ class Ids(Part):
         else:
             ragged = self._ragged
         block, mask = ragged.padded(rows, self._side)
+        if self._unseen is not None:
+            mask &= block != self._unseen
         return Call(
             (self._reads.wrap(block, None),),
             {"attention_mask": self._reads.wrap(mask.astype(np.int64), None)},

@@ -64,6 +64,13 @@ class Generation:
             or bool(get("no_repeat_ngram_size"))
         )
 
+    @property
+    def unseen(self) -> int | None:
+        """The token that ``generate`` takes for padding in a prompt without a mask."""
+        pads = _tokens(self._settings.get("pad_token_id"))
+        ends = _tokens(self._settings.get("eos_token_id"))
+        return next((int(pad) for pad in pads if pad not in ends), None)
+
     def unpadded(self, picked: dict[Any, Any], call: Call) -> dict[Any, Any]:
         """Return what `pick` found in an output, its sequences without padding."""
         key = self._name if self._name in picked else None

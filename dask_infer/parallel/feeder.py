@@ -52,6 +52,7 @@ class Feeder:
         generation = None
         if rules.generation is not None:
             generation = Generation(rules, code.call_kwargs, job.outputs)
+            rules = replace(rules, unseen=generation.unseen)
         if rules.alone or (generation is not None and generation.alone):
             job = replace(job, batch_size=1)
         self.frame = frame

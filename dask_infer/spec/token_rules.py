@@ -22,6 +22,8 @@ class TokenRules:
     #: It looks for the last token that is no padding, and has no padding token: a
     #: forward takes one row.
     alone: bool = False
+    #: A token that it takes for padding wherever it stands, if no mask is given.
+    unseen: int | None = None
     #: The model's own settings of ``generate``; None for other calls.
     generation: tuple[tuple[str, Any], ...] | None = None
 
