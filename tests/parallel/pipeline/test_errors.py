@@ -18,6 +18,7 @@ import torch
 import dask_infer
 from dask_infer import errors
 from dask_infer.batch.rows import BadRow
+from dask_infer.model.split import CannotSplit
 
 
 def layers(last):
@@ -228,7 +229,11 @@ def every_error():
 
 @pytest.mark.parametrize("kind", every_error())
 def test_errors_pickle(kind):
-    error = BadRow("is no number", 3) if kind is BadRow else kind("what; remedy")
+    made = {
+        BadRow: ("is no number", 3),
+        CannotSplit: ("model", "it has no layers"),
+    }
+    error = kind(*made.get(kind, ("what; remedy",)))
     error.__cause__ = with_arguments()
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
