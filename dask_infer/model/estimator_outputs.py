@@ -64,8 +64,9 @@ def estimator_outputs(
     if described is None and method in _METHODS:
         described = _METHODS[method](final)
     if described is None:
-        unfitted = "" if _is_fitted(final) else " before it is fitted"
-        reason = f"{kind} does not tell what {method} returns{unfitted}"
+        reason = f"{kind} does not tell what {method} returns"
+        if not _is_fitted(final):
+            reason += " before it is fitted; call its fit() first where it was not"
         raise cannot_trace(name, reason)
     return keeping(estimator, described, given or {}, method)
 
