@@ -175,6 +175,8 @@ class JobBuilder:
             return set()
         if isinstance(columns, Mapping):
             named = [v for k, v in columns.items() if not str(k).startswith(TENSORS)]
+        elif columns is None and len(self.frame_meta.columns) == 1:
+            named = list(self.frame_meta.columns)
         else:
             named = list(columns) if isinstance(columns, tuple) else [columns]
         told = {*(self.request.shapes or {}), *self.schema}
