@@ -60,6 +60,32 @@ REASONS = (
     ),
     Reason(
         "refused",
+        r"^Git(Model|ForCausalLM), ragged",
+        r"size depends on the whole batch",
+        "its outputs hold an image's and a text's tokens on one axis, so padding "
+        "cannot be cut off; pick other fields, or pass rows of one length",
+    ),
+    Reason(
+        "meta",
+        r"^SwitchTransformers",
+        r"_apply\(\): Couldn't swap|depends on the values .*nonzero",
+        "its router converts its own layer in each forward, which torch cannot do "
+        "without data, and it picks the tokens of each expert by their values",
+    ),
+    Reason(
+        "meta",
+        r"^(NllbMoe|JetMoe)",
+        r"depends on the values .*(nonzero|_local_scalar_dense)",
+        "it picks the tokens of each expert by their values",
+    ),
+    Reason(
+        "meta",
+        r"^FSMT",
+        r"depends on the values .*_local_scalar_dense",
+        "it asks whether any token is padding",
+    ),
+    Reason(
+        "refused",
         r"^FNet.*ragged",
         r"row 4 holds 6 values .*preprocess=",
         "it mixes all tokens and takes no `attention_mask`, so rows must be of one "
@@ -73,10 +99,29 @@ REASONS = (
     ),
     Reason(
         "refused",
-        r"all fields",
+        r"^SwitchTransformers.*two stages",
+        r"cannot be split: .*_apply\(\): Couldn't swap",
+        "its router converts its own layer in each forward, which torch cannot export",
+    ),
+    Reason(
+        "refused",
+        r"^CLIPSeg.*two stages",
+        r"cannot be split: .*one number of rows",
+        "torch exports its decoder for one number of rows alone, and its hidden states "
+        "come from hooks",
+    ),
+    Reason(
+        "refused",
+        r"^(Funnel|Jamba|RecurrentGemma).*two stages",
+        r"cannot be split: .*one number of tokens .*loops over them",
+        "code in its layers loops over the tokens, so torch exports it for one length "
+        "alone, and the code around them cannot be followed either",
+    ),
+    Reason(
+        "refused",
+        r", logits_per_image$",
         r"logits_per_image",
-        "`logits_per_image` compares all rows with all rows; the embeddings can be "
-        "picked by `output=`",
+        "`logits_per_image` compares all rows with all rows: it is no row's",
     ),
 )
 

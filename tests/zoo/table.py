@@ -21,7 +21,8 @@ prediction must equal that of the model on this row alone. Nothing is downloaded
 
 - **inferred**: right, with the columns of the result known from the model.
 - **with `meta=`**: right; the columns had to be declared, for a reason listed below.
-- **refused**: at the call, with a reason listed below.
+- **refused**: with a reason listed below, at the call or, where only the data tell,
+  naming the row.
 - **wrong** and **late** (fails only once it runs): must be none.
 
 | models | cases | inferred | with `meta=` | refused | wrong | late |
@@ -68,7 +69,8 @@ def _padding() -> str:
 
 These classes let padding into the words beside it whatever the mask says, by their own
 code. A batch of rows of unequal length then gives other values than the rows alone, in
-plain transformers as well; here they run with `batch_size=1`.
+plain transformers as well; here they run with `batch_size=1`. (FSMT masks the future
+only without its cache of keys and values, which a forward here never keeps.)
 
 | class | it |
 |---|---|

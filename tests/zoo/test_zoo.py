@@ -50,7 +50,7 @@ def test_a_sample():
 @pytest.mark.timeout(900)
 def test_every_estimator_of_scikit_learn():
     results = goals.of_estimators()
-    assert len(results) >= 580
+    assert len(results) >= 930
     assert goals.faults(results) == []
 
 
@@ -67,6 +67,7 @@ def test_boosters_in_both_interfaces():
 def test_transformers_on_fixed_and_ragged_rows():
     assert len(list(transformer.classes())) >= 500
     results = goals.of_transformers()
+    assert len(results) >= 800
     assert goals.faults(results) == []
 
 
@@ -74,7 +75,7 @@ def test_transformers_on_fixed_and_ragged_rows():
 @pytest.mark.timeout(900)
 def test_generate_of_every_decoder():
     results = goals.of_generate()
-    assert len(results) >= 100
+    assert len(results) >= 80
     assert goals.faults(results) == []
 
 
@@ -82,7 +83,8 @@ def test_generate_of_every_decoder():
 @pytest.mark.timeout(1800)
 def test_two_stages():
     results = goals.of_stages()
-    assert len(results) >= 60
+    assert len(results) >= 75
+    assert sum(result.outcome == "inferred" for result in results) >= 60
     assert goals.faults(results) == []
 
 
@@ -103,20 +105,32 @@ def test_the_page_names_what_was_tried():
 @pytest.mark.parametrize("pattern", transformer.LEAKS)
 def test_padding_is_seen_by_the_model_itself(pattern):
     """Classes that run a row at a time do not hide a fault of the library."""
-    found = (each for each in transformer.classes() if re.match(pattern, each[0]))
-    name, family, kind = next(found)
+    generates = pattern.endswith("generate")
+    names = (
+        each
+        for each in transformer.classes()
+        if re.match(pattern, f"{each[0]}.generate" if generates else each[0])
+        and not (generates and each[0].endswith("Model"))
+    )
+    name, family, kind = next(names)
     model = transformer.build(name, family)
     batch, _ = stages.padded(name, family, kind)
     _, _, rows = transformer.inputs(name, family, kind, transformer.LENGTHS)
+    if generates:
+        right = model.generate(rows[0]["input_ids"], max_new_tokens=4)[0]
+        left = {key: value.flip(1) for key, value in batch.items()}
+        left["input_ids"][0, 4:] = rows[0]["input_ids"][0]
+        given = model.generate(**left, max_new_tokens=4)[0, -4:]
+        assert given.tolist() != right[-4:].tolist()
+        return
     with torch.inference_mode():
         padded = model(**batch)
     single = transformer.alone(model, rows[0])
-    key = next(
-        key for key in single if key in transformer.EMBEDS or "logits" not in key
-    )
-    value = padded[key][0].numpy()
-    value = value[: len(single[key])] if value.shape != single[key].shape else value
-    assert not np.allclose(value, single[key], atol=1e-2)
+    off = [
+        not np.allclose(padded[key][0].numpy()[: len(value)], value, atol=1e-2)
+        for key, value in single.items()
+    ]
+    assert any(off)
 
 
 @pytest.mark.long

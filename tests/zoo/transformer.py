@@ -157,10 +157,16 @@ def _transformers() -> Any:
     return transformers
 
 
+#: Masks the future only without its cache of keys and values, which forwards of the
+#: library never keep: so it is held against itself without one.
+UNCACHED = "FSMT"
+
+
 def alone(model: Any, row: dict[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
     """Return the tensors of the model's output for one row."""
+    more = {"use_cache": False} if type(model).__name__.startswith(UNCACHED) else {}
     with torch.inference_mode():
-        output = model(**row)
+        output = model(**row, **more)
     fields = dict(output) if isinstance(output, dict) else vars(output)
     return {
         key: value[0].float().numpy() if value.is_floating_point() else value[0].numpy()
@@ -194,7 +200,8 @@ def trial(
         ]
 
     call |= {"batch_size": 1 if lengths == LENGTHS and leaks(name) else 3}
-    call |= {"output": output} if output else {}
+    if output and output is not EMBEDS:  # the rest leaves out what is no row's
+        call["output"] = output
     return Trial(model, frame, call, expected, rtol=1e-3, atol=1e-3, partitions=2)
 
 
@@ -211,6 +218,7 @@ LEAKS = {
     r"Canine": "convolves and pools over characters, padding included",
     r"XLNetForSequenceClassification": "reads the last token, be it padding",
     r"Siglip(Text)?Model": "reads the last token, be it padding",
+    r"Rwkv\w+\.generate": "is recurrent and takes no notice of the mask",
 }
 
 
@@ -231,7 +239,8 @@ def generate_trial(name: str, family: str, kind: str) -> Trial:
             outputs = [model.generate(row, **more)[0].numpy() for row in ids]
         return [Column(None, outputs)]
 
-    call = {"columns": {"input_ids": "input_ids"}, "batch_size": 3}
+    alone = leaks(f"{name}.generate")
+    call = {"columns": {"input_ids": "input_ids"}, "batch_size": 1 if alone else 3}
     call |= {"method": "generate", "call_kwargs": more}
     return Trial(model, frame, call, expected, partitions=2)
 
@@ -252,8 +261,8 @@ def cases() -> Iterator[Case]:
         group = group.replace("spectra", "audio and series")
         seen[family] += 1
         if name.removesuffix("Model") in ALL_BY_ALL:
-            whole = functools.partial(what, FIXED)
-            yield Case(f"{name}, all fields", group, whole)
+            matrix = functools.partial(what, FIXED, {"logits_per_image": "score"})
+            yield Case(f"{name}, logits_per_image", group, matrix)
             what = functools.partial(what, output=EMBEDS)
         if kind not in TEXTS or seen[family] <= 2:
             yield Case(f"{name}, fixed", group, functools.partial(what, FIXED))
@@ -261,13 +270,17 @@ def cases() -> Iterator[Case]:
             yield Case(f"{name}, ragged", group, functools.partial(what, LENGTHS))
 
 
-WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel")
+WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MarianMTModel")
+
+
+#: ``generate`` fails in transformers 5.24 itself, on a single row.
+CANNOT_GENERATE = {"encoder-decoder/ProphetNet"}
 
 
 def generated() -> Iterator[Case]:
     """`generate` of every decoder."""
     for name, family, kind in classes():
         writes = name.endswith(WRITERS) and kind not in ("encoder", "pairs", "spectra")
-        if writes:
+        if writes and family not in CANNOT_GENERATE:
             what = functools.partial(generate_trial, name, family, kind)
             yield Case(f"{name}.generate", "transformers, generate", what)
