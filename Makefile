@@ -30,7 +30,7 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
 
-# The oracle's many draws and the whole zoo: most of an hour.
+# The oracle's many draws: most of an hour.
 long: $(STAMP)
 	$(BIN)/python -m pytest -m long
 

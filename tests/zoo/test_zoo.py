@@ -46,7 +46,7 @@ def test_a_sample():
     assert goals.share_inferred(results) == 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_estimator_of_scikit_learn():
     results = goals.of_estimators()
@@ -54,7 +54,7 @@ def test_every_estimator_of_scikit_learn():
     assert goals.faults(results) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_boosters_in_both_interfaces():
     results = goals.of_boosters()
@@ -62,7 +62,7 @@ def test_boosters_in_both_interfaces():
     assert goals.faults(results) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_transformers_on_fixed_and_ragged_rows():
     assert len(list(transformer.classes())) >= 500
@@ -71,7 +71,7 @@ def test_transformers_on_fixed_and_ragged_rows():
     assert goals.faults(results) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_generate_of_every_decoder():
     results = goals.of_generate()
@@ -79,7 +79,7 @@ def test_generate_of_every_decoder():
     assert goals.faults(results) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_stages():
     results = goals.of_stages()
@@ -88,20 +88,20 @@ def test_two_stages():
     assert goals.faults(results) == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_columns_are_inferred():
     assert goals.share_inferred(goals.everything()) >= goals.INFERRED
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_page_names_what_was_tried():
     text = PAGE.read_text()
     missing = [name for name, *_ in transformer.classes() if name not in text]
     assert missing == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", transformer.LEAKS)
 def test_padding_is_seen_by_the_model_itself(pattern):
     """Classes that run a row at a time do not hide a fault of the library."""
@@ -133,7 +133,7 @@ def test_padding_is_seen_by_the_model_itself(pattern):
     assert any(off)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["BertForPreTraining", "GPT2ForTokenClassification", "ViTForMaskedImageModeling"],
