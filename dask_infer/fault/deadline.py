@@ -66,6 +66,9 @@ class _Runner:
 
     def take(self, task: _Task, name: str) -> bool:
         """Start a piece of work; return whether the thread is there for it."""
+        started = self.thread.ident is not None
+        if started and not self.thread.is_alive():  # it is another process's, forked
+            return False
         with self._ending:
             if self.ended:
                 return False

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import gc
+import os
 import threading
 import time
 import weakref
@@ -122,3 +123,15 @@ def test_work_that_comes_as_the_thread_ends_is_done(monkeypatch):
     for number in range(200):
         time.sleep(0.001 + number % 7 * 1e-5)
         assert within(30, lambda number=number: number, what="forward") == number
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_a_thread_of_its_own():
+    within(5, int, what="a call")
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(within(2, lambda: 7, what="a call"))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
