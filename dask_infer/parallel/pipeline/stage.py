@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import pickle
 import queue
 from collections.abc import Callable, Coroutine
@@ -24,6 +25,7 @@ from dask_infer.parallel.pipeline.outputs import called, flattened
 from dask_infer.parallel.pipeline.window import Window
 from dask_infer.replica.cache import Replica
 from dask_infer.replica.place import Place
+from dask_infer.spec import Outputs
 
 #: Seconds between two looks whether the stage is still wanted.
 LOOK = 0.1
@@ -219,4 +221,9 @@ def _outputs(
     output = model.call(args, kwargs, way.method)
     if way.outputs is None:
         return list(flattened(output).items())
-    return pick(output, pickle.loads(way.outputs))
+    return pick(output, _read_outputs(way.outputs))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_outputs(outputs: bytes) -> Outputs:
+    return pickle.loads(outputs)  # type: ignore[no-any-return]
