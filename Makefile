@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXAMPLES := $(sort $(wildcard examples/*.py))
 
-.PHONY: env demo test slow long lint format docs examples clean
+.PHONY: env demo test slow lint format docs examples clean
 .DEFAULT_GOAL := env
 
 env: $(STAMP)
@@ -24,15 +24,11 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not long'
+	$(BIN)/python -m pytest -m 'not slow'
 
 # Not finding any (5) is as good as passing.
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
-
-# The oracle's many draws: most of an hour.
-long: $(STAMP)
-	$(BIN)/python -m pytest -m long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

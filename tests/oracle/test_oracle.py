@@ -1,7 +1,7 @@
 """Values equal those of each row alone, whatever the partitions, sizes and schedulers.
 
 `ORACLE_SEED` chooses the draws (printed with every failure, so that a run is repeated
-by it), `ORACLE_CHUNKS` how many thousand are drawn: five in `make test`. `make long`
+by it), `ORACLE_CHUNKS` how many thousand are drawn: five in `make test`. `make slow`
 draws 40,000 others in two processes beside each other, or as many thousand as
 `ORACLE_SLOW` says, and 1,000 on a cluster of processes. Unless a seed is given, draws
 are the same each time, so that a change is judged by itself.
@@ -53,11 +53,11 @@ def test_each_row_is_as_alone(chunk: int, tmp_path: Path) -> None:
     run(SEED + chunk, tmp_path)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(5400)
 def test_more_draws() -> None:
     each = SLOW // PROCESSES
-    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-m", "not long"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-m", "not slow"]
     started = [
         subprocess.Popen(
             [*command, "-k", "alone"],
@@ -76,7 +76,7 @@ def test_more_draws() -> None:
     assert not any(process.returncode for process in started), "\n".join(outputs)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_draws_on_a_cluster(client: Client) -> None:
     client.run(os.environ.update, OMP_NUM_THREADS="1")
