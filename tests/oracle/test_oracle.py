@@ -2,8 +2,8 @@
 
 `ORACLE_SEED` chooses the draws (printed with every failure, so that a run is repeated
 by it), `ORACLE_CHUNKS` how many thousand are drawn: five in `make test`. `make slow`
-draws 40,000 others in two processes beside each other, or as many thousand as
-`ORACLE_SLOW` says, and 1,000 on a cluster of processes. Unless a seed is given, draws
+draws 90,000 others in two processes beside each other, or as many thousand as
+`ORACLE_SLOW` says, and 10,000 on a cluster of processes. Unless a seed is given, draws
 are the same each time, so that a change is judged by itself.
 """
 
@@ -29,8 +29,8 @@ from tests.oracle.requests import Draw, Run
 SEED = int(os.environ.get("ORACLE_SEED", "0"))
 CHUNKS = int(os.environ.get("ORACLE_CHUNKS", "5"))
 CHUNK = 1000
-SLOW = int(os.environ.get("ORACLE_SLOW", "40"))
-PROCESSES = 2
+SLOW = int(os.environ.get("ORACLE_SLOW", "90"))
+CLUSTER, PROCESSES = 10, 2
 
 
 #: Seeds of the slow tests begin after those of the fast one.
@@ -80,7 +80,8 @@ def test_more_draws() -> None:
 @pytest.mark.timeout(3600)
 def test_draws_on_a_cluster(client: Client) -> None:
     client.run(os.environ.update, OMP_NUM_THREADS="1")
-    run(AFTER + SLOW, None, on_the_cluster)
+    for chunk in range(CLUSTER):
+        run(AFTER + SLOW + chunk, None, on_the_cluster)
 
 
 def on_the_cluster(collection: Any, scheduler: str) -> Any:
