@@ -47,7 +47,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("store")
     place.chmod(0o700)
     os.environ["DASK_INFER__STORE__PATH"] = str(place)
-    with dask.config.set({"infer.store.path": str(place)}):
+    # A cluster gives up a worker that is away so long after an earlier loss of it, as
+    # one killed twice may be at that moment (distributed 2026.8.0).
+    lost = {"distributed.deploy.lost-worker-timeout": "1h"}
+    with dask.config.set({"infer.store.path": str(place)} | lost):
         yield place
     del os.environ["DASK_INFER__STORE__PATH"]
 
