@@ -3,7 +3,8 @@
 A module that fills one buffer again and again is right in a loop, where each output is
 read before the next call. Here outputs are read later, and other threads call it too:
 the calls of such a model wait for each other, and its outputs are copied at once. Which
-model is one is seen at its first call; calls that ran meanwhile are then done again.
+model is one is seen at its first call. That one runs alone: beside it another could put
+a second buffer in the place of the one that was returned, and none would be found.
 """
 
 from __future__ import annotations
@@ -30,38 +31,20 @@ class KeptMemory:
     def __init__(self) -> None:
         #: Whether the model keeps what it returns; None before the first call.
         self.keeps: bool | None = None
-        #: Calls that began before that was known.
-        self._early = 0
-        self._condition = threading.Condition()
         self._one_call = threading.Lock()
 
     def run(self, target: Any, call: Callable[[], Any]) -> Any:
         """Return ``call()``, whose memory nobody writes to afterwards."""
         if self.keeps is False:
             return call()
-        with self._condition:
-            early = self.keeps is None
-            self._early += early
-        if early:
-            output = self._run_early(target, call)
-            if not self.keeps:
-                return output
-        with self._condition:
-            self._condition.wait_for(lambda: not self._early)
         with self._one_call:
-            return copied(call())
-
-    def _run_early(self, target: Any, call: Callable[[], Any]) -> Any:
-        output = None
-        try:
-            output = call()
-            return output
-        finally:
-            with self._condition:
-                if self.keeps is None and output is not None:
-                    self.keeps = keeps_memory(target, output)
-                self._early -= 1
-                self._condition.notify_all()
+            if self.keeps is None:
+                output = call()
+                self.keeps = keeps_memory(target, output)
+                return copied(output) if self.keeps else output
+            if self.keeps:
+                return copied(call())
+        return call()
 
 
 def keeps_memory(target: Any, output: Any) -> bool:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +123,28 @@ def test_calls_of_a_model_that_keeps_its_memory_wait_for_each_other():  # ZO-5
     assert kept.keeps
 
 
+def test_first_calls_at_once_do_not_hide_the_memory_of_each_other():
+    calls, second = itertools.count(), threading.Event()
+
+    class Replaced(Buffered):
+        def forward(self, x):
+            place = next(calls)
+            self.buffer = buffer = torch.mul(x, 2)
+            if place == 0:
+                second.wait(1)  # a call beside this one, if there may be one
+            else:
+                second.set()
+                time.sleep(0.2)
+            return buffer
+
+    model, kept = Replaced(), KeptMemory()
+    rows = [torch.full((9,), float(value)) for value in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        outputs = threads.map(lambda x: kept.run(model, lambda: model(x)), rows)
+        assert [output[0].item() for output in outputs] == [0.0, 2.0]
+    assert kept.keeps
+
+
 def test_calls_of_other_models_do_not_wait():
     kept, meet = KeptMemory(), threading.Barrier(2, timeout=60)
 
@@ -128,6 +152,7 @@ def test_calls_of_other_models_do_not_wait():
         meet.wait()
         return x + 1
 
+    kept.run(model, lambda: np.ones(2))  # the first call, which runs alone
     with ThreadPoolExecutor(2) as threads:
         for _ in range(2):
             outputs = threads.map(
