@@ -8,7 +8,7 @@ from __future__ import annotations
 from dask_infer import config as _config  # noqa: F401  (registers the defaults)
 from dask_infer._dask import register_tensor_dtype
 from dask_infer.accessor import DataFrameInfer, PandasSeriesInfer, SeriesInfer
-from dask_infer.batch.tensor_array import TensorArray, TensorDtype
+from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 from dask_infer.errors import (
     InferError,
     InputError,

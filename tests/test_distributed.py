@@ -17,7 +17,7 @@ from distributed import Client, LocalCluster
 from distributed.protocol.pickle import dumps
 
 import dask_infer
-from dask_infer.task import run_partition
+from dask_infer.graph.tasks import run_partition
 
 N = 400
 

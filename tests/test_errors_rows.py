@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 import dask_infer
 from dask_infer import ModelLoadError, OutputError, PartitionError
-from dask_infer.fault.deadline import abandoned_threads
-from dask_infer.parallel.code import read_code
-from dask_infer.parallel.data import predict_rows
-from dask_infer.parallel.feeder import Feeder
-from dask_infer.parallel.local import local_lane
-from dask_infer.replica.place import current_place
+from dask_infer.faults.deadline import abandoned_threads
+from dask_infer.replica.worker_place import current_place
+from dask_infer.run.feeder import Feeder
+from dask_infer.run.local_runner import local_lane
+from dask_infer.run.partition import predict_rows
+from dask_infer.run.user_code import read_code
 
 N = 40
 BAD = [3, 7, 25]

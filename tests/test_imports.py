@@ -16,20 +16,19 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: A room may import from its own and from lower levels, never from a higher one.
 LEVELS = (
     {"spec", "errors", "config"},
-    # Arithmetic stands low, for the scheduler's ledger in `parallel` plans with it.
+    # Arithmetic stands low: the coordinator of `pipeline` plans with it.
     {"device", "metrics", "plan"},
-    {"model", "batch", "fault", "_dask"},
+    {"model", "batch", "faults", "_dask"},
     {"replica"},
-    {"parallel"},
-    {"task"},
-    {"expr", "fused", "request", "builder", "tracing"},
+    {"run", "pipeline"},
+    {"graph", "client"},
     {"accessor", "dashboard"},
     {"cli", "__init__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 #: Rooms that know nothing of Dask, so that they are tested without it.
-WITHOUT_DASK = ("batch", "model", "fault", "plan")
+WITHOUT_DASK = ("batch", "model", "faults", "plan")
 
 #: Rooms that never import torch.
 WITHOUT_TORCH = ("spec", "plan", "errors", "config")

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import dask_infer
-from dask_infer.model import part, shapes, split, store
+from dask_infer.model import split
+from dask_infer.model.runtime import stage_model as part
+from dask_infer.model.shapes import propagate as shapes
+from dask_infer.model.store import blob_store as store
 
 
 @pytest.fixture

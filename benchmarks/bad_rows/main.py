@@ -17,7 +17,7 @@ import torch
 
 import dask_infer  # noqa: F401  (registers the accessor)
 from benchmarks import measure
-from dask_infer.task import run_partition
+from dask_infer.graph.tasks import run_partition
 
 HEADER = "hidden | on_error | bad rows | seconds | range | ratio | CPU ratio | forwards"
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.batch_size.models import MODELS, ROWS, build
-from dask_infer.batch.batch_size import BatchSize
+from dask_infer.batch.sizing.batch_size import BatchSize
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 REPEATS = 5

@@ -117,7 +117,7 @@ def _calls(first: Run | None, runs: list[Run]) -> list[str]:
 
 
 def _microbatch(dask_scheduler: Any) -> int:
-    from dask_infer.spec.group import LEDGER
+    from dask_infer.spec.group_spec import LEDGER
 
     (fleet,) = dask_scheduler.plugins[LEDGER].fleets.values()
     return int(fleet.microbatch)

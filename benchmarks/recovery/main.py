@@ -20,7 +20,7 @@ import dask_infer
 from benchmarks import measure
 from benchmarks.pipeline.model import Head, frame
 from dask_infer import Layout
-from dask_infer.parallel.pipeline.ledger import TOPIC
+from dask_infer.pipeline.scheduler.coordinator import TOPIC
 
 HEADER = (
     "stage killed | noticed s | ready again s | range | job s | undisturbed s | "
@@ -51,8 +51,6 @@ def workers() -> Iterator[Client]:
 
 def _warm() -> None:
     """Import what a worker that has run anything has imported."""
-    import dask_infer.parallel.pipeline.serve
-    import dask_infer.task  # noqa: F401
 
 
 class Counts(nn.Module):

@@ -20,8 +20,8 @@ Times = dict[str, list[float]]
 
 def prepare(dask_worker: Any) -> str:
     """Take up the two handlers that are compared."""
-    from dask_infer.parallel.pipeline.microbatch import Load
-    from dask_infer.parallel.pipeline.switchboard import DONE, switchboard
+    from dask_infer.pipeline.messages.microbatch import Load
+    from dask_infer.pipeline.worker.microbatch_comms import DONE, switchboard
 
     async def hop(way: dict[str, Any], load: Any) -> dict[str, Any]:
         Load(load).open()
@@ -40,8 +40,8 @@ async def hops(to: str, nbytes: int, rounds: int, dask_worker: Any) -> Times:
     """Send a tensor and an array of this size in turns; seconds until the answer."""
     from distributed.protocol.serialize import to_serialize
 
-    from dask_infer.parallel.pipeline.microbatch import Load, Way
-    from dask_infer.parallel.pipeline.switchboard import switchboard
+    from dask_infer.pipeline.messages.microbatch import Load, Way
+    from dask_infer.pipeline.worker.microbatch_comms import switchboard
 
     board = switchboard(dask_worker)
     way = Way("group", 0, (to,), dask_worker.address, number=0, attempt=0)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.compiled import compile_arguments
-from dask_infer.model.content_code import uncompiled
-from dask_infer.model.content_key import content_key
-from dask_infer.model.files import spec_of_path, weights_key, weights_size
+from dask_infer.model.formats.files import spec_of_path, weights_key, weights_size
+from dask_infer.model.identity.content_code import uncompiled
+from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.runtime.compiled import compile_arguments
 from dask_infer.model.source import ModelSource
-from dask_infer.model.store import Parcel, Store, default_store, write_held
-from dask_infer.spec.model import Blob, Kind, ModelSpec
+from dask_infer.model.store.blob_store import Parcel, Store, default_store, write_held
+from dask_infer.spec.model_spec import Blob, Kind, ModelSpec
 
 
 class NotAModelError(ModelLoadError, TypeError):
@@ -206,7 +206,7 @@ def _from_torch(model: Any, torch: Any) -> Recognised | None:
 
 
 def _from_module(model: Any, torch: Any) -> Recognised:
-    from dask_infer.model.sentences import taken_apart
+    from dask_infer.model.formats.sentence_transformers import taken_apart
 
     module, compile = _unwrap(model, torch)
     if (apart := taken_apart(module)) is not None:
@@ -216,7 +216,7 @@ def _from_module(model: Any, torch: Any) -> Recognised:
         return found
     _check_weights(module, torch)
     found = _pickled(module, "module", live=module)
-    from dask_infer.model.footprint import tensor_bytes
+    from dask_infer.model.runtime.footprint import tensor_bytes
 
     found.spec = replace(found.spec, compile=compile, nbytes=tensor_bytes(module))
     return found

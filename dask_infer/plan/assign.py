@@ -11,11 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
-from dask_infer.plan.refuse import (
-    no_workers,
-    stage_fits_nowhere,
-    too_few_workers,
-)
+from dask_infer.plan.infeasible import no_workers, stage_fits_nowhere, too_few_workers
 from dask_infer.plan.stages import StagePlan, lay_out, need
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from math import inf
 
 from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
-from dask_infer.plan.kinds import Kind, Used, kinds_of, uses
-from dask_infer.plan.refuse import no_cut_fits, too_few_blocks, too_few_workers
+from dask_infer.plan.infeasible import no_cut_fits, too_few_blocks, too_few_workers
 from dask_infer.plan.stages import StagePlan, lay_out, need
+from dask_infer.plan.worker_classes import Kind, Used, kinds_of, uses
 
 #: Cut bytes, unevenness, where the last stage starts, its kind. The first two decide.
 _Step = tuple[int, float, int, int]

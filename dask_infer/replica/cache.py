@@ -29,12 +29,12 @@ from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.device import Device, resolve_device
 from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import InferError, ModelLoadError
-from dask_infer.fault.deadline import DeadlineExceeded, within
-from dask_infer.model.load import LoadedModel, load, resident_bytes
-from dask_infer.model.part import load_part, part_bytes
-from dask_infer.replica.place import Place
+from dask_infer.faults.deadline import DeadlineExceeded, within
+from dask_infer.model.runtime.load_model import LoadedModel, load, resident_bytes
+from dask_infer.model.runtime.stage_model import load_part, part_bytes
+from dask_infer.replica.lease_wait import Wait
 from dask_infer.replica.sizes import Sizes
-from dask_infer.replica.wait import Wait
+from dask_infer.replica.worker_place import Place
 from dask_infer.spec import Blob, ModelSpec
 
 #: Kinds of models that no accelerator runs.

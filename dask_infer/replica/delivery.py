@@ -31,7 +31,7 @@ from distributed.protocol.pickle import dumps
 from dask_infer import config
 from dask_infer._dask import live_clients
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.store import Store, default_store, set_fetcher
+from dask_infer.model.store.blob_store import Store, default_store, set_fetcher
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from dask_infer.spec.group import LEDGER
+from dask_infer.spec.group_spec import LEDGER
 
 COLUMNS = {
     "worker": "str",

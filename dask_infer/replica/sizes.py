@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dask_infer import config
-from dask_infer.batch.batch_size import BatchSize
-from dask_infer.batch.size import FixedSize
-from dask_infer.batch.tokens import TokenBudget
+from dask_infer.batch.sizing.batch_size import BatchSize
+from dask_infer.batch.sizing.hill_climber import FixedSize
+from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.errors import InferError
-from dask_infer.model.store import LEARNED, default_store
+from dask_infer.model.store.blob_store import LEARNED, default_store
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dask_infer.spec.group import GroupSpec
-from dask_infer.spec.inputs import Inputs, Undecided
-from dask_infer.spec.model import Blob, ModelSpec
-from dask_infer.spec.outputs import ERROR_COLUMN, Outputs
+from dask_infer.spec.group_spec import GroupSpec
+from dask_infer.spec.input_spec import Inputs, Undecided
+from dask_infer.spec.model_spec import Blob, ModelSpec
+from dask_infer.spec.output_spec import ERROR_COLUMN, Outputs
 
 __all__ = ["Blob", "Code", "Job"]
 

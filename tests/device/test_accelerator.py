@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dask_infer.device.device import Accelerator, Device
-from dask_infer.fault.deadline import DeadlineExceeded, within
+from dask_infer.faults.deadline import DeadlineExceeded, within
 
 
 def most_at_once(device):

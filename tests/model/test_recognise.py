@@ -20,10 +20,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import StandardScaler
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.load import load
 from dask_infer.model.recognise import NotAModelError, recognise
+from dask_infer.model.runtime.load_model import load
 from dask_infer.model.source import ModelSource
-from dask_infer.model.store import Store, default_store, read_blob
+from dask_infer.model.store.blob_store import Store, default_store, read_blob
 
 
 @pytest.fixture(autouse=True)

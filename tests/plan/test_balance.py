@@ -7,7 +7,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan import kinds
+from dask_infer.plan import worker_classes as kinds
 from dask_infer.plan.balance import balance
 from dask_infer.plan.facts import Link, WorkerFacts
 from tests.plan.chains import LINK, chain, chains, crew, crews, every_layout

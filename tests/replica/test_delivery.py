@@ -97,7 +97,7 @@ def test_each_host_receives_the_weights_once(tmp_path, model, ddf):
 
 def warm(job, _):
     """Run one row on this worker, so that it must have the model."""
-    from dask_infer.task import run_partition
+    from dask_infer.graph.tasks import run_partition
 
     frame = pd.DataFrame(np.ones((1, 4), "float32"), columns=list("abcd"))
     return len(run_partition(frame, job, ("p",)))
@@ -108,7 +108,7 @@ def test_when_nobody_has_them_any_more_it_says_so(tmp_path, model, ddf):
         # One task: Dask would resume another that still waits for weights and fails.
         one = ddf.repartition(npartitions=1)
         pred = one.infer.predict(model, columns=list("abcd"), keep=False)
-        from dask_infer.model.store import default_store
+        from dask_infer.model.store.blob_store import default_store
 
         path = default_store().path(pred.expr.job.model.blob.key)
         shutil.move(path, tmp_path / "away")

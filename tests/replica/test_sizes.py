@@ -8,7 +8,7 @@ import time
 import dask
 import pytest
 
-from dask_infer.model.store import LEARNED
+from dask_infer.model.store.blob_store import LEARNED
 from dask_infer.replica.sizes import Sizes, recall, remember
 
 

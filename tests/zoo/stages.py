@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dask_infer.model.refusals import Example
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import CannotSplit, split
 from tests.model.split.models import run, same, spec_of, whole
 from tests.zoo.judge import Result

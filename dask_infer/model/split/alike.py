@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from dask_infer.model import pickling
+from dask_infer.model.identity import pickling
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.program import Held, Ref, Step, replaced
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dask_infer.model import pickling
-from dask_infer.model.padding import pad_token
-from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.identity import pickling
+from dask_infer.model.shapes.fake_model import named_tensors
+from dask_infer.model.shapes.padding import pad_token
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.chain import Block, Chain, Key, Tensor, Tier, cut_bytes
 from dask_infer.model.split.guards import Guard

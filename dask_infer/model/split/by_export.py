@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.assemble import Parts, assemble
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import candidates, layers_around

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from dask_infer.model.skeleton import private_copy
+from dask_infer.model.shapes.fake_model import private_copy
 from dask_infer.model.split.assemble import Parts, assemble
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import candidates, layers_around

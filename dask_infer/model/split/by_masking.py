@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.assemble import Parts, assemble
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.candidates import candidates, is_item, layers_around

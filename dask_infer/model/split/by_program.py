@@ -9,8 +9,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from dask_infer.model.programs import check_dtype, file_of, read_program
-from dask_infer.model.refusals import Example
+from dask_infer.model.formats.programs import check_dtype, file_of, read_program
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.assemble import Parts, assemble
 from dask_infer.model.split.by_export import places_of
 from dask_infer.model.split.call import Call

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from dask_infer.model.refusals import Example, check_arity, label
-from dask_infer.model.shapes import with_mask
+from dask_infer.model.shapes.propagate import with_mask
+from dask_infer.model.shapes.trace_errors import Example, check_arity, label
 from dask_infer.model.split.opened import Original
 from dask_infer.model.split.program import Size, Value
 from dask_infer.model.split.refusals import CannotSplit

@@ -10,17 +10,10 @@ import torch
 from torch import nn
 
 from dask_infer.errors import InputError
-from dask_infer.model import pickling
+from dask_infer.model.identity import pickling
 from dask_infer.model.split.guards import Guard
 from dask_infer.model.split.outputs import put_together
-from dask_infer.model.split.program import (
-    Held,
-    Program,
-    Ref,
-    Size,
-    Value,
-    reads,
-)
+from dask_infer.model.split.program import Held, Program, Ref, Size, Value, reads
 from dask_infer.model.split.stage import build_stage
 
 Key = int | str

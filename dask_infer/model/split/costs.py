@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from dask_infer.device.threads import use_cpu_threads
-from dask_infer.model.footprint import parse_dtype
-from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.runtime.footprint import parse_dtype
+from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.alike import marks
 from dask_infer.model.split.chain import TOKENS, Chain, Tensor
 from dask_infer.model.split.clock import Clock

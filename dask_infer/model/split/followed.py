@@ -21,7 +21,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.fx.proxy import ParameterProxy, TraceError
 
-from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.outputs import Leaf, Node, take_apart
 from dask_infer.model.split.program import Held, Ref, Step, leaves, replaced
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
-from dask_infer.model.huggingface import import_library
-from dask_infer.model.sandbox import sandbox
+from dask_infer.model.formats.huggingface import import_library
+from dask_infer.model.shapes.sandbox import sandbox
 
 #: Names of a file's tensors, each with the pattern of the rule that it matches.
 Parts = list[tuple[str, str | None]]

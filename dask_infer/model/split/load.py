@@ -11,11 +11,11 @@ from torch import nn
 
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.errors import InferError, ModelLoadError
-from dask_infer.model.footprint import parse_dtype, tensor_bytes
-from dask_infer.model.skeleton import named_tensors
+from dask_infer.model.runtime.footprint import parse_dtype, tensor_bytes
+from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.weights import read_tensors
-from dask_infer.spec.model import ModelSpec
+from dask_infer.spec.model_spec import ModelSpec
 
 
 class LoadedStage:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dask_infer.model.skeleton import named_tensors, structure_copy
+from dask_infer.model.shapes.fake_model import named_tensors, structure_copy
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.followed import Unfollowed

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dask_infer.model.footprint import floating_dtype
-from dask_infer.model.skeleton import (
+from dask_infer.model.runtime.footprint import floating_dtype
+from dask_infer.model.shapes.fake_model import (
     build_architecture,
     builder_of,
     structure_copy,
@@ -118,10 +118,10 @@ _AS_MODULE = "pass the torch module itself, or its directory"
 
 
 def _open(spec: ModelSpec, live: object | None) -> nn.Module:
-    from dask_infer.model.factories import parameters_on_meta
+    from dask_infer.model.formats.factory import parameters_on_meta
 
     if spec.kind == "module":
-        from dask_infer.model.modules import read_module
+        from dask_infer.model.formats.torch_module import read_module
 
         return unwrapped(live if isinstance(live, nn.Module) else read_module(spec))
     if spec.kind == "huggingface":

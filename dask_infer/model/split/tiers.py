@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dask_infer.model.footprint import parse_dtype
-from dask_infer.model.refusals import Example
-from dask_infer.model.sandbox import sandbox
+from dask_infer.model.runtime.footprint import parse_dtype
+from dask_infer.model.shapes.sandbox import sandbox
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.by_export import by_export
 from dask_infer.model.split.by_layers import by_layers
 from dask_infer.model.split.by_masking import by_masking

@@ -15,15 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.footprint import safetensors_files
-from dask_infer.model.huggingface import safetensors_of
-from dask_infer.model.modules import read_module
-from dask_infer.model.programs import file_of
-from dask_infer.model.skeleton import build_architecture, named_tensors
+from dask_infer.model.formats.huggingface import safetensors_of
+from dask_infer.model.formats.programs import file_of
+from dask_infer.model.formats.torch_module import read_module
+from dask_infer.model.runtime.footprint import safetensors_files
+from dask_infer.model.shapes.fake_model import build_architecture, named_tensors
 from dask_infer.model.split.archive import tensors_in
 from dask_infer.model.split.huggingface_names import convert
 from dask_infer.model.split.sentence import build_transformer, entries
-from dask_infer.spec.model import ModelSpec
+from dask_infer.spec.model_spec import ModelSpec
 
 Tensors = dict[str, torch.Tensor]
 #: Other names of each tensor, which a checkpoint may use in its place.

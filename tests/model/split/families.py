@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dask_infer.model.refusals import Example
+from dask_infer.model.shapes.trace_errors import Example
 
 TEXT = Example("int64", (None,))
 IMAGE = Example("floating", (3, 32, 32))

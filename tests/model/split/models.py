@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dask_infer.model.load import load
-from dask_infer.model.refusals import Example
+from dask_infer.model.runtime.load_model import load
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import Chain, load_stage, split
-from dask_infer.model.store import Store, pickle_blob
+from dask_infer.model.store.blob_store import Store, pickle_blob
 from dask_infer.spec import ModelSpec
 
 FLOATS = Example("floating", (8,))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dask_infer.model.refusals import Example
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import profile
 from dask_infer.model.split.alike import marks
 from tests.model.split.models import FLOATS, TOKENS, Layer, Masked, split_module

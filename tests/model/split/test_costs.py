@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dask_infer.model.refusals import Example
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import profile
 from tests.model.split.models import FLOATS, TOKENS, Layer, Masked, Tied, split_module
 

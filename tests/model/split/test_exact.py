@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dask_infer.errors import InputError
-from dask_infer.model.refusals import Example
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import split
 from dask_infer.model.split.guards import guards_of
 from tests.model.split.models import (

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.load import load
 from dask_infer.model.recognise import recognise
+from dask_infer.model.runtime.load_model import load
 from dask_infer.model.source import ModelSource
 from dask_infer.model.split import load_stage, split, weights
 from dask_infer.spec import ModelSpec

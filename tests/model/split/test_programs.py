@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.load import load
 from dask_infer.model.recognise import recognise
-from dask_infer.model.refusals import Example
+from dask_infer.model.runtime.load_model import load
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import CannotSplit, load_stage, split
 from dask_infer.spec import ModelSpec
 from tests.model.split.models import (

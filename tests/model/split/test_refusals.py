@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dask_infer.model.refusals import ArityMismatch, Example
+from dask_infer.model.shapes.trace_errors import ArityMismatch, Example
 from dask_infer.model.split import CannotSplit, split
 from dask_infer.spec import ModelSpec
 from tests.model.split.models import (

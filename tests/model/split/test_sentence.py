@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 
-from dask_infer.model.load import load
 from dask_infer.model.recognise import recognise
-from dask_infer.model.refusals import Example
+from dask_infer.model.runtime.load_model import load
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import CannotSplit, load_stage, split
 from tests.model.split.models import run, same
 

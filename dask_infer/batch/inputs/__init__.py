@@ -1,0 +1,1 @@
+"""Columns to the arguments of a model, batch by batch."""

@@ -1,0 +1,1 @@
+"""Outputs of a model to columns."""

@@ -1,0 +1,179 @@
+"""Batches' outputs put together into columns, in the order of the partition's rows.
+
+Runs on the worker, in the thread of the partition. Batches may come in any order; each
+is written at its rows into memory allocated once, so that nothing is sorted or joined
+afterwards, except rows that differ in length.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_infer.batch.outputs.column_writers import Columns, Padding, Sink, build_sink
+from dask_infer.batch.outputs.convert import to_array, unboxed
+from dask_infer.errors import OutputError
+from dask_infer.spec import Outputs
+
+Positions: TypeAlias = slice | npt.NDArray[Any]
+
+
+class Assembler:
+    """The output columns of one partition while its batches come in.
+
+    Parameters
+    ----------
+    outputs
+        The promised columns.
+    n
+        Rows of the partition.
+    nullable
+        Whole numbers and booleans take dtypes that can miss, as `missing` needs.
+    """
+
+    outputs: Outputs
+    #: Rows of the partition.
+    n: int
+
+    def __init__(self, outputs: Outputs, n: int, *, nullable: bool = False) -> None:
+        self.outputs = outputs
+        self.n = n
+        self._nullable = nullable
+        self._sinks: list[Sink] = [
+            build_sink(column, n, nullable=nullable, cast=outputs.declared)
+            for column in outputs.columns
+        ]
+        #: Axes of the values that are in doubt, by place.
+        self._ranks: dict[int, int] = {}
+        self._missing: npt.NDArray[np.bool_] | None = None
+        self._filled = 0
+
+    def __repr__(self) -> str:
+        columns = len(self._sinks)
+        return f"<Assembler {self._filled}/{self.n} rows, {columns} columns>"
+
+    def add(
+        self,
+        rows: Positions,
+        picked: dict[Any, Any],
+        lengths: npt.NDArray[Any] | None = None,
+        padded: int | None = None,
+        side: str = "right",
+    ) -> None:
+        """Write what the model returned for one batch.
+
+        Parameters
+        ----------
+        rows
+            Where the batch's rows stand in the partition.
+        picked
+            What `pick` found in the output, tensors on the CPU.
+        lengths, padded, side
+            Real length of each row, the length of the axis that pads them, and where
+            the padding stands: ``"right"`` or ``"left"``.
+
+        Raises
+        ------
+        OutputError
+            If rows, fields, dtypes or shapes are not those promised. Then nothing of
+            the batch counts as written.
+        """
+        count = _count(rows, self.n)
+        padding = Padding(lengths, padded, side)
+        values = self._values(picked, count)
+        for sink, value in zip(self._sinks, values, strict=True):
+            sink.put(rows, count, value, padding)
+        self._filled += count
+
+    def missing(self, rows: Positions) -> None:
+        """Make these rows missing in every column; needs ``nullable=True``."""
+        if not self._nullable:
+            raise ValueError("rows can only be missing in nullable columns")
+        if self._missing is None:
+            self._missing = np.zeros(self.n, bool)
+        self._missing[rows] = True
+        self._filled += _count(rows, self.n)
+
+    def columns(self) -> Columns:
+        """Return the finished columns by name: arrays of `n` values for a frame."""
+        if self._filled != self.n:
+            raise RuntimeError(f"{self._filled} of {self.n} rows have an output")
+        return {
+            column.name: sink.finish(self._missing)
+            for column, sink in zip(self.outputs.columns, self._sinks, strict=True)
+        }
+
+    def doubts(
+        self,
+        picked: dict[Any, Any],
+        lengths: npt.NDArray[Any] | None,
+        padded: int | None,
+    ) -> bool:
+        """Whether an axis as long as the padded one may be another one by chance.
+
+        Asked of a declared column: an inferred one knows. `learn` tells the answer, for
+        all batches.
+        """
+        padding = Padding(lengths, padded)
+        unknown = [
+            place for place, sink in enumerate(self._sinks) if sink.tokens is None
+        ]
+        if not unknown or not padding.cuts:
+            return False
+        values = self._values(picked, len(padding))
+        self._ranks = {
+            place: np.ndim(values[place])
+            for place in unknown
+            if padding.covers(values[place])
+        }
+        return bool(self._ranks)
+
+    def learn(self, picked: dict[Any, Any] | None, padded: int) -> None:
+        """Learn from a row of the batch in doubt that was run alone, padded less.
+
+        An axis is the tokens' if it is as long as the row is then; none is where the
+        row fails alone.
+        """
+        if picked is None:
+            for place in self._ranks:
+                self._sinks[place].tokens = False
+            return
+        values = self._values(picked, 1)
+        for place, rank in self._ranks.items():
+            shape = tuple(getattr(values[place], "shape", ()))
+            missing = rank - len(shape)  # axes of length 1 that the model squeezed
+            found = shape[1 - missing : 2 - missing] if missing < 2 else (1,)
+            self._sinks[place].tokens = found == (padded,)
+
+    def _values(self, picked: dict[Any, Any], count: int) -> list[Any]:
+        """Return the value of each column."""
+        columns = self.outputs.columns
+        if None not in picked:
+            return [picked[column.name] for column in columns]
+        if len(columns) == 1 and columns[0].index is None:
+            return [picked[None]]
+        return _spread(picked[None], len(columns), count)
+
+
+def _count(rows: Positions, n: int) -> int:
+    if isinstance(rows, slice):
+        return len(range(*rows.indices(n)))
+    return len(rows)
+
+
+def _spread(value: Any, width: int, count: int) -> list[Any]:
+    """Return the columns of an ``(n, k)`` array."""
+    array = to_array(value)
+    if array.ndim < 2:
+        array = unboxed(array)
+    if count == 1 and array.shape == (width,):
+        array = array.reshape(1, width)
+    if array.ndim == 2 and array.shape[1] == width:
+        return [array[:, place] for place in range(width)]
+    raise OutputError(
+        f"{width} columns are promised, the model returned an array of shape "
+        f"{array.shape}; return (n, {width}), or pass output= and meta= for what it "
+        "returns (a list has a row an entry, a tuple a column)"
+    )

@@ -1,0 +1,392 @@
+"""One output column while batches come in: where their values are written.
+
+A `Sink` a kind of column: numbers and tensors (one block), ragged rows and
+dtypes of pandas alone (parts), text and other objects (references).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from dask_infer.batch.inputs.rows import Rows, join, offsets_of
+from dask_infer.batch.outputs.convert import (
+    Array,
+    broken_promise,
+    cast_array,
+    check_rows,
+    misfit,
+    numbers,
+    one_a_row,
+    owned,
+    to_array,
+)
+from dask_infer.batch.outputs.fields import is_tensor
+from dask_infer.batch.outputs.resolve_outputs import STRING, pandas_dtype
+from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
+from dask_infer.errors import InputError, OutputError
+from dask_infer.spec import OutputColumn
+
+Positions: TypeAlias = slice | Array
+Columns: TypeAlias = dict[str, Any]
+
+#: Array types of pandas that keep a mask beside NumPy values.
+MASKED = (pd.arrays.IntegerArray, pd.arrays.FloatingArray, pd.arrays.BooleanArray)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How the texts of a batch were padded, if they were."""
+
+    #: Real length of each row.
+    lengths: Array | None = None
+    #: Length of the padded axis.
+    padded: int | None = None
+    side: str = "right"
+
+    def __len__(self) -> int:
+        return 0 if self.lengths is None else len(self.lengths)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether any row is padded."""
+        return self.lengths is not None and bool((self.lengths != self.padded).any())
+
+    def covers(self, value: Any) -> bool:
+        """Whether the second axis of an array is as long as the padded one."""
+        shape = tuple(getattr(value, "shape", ()))
+        return self.lengths is not None and shape[1:2] == (self.padded,)
+
+    def trim(self, array: Array) -> tuple[Array, Array]:
+        """Return the rows end to end without padding, and how long each is."""
+        rows, width = array.shape[:2]
+        lengths = np.full(rows, width)
+        if self.covers(array):
+            lengths = np.minimum(np.asarray(self.lengths), width)
+        if (lengths == width).all():
+            return array.reshape(rows * width, *array.shape[2:]), lengths
+        place, ends = np.arange(width), lengths[:, None]
+        real = place >= width - ends if self.side == "left" else place < ends
+        return array[real], lengths
+
+
+class Sink(Protocol):
+    """Where one column's values go: memory that nobody else has."""
+
+    #: Whether the second axis of an array is the tokens'; None where nobody knows yet.
+    tokens: bool | None
+
+    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Write the `count` values of a batch at `rows`.
+
+        Raises
+        ------
+        OutputError
+            If count, dtype or shape are not as promised.
+        """
+
+    def finish(self, missing: Array | None) -> Any:
+        """Return the column; rows where the mask is True are missing."""
+
+
+def build_sink(column: OutputColumn, n: int, *, nullable: bool, cast: bool) -> Sink:
+    """Return the sink for `n` rows of a column.
+
+    With `cast` values are cast to the promised dtype where that keeps their kind.
+    """
+    if column.shape[:1] == (None,):
+        return RaggedSink(column, n, cast)
+    target = pandas_dtype(column, nullable)
+    if isinstance(target, pd.StringDtype):
+        return TextSink(column, n)
+    values = _block_dtype(column, target)
+    if values is not None:
+        return NumberSink(column, n, target, values, cast)
+    if isinstance(target, np.dtype):
+        return ObjectSink(n)
+    return ExtensionSink(column, n, target)
+
+
+def _block_dtype(column: OutputColumn, target: Any) -> np.dtype[Any] | None:
+    """Return the dtype of the memory behind `target`; None where it is Python's."""
+    values: np.dtype[Any] | None = None
+    if isinstance(target, TensorDtype):
+        values = target.value
+    elif isinstance(target, np.dtype):
+        values = None if target.kind == "O" else target
+    elif issubclass(target.construct_array_type(), MASKED):
+        values = target.numpy_dtype
+    return values
+
+
+class NumberSink:
+    """Numbers, or arrays of one shape: one ``(n, *shape)`` block."""
+
+    tokens: bool | None = False
+
+    def __init__(
+        self,
+        column: OutputColumn,
+        n: int,
+        target: Any,
+        values: np.dtype[Any],
+        cast: bool,
+    ) -> None:
+        self.column = column
+        self.n = n
+        self.target = target
+        self.dtype = values
+        self.cast = cast
+        self.shape = tuple(size or 0 for size in column.shape)
+        #: Allocated by the first batch.
+        self.block: Array | None = None
+        #: Rows that came as missing.
+        self.absent: Array | None = None
+
+    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Write numbers."""
+        array, missing = numbers(value, self.column, self.dtype)
+        array = one_a_row(array, self.column, count)
+        array = cast_array(array, self.dtype, self.column, self.cast)
+        if self.block is None:
+            self.block = np.empty((self.n, *self.shape), self.dtype)
+        self.block[rows] = array
+        if missing is not None or self.absent is not None:
+            self._absent(rows, missing)
+
+    def finish(self, missing: Array | None) -> Any:
+        """Return the block as a pandas or NumPy array, without a copy."""
+        block = self.block
+        if block is None:
+            block = np.zeros((self.n, *self.shape), self.dtype)
+        if self.absent is not None:
+            missing = self.absent if missing is None else self.absent | missing
+        if isinstance(self.target, TensorDtype):
+            return TensorArray.from_numpy(block, missing)
+        if isinstance(self.target, np.dtype):
+            return self._plain(block, missing)
+        mask = np.zeros(self.n, bool) if missing is None else missing.copy()
+        block[mask] = 0
+        return self.target.construct_array_type()(block, mask)
+
+    def _absent(self, rows: Positions, missing: Array | None) -> None:
+        if isinstance(self.target, np.dtype) and self.dtype.kind not in "fcmM":
+            raise OutputError(
+                f'output column "{self.column.name}" of dtype {self.dtype} came with '
+                'missing values, which it cannot hold; pass on_error="null", or meta= '
+                f'with a dtype that can, such as "{_nullable(self.dtype)}"'
+            )
+        if self.absent is None:
+            self.absent = np.zeros(self.n, bool)
+        self.absent[rows] = False if missing is None else missing
+
+    def _plain(self, block: Array, missing: Array | None) -> Array:
+        if missing is not None and missing.any():
+            block[missing] = np.nan if self.dtype.kind in "fc" else "NaT"
+        return block
+
+
+class RaggedSink:
+    """Rows of different lengths: parts, joined in the rows' order at the end."""
+
+    def __init__(self, column: OutputColumn, n: int, cast: bool) -> None:
+        self.column = column
+        self.n = n
+        self.dtype = np.dtype(column.dtype)
+        self.inner = tuple(size or 0 for size in column.shape[1:])
+        self.cast = cast
+        self.tokens: bool | None = None if cast else True
+        self.parts: list[Rows] = []
+        #: Where each row stands among the parts; -1 where it has none.
+        self.places = np.full(n, -1)
+        self.taken = 0
+
+    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Keep the rows without their padding."""
+        self.parts.append(self._rows(value, count, padding))
+        self.places[rows] = np.arange(self.taken, self.taken + count)
+        self.taken += count
+
+    def finish(self, missing: Array | None) -> TensorArray:
+        """Return the rows in order."""
+        nothing = Rows(np.zeros((0, *self.inner), self.dtype), np.zeros(1, np.int64))
+        rows = join(self.parts) if self.parts else nothing
+        places = self.places
+        if missing is not None:
+            places = np.where(missing, -1, places)
+        if len(rows) != self.n or (places != np.arange(self.n)).any():
+            rows = rows.take(places)
+        return TensorArray(rows)
+
+    def _rows(self, value: Any, count: int, padding: Padding) -> Rows:
+        listed = isinstance(value, np.ndarray) and value.dtype.kind == "O"
+        if listed or not (is_tensor(value) or isinstance(value, np.ndarray)):
+            return self._listed(value, count)
+        array = self._squared(to_array(value), count, padding)
+        check_rows(array, count)
+        if array.ndim < 2 or array.shape[2:] != self.inner:
+            raise broken_promise(self.column, f"rows of shape {array.shape[1:]}", array)
+        if padding.lengths is not None and not (self.cast or padding.covers(array)):
+            raise broken_promise(
+                self.column,
+                f"rows of shape {array.shape[1:]} for a padded axis of "
+                f"{padding.padded}",
+                array,
+            )
+        flat, lengths = (padding if self.tokens else Padding()).trim(array)
+        flat = cast_array(flat, self.dtype, self.column, self.cast)
+        owned = flat.copy() if np.shares_memory(flat, array) else flat
+        return Rows(owned, offsets_of(lengths))
+
+    def _squared(self, array: Array, count: int, padding: Padding) -> Array:
+        """Give axes of length 1 back that the model squeezed."""
+        one_token = (padding.padded,) if padding.padded == 1 else ()
+        if one_token and array.shape in ((count, *self.inner), self.inner):
+            return array.reshape(count, 1, *self.inner)
+        if count == 1 and array.ndim == len(self.column.shape):
+            return array.reshape(1, *array.shape)
+        return array
+
+    def _listed(self, value: Any, count: int) -> Rows:
+        dtype: Any = TensorDtype(self.dtype, self.column.shape)
+        if count == 1 and _depth(value) == len(self.column.shape):
+            value = [value]
+        check_rows(value, count)
+        try:
+            array = pd.array(owned(value), dtype=dtype)
+        except (InputError, TypeError, ValueError) as error:
+            raise OutputError(
+                f'output column "{self.column.name}" is promised as {dtype.name}, the '
+                f"model returned rows that are none ({error}); pass meta= for what it "
+                "returns"
+            ) from error
+        values, offsets = array.to_ragged()
+        missing = array.isna()
+        return Rows(values.copy(), offsets, missing if missing.any() else None)
+
+
+class TextSink:
+    """Text: references to each row's string, Arrow memory at the end."""
+
+    tokens: bool | None = False
+
+    def __init__(self, column: OutputColumn, n: int) -> None:
+        self.column = column
+        self.block = np.empty(n, object)
+
+    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Keep the strings, or None where one is missing."""
+        if is_tensor(value):
+            raise broken_promise(self.column, f"values of {value.dtype}", value)
+        texts = np.asarray(value, dtype=object)
+        if texts.shape == (count, 1) or (count == 1 and texts.shape == ()):
+            texts = texts.reshape(count)
+        check_rows(texts, count)
+        kind = pd.api.types.infer_dtype(texts.reshape(-1), skipna=True)
+        if kind not in ("string", "empty") or texts.shape != (count,):
+            shape = "" if texts.shape == (count,) else f" in rows of {texts.shape[1:]}"
+            array = value if isinstance(value, np.ndarray) else texts
+            raise broken_promise(self.column, f"{kind} values{shape}", array)
+        self.block[rows] = texts
+
+    def finish(self, missing: Array | None) -> Any:
+        """Return Dask's string array."""
+        if missing is not None:
+            self.block[missing] = None
+        return pd.array(self.block, dtype=STRING)
+
+
+class ObjectSink:
+    """Anything else: a Python object a row."""
+
+    tokens: bool | None = None
+
+    def __init__(self, n: int) -> None:
+        self.block = np.empty(n, object)
+
+    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Keep an object a row, arrays without their padding."""
+        self.block[rows] = _objects(value, count, padding if self.tokens else Padding())
+
+    def finish(self, missing: Array | None) -> Any:
+        """Return the objects."""
+        if missing is not None:
+            self.block[missing] = None
+        return self.block
+
+
+class ExtensionSink:
+    """Values of a dtype of pandas alone: parts, put in order at the end."""
+
+    tokens: bool | None = None
+
+    def __init__(self, column: OutputColumn, n: int, target: Any) -> None:
+        self.column = column
+        self.target = target
+        self.parts: list[Any] = [pd.array([], dtype=target)]
+        #: Where each row stands among the parts; -1 where it has none.
+        self.places = np.full(n, -1)
+        self.taken = 0
+
+    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Keep the rows in an array of the promised dtype."""
+        if not isinstance(value, pd.Series | pd.api.extensions.ExtensionArray):
+            padding = padding if self.tokens else Padding()
+            value = _objects(value, count, padding).tolist()
+        check_rows(value, count)
+        try:
+            self.parts.append(pd.array(value, dtype=self.target))
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            reason = (
+                f'output column "{self.column.name}" is promised as {self.target}, the '
+                f"model returned values that are none ({error}); pass meta= for what "
+                "it returns"
+            )
+            raise misfit(OutputError(reason)) from error
+        self.places[rows] = np.arange(self.taken, self.taken + count)
+        self.taken += count
+
+    def finish(self, missing: Array | None) -> Any:
+        """Return the rows in order."""
+        places = self.places
+        if missing is not None:
+            places = np.where(missing, -1, places)
+        whole = self.target.construct_array_type()._concat_same_type(self.parts)
+        return whole.take(places, allow_fill=True)
+
+
+def _objects(value: Any, count: int, padding: Padding) -> Array:
+    """Return an object a row in an array of one axis, however alike the rows are."""
+    items = value
+    if is_tensor(value) or hasattr(value, "toarray") or isinstance(value, np.ndarray):
+        items = to_array(value)
+    if count == 1 and _depth(items) == 0:
+        items = [items[()] if isinstance(items, np.ndarray) else items]
+    check_rows(items, count)
+    if isinstance(items, np.ndarray) and items.ndim > 1:
+        flat, lengths = padding.trim(items)
+        items = np.split(flat, np.cumsum(lengths)[:-1])
+    elif isinstance(items, np.ndarray):
+        items = items.tolist()
+    block = np.empty(len(items), object)
+    for place, item in enumerate(items):
+        block[place] = owned(item)
+    return block
+
+
+def _depth(value: Any) -> int:
+    """Return how many axes nested lists, or arrays, have."""
+    if hasattr(value, "shape"):
+        boxed = value.ravel() if value.dtype == object else ()
+        return len(value.shape) + max(map(_depth, boxed), default=0)
+    if not isinstance(value, list | tuple):
+        return 0
+    return 1 + max((_depth(item) for item in value), default=0)
+
+
+def _nullable(dtype: np.dtype[Any]) -> str:
+    return str(pandas_dtype(OutputColumn("", dtype.name), nullable=True))

@@ -1,0 +1,187 @@
+"""What a model returned, as NumPy arrays of the promised dtype."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from dask_infer.batch.outputs.fields import is_tensor
+from dask_infer.batch.outputs.resolve_outputs import dtype_name
+from dask_infer.batch.tensor.tensor_array import TensorDtype
+from dask_infer.errors import OutputError
+from dask_infer.spec import OutputColumn
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def to_array(value: Any) -> Array:
+    """Return a tensor, list or array of any library as NumPy, copied only if it must.
+
+    Floats that NumPy lacks become float32.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if is_tensor(value):
+        return _tensor_to_array(value)
+    if hasattr(value, "toarray"):
+        return np.asarray(value.toarray())
+    if is_tensor_series(value):
+        return np.asarray(getattr(value, "array", value).to_dense())
+    if isinstance(value, list) and value and is_tensor(value[0]):
+        value = [_tensor_to_array(row) for row in value]
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise OutputError(
+            "the model returned rows of different lengths; pad them, or declare a list "
+            'column by meta={"name": "object"}'
+        ) from error
+
+
+def _tensor_to_array(tensor: Any) -> Array:
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    array: Array = tensor.to(_column_dtype(tensor.dtype)).numpy(force=True)
+    return array
+
+
+@lru_cache(64)
+def _column_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype, or the one that NumPy has in its place."""
+    known: torch.dtype = getattr(torch, dtype_name(dtype))
+    return known
+
+
+def owned(value: Any) -> Any:
+    """Return a row's value in memory that nobody else has, tensors as NumPy arrays.
+
+    Containers are built anew: a model may fill the same ones again.
+    """
+    if is_tensor(value):
+        return np.array(_tensor_to_array(value))
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) is dict:
+        return {key: owned(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(owned, value))
+    return value
+
+
+def is_tensor_series(value: Any) -> bool:
+    """Whether `value` is a pandas object of the package's own tensor dtype."""
+    return isinstance(getattr(value, "dtype", None), TensorDtype)
+
+
+def numbers(
+    value: Any, column: OutputColumn, dtype: np.dtype[Any]
+) -> tuple[Array, Array | None]:
+    """Return numbers, and which rows are missing where any is."""
+    missing = _missing_rows(value)
+    if missing is None or not missing.any():
+        return unboxed(to_array(value)), None
+    shape = tuple(size or 0 for size in column.shape)
+    found = np.zeros((0, *shape), dtype)
+    if not missing.all():
+        found = unboxed(to_array(_without(value, missing)))
+    array = np.zeros((len(missing), *found.shape[1:]), found.dtype)
+    array[~missing] = found
+    return array, missing
+
+
+def _missing_rows(value: Any) -> Array | None:
+    """Return which rows of a list or a pandas object are missing; NaN is a number."""
+    if isinstance(value, list):
+        return np.array([row is None or row is pd.NA for row in value], bool)
+    if isinstance(value, np.ndarray):
+        boxed = value.dtype == object and value.ndim == 1
+        return np.asarray(pd.isna(value)) if boxed else None
+    if isinstance(getattr(value, "dtype", None), pd.api.extensions.ExtensionDtype):
+        return np.asarray(pd.isna(value))
+    return None
+
+
+def _without(value: Any, missing: Array) -> Any:
+    if isinstance(value, list):
+        return [row for row, gone in zip(value, missing, strict=True) if not gone]
+    return value[~missing]
+
+
+def unboxed(array: Array) -> Array:
+    """Return numbers that were Python objects, or arrays of them, as one array."""
+    if array.dtype != object:
+        return array
+    return to_array(array.tolist())
+
+
+def one_a_row(array: Array, column: OutputColumn, count: int) -> Array:
+    """Return an array of any of the forms that `count` rows may have, as ``(n, ...)``.
+
+    One row may come without its axis, where the model squeezes: what has exactly the
+    shape of a row is that row.
+    """
+    shape = tuple(size or 0 for size in column.shape)
+    if array.shape == (count, *shape):
+        return array
+    squeezed = count == 1 and array.shape == shape
+    if squeezed or (shape == () and array.shape == (count, 1)):
+        return array.reshape(count, *shape)
+    check_rows(array, count)
+    raise broken_promise(column, f"rows of shape {array.shape[1:]}", array)
+
+
+def check_rows(value: Any, count: int) -> None:
+    """Raise `OutputError` unless `value` has as many rows as the model was given."""
+    shape = getattr(value, "shape", None)  # `len` of a sparse matrix raises
+    if shape == ():
+        found = "one value without rows"
+    else:
+        found = f"{len(value) if shape is None else shape[0]} rows"
+    if found != f"{count} rows":
+        raise OutputError(
+            f"the model returned {found} for a batch of {count} rows; it must return "
+            "one row for each that it is given, see to it in the model or in "
+            "postprocess= (a list has a row an entry, a tuple a column)"
+        )
+
+
+def cast_array(
+    array: Array, dtype: np.dtype[Any], column: OutputColumn, cast: bool
+) -> Array:
+    """Return the array in the promised dtype, if that keeps its meaning."""
+    if array.dtype == dtype:
+        return array
+    if not cast or not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise broken_promise(column, f"values of {dtype_name(array.dtype)}", array)
+    result = array.astype(dtype)
+    if dtype.kind in "iu" and array.dtype.kind in "iu" and (result != array).any():
+        raise misfit(broken_promise(column, "values that do not fit", array))
+    return result
+
+
+def misfit(error: OutputError) -> OutputError:
+    """Mark an error as that of a row's value, all else being as promised."""
+    error.of_a_row = True
+    return error
+
+
+def broken_promise(column: OutputColumn, found: str, array: Any) -> OutputError:
+    """Return what was promised, what came, and the ``meta=`` that would tell so."""
+    promised = column.dtype
+    if column.shape:
+        promised = f"{promised} in rows of shape {column.shape}"
+    told = dtype_name(array.dtype)
+    shape: tuple[int | None, ...] = tuple(array.shape[1:])
+    if shape and column.shape[:1] == (None,):
+        shape = (None, *shape[1:])
+    if shape and shape != (1,) and told not in ("object", "string"):
+        told = f"tensor[{told}, {shape}]"
+    return OutputError(
+        f'output column "{column.name}" is promised as {promised}, the model returned '
+        f'{found}; if that is meant, pass meta={{"{column.name}": "{told}"}}'
+    )

@@ -1,0 +1,219 @@
+"""The ``output=`` of a call: which values a model returns, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from dask_infer.batch.outputs.parse_meta import Declared
+from dask_infer.errors import OutputError
+from dask_infer.spec import OutputColumn
+
+#: One name, names of columns or fields, or ``{field: name}``.
+Naming: TypeAlias = str | Sequence[str] | Mapping[str, str] | None
+
+Shape: TypeAlias = tuple[int | None, ...]
+
+DEFAULT = "prediction"
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value the model returns: where it is found and what a row of it holds."""
+
+    key: str | int | None
+    dtype: str
+    shape: Shape
+    #: Length of the first axis; None where it is a row each by nature.
+    rows: int | None = None
+    #: Another axis follows the size of the batch: no row's value.
+    uneven: bool = False
+
+    def __str__(self) -> str:
+        return "the output" if self.key is None else f"field {self.key!r}"
+
+
+def check_naming(output: Any) -> None:
+    """Raise `ValueError` unless `output` is a name, names, or ``{field: name}``."""
+    if output is None or isinstance(output, str):
+        return
+    names = list(output.values()) if isinstance(output, Mapping) else output
+    strings = isinstance(names, Sequence) and all(isinstance(n, str) for n in names)
+    if not strings or not names:
+        raise ValueError(
+            f"output={output!r} names no columns; pass a name, a list of names, or "
+            '{"field": "name"}'
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"output={output!r} gives two columns the same name")
+
+
+def name_values(
+    found: Sequence[Value], output: Naming, rows: int | None = None
+) -> tuple[OutputColumn, ...]:
+    """Return the columns that `output` makes of the values found.
+
+    Only values that are picked need an entry for each of `rows`; where `output` picks
+    none, those without are left out.
+
+    Raises
+    ------
+    OutputError
+        If `output` names what is not there, or more or less than is there.
+    """
+    check_naming(output)
+    if output is None:
+        found = [value for value in found if _refusal(value, rows) is None] or found
+    picked = _picked(found, output)
+    for value, _ in picked:
+        if (reason := _refusal(value, rows)) is not None:
+            raise OutputError(
+                f"{reason} in {value}; it must return one for each row it is given: "
+                'pick the fields that do by output={"field": "name"}, or pass '
+                "postprocess= and meta="
+            )
+    if len(picked) == 1 and not isinstance(output, Mapping | str | None):
+        return _split(picked[0][0], output)
+    return tuple(_column(value, name) for value, name in picked)
+
+
+def _refusal(value: Value, rows: int | None) -> str | None:
+    """Return why a value has no entry for each row; None where it has."""
+    if rows is not None and value.rows != rows:
+        return f"the model returns {value.rows} rows for {rows}"
+    if value.uneven:
+        return "the model returns rows whose size depends on the whole batch"
+    return None
+
+
+def name_declared(
+    declared: Sequence[Declared], output: Naming
+) -> tuple[OutputColumn, ...]:
+    """Return the columns that ``meta=`` declares, named by `output` too.
+
+    Columns without a source are looked for by name or place on the worker.
+
+    Raises
+    ------
+    ValueError
+        If `output` and ``meta=`` name different columns.
+    """
+    check_naming(output)
+    sources = _sources(output)
+    if [item.name for item in declared] == [None]:
+        sources = sources or {DEFAULT: None}
+        by_name = dict.fromkeys(sources, declared[0])
+    else:
+        by_name = {str(item.name): item for item in declared}
+        sources = sources or {name: name for name in by_name}
+    if len(by_name) < len(declared):
+        raise ValueError(f"meta= names a column twice: {[d.name for d in declared]}")
+    if set(sources) != set(by_name):
+        raise ValueError(
+            f"output= names {list(sources)}, meta= names {list(by_name)}; name the "
+            "same columns in both, or in one of them alone"
+        )
+    return tuple(
+        OutputColumn(name, by_name[name].dtype, by_name[name].shape, key)
+        for name, key in sources.items()
+    )
+
+
+def _sources(output: Naming) -> dict[str, str | None]:
+    """Return each named column and the field it is looked for under, if any."""
+    if output is None:
+        return {}
+    if isinstance(output, str):
+        return {output: None}
+    if isinstance(output, Mapping):
+        return {name: key for key, name in output.items()}
+    return {name: name for name in output}
+
+
+def _picked(found: Sequence[Value], output: Naming) -> list[tuple[Value, str]]:
+    """Return which values become columns, and the name of each."""
+    if output is None:
+        return list(zip(found, _default_names(found), strict=True))
+    by_key = {value.key: value for value in found}
+    if isinstance(output, Mapping):
+        _check_fields(output, list(output), found)
+        return [(by_key[key], name) for key, name in output.items()]
+    if isinstance(output, str):
+        if len(found) > 1:
+            _check_fields(output, [output], found)
+        return [(by_key.get(output, found[0]), output)]
+    known = [name for name in output if name in by_key]
+    if len(found) == 1 and not known:
+        return [(found[0], output[0])]
+    if known:
+        _check_fields(output, output, found)
+        return [(by_key[name], name) for name in output]
+    if len(output) != len(found):
+        raise OutputError(
+            f"output={output!r} names {len(output)}, the model returns {len(found)} "
+            f"arrays: {_listed(found)}; name each, or pick by "
+            'output={"field": "name"}'
+        )
+    return list(zip(found, output, strict=True))
+
+
+def _default_names(found: Sequence[Value]) -> list[str]:
+    if len(found) == 1 and found[0].key is None:
+        return [DEFAULT]
+    return [
+        value.key if isinstance(value.key, str) else f"{DEFAULT}_{place}"
+        for place, value in enumerate(found)
+    ]
+
+
+def _split(value: Value, names: Sequence[str]) -> tuple[OutputColumn, ...]:
+    """Return a column for each of the k numbers a row, or the one column of it all."""
+    if len(names) == 1:
+        return (_column(value, names[0]),)
+    if value.shape == (len(names),):
+        return tuple(
+            OutputColumn(name, value.dtype, (), value.key, place)
+            for place, name in enumerate(names)
+        )
+    width = value.shape[0] if len(value.shape) == 1 else None
+    held = f"{width} columns" if width else f"rows of shape {value.shape}"
+    raise OutputError(
+        f"output={list(names)!r} names {len(names)}, the model returns "
+        f"{'1 column' if value.shape == () else held}; name each column, or pass one "
+        f'name such as output="{DEFAULT}"'
+    )
+
+
+def _column(value: Value, name: str) -> OutputColumn:
+    dtype, shape = value.dtype, value.shape
+    if shape and dtype in ("string", "object"):
+        dtype, shape = "object", ()
+    if shape and not dtype.startswith(("int", "uint", "float", "bool")):
+        raise OutputError(
+            f"the model returns rows of shape {shape} of {dtype} in {value}, and only "
+            "numbers can be lists; turn them into floats (torch.view_as_real, say) in "
+            "postprocess="
+        )
+    return OutputColumn(name, dtype, shape, value.key)
+
+
+def _check_fields(output: Any, keys: Sequence[Any], found: Sequence[Value]) -> None:
+    present = [value.key for value in found]
+    unknown = [key for key in keys if key not in present]
+    if not unknown:
+        return
+    if present == [None]:
+        raise OutputError(
+            f"output={output!r} picks a field, but the model returns one array without "
+            'a name; pass output="name"'
+        )
+    raise OutputError(
+        f"output={output!r}: the model returns no {' or '.join(map(repr, unknown))}, "
+        f"only {_listed(found)}; pick and rename by "
+        'output={"field": "name"}'
+    )
+
+
+def _listed(found: Sequence[Value]) -> str:
+    return ", ".join(repr(value.key) for value in found)

@@ -1,0 +1,243 @@
+"""The promised columns: names, dtypes and shapes, before anything runs.
+
+Runs on the client. What a model returns is known from propagated shapes, from an
+estimator's attributes, or from ``meta=``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from dask_infer.batch.outputs.fields import is_tensor, traced_fields
+from dask_infer.batch.outputs.naming import (
+    Naming,
+    Shape,
+    Value,
+    name_declared,
+    name_values,
+)
+from dask_infer.batch.outputs.parse_meta import declared_columns, declared_dtype
+from dask_infer.batch.tensor.tensor_array import TensorDtype
+from dask_infer.errors import OutputError
+from dask_infer.spec import ERROR_COLUMN, OutputColumn, Outputs
+
+#: What Dask makes of text under its default ``dataframe.convert-string``.
+STRING = pd.StringDtype("pyarrow")
+
+
+def resolve_outputs(
+    traced_output: Any,
+    *,
+    rows: int,
+    tokens: int | None,
+    output: Naming,
+    kept: Iterable[Hashable],
+    text: bool,
+    uneven: Collection[int] = (),
+) -> Outputs:
+    """Return the columns of a model whose output was found by propagating shapes.
+
+    Parameters
+    ----------
+    traced_output
+        The model's output, holding fake or meta tensors.
+    rows, tokens
+        Length of the batch axis and of the padded axis in `traced_output`.
+    output
+        The user's names: see the reference of ``predict``.
+    kept
+        Input columns carried into the result.
+    text
+        Whether the inputs were tokenized, so that there is a padded axis.
+    uneven
+        Tensors, by their `id`, whose other axes follow the size of the batch.
+
+    Raises
+    ------
+    OutputError
+        If the output holds no tensor, not a row for each row, or not what `output`
+        names.
+    ValueError
+        If names collide.
+    """
+    padded = tokens if text else None
+    found = [
+        _traced_value(key, value, padded, id(value) in uneven)
+        for key, value in traced_fields(traced_output, rows)
+        if is_tensor(value) or isinstance(value, np.ndarray)
+    ]
+    if not found:
+        raise OutputError(
+            f"the model returns no tensor with an entry a row (its output is of type "
+            f"{type(traced_output).__name__}); return one, or pass postprocess= and "
+            "meta="
+        )
+    columns = name_values(found, output, rows)
+    listed = any(isinstance(column.field, int) for column in columns)
+    return check_names(Outputs(columns, listed=listed), kept)
+
+
+def outputs_from_estimator(
+    described: Sequence[tuple[str | None, Any, tuple[int, ...]]],
+    output: Naming,
+    kept: Iterable[Hashable],
+) -> Outputs:
+    """Return the columns of an estimator that tells what it returns.
+
+    Parameters
+    ----------
+    described
+        A (name or None, dtype, shape of one row) for each array that it returns. They
+        count as declared: what comes is cast to them.
+    output, kept
+        As for `resolve_outputs`.
+    """
+    found = []
+    for place, (name, dtype, shape) in enumerate(described):
+        key = place if name is None and len(described) > 1 else name
+        text, _ = declared_dtype(dtype, dtype)
+        found.append(Value(key, text, _squeezed(shape)))
+    columns = name_values(found, output)
+    outputs = Outputs(columns, declared=True, listed=len(described) > 1)
+    return check_names(outputs, kept)
+
+
+def outputs_from_meta(
+    meta: Any, output: Naming, kept: Iterable[Hashable], *, listed: bool = False
+) -> Outputs:
+    """Return the columns that the user declares by ``meta=``.
+
+    Parameters
+    ----------
+    meta
+        A dtype for one column, ``{name: dtype}``, ``(name, dtype)``, a list of those,
+        or a pandas object. Kept columns named in it are passed over.
+    output, kept
+        As for `resolve_outputs`; `output` must name the columns that `meta` names.
+    listed
+        Whether a list that the model returns holds a column an entry; else a row.
+
+    Raises
+    ------
+    ValueError
+        If `meta` is none of these, or names other columns than `output`.
+    """
+    passed_over = {*kept, ERROR_COLUMN}
+    declared = [item for item in declared_columns(meta) if item.name not in passed_over]
+    if not declared:
+        raise ValueError(
+            f"meta={meta!r} names no output column, only input columns that are kept; "
+            'add the outputs, such as meta={"score": "float32"}'
+        )
+    columns = name_declared(declared, output)
+    return check_names(Outputs(columns, declared=True, listed=listed), kept)
+
+
+def check_names(
+    outputs: Outputs, kept: Iterable[Hashable], *, quarantine: bool = False
+) -> Outputs:
+    """Return `outputs` if its names stand beside the kept columns.
+
+    Raises
+    ------
+    ValueError
+        If two outputs share a name, or one has that of a kept column or of the error
+        column; with `quarantine` also if a kept column has that of the error column.
+    """
+    kept = set(kept)
+    for place, name in enumerate(outputs.names):
+        if name in outputs.names[:place]:
+            raise ValueError(
+                f'two outputs are named "{name}"; pass output= with names that differ'
+            )
+        if name == ERROR_COLUMN:
+            raise ValueError(
+                f'output column "{name}" has the name of the column that '
+                'on_error="quarantine" adds; name it otherwise by output='
+            )
+        if name in kept:
+            raise ValueError(
+                f'output column "{name}" has the name of the input column "{name}", '
+                "which is kept; name the output otherwise by output=, or pass keep= "
+                f'without "{name}"'
+            )
+    if quarantine and ERROR_COLUMN in kept:
+        raise ValueError(
+            f'on_error="quarantine" adds the column "{ERROR_COLUMN}", which the input '
+            f'has already; pass keep= without "{ERROR_COLUMN}", or rename it'
+        )
+    return outputs
+
+
+def output_meta(
+    outputs: Outputs, nullable: bool = False, quarantine: bool = False
+) -> dict[str, pd.Series[Any]]:
+    """Return an empty series for each column that is added, as Dask's meta wants it."""
+    dtypes = {column.name: pandas_dtype(column, nullable) for column in outputs.columns}
+    if quarantine:
+        dtypes[ERROR_COLUMN] = STRING
+    return {
+        name: pd.Series([], name=name, dtype=cast("Any", dtype))
+        for name, dtype in dtypes.items()
+    }
+
+
+@lru_cache(1024)
+def pandas_dtype(column: OutputColumn, nullable: bool = False) -> Any:
+    """Return the NumPy or extension dtype that `column` has in the result.
+
+    With `nullable`, whole numbers and booleans take the pandas dtypes that can miss.
+    """
+    if column.shape:
+        return TensorDtype(np.dtype(column.dtype), column.shape)
+    if column.dtype == "string":
+        return STRING
+    dtype = pd.api.types.pandas_dtype(column.dtype)
+    if not nullable or not isinstance(dtype, np.dtype) or dtype.kind not in "iub":
+        return dtype
+    if dtype.kind == "b":
+        return pd.BooleanDtype()
+    prefix = "UInt" if dtype.kind == "u" else "Int"
+    return pd.api.types.pandas_dtype(f"{prefix}{8 * dtype.itemsize}")
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the NumPy name that values of a torch or NumPy dtype have as a column.
+
+    Floats that NumPy lacks become float32.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name.startswith(("bfloat", "float8", "float4")):
+        return "float32"
+    if name == "complex32":
+        return "complex64"
+    try:
+        known = np.dtype(name)
+    except TypeError:
+        raise OutputError(
+            f"the model returns values of dtype {dtype}, which no column can hold; "
+            "cast them in postprocess="
+        ) from None
+    return {"U": "string", "O": "object", "S": "object"}.get(known.kind, known.name)
+
+
+def _traced_value(key: Any, value: Any, padded: int | None, uneven: bool) -> Value:
+    shape, dtype = _row_shape(value, padded), dtype_name(value.dtype)
+    return Value(key, dtype, shape, len(value), uneven)
+
+
+def _row_shape(value: Any, padded: int | None) -> Shape:
+    shape: Shape = tuple(map(int, value.shape[1:]))
+    if padded is not None and shape[:1] == (padded,):
+        return (None, *shape[1:])
+    return _squeezed(shape)
+
+
+def _squeezed(shape: Shape) -> Shape:
+    """Return () for a row that holds one number, as an ``(n, 1)`` tensor has them."""
+    return () if shape == (1,) else tuple(shape)

@@ -1,0 +1,1 @@
+"""How many rows or tokens go into one forward."""

@@ -1,0 +1,377 @@
+"""The pandas array of a column that holds one array a row.
+
+NumPy memory, handed to Arrow and taken from it without a copy. Slices pickle only
+themselves. Arrays are never written to in place: assignment makes a new block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pandas.api.extensions import ExtensionArray
+from pandas.api.indexers import check_array_indexer
+
+from dask_infer.batch.inputs.arrow import from_arrow, to_arrow
+from dask_infer.batch.inputs.objects import from_objects
+from dask_infer.batch.inputs.rows import Array, Rows, join, masked
+from dask_infer.batch.tensor.tensor_dtype import TensorDtype
+from dask_infer.errors import InputError
+
+__all__ = ["TensorArray", "TensorDtype"]
+
+ORDERLESS = (
+    "a tensor column has neither order nor hash, so it cannot be sorted, grouped, "
+    "joined or deduplicated by; use another column"
+)
+
+
+class TensorArray(ExtensionArray):
+    """A column of arrays; see `TensorDtype`.
+
+    Made by `from_numpy`, `from_ragged`, or ``pandas.array(rows, dtype=dtype)``.
+    """
+
+    _rows: Rows
+    _dtype: TensorDtype
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._dtype = TensorDtype(rows.values.dtype, rows.shape)
+
+    @classmethod
+    def from_numpy(cls, values: Array, missing: Array | None = None) -> TensorArray:
+        """Take ``(n, *shape)`` as `n` rows, without a copy where none is missing.
+
+        Parameters
+        ----------
+        values
+            Numbers in native byte order, two axes at least.
+        missing
+            ``(n,)`` booleans, True where the row is missing.
+        """
+        values = np.asarray(values)
+        if values.ndim < 2:
+            raise ValueError(f"shape {values.shape}: expected (n, *shape of a row)")
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        if missing is None:
+            return cls(Rows(values))
+        return cls(masked(values, np.asarray(missing, bool)))
+
+    @classmethod
+    def from_ragged(cls, values: Array, offsets: Array) -> TensorArray:
+        """Take ``values[offsets[i]:offsets[i + 1]]`` as row `i`.
+
+        Parameters
+        ----------
+        values
+            ``(total, *inner)``, all rows end to end.
+        offsets
+            ``(n + 1,)`` integers that never fall.
+        """
+        offsets = np.asarray(offsets).astype(np.int64, copy=False)
+        values = np.asarray(values)
+        ends = (offsets[0], offsets[-1])
+        if (np.diff(offsets) < 0).any() or ends[0] < 0 or ends[1] > len(values):
+            raise ValueError(
+                f"offsets must rise from 0 to {len(values)}, the number of values"
+            )
+        return cls(Rows(values[ends[0] : ends[1]], offsets - offsets[0]))
+
+    @classmethod
+    def made_up(cls, dtype: TensorDtype) -> TensorArray:
+        """Two rows of ones, for whoever wants to see what the dtype holds."""
+        ones = np.ones((2, *(n or 1 for n in dtype.shape)), dtype.value)
+        return cls._conform(Rows(ones), dtype)
+
+    @classmethod
+    def _from_sequence(
+        cls, scalars: Any, *, dtype: Any = None, copy: bool = False
+    ) -> TensorArray:
+        rows = _rows_of(scalars)
+        if dtype is None:
+            return cls(rows)
+        if isinstance(dtype, str):
+            dtype = TensorDtype.construct_from_string(dtype)
+        return cls._conform(rows, dtype)
+
+    @classmethod
+    def _conform(cls, rows: Rows, dtype: TensorDtype) -> TensorArray:
+        """Bring rows to a dtype; flat rows are folded where the numbers fit."""
+        if dtype.is_ragged:
+            rows = rows.ragged()
+            if not len(rows.values):
+                rows = Rows(_nothing(dtype), rows.offsets, rows.missing)
+        else:
+            rows = rows.folded(dtype.shape)
+        array = cls(rows.astype(dtype.value))
+        if array.dtype != dtype:
+            raise InputError(f"rows of {array.dtype.name} cannot become {dtype.name}")
+        return array
+
+    def to_dense(self, dtype: Any = None) -> Array:
+        """Return ``(n, *shape)``, NaN in missing rows; read-only where it is a view.
+
+        Raises
+        ------
+        InputError
+            Where rows differ in length, or an integer row is missing.
+        """
+        values = self._rows.filled()
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def to_ragged(self) -> tuple[Array, Array]:
+        """Return the values end to end ``(total, *inner)``, and the offsets of rows."""
+        rows = self._rows.ragged()
+        assert rows.offsets is not None
+        return rows.values, rows.offsets
+
+    @property
+    def dtype(self) -> TensorDtype:
+        """What the rows hold, and their shape."""
+        return self._dtype
+
+    @property
+    def rows(self) -> Rows:
+        """The rows as NumPy holds them; never written to."""
+        return self._rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these rows alone, not of an array they are a slice of."""
+        return self._rows.nbytes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, item: Any) -> Any:
+        item = check_array_indexer(self, _unpacked(item))
+        if isinstance(item, (int, np.integer)):
+            return self._scalar(_within(int(item), len(self)))
+        if isinstance(item, slice):
+            start, stop, step = item.indices(len(self))
+            if step == 1:
+                return type(self)(self._rows.slice(start, max(start, stop)))
+        return type(self)(self._rows.take(np.arange(len(self))[item]))
+
+    def _scalar(self, position: int) -> Any:
+        missing = self._rows.missing
+        if missing is not None and missing[position]:
+            return self.dtype.na_value
+        return self._rows.row(position)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._scalar, range(len(self)))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if getattr(self, "_readonly", False):
+            raise ValueError("Cannot modify read-only array")
+        key = check_array_indexer(self, _unpacked(key))
+        new = self._boxed(value, scalar=isinstance(key, (int, np.integer)))
+        source = np.arange(len(self))
+        wanted = source[key].size
+        if len(new) not in (1, wanted):
+            raise ValueError(f"{len(new)} rows cannot be assigned to {wanted}")
+        source[key] = len(self) + (np.arange(wanted) if len(new) > 1 else 0)
+        self._rows = join([self._rows, new._rows]).take(source)
+
+    def _boxed(self, value: Any, scalar: bool) -> TensorArray:
+        """Rows of this dtype out of one row, several, or a missing value."""
+        rank = len(self.dtype.shape)
+        one = scalar or (isinstance(value, np.ndarray) and value.dtype != object)
+        if pd.api.types.is_scalar(value) or (one and np.ndim(value) == rank):
+            value = [value]
+        return self._from_sequence(value, dtype=self.dtype)
+
+    def take(
+        self,
+        indices: Any,
+        *,
+        allow_fill: bool = False,
+        fill_value: Any = None,
+    ) -> TensorArray:
+        """Return the rows at `indices`; with `allow_fill`, -1 gives `fill_value`."""
+        wanted = np.asarray(indices, dtype=np.intp)
+        n = len(self)
+        if (wanted >= n).any() or (wanted < (-1 if allow_fill else -n)).any():
+            if allow_fill and (wanted < -1).any():
+                raise ValueError("indices below -1 are not allowed with allow_fill")
+            raise IndexError(f"indices are out of bounds for {n} rows")
+        if not allow_fill:
+            return type(self)(self._rows.take(np.where(wanted < 0, wanted + n, wanted)))
+        taken = type(self)(self._rows.take(wanted))
+        if not pd.api.types.is_scalar(fill_value):
+            taken[wanted == -1] = fill_value
+        return taken
+
+    def copy(self) -> TensorArray:
+        """Return the same rows in memory of their own."""
+        rows = self._rows
+        return type(self)(Rows(rows.values.copy(), rows.offsets, rows.missing))
+
+    def isna(self) -> Array:
+        """Mask of the missing rows; a NaN inside a row makes none."""
+        return self._rows.absent.copy()
+
+    @classmethod
+    def _concat_same_type(cls, to_concat: Sequence[TensorArray]) -> TensorArray:
+        return cls(join([array._rows for array in to_concat]))
+
+    def astype(self, dtype: Any, copy: bool = True) -> Any:
+        """Cast values and shape, or give Arrow lists or an object array of rows."""
+        dtype = pd.api.types.pandas_dtype(dtype)
+        if dtype == self.dtype:
+            return self.copy() if copy else self
+        if isinstance(dtype, TensorDtype):
+            return self._conform(self._rows, dtype)
+        if isinstance(dtype, pd.ArrowDtype):
+            array = to_arrow(self._rows).cast(dtype.pyarrow_dtype)
+            return pd.arrays.ArrowExtensionArray(array)
+        return super().astype(dtype, copy=copy)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("a tensor column becomes an array of rows by a copy only")
+        if dtype is not None and np.dtype(dtype) != object:
+            raise TypeError(
+                f"rows of {self.dtype.name} are no {np.dtype(dtype)}; use to_dense()"
+            )
+        rows = np.empty(len(self), dtype=object)
+        for position, row in enumerate(self):
+            rows[position] = row
+        return rows
+
+    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
+        array = to_arrow(self._rows)
+        return array if type is None or array.type == type else array.cast(type)
+
+    def __eq__(self, other: Any) -> Any:
+        """Row by row, True where all numbers are equal; missing equals nothing."""
+        if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
+            return NotImplemented
+        return self._equal(other, equal_nan=False)
+
+    def __ne__(self, other: Any) -> Any:
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else ~equal
+
+    def equals(self, other: object) -> bool:
+        """Whether dtype, missing rows and all numbers are equal, NaN equal to NaN."""
+        if not isinstance(other, TensorArray) or self.dtype != other.dtype:
+            return False
+        if len(self) != len(other) or (self.isna() != other.isna()).any():
+            return False
+        return bool((self._equal(other, equal_nan=True) | self.isna()).all())
+
+    def _equal(self, other: Any, equal_nan: bool) -> Array:
+        if not isinstance(other, TensorArray):
+            try:
+                other = self._boxed(other, scalar=False)
+            except (InputError, TypeError, ValueError):
+                return np.zeros(len(self), bool)
+        if len(other) == 1 != len(self):
+            other = other.take(np.zeros(len(self), np.intp))
+        if len(other) != len(self):
+            raise ValueError(f"Lengths must match: {len(self)} and {len(other)} rows")
+        return _same(self._rows, other._rows, equal_nan)
+
+    def _formatter(self, boxed: bool = False) -> Any:
+        return _short
+
+    def __reduce__(self) -> Any:
+        return (type(self), (self._rows,))
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        rows = self._rows
+        return (type(self).__name__, rows.values, rows.offsets, rows.missing)
+
+    def _orderless(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(ORDERLESS)
+
+    factorize = unique = duplicated = value_counts = _orderless
+    _values_for_factorize = _values_for_argsort = argsort = isin = _orderless
+    _hash_pandas_object = searchsorted = _orderless
+
+
+def _rows_of(scalars: Any) -> Rows:
+    """Rows of anything list-like: arrays, lists, Arrow, or a block ``(n, *shape)``."""
+    scalars = getattr(scalars, "array", scalars)
+    if isinstance(scalars, TensorArray):
+        return scalars._rows
+    if isinstance(scalars, (pa.Array, pa.ChunkedArray, pd.arrays.ArrowExtensionArray)):
+        return from_arrow(pa.array(scalars))
+    if isinstance(scalars, np.ndarray) and scalars.ndim > 1 and scalars.dtype != object:
+        return Rows(scalars)
+    return from_objects(_objects(scalars))
+
+
+def _objects(scalars: Iterable[Any]) -> Array:
+    """Object array of one axis, however alike the rows are."""
+    if isinstance(scalars, np.ndarray) and scalars.ndim == 1:
+        return scalars.astype(object, copy=False)
+    items = list(scalars)
+    values = np.empty(len(items), dtype=object)
+    for position, item in enumerate(items):
+        values[position] = item
+    return values
+
+
+def _nothing(dtype: TensorDtype) -> Array:
+    return np.zeros((0, *(n or 0 for n in dtype.shape[1:])), dtype.value)
+
+
+def _same(left: Rows, right: Rows, equal_nan: bool) -> Array:
+    present = ~(left.absent | right.absent)
+    if left.shape != right.shape or left.offsets is not None:
+        return _same_ragged(left.ragged(), right.ragged(), present, equal_nan)
+    return present & _close(left.values, right.values, equal_nan)
+
+
+def _same_ragged(left: Rows, right: Rows, present: Array, equal_nan: bool) -> Array:
+    assert left.offsets is not None
+    assert right.offsets is not None
+    if left.values.shape[1:] != right.values.shape[1:]:
+        return np.zeros(len(left), bool)
+    same = present & (np.diff(left.offsets) == np.diff(right.offsets))
+    picked = np.flatnonzero(same)
+    one, two = left.take(picked), right.take(picked)
+    assert one.offsets is not None
+    wrong = ~_close(one.values, two.values, equal_nan)
+    count = np.append(0, np.cumsum(wrong))
+    same[picked] = count[one.offsets[1:]] == count[one.offsets[:-1]]
+    return np.asarray(same)
+
+
+def _close(left: Array, right: Array, equal_nan: bool) -> Array:
+    """Which entries along the first axis are equal throughout."""
+    equal = left == right
+    if equal_nan:
+        equal |= (left != left) & (right != right)
+    axes = tuple(range(1, equal.ndim))
+    return np.asarray(equal.all(axis=axes))
+
+
+def _unpacked(item: Any) -> Any:
+    """Drop the ellipsis of ``array[..., 0]``; one axis is all there is."""
+    if not isinstance(item, tuple):
+        return item
+    rest = [part for part in item if part is not Ellipsis]
+    if len(rest) > 1:
+        raise IndexError("too many indices for a tensor column")
+    return rest[0] if rest else slice(None)
+
+
+def _within(item: int, n: int) -> int:
+    if not -n <= item < n:
+        raise IndexError(f"index {item} is out of bounds for axis 0 with size {n}")
+    return item % n
+
+
+def _short(row: Any) -> str:
+    if not isinstance(row, np.ndarray):
+        return str(row)
+    text = np.array2string(row, precision=4, threshold=6, edgeitems=2, separator=", ")
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""Text to padded tokens, and generated tokens back."""

@@ -1,0 +1,1 @@
+"""What ``predict()`` does at the call, in order: check, recognise, resolve, key."""

@@ -1,0 +1,146 @@
+"""The arguments of a `predict` call, each checked for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+from dask.utils import parse_timedelta
+
+from dask_infer.spec import Job, Layout
+
+ON_ERROR = ("raise", "null", "quarantine")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of one `predict` call; `DataFrameInfer.predict` explains them."""
+
+    model: Any
+    columns: Any = None
+    output: Any = None
+    keep: Any = True
+    batch_size: Any = "auto"
+    batch_tokens: Any = "auto"
+    preprocess: Callable[..., Any] | None = None
+    tokenizer: Any = None
+    postprocess: Callable[..., Any] | None = None
+    method: str | None = None
+    call_kwargs: Mapping[str, Any] | None = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+    dtype: Any = None
+    device: Any = "auto"
+    parallel: Any = "data"
+    resources: Mapping[str, float] | None = None
+    on_error: Literal["raise", "null", "quarantine"] = "raise"
+    timeout: Any = None
+    row_wise: bool = True
+    meta: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", _named(self.device))
+        object.__setattr__(self, "dtype", _named(self.dtype))
+        _check_choices(self)
+
+    def build(self, expr: Any) -> tuple[Job, tuple[Any, ...]]:
+        """Return the job, and the columns of its result, for the rows of `expr`."""
+        from dask_infer.client.job_builder import JobBuilder
+
+        return JobBuilder(self, expr).build()
+
+
+def _named(value: Any) -> Any:
+    """Return the name of a dtype or device that was passed as torch's or NumPy's."""
+    if isinstance(value, type) and issubclass(value, np.generic):
+        value = np.dtype(value)
+    if isinstance(value, np.dtype):
+        return value.name
+    if type(value).__module__ == "torch":  # which need not be imported here
+        return str(value).removeprefix("torch.")
+    return value
+
+
+def _check_choices(request: Request) -> None:
+    from dask_infer.device.device_names import check_device_name
+
+    check_device_name(request.device)
+    _check_count("batch_size", request.batch_size, "auto")
+    _check_count("batch_tokens", request.batch_tokens, "auto", None)
+    for name in ("preprocess", "postprocess"):
+        function = getattr(request, name)
+        if function is not None and not callable(function):
+            raise ValueError(f"{name}={function!r} is not callable; pass a function")
+    if request.dtype is not None and request.dtype not in DTYPES:
+        raise ValueError(
+            f"dtype={request.dtype!r}: pass one of {', '.join(map(repr, DTYPES))}"
+        )
+    if request.on_error not in ON_ERROR:
+        raise ValueError(
+            f"on_error={request.on_error!r}: pass one of "
+            f"{', '.join(map(repr, ON_ERROR))}"
+        )
+    layout_of(request.parallel)
+    resources_of(request.resources)
+    if not isinstance(request.row_wise, bool):
+        raise ValueError(f"row_wise={request.row_wise!r}: pass True or False")
+
+
+def layout_of(parallel: Any) -> Layout:
+    """Return the layout that ``parallel=`` asks for, or raise `ValueError`."""
+    if isinstance(parallel, Layout):
+        layout = parallel
+    elif parallel == "data":
+        layout = Layout()
+    elif parallel == "pipeline":
+        layout = Layout(stages="auto")
+    else:
+        raise ValueError(
+            f'parallel={parallel!r}: pass "data", "pipeline" or a dask_infer.Layout; '
+            "this version knows no other layout"
+        )
+    if layout.shards != 1:
+        raise ValueError(
+            f"Layout(shards={layout.shards}): this version does not split single "
+            "layers; pass stages= to split the model between its layers"
+        )
+    return layout
+
+
+def resources_of(resources: Any) -> tuple[tuple[str, float], ...]:
+    """Return ``resources=`` in a fixed order, or raise `ValueError`."""
+    if resources is None:
+        return ()
+    if not isinstance(resources, Mapping) or not resources:
+        raise ValueError(
+            f"resources={resources!r}: pass what one replica or stage holds, such as "
+            '{"GPU": 1}'
+        )
+    for name, amount in resources.items():
+        if not isinstance(amount, Real) or isinstance(amount, bool) or amount <= 0:
+            raise ValueError(
+                f"resources={{{name!r}: {amount!r}}}: pass a number above 0"
+            )
+    return tuple(sorted((str(name), float(v)) for name, v in resources.items()))
+
+
+def _check_count(name: str, value: Any, *words: Any) -> None:
+    if any(value is word or value == word for word in words):
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        accepted = " or ".join(["a positive whole number", *map(repr, words)])
+        raise ValueError(f"{name}={value!r}: pass {accepted}")
+
+
+def seconds(timeout: Any) -> float:
+    """Return a time span in seconds, or raise `ValueError`."""
+    try:
+        seconds = float(parse_timedelta(timeout))
+    except (ValueError, TypeError, KeyError):
+        seconds = 0.0
+    if seconds <= 0:
+        raise ValueError(f'timeout={timeout!r}: pass seconds, or a text like "30s"')
+    return seconds

@@ -1,0 +1,1 @@
+"""The Dask expression of a prediction, and the functions that its tasks call."""

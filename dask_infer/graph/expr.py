@@ -1,0 +1,191 @@
+"""The prediction as one node of a Dask expression.
+
+`Predict` says what it knows of its parents: which columns it reads, that rows do not
+influence each other, that its index is its input's. From that Dask's optimizer moves
+projections, filters, `head`, `len` and `partitions` below the model, and removes a
+prediction that nobody reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import pandas as pd
+from distributed.protocol.pickle import dumps
+
+from dask_infer._dask import (
+    Blockwise,
+    Elemwise,
+    Expr,
+    Filter,
+    Index,
+    Projection,
+    Task,
+    TaskRef,
+    is_filter_pushdown_available,
+    projected_columns,
+)
+from dask_infer.batch.outputs.resolve_outputs import output_meta
+from dask_infer.graph.fusion import fuse
+from dask_infer.graph.tasks import run_partition, take_ticket
+from dask_infer.spec import GroupSpec, Job
+
+
+class _Prediction:
+    """What row-wise and batch-wise predictions have in common."""
+
+    _parameters: ClassVar[list[str]] = ["frame", "job", "emit", "ticket", "lowered"]
+    _defaults: ClassVar[dict[str, Any]] = {"ticket": None, "lowered": False}
+    #: Input rows below the node.
+    frame: Expr
+    #: The whole request; also tells inputs and outputs.
+    job: Job
+    #: Columns of the result, in order: input columns that are kept, and outputs.
+    emit: tuple[Any, ...]
+    #: Task that brings the group about; there is one once the node is lowered.
+    ticket: Ticket | None
+    #: Whether the node is about to become tasks, so that it may be fused.
+    lowered: bool
+
+    @functools.cached_property
+    def _meta(self) -> pd.DataFrame:
+        kept = [c for c in self.emit if c not in self.job.names]
+        outputs = output_meta(self.job.outputs, self.job.nullable, self.job.quarantine)
+        # Rows, index and kept columns are the input's own.
+        meta: pd.DataFrame = self.frame._meta[kept].copy()
+        for name in self.job.names:
+            meta[name] = outputs[name].reindex(meta.index)
+        return meta[list(self.emit)]
+
+    @functools.cached_property
+    def _name(self) -> str:
+        # The dashboard groups tasks by the letters before the token.
+        letters = "".join(filter(str.isalpha, self.job.model.name))
+        return f"predict{letters[:24]}-{self.deterministic_token}"  # type: ignore[attr-defined]
+
+    def _divisions(self) -> tuple[Any, ...]:
+        return self.frame.divisions  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def _job_bytes(self) -> bytes:
+        return bytes(dumps(self.job))
+
+    def _task(self, name: Any, index: int) -> Task:
+        frame = TaskRef((self.frame._name, index))
+        arguments = (frame, self._job_bytes, self.emit)
+        if self.ticket is None:
+            return Task(name, run_partition, *arguments)
+        ticket = TaskRef((self.ticket._name, 0))
+        return Task(name, run_partition, *arguments, ticket)
+
+    def _required(self, emit: tuple[Any, ...]) -> list[Any]:
+        """Input columns that the model and `emit` need, in the frame's order."""
+        needed = {*emit, *self.job.inputs.columns}
+        return [c for c in self.frame.columns if c in needed]
+
+    def _simplify_down(self) -> Expr | None:
+        required = self._required(self.emit)
+        if required == list(self.frame.columns):
+            return None
+        return self._with(frame=self.frame[required])
+
+    def _simplify_up(self, parent: Expr, dependents: Any) -> Any:
+        if isinstance(parent, Index):
+            return Index(self.frame)
+        if isinstance(parent, Projection):
+            moved = self._push_projection(parent, dependents)
+        else:
+            moved = super()._simplify_up(parent, dependents)  # type: ignore[misc]
+        if moved is None and self.lowered:
+            return fuse(self, parent, dependents)  # type: ignore[arg-type]
+        return moved
+
+    def _push_projection(self, parent: Projection, dependents: Any) -> Expr | None:
+        columns = projected_columns(self, parent, dependents)  # type: ignore[arg-type]
+        emit = tuple(c for c in self.emit if c in columns)
+        if not columns & set(self.job.names):
+            # Nobody reads a prediction: nothing is predicted.
+            return type(parent)(self.frame, *parent.operands[1:])
+        if emit == self.emit:
+            return None
+        narrow = self._with(emit=emit)
+        if list(emit) == parent.operand("columns"):
+            return narrow
+        return type(parent)(narrow, *parent.operands[1:])
+
+    def _with(self, **operands: Any) -> Expr:
+        return self.substitute_parameters(operands)  # type: ignore[attr-defined,no-any-return]
+
+    def _lower(self) -> Expr | None:
+        # Runs on the client whenever something is computed (dask 2026.8.0), which is
+        # when the workers may come to ask for weights.
+        from dask_infer.replica.delivery import offer_to_workers
+
+        offer_to_workers()
+        if self.lowered:
+            return None
+        group = self.job.group
+        ticket = None if group is None else Ticket(group)  # type: ignore[no-untyped-call]
+        return self._with(lowered=True, ticket=ticket)
+
+    def __str__(self) -> str:
+        return f"Predict({self.frame}, {self.job!r})"
+
+    def _tree_repr_argument_construction(self, i: int, op: Any, header: str) -> str:
+        return header + (f" {op!r}" if i == 1 else "")
+
+
+class Ticket(Expr):
+    """The one task that all partitions wait for where other workers hold the model."""
+
+    _parameters = ["group"]  # noqa: RUF012 (as the base class has it)
+    #: The group that is asked for.
+    group: GroupSpec
+
+    @functools.cached_property
+    def _meta(self) -> str:
+        return ""
+
+    @functools.cached_property
+    def _name(self) -> str:
+        return f"ticket-{self.group.key}"
+
+    def _divisions(self) -> tuple[None, None]:
+        return (None, None)
+
+    def _layer(self) -> dict[Any, Task]:
+        name = (self._name, 0)
+        return {name: Task(name, take_ticket, bytes(dumps(self.group)))}
+
+
+class Predict(_Prediction, Elemwise):
+    """A prediction of each row for itself."""
+
+    def _filter_passthrough_available(self, parent: Filter, dependents: Any) -> bool:
+        # Filtering first gives the same rows where the predicate reads inputs only.
+        return self._reads_inputs_only(parent.predicate) and (
+            is_filter_pushdown_available(self, parent, dependents)
+        )
+
+    def _reads_inputs_only(self, predicate: Any) -> bool:
+        if not isinstance(predicate, Expr):
+            return True
+        if isinstance(predicate, (Projection, Index)) and self._is(predicate.frame):
+            return not set(predicate.columns) & set(self.job.names)
+        if self._is(predicate):
+            return False
+        return all(self._reads_inputs_only(d) for d in predicate.dependencies())
+
+    def _is(self, expr: Expr) -> bool:
+        return bool(expr._name == self._name)
+
+
+class PredictBatches(_Prediction, Blockwise):
+    """A prediction whose rows influence each other: batches stay as they are.
+
+    Not element-wise, so no filter and no `head` moves below it.
+    """
+
+    # The number of rows is the input's even so.
+    _is_length_preserving = True

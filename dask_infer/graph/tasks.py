@@ -1,0 +1,100 @@
+"""The functions that graph tasks call: a partition in, its predictions out.
+
+Runs in a worker's task thread. Torch is imported with the first row, not before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dask_infer.batch.outputs.resolve_outputs import output_meta
+from dask_infer.errors import make_portable
+from dask_infer.spec import Job
+
+
+def run_partition(
+    frame: pd.DataFrame, job: bytes, emit: tuple[Any, ...], ticket: str | None = None
+) -> pd.DataFrame:
+    """Return `frame`'s kept columns and the predictions of its rows.
+
+    Parameters
+    ----------
+    frame
+        The rows of one partition, with at least the columns that the model reads.
+    job
+        The pickled `Job`; equal bytes are unpickled once in a process.
+    emit
+        Names of the result's columns, in order.
+    ticket
+        What `take_ticket` returned, where other workers hold the model.
+    """
+    with _portable_errors():
+        request = _read_job(job)
+        if len(frame):
+            from dask_infer.run.partition import predict_rows
+
+            predicted = predict_rows(frame, request)
+        else:
+            predicted = output_meta(
+                request.outputs, request.nullable, request.quarantine
+            )
+        return _result(frame, predicted, emit)
+
+
+def take_ticket(group: bytes) -> str:
+    """Wait until other workers hold the model together; return their group's key."""
+    with _portable_errors():
+        from dask_infer.pipeline.worker import group_request as ticket
+
+        return ticket.take_ticket(pickle.loads(group))
+
+
+@contextlib.contextmanager
+def _portable_errors() -> Iterator[None]:
+    """Have what is raised inside survive being pickled, where Dask will do that."""
+    try:
+        yield
+    except Exception as error:
+        from dask_infer.replica.worker_place import current_worker
+
+        # A child of scheduler="processes", or any worker.
+        child = multiprocessing.parent_process() is not None
+        if child or current_worker() is not None:
+            make_portable(error)
+        raise
+
+
+@functools.lru_cache(maxsize=256)
+def _read_job(job: bytes) -> Job:
+    return pickle.loads(job)  # type: ignore[no-any-return]
+
+
+def _result(
+    frame: pd.DataFrame, predicted: dict[str, Any], emit: tuple[Any, ...]
+) -> pd.DataFrame:
+    """Kept columns, then predictions, under the partition's own index."""
+    kept = [name for name in emit if name not in predicted]
+    outputs = {name: predicted[name] for name in emit if name in predicted}
+    objects = {name for name, values in outputs.items() if _is_object(values)}
+    if not kept and not objects:
+        return pd.DataFrame(outputs, index=frame.index, copy=False)
+    # Selecting columns takes longer than all the rest: only where it must be.
+    whole = kept == list(frame.columns)
+    result = (frame if whole else frame[kept]).copy(deep=False)
+    for name, values in outputs.items():
+        # Else pandas makes its own text dtype of an object array of str.
+        dtype = values.dtype if name in objects else None
+        result[name] = pd.Series(values, index=frame.index, dtype=dtype, copy=False)
+    return result
+
+
+def _is_object(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype == object

@@ -1,0 +1,1 @@
+"""Model formats: how each is recognised, loaded and described."""

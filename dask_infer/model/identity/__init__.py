@@ -1,0 +1,1 @@
+"""Content keys: equal content gives equal keys, and pickles without copies."""

@@ -1,0 +1,388 @@
+"""Content of arrays, frames, tensors and torch modules, for the content key.
+
+Raw bytes are hashed where they lie. Strides, devices, gradients and `training` say
+nothing about what a model computes here (always in ``eval()``), and are left out.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask_infer.model.identity.content_key import Walk
+
+Rule = Callable[["Walk", Any], None]
+
+
+def rule(obj: object) -> Rule | None:
+    """Return the rule for data of NumPy, pandas and torch, else None.
+
+    What is not imported has no instances: nothing is imported to find out.
+    """
+    for name, find in _FINDERS.items():
+        library = sys.modules.get(name)
+        found = None if library is None else find(obj, library)
+        if found is not None:
+            return found
+    return None
+
+
+# NumPy
+
+
+def _numpy_rule(obj: object, np: Any) -> Rule | None:
+    if type(obj) in (np.ndarray, np.memmap):
+        return _array
+    if isinstance(obj, np.generic):
+        return _numpy_scalar
+    return None
+
+
+def _numpy_scalar(walk: Walk, obj: Any) -> None:
+    walk.emit("numpy scalar")
+    _array(walk, obj.reshape(1))
+
+
+def _array(walk: Walk, array: Any) -> None:
+    import numpy as np
+
+    # Dtypes of other packages (bfloat16) have the same `str` as any void of their size.
+    walk.emit("array", array.dtype, array.dtype.str, array.shape)
+    if array.dtype.names is not None:  # bytes between fields are garbage
+        for name in array.dtype.names:
+            _array(walk, array[name])
+    elif array.dtype.hasobject or array.dtype.kind == "T":
+        walk.visit_all("elements", array.ravel().tolist())
+    else:
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        walk.emit_bytes("data", raw.data)
+
+
+# pandas
+
+
+def _pandas_rule(obj: object, pd: Any) -> Rule | None:
+    for kind, found in (
+        ("DataFrame", _frame),
+        ("Series", _series),
+        ("MultiIndex", _multi_index),
+        ("Index", _index),
+    ):
+        if isinstance(obj, getattr(pd, kind, ())):
+            return found
+    return None
+
+
+def _frame(walk: Walk, frame: Any) -> None:
+    walk.emit("frame", type(frame).__name__)
+    walk.visit(frame.columns)
+    walk.visit(frame.index)
+    for place in range(frame.shape[1]):
+        _values(walk, frame.iloc[:, place].array)
+
+
+def _series(walk: Walk, series: Any) -> None:
+    walk.emit("series", type(series).__name__)
+    walk.visit(series.name)
+    walk.visit(series.index)
+    _values(walk, series.array)
+
+
+def _multi_index(walk: Walk, index: Any) -> None:
+    walk.emit("multi index")
+    walk.visit_all("names", index.names)
+    walk.visit_all("levels", index.levels)
+    walk.visit_all("codes", index.codes)
+
+
+def _index(walk: Walk, index: Any) -> None:
+    walk.emit("index", type(index).__name__)
+    walk.visit(index.name)
+    _values(walk, index.array)
+
+
+def _values(walk: Walk, values: Any) -> None:
+    walk.emit("values", values.dtype)
+    if hasattr(values, "categories"):
+        walk.visit(values.categories)
+        walk.visit(values.codes)
+    elif hasattr(values.dtype, "char"):  # a NumPy dtype
+        walk.visit(values.to_numpy())
+    else:
+        walk.visit_all("elements", values.astype(object).tolist())
+
+
+# torch
+
+
+def _torch_rule(obj: object, torch: Any) -> Rule | None:
+    if isinstance(obj, torch.Tensor):
+        return _tensor
+    if isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        return _script
+    if isinstance(obj, torch.nn.Module):
+        return _torch_module
+    for kinds, found in _torch_rules(torch):
+        if isinstance(obj, kinds):
+            return found
+    return None
+
+
+def _torch_rules(torch: Any) -> tuple[tuple[Any, Rule], ...]:
+    export = sys.modules.get("torch.export")
+    program = getattr(export, "ExportedProgram", ())
+    operators = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+    return (
+        (torch.Size, _size),
+        (torch.dtype | torch.layout | torch.memory_format, _named),
+        (torch.device, _named),
+        (operators, _named),
+        (torch.UntypedStorage, _storage),
+        (torch.storage.TypedStorage, _typed_storage),
+        (torch.utils.hooks.RemovableHandle, _handle),
+        (program, _program),
+    )
+
+
+def _named(walk: Walk, obj: Any) -> None:
+    walk.emit(type(obj).__name__, obj)
+
+
+def _size(walk: Walk, obj: Any) -> None:
+    walk.visit_all("size", tuple(obj))
+
+
+def _handle(walk: Walk, obj: Any) -> None:
+    walk.emit("handle")  # its number is that of the process
+
+
+def _storage(walk: Walk, obj: Any) -> None:
+    import torch
+
+    _raw(walk, torch.empty(0, dtype=torch.uint8, device=obj.device).set_(obj))
+
+
+def _typed_storage(walk: Walk, obj: Any) -> None:
+    walk.emit("storage", obj.dtype)
+    walk.visit(obj._untyped_storage)
+
+
+def _tensor(walk: Walk, tensor: Any) -> None:
+    import torch
+
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    walk.emit("tensor", "parameter" if is_parameter else "", tensor.dtype)
+    if torch.nn.parameter.is_lazy(tensor):
+        walk.emit("lazy")
+        return
+    walk.emit("shape", *tensor.shape)
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        walk.visit(type(tensor))
+        if hasattr(tensor, "__tensor_flatten__"):
+            _flattened(walk, tensor)
+            return
+        walk.visit_state(vars(tensor))
+    _tensor_data(walk, tensor.detach())
+
+
+def _flattened(walk: Walk, tensor: Any) -> None:
+    """Add a wrapper subclass (quantised, distributed) by the tensors it wraps."""
+    names, context = tensor.__tensor_flatten__()
+    walk.visit(context)
+    for name in names:
+        walk.visit(getattr(tensor, name))
+
+
+def _tensor_data(walk: Walk, tensor: Any) -> None:
+    import torch
+
+    if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
+        walk.emit("meta")
+    elif tensor.is_quantized:
+        walk.emit("quantized", tensor.qscheme())
+        _instance_parts(walk, tensor)
+    elif tensor.layout is not torch.strided:
+        walk.emit("layout", tensor.layout)
+        _instance_parts(walk, tensor)
+    elif not _seen_storage(walk, tensor):
+        _raw(walk, tensor.resolve_conj().resolve_neg())
+
+
+def _instance_parts(walk: Walk, tensor: Any) -> None:
+    """Add sparse and quantised tensors by what torch would rebuild them from."""
+    if tensor.layout is sys.modules["torch"].sparse_coo:
+        tensor = tensor.coalesce()
+    _, arguments = tensor.__reduce_ex__(2)[:2]
+    walk.visit(arguments)
+
+
+def _seen_storage(walk: Walk, tensor: Any) -> bool:
+    """Emit the number of equal memory met before: a tie by `.data` or a view."""
+    if tensor.numel() == 0:
+        return False
+    place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+    number = walk.storages.setdefault((*place, tensor.dtype), len(walk.storages))
+    if number < len(walk.storages) - 1:
+        walk.emit("same memory", number)
+        return True
+    walk.emit("memory", number)
+    return False
+
+
+def _raw(walk: Walk, tensor: Any) -> None:
+    import torch
+
+    flat = tensor.cpu().contiguous().reshape(-1)
+    walk.emit_bytes("data", memoryview(flat.view(torch.uint8).numpy()))
+
+
+# torch modules
+
+
+def _torch_module(walk: Walk, module: Any) -> None:
+    import torch
+
+    if isinstance(module, torch.fx.GraphModule):
+        state = _graph(walk, module)
+    else:
+        walk.visit(type(module))
+        state = module_state(module)
+    if "_parameters" not in state:  # a __getstate__ of its own
+        walk.visit(state)
+        return
+    _tensors(walk, state)
+    _hooks(walk, state)
+    names = _BOOKKEEPING.union(vars(torch.nn.Module()))
+    walk.visit_state({k: v for k, v in state.items() if k not in names})
+    walk.emit("modules", len(state["_modules"]))
+    for name, child in state["_modules"].items():
+        walk.visit(name)
+        walk.visit(child)
+
+
+#: What torch notes on a module, beside what every module has.
+_BOOKKEEPING = frozenset({"_compiled_call_impl", "_is_torch_compile"})
+
+
+def module_state(module: Any) -> Any:
+    """Return the attributes of a module; parametrized ones refuse to tell them."""
+    import torch
+
+    getstate: Any = type(module).__getstate__
+    ours = getstate is torch.nn.Module.__getstate__
+    if ours or getstate.__module__ == torch.nn.utils.parametrize.__name__:
+        return vars(module)
+    return module.__getstate__()
+
+
+def _tensors(walk: Walk, state: dict[str, Any]) -> None:
+    fleeting = state["_non_persistent_buffers_set"]
+    for name, parameter in state["_parameters"].items():
+        walk.emit("parameter", name)
+        walk.visit(parameter)
+    for name, buffer in state["_buffers"].items():
+        walk.emit("buffer", name, name in fleeting)
+        walk.visit(buffer)
+
+
+def _hooks(walk: Walk, state: dict[str, Any]) -> None:
+    """Add forward hooks in order; their numbers are those of the process."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        keywords = state.get(f"{kind}_with_kwargs", {})
+        always = state.get(f"{kind}_always_called", {})
+        walk.emit(kind, len(state[kind]))
+        for number, hook in state[kind].items():
+            walk.emit("hook", number in keywords, number in always)
+            walk.visit(hook)
+
+
+def _graph(walk: Walk, module: Any) -> dict[str, Any]:
+    """Add the code of a traced graph; its class is made anew for every instance."""
+    code = module.graph.python_code("self")
+    walk.emit("graph", code.src)
+    walk.visit_state(dict(code.globals))
+    made = {"_graph", "_code", "_lineno_map", "_prologue_start", "meta"}
+    return {name: value for name, value in vars(module).items() if name not in made}
+
+
+# Programs, by what torch would write to a file
+
+#: TorchScript numbers its classes by the process.
+_MANGLE = re.compile(r"___torch_mangle_\d+\.?")
+
+
+def _program(walk: Walk, program: Any) -> None:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    walk.emit("program")
+    walk.emit_bytes("data", buffer.getbuffer())
+
+
+def _script(walk: Walk, script: Any) -> None:
+    walk.emit("script")
+    code: list[tuple[str, str]] = []
+    with zipfile.ZipFile(io.BytesIO(script.save_to_buffer())) as archive:
+        for name in sorted(archive.namelist()):
+            data = archive.read(name)
+            path = name.partition("/")[2]
+            if path.endswith(".pkl"):
+                walk.emit("record", path)
+                walk.visit(_Skeleton(io.BytesIO(data)).load())
+            elif path.startswith("code/") and path.endswith(".py"):
+                code.append((_MANGLE.sub("", path), _source(data.decode())))
+            elif path.startswith(("data/", "constants/")):
+                walk.emit("record", path)
+                walk.emit_bytes("data", data)
+    walk.visit(sorted(code))
+
+
+def _source(text: str) -> str:
+    """Return TorchScript code; the order of constants is that of a set of strings."""
+    classes = _MANGLE.sub("", text).split("\nclass ")
+    return "\nclass ".join(map(_sort_constants, classes))
+
+
+def _sort_constants(text: str) -> str:
+    lines = text.split("\n")
+    constants = {place for place, line in enumerate(lines) if " : Final[" in line}
+    rest = (line for place, line in enumerate(lines) if place not in constants)
+    return "\n".join([*sorted(lines[place] for place in constants), *rest])
+
+
+class _Rebuilt:
+    """What a pickle rebuilds, by name, without importing or calling it."""
+
+    def __new__(cls, *args: object) -> _Rebuilt:
+        made = super().__new__(cls)
+        made.args = args
+        return made
+
+    args: tuple[object, ...]
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Skeleton(pickle.Unpickler):
+    """Reads a pickle whose order of memo entries differs between processes."""
+
+    def find_class(self, module: str, name: str) -> type:
+        return type(_MANGLE.sub("", f"{module}.{name}"), (_Rebuilt,), {})
+
+    def persistent_load(self, place: object) -> object:
+        return place
+
+
+_FINDERS: dict[str, Callable[[object, Any], Rule | None]] = {
+    "numpy": _numpy_rule,
+    "pandas": _pandas_rule,
+    "torch": _torch_rule,
+}

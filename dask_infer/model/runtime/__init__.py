@@ -1,0 +1,1 @@
+"""A model in this process, ready to be called with a batch."""

@@ -1,0 +1,146 @@
+"""Bytes that a model takes: projected before it is loaded, measured after."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dask_infer.spec.model_spec import ModelSpec
+
+#: Floating dtypes a model can be run in, by the names that `dtype=` takes.
+FLOATING = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+#: Linear layers in whole numbers of 8 bits, all else in float32.
+INT8 = "int8"
+
+#: Bytes of one number by the names that safetensors headers use.
+_FLOATING_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """Torch dtype of a floating dtype's name; float32 for "int8".
+
+    Raises
+    ------
+    ValueError
+        If it is no floating dtype that models run in.
+    """
+    if name is None:
+        return None
+    if name == INT8:
+        return torch.float32
+    if name not in FLOATING:
+        known = ", ".join(f'"{known}"' for known in (*FLOATING, INT8))
+        raise ValueError(f"dtype={name!r} is no floating dtype; pass one of {known}")
+    return FLOATING[name]
+
+
+def resident_bytes(spec: ModelSpec, dtype: str | None = None) -> int:
+    """Projected bytes of the model once loaded in `dtype`; 0 where nobody can tell.
+
+    Read from the headers of safetensors files; other weights are taken as float32.
+    """
+    wanted = parse_dtype(dtype)
+    if wanted is None:
+        return spec.nbytes
+    files = list(_safetensors(spec))
+    if not files:
+        return spec.nbytes * wanted.itemsize // torch.float32.itemsize
+    return sum(_bytes_in(path, wanted.itemsize) for path in files)
+
+
+def _safetensors(spec: ModelSpec) -> Iterator[Path]:
+    if spec.weights is not None:
+        yield from safetensors_files(Path(spec.weights))
+    elif spec.path is not None and Path(spec.path).is_dir():
+        yield from sorted(Path(spec.path).rglob("*.safetensors"))
+
+
+def safetensors_files(path: Path) -> list[Path]:
+    """Files of a checkpoint: itself, or those that its ``*.index.json`` names."""
+    if path.suffix != ".json":
+        return [path]
+    index = json.loads(path.read_text())
+    return [path.parent / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def _bytes_in(path: Path, width: int) -> int:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return sum(_tensor_bytes_in(entry, width) for entry in header.values())
+
+
+def _tensor_bytes_in(entry: dict[str, list[int]], width: int) -> int:
+    start, stop = entry["data_offsets"]
+    stored = _FLOATING_WIDTH.get(str(entry["dtype"]))
+    return stop - start if stored is None else (stop - start) * width // stored
+
+
+def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Every parameter and buffer that has data, shared objects once."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not is_lazy(tensor):
+            yield tensor
+
+
+def is_lazy(tensor: torch.Tensor) -> bool:
+    """Whether a lazy module has not yet given it a shape."""
+    lazy = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
+    return isinstance(tensor, lazy)
+
+
+def tensor_bytes(module: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers; those that share memory count once."""
+    seen: dict[tuple[int, int], int] = {}
+    for tensor in tensors_of(module):
+        nbytes = tensor.numel() * tensor.element_size()
+        seen[_address(tensor), nbytes] = nbytes
+    return sum(seen.values())
+
+
+def _address(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # sparse and wrapped tensors have no single address
+        return id(tensor)
+
+
+def floating_dtype(module: torch.nn.Module) -> torch.dtype | None:
+    """Dtype of the first floating parameter, else None."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return None
+
+
+def mapped_share(module: torch.nn.Module) -> float:
+    """Share of the tensors' bytes that lie in mapped files; 1.0 where unknowable."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return 1.0
+    mapped = sorted(_range(line) for line in lines if line.count("/"))
+    total = inside = 0
+    for tensor in tensors_of(module):
+        nbytes = tensor.numel() * tensor.element_size()
+        total += nbytes
+        address = _address(tensor)
+        if any(low <= address < high for low, high in mapped):
+            inside += nbytes
+    return inside / total if total else 1.0
+
+
+def _range(line: str) -> tuple[int, int]:
+    low, high = line.split(None, 1)[0].split("-")
+    return int(low, 16), int(high, 16)

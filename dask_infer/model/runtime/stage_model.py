@@ -1,0 +1,133 @@
+"""A part of a model in this process: the blocks of one stage."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.runtime.kept_memory import KeptMemory
+from dask_infer.model.runtime.loaded_model import LoadedModel
+from dask_infer.model.store.blob_store import Parcel, Store, default_store, read_blob
+from dask_infer.spec import Blob, ModelSpec
+from dask_infer.spec.token_rules import TokenRules
+
+#: Chains that a process remembers; each takes some 100 KB of disk.
+MOST_CHAINS = 16
+
+
+class PartModel(LoadedModel):
+    """One stage: values by name in, values by name out."""
+
+    def __init__(self, spec: ModelSpec, stage: Any, rules: TokenRules) -> None:
+        super().__init__(spec, "tensor", stage, stage.nbytes)
+        self.device = stage.device
+        self.floating = stage.floating
+        self._rules = rules
+        self._kept = KeptMemory()
+
+    def call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
+    ) -> Any:
+        """Return what the next stage gets for the values of this one."""
+        return self._kept.run(self.target, lambda: self.target.call(*args))
+
+    def token_rules(self, method: str | None) -> TokenRules:
+        """Return how the divided model takes tokens."""
+        return self._rules
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self.target.close()
+        super().close()
+
+
+@functools.lru_cache(maxsize=16)
+def read_chain(blob: Blob) -> Any:
+    """Return the model as a chain of blocks, without weights."""
+    return read_blob(blob)
+
+
+#: Chains that calls of this process asked for, by store and key; least recent first.
+_chains: OrderedDict[tuple[Path, str], Blob] = OrderedDict()
+
+
+def chain_blob(
+    spec: ModelSpec, live: object | None, args: Any, kwargs: Any, **options: Any
+) -> Blob:
+    """Return a model's chain in the content store, held while the blob lives.
+
+    Parameters are those of `split`. Pickles of equal chains may differ, so what the
+    model is split for makes the key: equal calls share a group, and split once.
+    """
+    from dask_infer.model.split import split
+
+    told = content_key((args, kwargs, options))
+    content = (spec.key, spec.kind, told, torch.__version__, _code())
+    key = hashlib.sha256(repr(content).encode()).hexdigest()
+    store = default_store()
+    blob = _chains.pop((store.root, key), None)
+    if blob is None or (blob.data is None and not store.has(key)):
+        blob = _stored(key, store)
+    if blob is None:
+        chain = split(spec, live, args, kwargs, **options)
+        parcel = Parcel(chain, key, "the model's layers")
+        blob = parcel.write(store, owner=parcel.blob)
+    _chains[store.root, key] = blob
+    if len(_chains) > MOST_CHAINS:
+        _chains.popitem(last=False)
+    return blob
+
+
+def _stored(key: str, store: Store) -> Blob | None:
+    """Return what an entry is read by, held while that lives; None where it is not."""
+    hold = store.hold(key)
+    if not store.has(key):
+        hold.release()
+        return None
+    blob = Blob(key)
+    weakref.finalize(blob, hold.release)
+    return blob
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the code that makes chains and reads them."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def part_bytes(chain: Blob, start: int, stop: int) -> int:
+    """Projected bytes of the blocks from `start` up to `stop`."""
+    return int(read_chain(chain).stage_bytes(start, stop))
+
+
+def load_part(
+    spec: ModelSpec,
+    chain: Blob,
+    start: int,
+    stop: int,
+    *,
+    device: str,
+    dtype: str | None,
+) -> PartModel:
+    """Load the blocks from `start` up to `stop`, and nothing else.
+
+    Raises
+    ------
+    ModelLoadError
+        If they cannot be read; names the model and the cause.
+    """
+    from dask_infer.model.split import load_stage
+
+    divided = read_chain(chain)
+    stage = load_stage(spec, divided, start, stop, device=device, dtype=dtype)
+    keywords = frozenset(name for name in divided.inputs if isinstance(name, str))
+    masked = "attention_mask" in keywords
+    return PartModel(spec, stage, TokenRules(keywords, masked, divided.pad))

@@ -1,0 +1,127 @@
+"""Tokenizers: from what the user gave to something that can be called with texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dask_infer.errors import InputError, ModelLoadError
+from dask_infer.model.formats.huggingface import import_library
+from dask_infer.model.formats.sentence_transformers import Prompted
+
+_loading = threading.Lock()
+
+#: Threads of the tokenizers library, once they are started.
+_started: list[int] = []
+
+RAYON = "RAYON_NUM_THREADS"
+
+
+def load_tokenizer(
+    source: object, *, directory: str | None = None, cores: int = 1
+) -> Any:
+    """Return a callable that turns a list of texts into arrays by name.
+
+    Parameters
+    ----------
+    source
+        A tokenizer of Hugging Face or any callable (returned as it is), the directory
+        of one (loaded once per process), or None for the model's own `directory`.
+    directory
+        Where the model lies, whose tokenizer is meant if `source` is None.
+    cores
+        How many cores one call may take; the first tokenizer of a process decides.
+
+    Raises
+    ------
+    InputError
+        If `source` is none of these.
+    ModelLoadError
+        If the directory holds no tokenizer.
+    """
+    if source is None:
+        source = directory
+    if isinstance(source, (str, os.PathLike)):
+        with _loading:
+            source = _from_directory(os.path.realpath(source))
+    if callable(source):
+        _start_threads(cores)
+        return source
+    raise InputError(
+        f"tokenizer={source!r}: pass a Hugging Face tokenizer, its directory, or a "
+        "callable that takes a list of texts"
+    )
+
+
+@lru_cache(maxsize=16)
+def _from_directory(directory: str) -> Any:
+    if not os.path.isdir(directory):
+        raise ModelLoadError(
+            f"tokenizer: {directory} is no directory on this machine; pass the "
+            "tokenizer itself, or a directory that every worker sees"
+        )
+    transformers = import_library("transformers", what="a tokenizer")
+    first = _first_module(Path(directory))
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            first, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelLoadError(
+            f"{directory} holds no tokenizer that transformers can load: {error}; pass "
+            "tokenizer="
+        ) from error
+    _limit(tokenizer, first / "sentence_bert_config.json")
+    prompt = _prompt(Path(directory) / "config_sentence_transformers.json")
+    return Prompted(tokenizer, prompt) if prompt else tokenizer
+
+
+def _prompt(settings: Path) -> str:
+    """Return what sentence-transformers puts before each text by default."""
+    told = json.loads(settings.read_text()) if settings.is_file() else {}
+    return (told.get("prompts") or {}).get(told.get("default_prompt_name")) or ""
+
+
+def _first_module(directory: Path) -> Path:
+    """Where a sentence-transformers pipeline keeps its tokenizer, else `directory`."""
+    modules = directory / "modules.json"
+    if not modules.is_file():
+        return directory
+    return directory / str(json.loads(modules.read_text())[0].get("path", ""))
+
+
+def _limit(tokenizer: Any, settings: Path) -> None:
+    """Truncate where sentence-transformers does, often before the model's own limit."""
+    if not settings.is_file():
+        return
+    longest = json.loads(settings.read_text()).get("max_seq_length")
+    if longest:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, int(longest))
+
+
+def _start_threads(cores: int) -> None:
+    """Start the threads of the tokenizers library: as many as `cores`.
+
+    It starts them once a process, for all tokenizers, when it first sees a batch, and
+    would take every core of the machine. One call at a time uses them (`tokenize`).
+    What the environment says comes first. ``TOKENIZERS_PARALLELISM`` is not touched:
+    only where it is unset does the library see a fork and do without threads there.
+    """
+    library = sys.modules.get("tokenizers")
+    if library is None or _started or RAYON in os.environ:
+        return
+    with _loading:
+        if _started:
+            return
+        _started.append(cores)
+        os.environ[RAYON] = str(cores)
+        try:
+            words = library.models.WordLevel({"a": 0}, unk_token="a")
+            library.Tokenizer(words).encode_batch(["a", "a"])
+        finally:
+            del os.environ[RAYON]

@@ -1,0 +1,1 @@
+"""What a model returns, found without its weights and without data."""

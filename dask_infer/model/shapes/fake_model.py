@@ -1,0 +1,360 @@
+"""A model without its weights: the same code and sizes, fake tensors for numbers.
+
+Nothing of the caller's module is copied but its structure: deep copies meet fake
+tensors wherever a tensor was, so modes, buffers and cached attributes of the copy are
+its own and the weights stay where they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from dask_infer.errors import ModelLoadError
+from dask_infer.model.runtime.footprint import floating_dtype
+from dask_infer.model.runtime.loaded_model import LoadedModel
+from dask_infer.model.shapes.padding import token_rules
+from dask_infer.model.shapes.trace_errors import cannot_trace
+from dask_infer.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model of the client, ready to be looked at."""
+
+    module: torch.nn.Module
+    #: A program that only its loader can read: called as it is, weights and all.
+    program: LoadedModel | None = None
+
+    def weightless(
+        self, mode: FakeTensorMode, dtype: torch.dtype | None
+    ) -> torch.nn.Module:
+        """Return a copy in eval mode with fake tensors, floating ones as `dtype`."""
+        if self.program is not None:
+            return self.module
+        if isinstance(self.module, torch.jit.ScriptModule):
+            return _scripted(self.module, dtype)
+        return _faked(self.module, mode, dtype)
+
+    def function(self, module: torch.nn.Module, method: str | None) -> Any:
+        """Return what a call of `module` runs."""
+        if self.program is not None and method is None:
+            program = self.program
+            return lambda *args, **kwargs: program.call(args, kwargs)
+        return getattr(module, method or "__call__")
+
+    def signature(self, method: str | None) -> inspect.Signature | None:
+        """Return how a call may look; None where nobody can tell."""
+        function = getattr(self.module, method or "forward")
+        if (schema := getattr(function, "schema", None)) is not None:
+            return _script_signature(schema)
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            return None
+        exported = getattr(self.module, "_in_spec", None)
+        if exported is None or self.program is not None or method is not None:
+            return signature
+        return _exported_signature(signature, exported)
+
+    def one_row(self, method: str | None) -> bool:
+        """Whether a call takes one row: it looks for padding, and has no token."""
+        function = getattr(self.module, method or "forward")
+        return token_rules(self.module, function, None).alone
+
+    def floating(self, dtype: torch.dtype | None) -> torch.dtype:
+        """Return the dtype of floating inputs: `dtype`, the model's, or torch's own."""
+        return dtype or floating_dtype(self.module) or torch.get_default_dtype()
+
+
+def open_model(spec: ModelSpec, live: object | None) -> Opened:
+    """Return the model with no weights loaded, as far as its kind allows.
+
+    Parameters
+    ----------
+    spec
+        What the model is.
+    live
+        The caller's module; for a factory what builds it when called.
+
+    Raises
+    ------
+    CannotTrace
+        Only calling it would tell what it returns.
+    """
+    if spec.kind not in _OPENERS:
+        reason = f"what this {spec.kind} returns is only known by calling it"
+        raise cannot_trace(spec.name, reason)
+    opened = _OPENERS[spec.kind](spec, live)
+    tensors = chain(opened.module.parameters(), opened.module.buffers())
+    if any(is_lazy(tensor) for tensor in tensors):
+        reason = "lazy layers have no sizes yet: call it once on an example row"
+        raise cannot_trace(spec.name, reason)
+    return opened
+
+
+def _module(spec: ModelSpec, live: object | None) -> Opened:
+    if not isinstance(live, torch.nn.Module):
+        from dask_infer.model.formats.torch_module import read_module
+
+        live = read_module(spec)
+    return Opened(unwrapped(live))
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """Return the module that a compiled module wraps."""
+    while isinstance(inner := getattr(module, "_orig_mod", None), torch.nn.Module):
+        module = inner
+    return module
+
+
+def _factory(spec: ModelSpec, live: object | None) -> Opened:
+    """Build without memory where a file brings the weights, else never."""
+    if spec.weights is None:
+        reason = "what a class or function builds is only known by calling it"
+        raise cannot_trace(spec.name, reason)
+    module = _built(spec, builder_of(spec, live))
+    if not isinstance(module, torch.nn.Module):
+        reason = (
+            f"{type(module).__name__} is no torch module, so weights= cannot fill it"
+        )
+        raise cannot_trace(spec.name, reason)
+    return Opened(unwrapped(module))
+
+
+def _built(spec: ModelSpec, build: Callable[[], Any]) -> Any:
+    """Build on the meta device; where values are read, as workers do: buffers real."""
+    from dask_infer.model.formats.factory import parameters_on_meta
+
+    try:
+        with suppress(Exception), torch.device("meta"):
+            return build()
+        with parameters_on_meta():
+            return build()
+    except Exception as error:
+        reason = f"it cannot be built without memory ({type(error).__name__}: {error})"
+        raise cannot_trace(spec.name, reason) from error
+
+
+def builder_of(spec: ModelSpec, live: object | None) -> Callable[[], Any]:
+    """Return what builds the model of a factory."""
+    if callable(live):
+        return live
+    from dask_infer.model.store.blob_store import read_blob
+
+    assert spec.blob is not None
+    builder: Callable[[], Any] = read_blob(spec.blob)
+    return builder
+
+
+def _huggingface(spec: ModelSpec, live: object | None) -> Opened:
+    with torch.device("meta"):
+        return Opened(build_architecture(spec))
+
+
+def build_architecture(spec: ModelSpec) -> torch.nn.Module:
+    """Build the architecture that ``config.json`` names, without its weights."""
+    from dask_infer.model.formats.huggingface import import_library
+
+    transformers = import_library("transformers", what=spec.name)
+    config = transformers.AutoConfig.from_pretrained(
+        spec.path, local_files_only=True, trust_remote_code=False
+    )
+    names = list(getattr(config, "architectures", None) or ())
+    kind = getattr(transformers, names[0], None) if names else transformers.AutoModel
+    if kind is None:
+        raise ModelLoadError(
+            f"{spec.path}: architecture {names[0]} is not part of transformers "
+            f"{transformers.__version__}, and code that comes with a model is never "
+            "run; install a version that has it or pass ModelSource.from_factory(build)"
+        )
+    build = kind._from_config if names else kind.from_config
+    return build(config)  # type: ignore[no-any-return]
+
+
+def _program(spec: ModelSpec, live: object | None) -> Opened:
+    """Load a program file, by the rules of safety that hold for every load."""
+    from dask_infer.model.runtime.load_model import load
+
+    program = load(spec)
+    module: torch.nn.Module = program.target
+    return Opened(module, program if spec.kind == "exported" else None)
+
+
+_OPENERS: dict[str, Callable[[ModelSpec, object | None], Opened]] = {
+    "module": _module,
+    "factory": _factory,
+    "huggingface": _huggingface,
+    "exported": _program,
+    "torchscript": _program,
+}
+
+
+def _exported_signature(signature: inspect.Signature, spec: Any) -> inspect.Signature:
+    """Return a program's signature: it takes keywords only as it was exported."""
+    parameters = list(signature.parameters.values())
+    positional, keywords = spec.children()
+    count = positional.num_children
+    if count + keywords.num_children != len(parameters):
+        return signature
+    kind = inspect.Parameter
+    first = [kind(p.name, kind.POSITIONAL_ONLY) for p in parameters[:count]]
+    rest = [kind(name, kind.KEYWORD_ONLY) for name in keywords.context]
+    return inspect.Signature([*first, *rest])
+
+
+def _script_signature(schema: Any) -> inspect.Signature:
+    kind = inspect.Parameter
+    parameters = []
+    for argument in schema.arguments[1:]:
+        has_default = argument.has_default_value()
+        default = argument.default_value if has_default else kind.empty
+        parameters.append(
+            kind(argument.name, kind.POSITIONAL_OR_KEYWORD, default=default)
+        )
+    return inspect.Signature(parameters)
+
+
+def _scripted(
+    module: torch.jit.ScriptModule, dtype: torch.dtype | None
+) -> torch.nn.Module:
+    """Return the script itself where nothing is to change: its copies hold weights."""
+    training = any(getattr(part, "training", False) for part in module.modules())
+    if dtype is None and not training:
+        return module
+    copied: torch.nn.Module = copy.deepcopy(module)
+    copied = copied.eval() if training else copied
+    return copied if dtype is None else copied.to(dtype)
+
+
+def _faked(
+    module: torch.nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None
+) -> torch.nn.Module:
+    """Return a deep copy with fake tensors, in eval mode."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(module.parameters(), module.buffers()):
+        memo[id(tensor)] = _fake(tensor, mode, dtype)
+    return structure_copy(module, memo, lambda tensor: _fake(tensor, mode, None))
+
+
+def structure_copy(
+    module: torch.nn.Module,
+    memo: dict[int, Any],
+    other: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.nn.Module:
+    """Return a deep copy in eval mode, without copying any tensor.
+
+    Parameters
+    ----------
+    memo
+        What stands for objects of the module, by their ids.
+    other
+        What stands for any other tensor that it holds.
+    """
+    with _TensorCopy(other):
+        copied: torch.nn.Module = copy.deepcopy(module, memo)
+        for part in copied.modules():
+            _own_functions(part, memo)
+    with suppress(NotImplementedError):  # exported programs have one mode
+        copied.eval()
+    return copied
+
+
+def private_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy to be changed, with the same parameters and buffers."""
+    weights = (*module.parameters(), *module.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in weights}
+    return structure_copy(module, memo, lambda tensor: tensor.detach().clone())
+
+
+def named_tensors(
+    module: torch.nn.Module, path: str = ""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every parameter and buffer under each of its names, after `path`."""
+    yield from module.named_parameters(path, remove_duplicate=False)
+    yield from module.named_buffers(path, remove_duplicate=False)
+
+
+def _own_functions(part: torch.nn.Module, memo: dict[int, Any]) -> None:
+    """Give hooks and patched methods closures of their own.
+
+    A hook that collects activations must not collect fake ones for the caller, and a
+    patched ``forward`` that closes over the module must mean the copy.
+    """
+    tables: tuple[Any, ...] = (part._forward_pre_hooks, part._forward_hooks, vars(part))
+    for table in tables:
+        for key, function in list(table.items()):
+            if isinstance(function, FunctionType) and function.__closure__:
+                table[key] = _own_closure(function, memo)
+
+
+def _own_closure(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    cells = []
+    for cell in function.__closure__ or ():
+        with suppress(Exception):  # empty, or holds what cannot be copied: stays shared
+            cell = CellType(copy.deepcopy(cell.cell_contents, memo))
+        cells.append(cell)
+    own = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        tuple(cells),
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    own.__dict__.update(function.__dict__)
+    return own
+
+
+class _TensorCopy(TorchFunctionMode):
+    """Says what copies of tensors are that modules hold beside their registers."""
+
+    def __init__(self, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.stand_in = stand_in
+        super().__init__()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.__deepcopy__:
+            tensor, memo = args
+            if id(tensor) not in memo:
+                memo[id(tensor)] = self.stand_in(tensor)
+            return memo[id(tensor)]
+        if func is torch._C.TensorBase.clone:  # how parameters copy themselves
+            return self.stand_in(args[0])
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def _fake(
+    tensor: torch.Tensor, mode: FakeTensorMode, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """Return a fake of `tensor`; meta tensors become fakes of CPU tensors."""
+    casts = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+    on_meta = tensor.device.type == "meta"
+    fake: torch.Tensor
+    if casts or on_meta:
+        with mode:
+            fake = torch.empty_strided(
+                tensor.shape,
+                tensor.stride(),
+                dtype=dtype if casts else tensor.dtype,
+                device="cpu" if on_meta else tensor.device,
+            )
+    else:
+        fake = mode.from_tensor(tensor.detach(), static_shapes=True)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+    return fake

@@ -1,0 +1,386 @@
+"""What a model would return, found without its weights, without data, on the client.
+
+The model's code runs on fake tensors: they have a shape and a dtype and no numbers. The
+counts of rows and tokens are primes that are no other size of the model, and there are
+two of each: whoever reads the result knows these axes by their size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from dask_infer.model.runtime.footprint import parse_dtype
+from dask_infer.model.runtime.methods import MissingMethodError
+from dask_infer.model.shapes.fake_model import Opened, open_model
+from dask_infer.model.shapes.padding import generates
+from dask_infer.model.shapes.sandbox import sandbox
+from dask_infer.model.shapes.static_outputs import declared_outputs
+from dask_infer.model.shapes.strict_dtypes import StrictDtypes
+from dask_infer.model.shapes.trace_errors import (
+    ArityMismatch,
+    Attempt,
+    CannotTrace,
+    Example,
+    ShapeMismatch,
+    cannot_trace,
+    check_arity,
+    label,
+    require_method,
+)
+from dask_infer.model.shapes.traced_outputs import Found, Traced, compared, leaves_of
+from dask_infer.spec import ModelSpec
+
+__all__ = [
+    "ArityMismatch",
+    "CannotTrace",
+    "Example",
+    "ShapeMismatch",
+    "Traced",
+    "check_call",
+    "propagate",
+]
+
+Key = int | str
+
+#: Counts of rows and of tokens to choose from; small models take few tokens.
+_ROWS = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
+_TOKENS = (11, 13, 17, 19, 23, 29, 31)
+
+#: Up to so many stacked lists are tried as integers in every combination, else all.
+_COMBINED = 4
+
+
+def propagate(
+    spec: ModelSpec,
+    live: object | None,
+    args: Sequence[Example],
+    kwargs: Mapping[str, Example],
+    *,
+    method: str | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> Traced:
+    """Find what the model returns for a batch, without weights, data or a real call.
+
+    Parameters
+    ----------
+    spec
+        The model.
+    live
+        The caller's module, which is left untouched; for a factory what builds it when
+        called. None to read the spec's own.
+    args, kwargs
+        One row of each argument.
+    method
+        Called in place of the model itself.
+    call_kwargs
+        Extra keyword arguments of the call.
+    dtype
+        Floating dtype that the model runs in; None as it is.
+
+    Raises
+    ------
+    ShapeMismatch
+        The model refuses these sizes or dtypes.
+    ArityMismatch
+        It takes other arguments.
+    MissingMethodError
+        It has no such method.
+    CannotTrace
+        It depends on values, leaves torch, or is opaque: ``meta=`` is needed.
+    """
+    examples: dict[Key, Example] = dict(enumerate(args))
+    examples.update(kwargs.items())
+    with sandbox():
+        if spec.kind in ("onnx", "sentence-transformers"):
+            _refuse_method(spec, method)
+            both = []
+            for counts in ((_ROWS[0], _TOKENS[0]), (_ROWS[-1], _TOKENS[1])):
+                declared = declared_outputs(spec, examples, counts, dtype)
+                both.append(Found(declared[0], counts))
+            return compared(*both).traced(*declared[1:])
+        opened = open_model(spec, live)
+        call = _Call(
+            spec.name, opened, method, examples, dict(call_kwargs or {}), dtype
+        )
+        return call.generated() or call.checked().traced()
+
+
+def check_call(
+    spec: ModelSpec,
+    live: object | None,
+    args: Sequence[Example],
+    kwargs: Mapping[str, Example],
+    *,
+    method: str | None = None,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse a method that a module lacks and arguments that it does not take.
+
+    Nothing of it runs. Parameters and errors are those of `propagate`.
+    """
+    if not isinstance(live, torch.nn.Module):
+        return
+    examples: dict[Key, Example] = dict(enumerate(args))
+    examples.update(kwargs.items())
+    opened = open_model(spec, live)
+    _Call(spec.name, opened, method, examples, dict(call_kwargs or {}), None).checked()
+
+
+def _refuse_method(spec: ModelSpec, method: str | None) -> None:
+    """Refuse methods of models whose files only tell what the model itself returns."""
+    if method is not None and spec.kind == "onnx":
+        reason = f"an ONNX model has no method {method}; leave method= out"
+        raise MissingMethodError(f"{spec.name}: {reason}")
+    if method is not None:
+        raise cannot_trace(spec.name, f"its files do not tell what {method} returns")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One model and one way of calling it."""
+
+    name: str
+    opened: Opened
+    method: str | None
+    examples: dict[Key, Example]
+    extra: dict[str, Any]
+    dtype: str | None
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def floating(self) -> torch.dtype:
+        return self.opened.floating(parse_dtype(self.dtype))
+
+    def checked(self) -> _Call:
+        """Check method and arguments; return the call that can be tried."""
+        if self.method is not None:
+            require_method(self.opened.module, self.name, self.method)
+            if self.method == "generate":
+                reason = "generate chooses each token by the one before"
+                raise cannot_trace(self.name, reason)
+        signature = self.opened.signature(self.method)
+        if signature is None:
+            return self
+        dropped = _unwanted(signature, self.examples)
+        examples = {k: ex for k, ex in self.examples.items() if k not in dropped}
+        examples = with_mask(signature, examples)
+        function = self.method or "forward"
+        check_arity(self.name, function, signature, examples, self.extra)
+        extra = dict(self.extra)
+        if (
+            hasattr(self.opened.module, "config")
+            and "use_cache" in signature.parameters
+        ):
+            extra.setdefault("use_cache", False)
+        rest = (self.method, examples, extra, self.dtype, dropped)
+        return _Call(self.name, self.opened, *rest)
+
+    def generated(self) -> Traced | None:
+        """Return what ``generate`` of transformers returns; None for other calls."""
+        if self.method != "generate" or not generates(self.opened.module, self.extra):
+            return None
+        rows, tokens = _ROWS[0], _TOKENS[0]
+        sequences = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
+        found = Found(sequences, (rows, tokens)).traced(_name(self.floating), ())
+        return replace(found, ragged=True)
+
+    def traced(self) -> Traced:
+        """Try lists of integers as such; where the model refuses them, floating."""
+        listed = {k: ex for k, ex in self.examples.items() if ex.floats}
+        try:
+            return self._tried()
+        except CannotTrace as error:
+            if not listed:
+                raise
+            refused = error
+        floats = {k: replace(ex, dtype="floating") for k, ex in listed.items()}
+        with suppress(CannotTrace):
+            again = replace(self, examples=self.examples | floats)._tried()
+            return replace(again, as_floats=(*again.as_floats, *listed))
+        raise refused
+
+    def _tried(self) -> Traced:
+        """Try floating inputs, then int64 for as few stacked lists as it takes."""
+        refused: CannotTrace | None = None
+        for as_integers in _subsets(self.examples):
+            try:
+                found = self._twice(as_integers)
+            except CannotTrace as error:
+                refused = refused or error
+                continue
+            floats = self._only_floats(found, as_integers)
+            traced = found.traced(_name(self.floating), as_integers, self.dropped)
+            return replace(traced, as_floats=floats)
+        assert refused is not None
+        raise refused
+
+    def _twice(self, as_integers: tuple[Key, ...]) -> Found:
+        """Trace with two counts of rows and tokens: they tell which axis is which."""
+        sizes = self._sizes()
+        rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
+        tokens = [count for count in _TOKENS if count not in sizes] or list(_TOKENS)
+        if self.opened.one_row(self.method):
+            rows = [1]
+        counts, others = (rows[0], tokens[0]), (rows[-1], tokens[1])
+        output = self._attempt(as_integers, *counts)
+        try:
+            again = self._attempt(as_integers, *others)
+        except CannotTrace:
+            return Found(output, counts)
+        return compared(Found(output, counts), Found(again, others))
+
+    def _only_floats(
+        self, found: Found, as_integers: tuple[Key, ...]
+    ) -> tuple[Key, ...]:
+        """Return the objects that the model must not be given as integers.
+
+        It refuses them, or they would change the dtype of its output. Lists of unknown
+        length may be padded as they are: such an output is refused.
+        """
+        unknown = tuple(key for key, ex in self.examples.items() if ex.unknown)
+        if not unknown or set(unknown) <= set(as_integers):
+            return ()
+        floats = tuple(key for key in unknown if key not in as_integers)
+        try:
+            other = self._attempt((*as_integers, *unknown), *found.counts)
+        except CannotTrace:
+            return floats
+        both = (found.output, other)
+        dtypes = [[leaf.dtype for leaf in leaves_of(each)] for each in both]
+        if dtypes[0] == dtypes[1]:
+            return ()
+        if all(None not in self.examples[key].shape for key in floats):
+            return floats
+        reason = "whether its input holds integers is known only once it is read"
+        raise cannot_trace(self.name, reason)
+
+    def _sizes(self) -> set[int]:
+        """Return every size that the model's tensors and its inputs have."""
+        module = self.opened.module
+        tensors = chain(module.parameters(), module.buffers())
+        own = chain.from_iterable(tensor.shape for tensor in tensors)
+        given = chain.from_iterable(example.shape for example in self.examples.values())
+        return {int(size) for size in chain(own, given) if size is not None}
+
+    def _attempt(self, as_integers: tuple[Key, ...], rows: int, tokens: int) -> Any:
+        floating = self.floating
+        weights = floating if self.dtype is not None else None
+        try:
+            return self._run(as_integers, (rows, tokens), weights, floating)
+        except CannotTrace as error:
+            # Fakes of some kernels (grouped products of experts) know bfloat16 only.
+            half = torch.bfloat16
+            if "BF16" not in str(error.__cause__) or floating is half:
+                raise
+            output = self._run(as_integers, (rows, tokens), half, half)
+        return pytree.tree_map_only(
+            torch.Tensor, lambda x: x.to(floating) if x.dtype is half else x, output
+        )
+
+    def _run(
+        self,
+        as_integers: tuple[Key, ...],
+        counts: tuple[int, int],
+        weights: torch.dtype | None,
+        floating: torch.dtype,
+    ) -> Any:
+        """Call a weightless copy on fake tensors; refuse in the user's words."""
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        module = self._copy(mode, weights)
+        function = self.opened.function(module, self.method)
+        strict = StrictDtypes()
+        with torch.no_grad(), mode, strict:
+            tensors = {
+                key: self._tensor(key, floating, key in as_integers, counts)
+                for key in self.examples
+            }
+            own = chain(module.parameters(), module.buffers())
+            device = next((tensor.device for tensor in own), None)
+            args, kwargs = _split({key: t.to(device) for key, t in tensors.items()})
+            try:
+                return function(*args, **kwargs, **self.extra)
+            except Exception as error:
+                cause = strict.unsaid(error)
+                raise self._attempted(tensors, counts).refusal(cause, module) from cause
+
+    def _copy(
+        self, mode: FakeTensorMode, weights: torch.dtype | None
+    ) -> torch.nn.Module:
+        try:
+            return self.opened.weightless(mode, weights)
+        except Exception as error:
+            reason = f"it cannot be copied ({type(error).__name__}: {error})"
+            raise cannot_trace(self.name, reason) from error
+
+    def _tensor(
+        self, key: Key, floating: torch.dtype, integers: bool, counts: tuple[int, int]
+    ) -> torch.Tensor:
+        example, (rows, tokens) = self.examples[key], counts
+        known = {"floating": floating, **vars(torch)}
+        dtype = torch.int64 if integers else known.get(example.dtype)
+        if not isinstance(dtype, torch.dtype):
+            reason = f"{label(key)} holds {example.dtype}, of which no tensor is made"
+            raise cannot_trace(self.name, reason)
+        shape = [tokens if size is None else size for size in example.shape]
+        return torch.empty(rows, *shape, dtype=dtype)
+
+    def _attempted(
+        self, tensors: Mapping[Key, torch.Tensor], counts: tuple[int, int]
+    ) -> Attempt:
+        shown = {
+            key: Example(_name(tensor.dtype), self.examples[key].shape)
+            for key, tensor in tensors.items()
+        }
+        return Attempt(self.name, shown, *counts)
+
+
+def _unwanted(
+    signature: inspect.Signature, examples: Mapping[Key, Example]
+) -> tuple[str, ...]:
+    """Return the optional arguments that a function does not take."""
+    parameters = signature.parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return ()
+    optional = [key for key, example in examples.items() if example.optional]
+    return tuple(str(key) for key in optional if key not in parameters)
+
+
+def with_mask(
+    signature: inspect.Signature, examples: Mapping[Key, Example]
+) -> dict[Key, Example]:
+    """Return the arguments, and the mask under which lists of integers are padded."""
+    name = "attention_mask"
+    if name not in signature.parameters or not any(e.ids for e in examples.values()):
+        return dict(examples)
+    ids = Example("int64", (None,))
+    given = {key: ids if ex.ids else ex for key, ex in examples.items()}
+    taken = list(signature.parameters).index(name)
+    positional = sum(isinstance(key, int) for key in examples)
+    return given if name in given or taken < positional else {**given, name: ids}
+
+
+def _subsets(examples: Mapping[Key, Example]) -> Iterator[tuple[Key, ...]]:
+    able = [key for key, example in examples.items() if example.integers]
+    sizes = range(len(able) + 1) if len(able) <= _COMBINED else (0, len(able))
+    return chain.from_iterable(combinations(able, size) for size in sizes)
+
+
+def _split(
+    tensors: Mapping[Key, torch.Tensor],
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    args = [tensor for key, tensor in tensors.items() if isinstance(key, int)]
+    return args, {key: t for key, t in tensors.items() if isinstance(key, str)}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""The content store: weights on disk, one directory a user and host."""

@@ -1,0 +1,395 @@
+"""The content store: what models are pickled into, one directory a user and host.
+
+Entries are named by their content, so they are written once and never changed. Any
+number of processes use the directory at once:
+
+- ``<key>`` is an entry, complete from the moment it has its name;
+- ``<key>.<random>.tmp`` becomes one; its writer holds ``<key>.lock`` all the time, so
+  one whose lock is free was left by a process that died;
+- ``<key>.hold`` is locked by whoever needs the entry to stay, and exclusively by
+  whoever removes it;
+- ``learned`` is a directory of small files, see `replica.sizes`;
+- ``<key>.fetch`` is locked by the one process of the host that asks others for it.
+
+Entries are pickles that run as the user, so nobody else may write here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import re
+import shutil
+import uuid
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dask_infer import config
+from dask_infer.errors import ModelLoadError
+from dask_infer.model.identity import pickling
+from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.store.pins import FETCH, HOLD, LOCK, Hold, remove
+from dask_infer.model.store.store_directory import default_place, open_private
+from dask_infer.spec.model_spec import Blob
+
+__all__ = [
+    "Hold",
+    "Parcel",
+    "Store",
+    "default_store",
+    "pickle_blob",
+    "pickle_held",
+    "read_blob",
+    "set_fetcher",
+    "write_held",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of a pickle that rides in the task instead of in the store.
+INLINE = 2048
+
+#: Directory within the store of what was learned about models; no entry.
+LEARNED = "learned"
+_SIDECARS = (LOCK, HOLD, FETCH, ".tmp")
+_KEY = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*")
+
+Writer = Callable[[Path], None]
+Fetcher = Callable[[str, "Store"], None]
+
+_fetcher: Fetcher | None = None
+
+
+def set_fetcher(fetcher: Fetcher | None) -> None:
+    """Say who brings entries that this host does not have.
+
+    Parameters
+    ----------
+    fetcher
+        Called with a key and the store, it must `Store.receive` the entry or raise
+        `ModelLoadError`. One process of a host calls it at a time for one key.
+    """
+    global _fetcher
+    _fetcher = fetcher
+
+
+class Store:
+    """Entries by content key in one directory, up to a limit of bytes.
+
+    Parameters
+    ----------
+    path
+        The directory; created where it is missing, for this user alone.
+    limit
+        Bytes beyond which entries that nobody holds are removed, least recently used
+        first; None for no limit.
+
+    Raises
+    ------
+    ModelLoadError
+        If the directory belongs to, or is open to, somebody else.
+    """
+
+    #: The directory.
+    root: Path
+    limit: int | None
+
+    def __init__(self, path: Path, limit: int | None) -> None:
+        self.root, self.limit = path, limit
+        open_private(path)
+        self._remove_abandoned()
+
+    def __repr__(self) -> str:
+        used = sum(size for _, size, _ in self._entries())
+        limit = "no limit" if self.limit is None else _gib(self.limit)
+        return f"<Store {self.root} {_gib(used)} of {limit}>"
+
+    def path(self, key: str) -> Path:
+        """Where the entry is, or would be."""
+        if not _KEY.fullmatch(key) or key.endswith(_SIDECARS):
+            raise ValueError(f"{key!r} is no key of the content store")
+        return self.root / key
+
+    def has(self, key: str) -> bool:
+        """Whether the entry is there now; `hold` it first where it must stay."""
+        return self.path(key).exists()
+
+    def write(self, key: str, writer: Writer, nbytes: int = 0) -> Path:
+        """Write an entry unless it is there, and return its path.
+
+        Parameters
+        ----------
+        key
+            Its name.
+        writer
+            Writes the file whose path it is given. Runs in one process of the host
+            at a time; the others wait, and find the entry.
+        nbytes
+            Projected size, so that what is too large is refused before it is written.
+
+        Raises
+        ------
+        ModelLoadError
+            If the entry is larger than the limit, or the disk is full.
+        """
+        path = self.path(key)
+        with FileLock(f"{path}{LOCK}"):
+            if not _touch(path):
+                self._check_size(nbytes)
+                self._write_new(path, writer)
+        self._evict(keep=path)
+        return path
+
+    def receive(self, key: str, writer: Writer) -> Path:
+        """Write an entry that another host sends; for fetchers, inside `require`."""
+        return self.write(key, writer)
+
+    def require(self, key: str) -> Path:
+        """Path of an entry that must be there, fetched from elsewhere if need be.
+
+        Raises
+        ------
+        ModelLoadError
+            If neither this host nor anyone it can ask has the entry.
+        """
+        path = self.path(key)
+        if _touch(path):
+            return path
+        with FileLock(f"{path}{FETCH}"):
+            if not _touch(path) and _fetcher is not None:
+                _fetcher(key, self)
+        if _touch(path):
+            return path
+        raise ModelLoadError(
+            f"the weights {key} are on nobody's disk any more; call predict() again "
+            "with the model"
+        )
+
+    def hold(self, key: str) -> Hold:
+        """Keep an entry, written already or soon, from being evicted by anyone."""
+        return Hold(f"{self.path(key)}{HOLD}")
+
+    def _write_new(self, path: Path, writer: Writer) -> None:
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with _explain_full_disk(self.root):
+                writer(temporary)
+            self._check_size(temporary.stat().st_size)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _check_size(self, nbytes: int) -> None:
+        if self.limit is not None and nbytes > self.limit:
+            raise ModelLoadError(
+                f"the model takes {_gib(nbytes)}, more than the content store in "
+                f"{self.root} may hold ({_gib(self.limit)}); raise infer.store.limit"
+            )
+
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        """Yield when each entry was last used, its size and its path."""
+        for entry in os.scandir(self.root):
+            if entry.name != LEARNED and not entry.name.endswith(_SIDECARS):
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    yield status.st_mtime, status.st_size, Path(entry.path)
+
+    def _evict(self, keep: Path) -> None:
+        if self.limit is None:
+            return
+        entries = sorted(self._entries())
+        used = sum(size for _, size, _ in entries)
+        for last_used, size, path in entries:
+            if used <= self.limit:
+                return
+            if path != keep and remove(path, last_used):
+                logger.info("evicted %s (%s) from %s", path.name, _gib(size), self.root)
+                used -= size
+
+    def _remove_abandoned(self) -> None:
+        for temporary in self.root.glob("*.tmp"):
+            key = temporary.name.rsplit(".", 2)[0]
+            # A writer that lives holds the lock of its entry.
+            with contextlib.suppress(Timeout), FileLock(self.root / f"{key}{LOCK}", 0):
+                temporary.unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> bool:
+    """Mark an entry as used now; False where it is not there."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _gib(nbytes: int) -> str:
+    if nbytes < 2**30:
+        return f"{nbytes / 2**20:.1f} MiB"
+    return f"{nbytes / 2**30:.1f} GiB"
+
+
+@contextlib.contextmanager
+def _explain_full_disk(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        )
+        # torch.save hides the errno of its own writes.
+        if not full and "PytorchStreamWriter failed writing" not in str(error):
+            raise
+        free = _gib(shutil.disk_usage(root).free)
+        raise ModelLoadError(
+            f"no space for the model in {root} ({free} free); make room there, or set "
+            "infer.store.path to a larger disk"
+        ) from error
+
+
+_stores: dict[tuple[Path, int | None], Store] = {}
+
+
+def default_store() -> Store:
+    """Return the store that the configuration names."""
+    configured = config.get("store.path")
+    place = Path(configured).expanduser() if configured else default_place()
+    key = (place.absolute(), config.get_bytes("store.limit"))
+    store = _stores.get(key)
+    if store is None or not store.root.is_dir():
+        store = _stores[key] = Store(*key)
+    return store
+
+
+# Blobs
+
+
+def pickle_blob(
+    obj: object,
+    key: str | None = None,
+    store: Store | None = None,
+    subject: str = "the model",
+) -> Blob:
+    """Pickle an object: inline where it is small, else into the store.
+
+    Parameters
+    ----------
+    obj
+        Anything that cloudpickle takes, torch modules and estimators included; it is
+        neither changed nor copied.
+    key
+        Its content key, if it is known.
+    store
+        Where to; the configured one by default.
+    subject
+        What errors call it.
+
+    Raises
+    ------
+    ModelLoadError
+        If it holds what cannot be pickled (names it), or does not fit the store.
+    """
+    return Parcel(obj, key, subject).write(store)
+
+
+def pickle_held(obj: object, store: Store | None = None) -> Blob:
+    """Pickle an object like `pickle_blob`, and hold its entry while the blob lives."""
+    parcel = Parcel(obj, subject="the call")
+    parcel.write(store, owner=parcel.blob)
+    return parcel.blob
+
+
+#: Objects of earlier calls, by content key: what surveys of them found.
+MOST_SURVEYED = 256
+_surveyed: OrderedDict[str, tuple[int, bytes | None]] = OrderedDict()
+
+
+class Parcel:
+    """An object on its way to the workers: surveyed at once, written when asked.
+
+    Parameters
+    ----------
+    obj, key, subject
+        As of `pickle_blob`.
+    """
+
+    #: Names the entry, or holds the pickle.
+    blob: Blob
+    #: Bytes of the pickle, arrays and tensors included.
+    nbytes: int
+
+    def __init__(
+        self, obj: object, key: str | None = None, subject: str = "the model"
+    ) -> None:
+        self._survey = functools.cache(lambda: pickling.survey(obj, subject))
+        self._obj = obj
+        key = key or content_key(obj)
+        # What has a known key would be found to be the same.
+        known = _surveyed.pop(key, None) or (self._survey().nbytes, self._inline())
+        self.nbytes, self.blob = known[0], Blob(key, known[1])
+        _surveyed[key] = known
+        if len(_surveyed) > MOST_SURVEYED:
+            _surveyed.popitem(last=False)
+
+    def _inline(self) -> bytes | None:
+        found = self._survey()
+        if found.nbytes > INLINE:
+            return None
+        data = pickling.to_bytes(self._obj, found)
+        return data if len(data) <= INLINE else None
+
+    def write(self, store: Store | None = None, owner: object | None = None) -> Blob:
+        """Write the entry if there must be one; it stays as long as `owner` lives."""
+        if self.blob.data is None:
+            write_held(self.blob.key, self._write, store, owner, self.nbytes)
+        return self.blob
+
+    def _write(self, path: Path) -> None:
+        pickling.to_file(self._obj, self._survey(), path)
+
+
+def write_held(
+    key: str,
+    writer: Writer,
+    store: Store | None = None,
+    owner: object | None = None,
+    nbytes: int = 0,
+) -> Path:
+    """Write an entry and hold it as long as `owner` lives."""
+    store = store or default_store()
+    hold = store.hold(key)
+    try:
+        path = store.write(key, writer, nbytes)
+    except BaseException:
+        hold.release()
+        raise
+    if owner is None:
+        hold.release()
+    else:
+        weakref.finalize(owner, hold.release)
+    return path
+
+
+def read_blob(blob: Blob, store: Store | None = None) -> Any:
+    """Object of a blob; arrays and tensors are mapped, tensors on the CPU.
+
+    Raises
+    ------
+    ModelLoadError
+        If its entry is nowhere to be found, or damaged. What the pickle itself raises
+        (a module that this process lacks) is passed on.
+    """
+    if blob.data is not None:
+        return pickling.from_bytes(blob.data)
+    store = store or default_store()
+    with store.hold(blob.key):
+        return pickling.from_file(store.require(blob.key))

@@ -1,1 +1,0 @@
-"""From a layout to something that a partition's batches can be fed to."""

@@ -1,0 +1,1 @@
+"""The scheduler's side: groups are placed, watched and released."""

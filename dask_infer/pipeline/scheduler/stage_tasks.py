@@ -1,0 +1,122 @@
+"""The Dask tasks that are stages, as the ledger submits, hastens and cancels them.
+
+Lives on the scheduler's event loop. They are submitted through a client of its own:
+those submitted by a user's client or a feeder end with them (distributed 2026.8.0).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import pickle
+from typing import Any
+
+from distributed import Client, Scheduler
+
+from dask_infer.pipeline.scheduler.group import Placed
+
+#: The urgency of stage tasks, so that they start before queued partitions.
+PRIORITY = 1000
+
+
+class StageTasks:
+    """The stage tasks of a cluster."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        #: Workers that know how to make way.
+        self.attached: set[str] = set()
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+        self._cancelling: set[asyncio.Future[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"<StageTasks of {self.scheduler.address}>"
+
+    async def run(self, placed: Placed) -> Exception | None:
+        """Run a stage's task until it ends, which it should not by itself.
+
+        Returns what it raised; None where it was cancelled or its worker is gone.
+        """
+        from dask_infer.pipeline.worker.serve import serve_stage
+
+        client = await self._connected()
+        order = placed.order
+        if placed.given_up:
+            return None
+        placed.future = client.submit(
+            serve_stage,
+            pickle.dumps(order),
+            key=order.key,
+            workers=[placed.address],
+            allow_other_workers=False,
+            resources=dict(order.spec.resources) or None,
+            priority=PRIORITY,
+            retries=0,
+            pure=False,
+        )
+        try:
+            await placed.future
+        except asyncio.CancelledError:
+            if placed.future.status != "cancelled":
+                raise  # this coroutine, not the stage
+        except Exception as raised:
+            # A cancelled one is no asyncio.CancelledError (distributed 2026.8.0).
+            return None if placed.future.cancelled() else raised
+        return None
+
+    async def make_way(self, placed: Placed) -> None:
+        """Have one waiting feeder leave its thread to the stage, where all are busy."""
+        worker = self.scheduler.workers.get(placed.address)
+        if worker is None or placed.address not in self.attached:
+            return
+        if len(worker.processing) < worker.nthreads:
+            return
+        with contextlib.suppress(OSError):
+            rpc = self.scheduler.rpc(placed.address)
+            await rpc.infer_make_way(key=placed.order.key)
+
+    def cancel(self, placed: Placed) -> None:
+        """Let a stage go; its thread finds out by itself."""
+        placed.given_up = True
+        if placed.future is None:
+            return
+        cancelling = placed.future.cancel()
+        if asyncio.iscoroutine(cancelling):
+            task = asyncio.ensure_future(cancelling)
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def close(self) -> None:
+        """Let go of the client."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def _connected(self) -> Client:
+        async with self._connecting:
+            if self._client is None or self._client.status not in (
+                "running",
+                "connecting",
+            ):
+                self._client = await Client(
+                    self.scheduler.address,
+                    asynchronous=True,
+                    set_as_default=False,
+                    security=_as_client(self.scheduler.security),
+                    name="dask-infer-ledger",
+                )
+            return self._client
+
+
+def _as_client(security: Any) -> Any:
+    """Return what a client on the scheduler needs: it shows the scheduler's papers.
+
+    ``dask scheduler --tls-cert`` is told no client's (distributed 2026.8.0).
+    """
+    if security.tls_client_cert:
+        return security
+    own = copy.copy(security)
+    own.tls_client_cert = security.tls_scheduler_cert
+    own.tls_client_key = security.tls_scheduler_key
+    return own

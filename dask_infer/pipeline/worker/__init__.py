@@ -1,0 +1,1 @@
+"""The workers' side: feeders send microbatches, stages run them."""

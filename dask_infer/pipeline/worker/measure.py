@@ -1,0 +1,88 @@
+"""What the blocks of a chain weigh and take, measured once by a ticket.
+
+The worker that has the ticket times each block with made-up weights, one at a time, so
+that a worker which could never hold the model can do it. Only the proportions matter to
+the cuts; the seconds choose the microbatch. Where the model refuses made-up rows, the
+bytes of its blocks stand in for their time.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from dask_infer.device.device import resolve_device
+from dask_infer.model.runtime.stage_model import read_chain
+from dask_infer.model.split import BlockCost, Chain, profile
+from dask_infer.pipeline.scheduler.planning import FEW_ROWS, ROWS, Measured
+from dask_infer.plan.facts import BlockFacts
+from dask_infer.replica.worker_place import current_place
+from dask_infer.spec import GroupSpec
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of weights a second, where no time is known: a forward of few rows reads them.
+WEIGHTS_RATE = 10e9
+#: Tokens of the texts that are timed.
+TOKENS = 32
+
+#: What the tiers of a split are, in words.
+HOW = {
+    "sequential": "Split between the modules of an nn.Sequential",
+    "modules": "Split between the model's own modules, what is around them exported",
+    "export": "Split in the graph of torch.export",
+    "layers": "Split between the model's own layers, what is around them traced by fx",
+    "masked": "Split between calls of layers, all else run by each stage",
+}
+
+
+def measured(spec: GroupSpec) -> Measured:
+    """Return the bytes and seconds of each block of a group's model."""
+    assert spec.chain is not None
+    chain = read_chain(spec.chain)
+    device = resolve_device(spec.device)
+    threads = current_place().cpu_threads
+
+    def timed(rows: int) -> list[BlockCost]:
+        blocks = len(chain.blocks)
+        return profile(
+            chain, 0, blocks, rows, tokens=TOKENS, device=str(device), threads=threads
+        )
+
+    how = f"{HOW[chain.tier]}."
+    seconds: tuple[float, ...] | None
+    try:
+        seconds = tuple(cost.seconds for cost in timed(FEW_ROWS))
+        costs = timed(ROWS)
+    except Exception as error:  # rows of the job may well pass
+        told = (
+            "Balanced by the bytes of weights: made-up rows, by which its blocks are "
+            f"timed, fail in it ({type(error).__name__}: {error})."
+        )
+        logger.warning('model "%s": %s', spec.model.name, told)
+        seconds, costs, how = None, _by_bytes(chain), f"{how}\n{told}"
+    facts, entering = [], 0
+    for block, cost, row in zip(chain.blocks, costs, chain.table(), strict=True):
+        facts.append(
+            BlockFacts(
+                block.name,
+                block.nbytes,
+                cost.seconds,
+                cut_bytes=entering,
+                activation_bytes=cost.carry_bytes,
+                parameters=row["parameters"],
+            )
+        )
+        entering = block.cut_bytes_per_row * ROWS
+    return Measured(tuple(facts), seconds, how)
+
+
+def _by_bytes(chain: Chain) -> list[BlockCost]:
+    return [
+        BlockCost(
+            block.name,
+            max(1, block.nbytes) / WEIGHTS_RATE,
+            block.nbytes,
+            block.cut_bytes_per_row * ROWS,
+        )
+        for block in chain.blocks
+    ]

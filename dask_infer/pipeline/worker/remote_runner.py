@@ -1,0 +1,284 @@
+"""The lane to a group: batches become microbatches, on their way to other workers."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, TypeVar
+
+import torch
+from distributed import Reschedule, Worker
+
+from dask_infer._dask import current_task_key
+from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.sizing.hill_climber import FixedSize
+from dask_infer.batch.sizing.token_budget import TokenBudget
+from dask_infer.pipeline.messages.group_state import GroupState
+from dask_infer.pipeline.messages.microbatch import Load, RemoteTraceback
+from dask_infer.pipeline.worker.group_client import Call, Feed
+from dask_infer.pipeline.worker.group_outputs import Returned
+from dask_infer.pipeline.worker.group_request import grouped_worker, leave_thread
+from dask_infer.pipeline.worker.microbatch_comms import Parcel, switchboard
+from dask_infer.pipeline.worker.serve import is_wanted
+from dask_infer.replica.sizes import Sizes
+from dask_infer.run.runner import Abandoned, Pending
+from dask_infer.spec import Code, GroupSpec, Inputs, Job
+from dask_infer.spec.model_spec import Interface
+from dask_infer.spec.token_rules import TokenRules
+
+T = TypeVar("T")
+
+#: Bytes that a forward may take in a stage, as far as a feeder can tell: what does not
+#: fit comes back and is halved.
+STAGE_BYTES = 1 << 30
+#: Most rows of a batch over those that were planned: 48 rows where 35 were planned are
+#: one batch, two of 24 took a twelfth more CPU (benchmarks/pipeline).
+STRETCH = 1.5
+#: Seconds between two looks of a feeder that waits.
+LOOK = 0.2
+
+
+class Waiting:
+    """The waits of one feeder's thread, in which it makes way for a stage."""
+
+    def __init__(self, worker: Worker, feed: Feed, key: Any) -> None:
+        self._board = feed.board
+        self._wanted = is_wanted(worker, key)
+        self._looked = time.monotonic()
+
+    def __call__(self, future: concurrent.futures.Future[T]) -> T:
+        """Return what the event loop makes of `future`.
+
+        Raises
+        ------
+        Abandoned
+            If this task is not wanted any more.
+        """
+        # Also where each answer comes at once.
+        if time.monotonic() - self._looked > LOOK:
+            self._look(future)
+        while not concurrent.futures.wait([future], LOOK).done:
+            self._look(future)
+        return future.result()
+
+    def _look(self, future: concurrent.futures.Future[T]) -> None:
+        self._looked = time.monotonic()
+        if not self._wanted():
+            future.cancel()
+            raise Abandoned
+        if self._board.waiting and self._board.claim():
+            leave_thread()
+
+
+@contextlib.contextmanager
+def remote_lane(job: Job, code: Code) -> Iterator[RemoteLane]:
+    """Feed the group of a job for the batches of one partition."""
+    assert job.group is not None
+    worker = grouped_worker(job.group)
+    feed = _feed(worker, job.group)
+    key = current_task_key()
+    wait = Waiting(worker, feed, key)
+    loop = feed.board.loop
+    try:
+        state = wait(asyncio.run_coroutine_threadsafe(feed.open(key), loop))
+        lane = RemoteLane(job, code, feed, state, wait)
+        try:
+            yield lane
+        finally:
+            lane.abandon()
+            asyncio.run_coroutine_threadsafe(feed.close(key), loop)
+    except Abandoned:
+        # Dask may have changed its mind meanwhile: a task that was cancelled and is
+        # wanted again gets this result, so it must be none.
+        raise Reschedule from None
+
+
+class RemoteLane:
+    """Batches of one partition through a group of other workers."""
+
+    def __init__(
+        self,
+        job: Job,
+        code: Code,
+        feed: Feed,
+        state: GroupState,
+        wait: Waiting,
+    ) -> None:
+        self.job = job
+        self.feed = feed
+        self.state = state
+        self.wait = wait
+        self.returned = Returned(job, code)
+        self._loop: asyncio.AbstractEventLoop = feed.board.loop
+        self._sent: set[concurrent.futures.Future[Load]] = set()
+        self._memory = _memory(feed)
+
+    @property
+    def interface(self) -> Interface:
+        """What the model wants to be called with."""
+        interface: Interface = self.state.facts.interface
+        return interface
+
+    @property
+    def floating(self) -> torch.dtype | None:
+        """The model's floating dtype."""
+        name = self.state.facts.floating
+        return None if name is None else getattr(torch, name)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The job's inputs."""
+        return self.job.inputs
+
+    @property
+    def dtypes(self) -> Sequence[tuple[str, str]]:
+        """Names and dtypes of the arguments that the model casts."""
+        return self.state.facts.dtypes
+
+    @property
+    def token_rules(self) -> TokenRules:
+        """How a call takes tokens."""
+        return self.state.facts.tokens
+
+    @property
+    def window(self) -> int:
+        """Its part of what all instances admit: the feeders together fill them."""
+        state = self.feed.state or self.state
+        ready = sum(instance.ready for instance in state.instances)
+        return state.window * max(1, ceil(ready / max(1, state.feeders)))
+
+    @property
+    def microbatch(self) -> int | None:
+        """Rows that the plan found best, or the user named."""
+        return self.state.microbatch
+
+    @property
+    def where(self) -> str:
+        """The workers of the stages."""
+        state = self.feed.state or self.state
+        routes = (" -> ".join(each.route) for each in state.instances)
+        return f"the stages of {' and '.join(routes) or self.feed.spec.key}"
+
+    def batch_size(
+        self, signature: Any, bytes_per_row: float, bound: int | None
+    ) -> FixedSize:
+        """Return the policy of this worker's feeders for the group."""
+        rows, best = bound, self.microbatch
+        if best is not None:
+            rows = ceil(STRETCH * best) if bound is None else min(bound, best)
+        return self._memory.sizes.rows(signature, rows, bytes_per_row, _free_bytes)
+
+    def token_budget(self, signature: Any, bound: int | None) -> TokenBudget:
+        """Return the policy of this worker's feeders for padded batches."""
+        return self._memory.sizes.tokens(signature, bound, _free_bytes)
+
+    def send(self, batch: Batch) -> Pending:
+        """Send a microbatch on its way; returns at once, the window is at its door."""
+        values = self.returned.bind(batch)
+        call = Call(self.job.method, self.returned.outputs)
+        parcel = Parcel(Load(values=values), self._loop)
+        work = self.feed.send(parcel, batch.rows, call)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._sent.add(future)
+        return _Sent(self, future, batch)
+
+    def abandon(self) -> None:
+        """Give up what is still on its way."""
+        for future in self._sent:
+            future.cancel()
+        self._sent.clear()
+
+    def clock(self) -> float:
+        """Return wall time: the work is done elsewhere."""
+        return time.perf_counter()
+
+    def count(self, rows: int) -> None:
+        """Nothing: the stages count what they serve."""
+
+    def discard(self) -> None:
+        """Nothing: a stage that is stuck takes a fresh replica by itself."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether memory ran out in a stage."""
+        link: BaseException | None = error
+        while link is not None and not isinstance(link, RemoteTraceback):
+            link = link.__cause__
+        return link is not None and link.failure.out_of_memory
+
+    def first_out_of_memory(self) -> bool:
+        """Whether the group never ran out of memory for a feeder of this worker."""
+        return self._memory.first_out_of_memory()
+
+    def release_memory(self) -> None:
+        """Nothing: the stage has done so."""
+
+    def answer(self, future: concurrent.futures.Future[Load]) -> Load:
+        """Wait for the outputs of a microbatch."""
+        try:
+            return self.wait(future)
+        finally:
+            self._sent.discard(future)
+
+
+class _Sent:
+    """Outputs of a microbatch on their way back."""
+
+    def __init__(
+        self,
+        lane: RemoteLane,
+        future: concurrent.futures.Future[Load],
+        batch: Batch,
+    ) -> None:
+        self._lane, self._future, self._batch = lane, future, batch
+
+    def wait(self) -> Iterable[tuple[Any, Any]]:
+        """Return the fields that become columns."""
+        load = self._lane.answer(self._future)
+        return self._lane.returned.finish(load.open(), self._batch)
+
+
+@dataclass
+class _Memory:
+    """What the feeders of one worker learned of a group's batches."""
+
+    sizes: Sizes
+    out_of_memory: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def first_out_of_memory(self) -> bool:
+        with self.lock:
+            first, self.out_of_memory = not self.out_of_memory, True
+            return first
+
+
+_feeds: weakref.WeakKeyDictionary[Worker, dict[str, Feed]] = weakref.WeakKeyDictionary()
+_memories: weakref.WeakKeyDictionary[Feed, _Memory] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _feed(worker: Worker, spec: GroupSpec) -> Feed:
+    """Return the one way from a worker into a group."""
+    with _lock:
+        feeds = _feeds.setdefault(worker, {})
+        if spec.key not in feeds:
+            feeds[spec.key] = Feed(switchboard(worker), spec)
+        return feeds[spec.key]
+
+
+def _free_bytes() -> int:
+    return STAGE_BYTES
+
+
+def _memory(feed: Feed) -> _Memory:
+    with _lock:
+        if feed not in _memories:
+            spec = feed.spec
+            _memories[feed] = _Memory(Sizes(spec.model.name, ("group", spec.key)))
+        return _memories[feed]

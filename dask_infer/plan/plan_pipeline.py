@@ -1,0 +1,96 @@
+"""A pipeline's layout: facts and the user's wishes in, plans and reasons out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from dask_infer.plan.assign import assign, count_replicas, replicate
+from dask_infer.plan.balance import balance
+from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
+from dask_infer.plan.infeasible import too_few_replicas
+from dask_infer.plan.min_stages import fewest_stages
+from dask_infer.plan.stages import StagePlan
+from dask_infer.plan.units import count, in_bytes, in_seconds
+
+
+def plan_pipeline(
+    blocks: Sequence[BlockFacts],
+    workers: Sequence[WorkerFacts],
+    stages: int | Literal["auto"] | Sequence[int] = "auto",
+    replicas: int | Literal["auto"] = 1,
+    link: Link | None = None,
+) -> tuple[StagePlan, ...]:
+    """Lay out the replicas of a pipeline.
+
+    Parameters
+    ----------
+    blocks
+        The chain of blocks, in order.
+    workers
+        The workers that are free.
+    stages
+        A number; ``"auto"`` for the fewest that fit; or the first block of each stage
+        but the first one, where the user named the cuts.
+    replicas
+        A number, or ``"auto"`` for as many as fit beside each other.
+    link
+        The way between two stages.
+
+    Returns
+    -------
+    A plan for each replica, all cut alike.
+
+    Raises
+    ------
+    PlacementError
+        If it does not fit; says what, how large it is, and what would help.
+    """
+    if isinstance(stages, (int, str)):
+        number = fewest_stages(blocks, workers) if stages == "auto" else int(stages)
+        plan = balance(blocks, workers, number, link)
+    else:
+        plan = assign(blocks, workers, stages, link)
+    most = count_replicas(blocks, workers, plan.bounds)
+    wanted = most if replicas == "auto" else replicas
+    if wanted > most:
+        raise too_few_replicas(workers, len(plan.stages), wanted, most)
+    plans = [plan]
+    if wanted > 1:
+        plans = list(replicate(blocks, workers, plan.bounds, wanted, link))
+    why = (_why_stages(plan, stages), _why_balance(plans), _why_replicas(plans, most))
+    return tuple(replace(plan, reasons=why) for plan in plans)
+
+
+def _why_stages(plan: StagePlan, asked: object) -> str:
+    number = count(len(plan.stages), "stage")
+    total = in_bytes(sum(stage.nbytes for stage in plan.stages))
+    if asked == "auto":
+        return f"{number}: the fewest that fit {total} of weights."
+    if isinstance(asked, int):
+        return f"{number}: as asked, for {total} of weights."
+    return f"{number}: cut where you said, for {total} of weights."
+
+
+def _why_balance(plans: Sequence[StagePlan]) -> str:
+    """Name what holds the pipeline back."""
+    plan = max(plans, key=lambda plan: plan.slowest)
+    slow = max(
+        range(len(plan.stages)),
+        key=lambda i: max(plan.stages[i].seconds, plan.stages[i].transfer),
+    )
+    stage = plan.stages[slow]
+    told = in_seconds(plan.slowest)
+    if stage.transfer > stage.seconds:
+        cut = in_bytes(stage.cut_bytes)
+        return f"The way into stage {slow} is the slowest: {told} for {cut}."
+    busy = sum(s.seconds for s in plan.stages) / (len(plan.stages) * plan.slowest or 1)
+    return f"Stage {slow} is the slowest: {told} a microbatch; mean load {busy:.0%}."
+
+
+def _why_replicas(plans: Sequence[StagePlan], most: int) -> str:
+    number = count(len(plans), "replica")
+    if len(plans) == most:
+        return f"{number}: as many as the free workers hold."
+    return f"{number}: as asked; the free workers would hold {most}."

@@ -1,0 +1,1 @@
+"""One partition through its model: encode, run, convert, recover."""

@@ -1,0 +1,78 @@
+"""An output made the fields that become columns: `postprocess`, then the wanted ones.
+
+A local replica does this on the device, so that less is copied back; for a replica
+elsewhere the feeder does it on the CPU, since `postprocess` needs the frame.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.outputs.pick import pick
+from dask_infer.faults.step import step
+from dask_infer.spec import Code, Job
+
+
+class Finish:
+    """What is done to each output of a job."""
+
+    def __init__(self, job: Job, code: Code) -> None:
+        self._postprocess = code.postprocess
+        self._gives_inputs = takes_inputs(code.postprocess)
+        self._outputs = job.outputs
+
+    def __call__(
+        self, output: Any, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[tuple[Any, Any]]:
+        """Return what the columns are made of, by name.
+
+        Parameters
+        ----------
+        output
+            What the model returned for `batch`.
+        args, kwargs
+            What it was called with, where the output's tensors are.
+        """
+        if self._postprocess is not None:
+            with step("postprocess"):
+                output = self._changed(output, batch, args, kwargs)
+        with step("output"):
+            return pick(output, self._outputs)
+
+    def _changed(
+        self, output: Any, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        assert self._postprocess is not None
+        inputs = (as_called(args, kwargs),) if self._gives_inputs else ()
+        # The output is an inference tensor: only here may it be changed in place.
+        with torch.inference_mode():
+            return self._postprocess(output, batch.frame, *inputs)
+
+
+def takes_inputs(postprocess: Callable[..., Any] | None) -> bool:
+    """Whether `postprocess` wants the model's inputs as its third argument.
+
+    A third parameter with a default is the user's own, unless it is called "inputs".
+    """
+    if postprocess is None:
+        return False
+    try:
+        signature = inspect.signature(postprocess)
+        signature.bind(None, None, None)
+    except (TypeError, ValueError):
+        return False
+    third = list(signature.parameters.values())[2:3]
+    own = bool(third) and third[0].default is not inspect.Parameter.empty
+    return not own or third[0].name == "inputs"
+
+
+def as_called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what the model was called with: one tensor, a tuple, or a dict."""
+    if kwargs:
+        return kwargs
+    return args[0] if len(args) == 1 else args

@@ -1,0 +1,120 @@
+"""Batches encoded ahead of the forward, in a thread beside the feeder's.
+
+`preprocess` may decode images or read files for as long as a forward takes. One thread
+a partition runs it while the feeder waits for the device, so neither stops the other
+and an accelerator's launches are never behind a decoder. What it raises comes out where
+the feeder asks for that batch, and in that order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
+
+from dask_infer import config
+from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.run.work import Rows, Work
+
+Encode: TypeAlias = Callable[[Rows], Batch]
+
+
+class Prefetch:
+    """A `Work` whose next batches are encoded before they are taken.
+
+    All but `encode` runs in the feeder's thread, and so does all of the inner work.
+
+    Parameters
+    ----------
+    work
+        Says which rows make the next batch.
+    encode
+        Makes a batch of rows; called in the thread beside, one batch at a time.
+    ahead
+        Most batches encoded, or being encoded, and not yet taken.
+    """
+
+    def __init__(self, work: Work, encode: Encode, ahead: int) -> None:
+        self.inner = work
+        self._encoder = encode
+        self._encoding = threading.Lock()
+        self._ahead = ahead
+        #: Encoded batches that nobody has taken, in their order.
+        self._queue: deque[tuple[Rows, Future[Batch]]] = deque()
+        #: The batch that was taken last.
+        self._taken: tuple[Rows, Future[Batch]] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dask-infer-prefetch")
+
+    def take(self) -> Rows | None:
+        """Rows of the next batch, whose encoding has begun."""
+        self._fill(1)
+        if not self._queue:
+            return None
+        self._taken = self._queue.popleft()
+        self._fill(self._ahead)
+        return self._taken[0]
+
+    def batch(self, rows: Rows) -> Batch:
+        """Return the batch of `rows`, or raise what its encoding raised."""
+        taken, self._taken = self._taken, None
+        if taken is None or taken[0] is not rows:
+            return self._encode(rows)
+        return taken[1].result()
+
+    def put_back(self, rows: Rows, pieces: Sequence[Rows]) -> None:
+        """Have the pieces of failed rows run after what is encoded already."""
+        self.inner.put_back(rows, pieces)
+
+    def halve(self, rows: Rows) -> int:
+        """Put rows back in smaller batches, and what is encoded ahead as well."""
+        self._drop()
+        return self.inner.halve(rows)
+
+    def observe(self, rows: Rows, seconds: float) -> None:
+        """Learn from a finished batch."""
+        self.inner.observe(rows, seconds)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """End the thread on the way out, once the batch that it is at is done."""
+        try:
+            yield
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for _, future in self._queue:
+            future.cancel()
+        self._queue.clear()
+        self._thread.shutdown(wait=True)
+
+    def _encode(self, rows: Rows) -> Batch:
+        # The user's function may not expect two threads of one partition.
+        with self._encoding:
+            return self._encoder(rows)
+
+    def _fill(self, count: int) -> None:
+        while len(self._queue) < count:
+            rows = self.inner.take()
+            if rows is None:
+                return
+            # Whose worker it is, and other ambient things, travel in the context.
+            context = contextvars.copy_context()
+            future = self._thread.submit(context.run, self._encode, rows)
+            self._queue.append((rows, future))
+
+    def _drop(self) -> None:
+        """Give rows back that were encoded for a size that no longer fits."""
+        while self._queue:
+            rows, future = self._queue.pop()
+            future.cancel()
+            self.inner.put_back(rows, [rows])
+
+
+def batches_ahead() -> int:
+    """Return how many batches are encoded ahead of the forward; 0 for none."""
+    return int(config.get("batch.prefetch"))

@@ -1,0 +1,70 @@
+"""What a group of workers holds together: one model outside the feeders' processes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from dask_infer.spec.layout import Layout
+from dask_infer.spec.model_spec import Blob, ModelSpec
+
+#: Name of the scheduler plugin that owns groups.
+LEDGER = "dask-infer-ledger"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds that placement waits, from the configuration of the client."""
+
+    #: For what cannot be placed, before it is refused.
+    grace: float = 10.0
+    #: Without a user, before the group is let go.
+    idle: float = 60.0
+    #: Without a heartbeat, before a stage's worker counts as lost.
+    stall: float = 60.0
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """One model on workers of its own, and how it is spread over them.
+
+    Equal keys share a group, whichever call, client or partition asks.
+    """
+
+    model: ModelSpec
+    layout: Layout = field(default_factory=Layout)
+    #: Dask resources that each stage holds.
+    resources: tuple[tuple[str, float], ...] = ()
+    dtype: str | None = None
+    device: str = "auto"
+    #: Method that is called; None for the model itself.
+    method: str | None = None
+    #: Seconds that a load or a forward of a stage may take.
+    timeout: float | None = None
+    #: The model as a chain of blocks, without weights; None where it stays whole.
+    chain: Blob | None = None
+    patience: Patience = field(default_factory=Patience)
+
+    @property
+    def key(self) -> str:
+        """Name of the group, equal where its stages would be."""
+        content = (
+            self.model.key,
+            self.model.kind,
+            self.model.compile,
+            self.layout,
+            self.resources,
+            self.dtype,
+            self.device,
+            self.method,
+            self.timeout,
+            self.chain and self.chain.key,
+        )
+        digest = hashlib.sha256(repr(content).encode()).hexdigest()[:12]
+        return f"{self.model.name}-{digest}"
+
+    def __repr__(self) -> str:
+        return f"<GroupSpec {self.key}>"
+
+    def __dask_tokenize__(self) -> object:
+        return (type(self).__name__, self.key)

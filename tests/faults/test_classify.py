@@ -1,0 +1,75 @@
+"""Whose error it is, by type and message."""
+
+import weakref
+
+import pytest
+import torch
+
+from dask_infer import errors
+from dask_infer.batch.outputs.convert import misfit
+from dask_infer.faults.classify import LONGEST, describe, forget_frames, is_nobodys
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("no module named PIL"),
+        ModuleNotFoundError("sklearn"),
+        errors.ModelLoadError("gone"),
+        errors.PlacementError("no worker"),
+        errors.PartitionError("too many threads"),
+        errors.OutputError("9 rows for a batch of 10"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=repr,
+)
+def test_nobodys(error):
+    assert is_nobodys(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("bad"),
+        KeyError("x"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        FileNotFoundError("photo.png"),
+        errors.InputError("row 7 is ragged"),
+        misfit(errors.OutputError("300 does not fit")),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+    ids=repr,
+)
+def test_what_a_row_may_cause(error):
+    assert not is_nobodys(error)
+
+
+def test_description_has_step_type_and_message():
+    assert describe("forward", ValueError("bad")) == "forward: ValueError: bad"
+    long = describe("preprocess", ValueError("x" * 10_000))
+    assert len(long) == LONGEST
+    assert long.endswith("...")
+
+
+def test_a_kept_error_holds_no_tensor():
+    alive = []
+
+    def forward():
+        tensor = torch.zeros(10)
+        alive.append(weakref.ref(tensor))
+        raise ValueError("bad")
+
+    def wrapped():
+        try:
+            forward()
+        except ValueError as error:
+            raise KeyError("outer") from error
+
+    try:
+        wrapped()
+    except KeyError as error:
+        kept = error
+        forget_frames(error)
+    assert alive[0]() is None
+    assert isinstance(kept.__cause__, ValueError)
