@@ -117,10 +117,10 @@ def _calls(first: Run | None, runs: list[Run]) -> list[str]:
 
 
 def _microbatch(dask_scheduler: Any) -> int:
-    from dask_infer.spec.group_spec import LEDGER
+    from dask_infer.spec.group_spec import COORDINATOR
 
-    (fleet,) = dask_scheduler.plugins[LEDGER].fleets.values()
-    return int(fleet.microbatch)
+    (group,) = dask_scheduler.plugins[COORDINATOR].groups.values()
+    return int(group.microbatch)
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ class Job:
         return killed
 
     def told(self, killed: float) -> dict[str, float]:
-        """Seconds from a kill until the ledger knew of it, and all stages served."""
+        """Seconds from a kill until the coordinator knew it, and all stages served."""
         events = [
             (at, str(event["event"]))
             for at, event in self.client.get_events(TOPIC)

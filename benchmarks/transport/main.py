@@ -21,7 +21,7 @@ Times = dict[str, list[float]]
 def prepare(dask_worker: Any) -> str:
     """Take up the two handlers that are compared."""
     from dask_infer.pipeline.messages.microbatch import Load
-    from dask_infer.pipeline.worker.microbatch_comms import DONE, switchboard
+    from dask_infer.pipeline.worker.microbatch_comms import DONE, comms_of
 
     async def hop(way: dict[str, Any], load: Any) -> dict[str, Any]:
         Load(load).open()
@@ -30,7 +30,7 @@ def prepare(dask_worker: Any) -> str:
     async def bare(data: Any) -> dict[str, Any]:
         return {"status": "done"}
 
-    switchboard(dask_worker)
+    comms_of(dask_worker)
     dask_worker.handlers["infer_hop"] = hop
     dask_worker.handlers["bare"] = bare
     return str(dask_worker.address)
@@ -41,9 +41,9 @@ async def hops(to: str, nbytes: int, rounds: int, dask_worker: Any) -> Times:
     from distributed.protocol.serialize import to_serialize
 
     from dask_infer.pipeline.messages.microbatch import Load, Way
-    from dask_infer.pipeline.worker.microbatch_comms import switchboard
+    from dask_infer.pipeline.worker.microbatch_comms import comms_of
 
-    board = switchboard(dask_worker)
+    comms = comms_of(dask_worker)
     way = Way("group", 0, (to,), dask_worker.address, number=0, attempt=0)
     numbers = np.random.default_rng(0).random(nbytes // 4, dtype=np.float32)
     tensor = torch.from_numpy(numbers.copy())
@@ -53,7 +53,7 @@ async def hops(to: str, nbytes: int, rounds: int, dask_worker: Any) -> Times:
         await dask_worker.rpc(to).bare(data=to_serialize(numbers))
         times["bare"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        await board.call(to, "hop", way, Load(values={"x": tensor}))
+        await comms.call(to, "hop", way, Load(values={"x": tensor}))
         times["hop"].append(time.perf_counter() - start)
     return {name: seconds[3:] for name, seconds in times.items()}  # 3 warm up
 

@@ -28,15 +28,21 @@ from dask_infer._dask import (
 )
 from dask_infer.batch.outputs.resolve_outputs import output_meta
 from dask_infer.graph.fusion import fuse
-from dask_infer.graph.tasks import run_partition, take_ticket
+from dask_infer.graph.tasks import request_group, run_partition
 from dask_infer.spec import GroupSpec, Job
 
 
 class _Prediction:
     """What row-wise and batch-wise predictions have in common."""
 
-    _parameters: ClassVar[list[str]] = ["frame", "job", "emit", "ticket", "lowered"]
-    _defaults: ClassVar[dict[str, Any]] = {"ticket": None, "lowered": False}
+    _parameters: ClassVar[list[str]] = [
+        "frame",
+        "job",
+        "emit",
+        "group_request",
+        "lowered",
+    ]
+    _defaults: ClassVar[dict[str, Any]] = {"group_request": None, "lowered": False}
     #: Input rows below the node.
     frame: Expr
     #: The whole request; also tells inputs and outputs.
@@ -44,7 +50,7 @@ class _Prediction:
     #: Columns of the result, in order: input columns that are kept, and outputs.
     emit: tuple[Any, ...]
     #: Task that brings the group about; there is one once the node is lowered.
-    ticket: Ticket | None
+    group_request: GroupRequest | None
     #: Whether the node is about to become tasks, so that it may be fused.
     lowered: bool
 
@@ -74,10 +80,10 @@ class _Prediction:
     def _task(self, name: Any, index: int) -> Task:
         frame = TaskRef((self.frame._name, index))
         arguments = (frame, self._job_bytes, self.emit)
-        if self.ticket is None:
+        if self.group_request is None:
             return Task(name, run_partition, *arguments)
-        ticket = TaskRef((self.ticket._name, 0))
-        return Task(name, run_partition, *arguments, ticket)
+        group_request = TaskRef((self.group_request._name, 0))
+        return Task(name, run_partition, *arguments, group_request)
 
     def _required(self, emit: tuple[Any, ...]) -> list[Any]:
         """Input columns that the model and `emit` need, in the frame's order."""
@@ -126,8 +132,8 @@ class _Prediction:
         if self.lowered:
             return None
         group = self.job.group
-        ticket = None if group is None else Ticket(group)  # type: ignore[no-untyped-call]
-        return self._with(lowered=True, ticket=ticket)
+        group_request = None if group is None else GroupRequest(group)  # type: ignore[no-untyped-call]
+        return self._with(lowered=True, group_request=group_request)
 
     def __str__(self) -> str:
         return f"Predict({self.frame}, {self.job!r})"
@@ -136,7 +142,7 @@ class _Prediction:
         return header + (f" {op!r}" if i == 1 else "")
 
 
-class Ticket(Expr):
+class GroupRequest(Expr):
     """The one task that all partitions wait for where other workers hold the model."""
 
     _parameters = ["group"]  # noqa: RUF012 (as the base class has it)
@@ -149,14 +155,14 @@ class Ticket(Expr):
 
     @functools.cached_property
     def _name(self) -> str:
-        return f"ticket-{self.group.key}"
+        return f"request-group-{self.group.key}"
 
     def _divisions(self) -> tuple[None, None]:
         return (None, None)
 
     def _layer(self) -> dict[Any, Task]:
         name = (self._name, 0)
-        return {name: Task(name, take_ticket, bytes(dumps(self.group)))}
+        return {name: Task(name, request_group, bytes(dumps(self.group)))}
 
 
 class Predict(_Prediction, Elemwise):

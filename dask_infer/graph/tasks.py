@@ -21,7 +21,10 @@ from dask_infer.spec import Job
 
 
 def run_partition(
-    frame: pd.DataFrame, job: bytes, emit: tuple[Any, ...], ticket: str | None = None
+    frame: pd.DataFrame,
+    job: bytes,
+    emit: tuple[Any, ...],
+    group_request: str | None = None,
 ) -> pd.DataFrame:
     """Return `frame`'s kept columns and the predictions of its rows.
 
@@ -33,8 +36,8 @@ def run_partition(
         The pickled `Job`; equal bytes are unpickled once in a process.
     emit
         Names of the result's columns, in order.
-    ticket
-        What `take_ticket` returned, where other workers hold the model.
+    group_request
+        What `request_group` returned, where other workers hold the model.
     """
     with _portable_errors():
         request = _read_job(job)
@@ -49,12 +52,12 @@ def run_partition(
         return _result(frame, predicted, emit)
 
 
-def take_ticket(group: bytes) -> str:
+def request_group(group: bytes) -> str:
     """Wait until other workers hold the model together; return their group's key."""
     with _portable_errors():
-        from dask_infer.pipeline.worker import group_request as ticket
+        from dask_infer.pipeline.worker import group_request
 
-        return ticket.take_ticket(pickle.loads(group))
+        return group_request.request_group(pickle.loads(group))
 
 
 @contextlib.contextmanager

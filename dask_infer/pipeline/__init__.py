@@ -3,10 +3,10 @@
 Who is where, and which file tells it::
 
     a worker with partitions          the scheduler            a worker with a stage
-    ticket   asks for the group  -->  ledger   owns fleets
-    remote   the feeder's lane        planning, placing, roster, places
+    ticket   asks for the group  -->  coordinator   owns groups
+    remote   the feeder's lane        planning, placer, roster, places
     feed     sends, sends again  <--  state    what is told
                                       stage_tasks, order  -->  serve  the stage's task
-    switchboard  <-------- microbatch over the wire ------->   switchboard, stage,
+    comms_of  <-------- microbatch over the wire ------->   comms_of, stage,
                                                                window
 """

@@ -15,7 +15,7 @@ from dask_infer.plan.stages import need
 from dask_infer.plan.worker_classes import Used, kinds_of, uses
 
 
-def fewest_stages(blocks: Sequence[BlockFacts], workers: Sequence[WorkerFacts]) -> int:
+def min_stages(blocks: Sequence[BlockFacts], workers: Sequence[WorkerFacts]) -> int:
     """Return the least number of workers that hold a chain in their memory.
 
     Raises

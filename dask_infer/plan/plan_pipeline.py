@@ -10,7 +10,7 @@ from dask_infer.plan.assign import assign, count_replicas, replicate
 from dask_infer.plan.balance import balance
 from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
 from dask_infer.plan.infeasible import too_few_replicas
-from dask_infer.plan.min_stages import fewest_stages
+from dask_infer.plan.min_stages import min_stages
 from dask_infer.plan.stages import StagePlan
 from dask_infer.plan.units import count, in_bytes, in_seconds
 
@@ -48,7 +48,7 @@ def plan_pipeline(
         If it does not fit; says what, how large it is, and what would help.
     """
     if isinstance(stages, (int, str)):
-        number = fewest_stages(blocks, workers) if stages == "auto" else int(stages)
+        number = min_stages(blocks, workers) if stages == "auto" else int(stages)
         plan = balance(blocks, workers, number, link)
     else:
         plan = assign(blocks, workers, stages, link)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from dask_infer.spec.group_spec import LEDGER
+from dask_infer.spec.group_spec import COORDINATOR
 
 COLUMNS = {
     "worker": "str",
@@ -129,9 +129,9 @@ async def unload_on_worker(content: str | None) -> None:
 
 def _release(content: str | None, dask_scheduler: Any) -> None:
     """Let groups of workers that hold a model together go; runs on the scheduler."""
-    ledger = dask_scheduler.plugins.get(LEDGER)
-    if ledger is not None:
-        ledger.unload(content)
+    coordinator = dask_scheduler.plugins.get(COORDINATOR)
+    if coordinator is not None:
+        coordinator.unload(content)
 
 
 def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:

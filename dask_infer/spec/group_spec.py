@@ -9,7 +9,7 @@ from dask_infer.spec.layout import Layout
 from dask_infer.spec.model_spec import Blob, ModelSpec
 
 #: Name of the scheduler plugin that owns groups.
-LEDGER = "dask-infer-ledger"
+COORDINATOR = "dask-infer-groups"
 
 
 @dataclass(frozen=True)

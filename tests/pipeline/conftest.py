@@ -16,7 +16,7 @@ import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 import dask_infer
-from dask_infer.spec.group_spec import LEDGER
+from dask_infer.spec.group_spec import COORDINATOR
 
 ROWS = 403
 
@@ -117,11 +117,11 @@ def held(client: Client) -> list[str]:
 
 
 def groups(client: Client) -> list[dict[str, Any]]:
-    """What the ledger knows: status, epochs and routes of every group."""
+    """What the coordinator knows: status, epochs and routes of every group."""
 
     def look(dask_scheduler: Any) -> list[dict[str, Any]]:
-        ledger = dask_scheduler.plugins.get(LEDGER)
-        fleets = ledger.fleets.values() if ledger else []
-        return [fleet.state().to_message() for fleet in fleets]
+        coordinator = dask_scheduler.plugins.get(COORDINATOR)
+        groups = coordinator.groups.values() if coordinator else []
+        return [group.state().to_message() for group in groups]
 
     return client.run_on_scheduler(look)

@@ -12,7 +12,7 @@ import torch
 import dask_infer
 from dask_infer import Layout, PartitionError, PlacementError
 from dask_infer.pipeline.scheduler.coordinator import TOPIC
-from dask_infer.spec.group_spec import LEDGER
+from dask_infer.spec.group_spec import COORDINATOR
 
 from .conftest import groups, held, near, wait_until
 
@@ -76,18 +76,18 @@ def test_two_workers_of_a_spare_replica_are_lost_at_once(
     async def lose(dask_scheduler):
         import asyncio
 
-        ledger = dask_scheduler.plugins[LEDGER]
-        (fleet,) = ledger.fleets.values()
-        fleet.feeders.add("somebody")
-        instance = fleet.instances[-1]
+        coordinator = dask_scheduler.plugins[COORDINATOR]
+        (group,) = coordinator.groups.values()
+        group.feeders.add("somebody")
+        instance = group.instances[-1]
         gone = {dask_scheduler.workers[a] for a in instance.addresses}
         dask_scheduler.running -= gone
         for worker in gone:
-            ledger.lose(fleet, instance, worker.address)
+            coordinator.lose(group, instance, worker.address)
         await asyncio.sleep(0.3)
         dask_scheduler.running |= gone
-        fleet.feeders.discard("somebody")
-        return fleet.status
+        group.feeders.discard("somebody")
+        return group.status
 
     assert client.run_on_scheduler(lose) == "ready"
     near(pred.compute(), expected, pdf)
@@ -96,24 +96,24 @@ def test_two_workers_of_a_spare_replica_are_lost_at_once(
 def test_a_replica_dropped_before_it_is_submitted_is_never_submitted(
     client, ddf, model
 ):
-    # The ledger's client was still connecting when the replica was given up.
+    # The coordinator's client was still connecting when the replica was given up.
     pred = ddf.infer.predict(model, parallel=Layout(stages=2))
     pred.compute()
 
     async def drop(dask_scheduler):
         import asyncio
 
-        ledger = dask_scheduler.plugins[LEDGER]
-        (fleet,) = ledger.fleets.values()
-        instance = fleet.instances[-1]
+        coordinator = dask_scheduler.plugins[COORDINATOR]
+        (group,) = coordinator.groups.values()
+        instance = group.instances[-1]
         (address, *_) = instance.addresses
-        fleet.feeders.add("somebody")
-        async with ledger.tasks._connecting:
-            ledger.lose(fleet, instance, address)
+        group.feeders.add("somebody")
+        async with coordinator.tasks._connecting:
+            coordinator.lose(group, instance, address)
             await asyncio.sleep(0.3)
-            ledger.drop(fleet, instance, "is not wanted")
+            coordinator.drop(group, instance, "is not wanted")
         await asyncio.sleep(0.3)
-        fleet.feeders.discard("somebody")
+        group.feeders.discard("somebody")
         return [k for k in dask_scheduler.tasks if instance.name in str(k)]
 
     assert client.run_on_scheduler(drop) == []

@@ -113,10 +113,10 @@ def test_the_window_is_reached_and_never_exceeded(client, pdf, model):  # PP-9
     many.infer.predict(model, parallel=layout).compute()
 
     def peaks(dask_worker):
-        from dask_infer.pipeline.worker.microbatch_comms import switchboard
+        from dask_infer.pipeline.worker.microbatch_comms import comms_of
 
         return [
-            s.door.peak for s in switchboard(dask_worker).stages.values() if not s.index
+            s.door.peak for s in comms_of(dask_worker).stages.values() if not s.index
         ]
 
     assert [peak for found in client.run(peaks).values() for peak in found] == [3, 3]

@@ -40,7 +40,7 @@ def papers(tmp_path):
 
 
 def test_stages_are_placed_and_fed_under_tls(store, papers, ddf, pdf, model, expected):
-    # The ledger's client had no papers where the scheduler knows its own alone.
+    # The coordinator's client had no papers where the scheduler knows its own alone.
     worker = {"cls": Nanny, "options": {"nthreads": 1, "security": papers("worker")}}
     scheduler = {
         "cls": Scheduler,

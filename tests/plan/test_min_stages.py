@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan.min_stages import fewest_stages
+from dask_infer.plan.min_stages import min_stages
 from tests.plan.chains import chain, chains, crew, crews, every_layout
 
 
@@ -23,9 +23,9 @@ def test_no_fewer_would_do(blocks, workers):
     expected = by_brute_force(blocks, workers)
     if expected is None:
         with pytest.raises(PlacementError, match="needs"):
-            fewest_stages(blocks, workers)
+            min_stages(blocks, workers)
     else:
-        assert fewest_stages(blocks, workers) == expected
+        assert min_stages(blocks, workers) == expected
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def test_no_fewer_would_do(blocks, workers):
     ],
 )
 def test_table_of_fewest(nbytes, rooms, stages):
-    assert fewest_stages(chain([1] * len(nbytes), nbytes), crew(*rooms)) == stages
+    assert min_stages(chain([1] * len(nbytes), nbytes), crew(*rooms)) == stages
 
 
 def test_workers_that_are_too_small_together():
     with pytest.raises(PlacementError, match=r'"b0" to "b3", needs 16 B .* 2 workers'):
-        fewest_stages(chain([1] * 4, nbytes=[4] * 4), crew(8, 4))
+        min_stages(chain([1] * 4, nbytes=[4] * 4), crew(8, 4))
 
 
 def test_no_worker_at_all():
     with pytest.raises(PlacementError, match="no worker is free"):
-        fewest_stages(chain([1]), [])
+        min_stages(chain([1]), [])

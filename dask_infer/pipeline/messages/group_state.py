@@ -1,4 +1,4 @@
-"""What the ledger tells feeders of a group; travels as plain data."""
+"""What the coordinator tells feeders of a group; travels as plain data."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ class Target(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Way:
+class Header:
     """Where a microbatch goes and what is done with it; travels with every message.
 
-    A stage needs no configuration: the way tells it who comes next.
+    A stage needs no configuration: the header tells it who comes next.
     """
 
     #: Name of the group's instance.
@@ -52,21 +52,21 @@ class Way:
         return dict(vars(self))
 
     @classmethod
-    def from_message(cls, message: dict[str, Any]) -> Way:
-        """Return the way that a message tells."""
+    def from_message(cls, message: dict[str, Any]) -> Header:
+        """Return the header that a message tells."""
         told: dict[str, Any] = dict(message)
         told["route"] = tuple(told["route"])
         among = tuple(Target(n, e, tuple(route)) for n, e, route in told["among"])
         return cls(**{**told, "among": among})
 
-    def to(self, target: Target) -> Way:
-        """Return the way through one instance."""
+    def to(self, target: Target) -> Header:
+        """Return the header through one instance."""
         name, epoch, route = target
         return replace(self, group=name, epoch=epoch, route=route, among=())
 
 
 @dataclass(frozen=True)
-class Load:
+class Payload:
     """Values by name, still as a message of another process, or already native."""
 
     message: Message | None = None

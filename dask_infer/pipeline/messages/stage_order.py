@@ -1,4 +1,4 @@
-"""What the ledger orders of a worker: to be one stage of one instance."""
+"""What the coordinator orders of a worker: to be one stage of one instance."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A group as the ledger keeps it: its users, its instances and their stages.
+"""A group as the coordinator keeps it: its users, its instances and their stages.
 
-Lives on the scheduler's event loop. Only states and their changes are here; `Placing`
-finds workers, `Ledger` talks to them.
+Lives on the scheduler's event loop. Only states and their changes are here; `Placer`
+finds workers, `GroupCoordinator` talks to them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Instance:
         return InstanceState(self.name, self.epoch, tuple(self.addresses), self.ready)
 
 
-class Fleet:
+class Group:
     """All instances of one group, and who uses them."""
 
     _versions: ClassVar[Iterator[int]] = itertools.count(1)
@@ -85,8 +85,8 @@ class Fleet:
     def __init__(self, spec: GroupSpec) -> None:
         self.spec = spec
         self.status: Status = "forming"
-        #: Keys of the tickets that are alive, and of the feeders that run.
-        self.tickets: set[Any] = set()
+        #: Keys of the requests that are alive, and of the feeders that run.
+        self.requests: set[Any] = set()
         self.feeders: set[Any] = set()
         self.instances: list[Instance] = []
         self.facts = Facts()
@@ -104,8 +104,8 @@ class Fleet:
 
     def __repr__(self) -> str:
         return (
-            f"<Fleet {self.spec.key} {self.status}, {len(self.instances)} instances, "
-            f"{len(self.tickets)} tickets, {len(self.feeders)} feeders>"
+            f"<Group {self.spec.key} {self.status}, {len(self.instances)} instances, "
+            f"{len(self.requests)} requests, {len(self.feeders)} feeders>"
         )
 
     @classmethod
@@ -116,7 +116,7 @@ class Fleet:
     @property
     def used(self) -> bool:
         """Whether anybody uses it."""
-        return bool(self.tickets or self.feeders)
+        return bool(self.requests or self.feeders)
 
     @property
     def window(self) -> int:

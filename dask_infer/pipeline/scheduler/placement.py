@@ -16,8 +16,8 @@ Resources = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
-class WorkerPlace:
-    """One worker as the ledger sees it."""
+class WorkerState:
+    """One worker as the coordinator sees it."""
 
     address: str
     #: Dask resources in all, and those that no task holds.
@@ -49,8 +49,8 @@ def models_bytes(limit: int) -> int:
 
 
 def candidates(
-    workers: Iterable[WorkerPlace], resources: Resources, taken: Iterable[str] = ()
-) -> list[WorkerPlace]:
+    workers: Iterable[WorkerState], resources: Resources, taken: Iterable[str] = ()
+) -> list[WorkerState]:
     """Workers that can hold a stage now, those without stages first.
 
     Parameters
@@ -68,7 +68,7 @@ def candidates(
 
 
 def shortage(
-    workers: Iterable[WorkerPlace],
+    workers: Iterable[WorkerState],
     resources: Resources,
     needed: int,
     taken: Iterable[str] = (),

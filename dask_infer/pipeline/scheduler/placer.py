@@ -13,9 +13,9 @@ import time
 from typing import TYPE_CHECKING
 
 from dask_infer.errors import PlacementError
-from dask_infer.pipeline.scheduler.group import Fleet, Instance
+from dask_infer.pipeline.scheduler.group import Group, Instance
 from dask_infer.pipeline.scheduler.placement import (
-    WorkerPlace,
+    WorkerState,
     candidates,
     remedy,
     shortage,
@@ -23,7 +23,7 @@ from dask_infer.pipeline.scheduler.placement import (
 from dask_infer.plan.units import in_bytes
 
 if TYPE_CHECKING:
-    from dask_infer.pipeline.scheduler.coordinator import Ledger
+    from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +33,26 @@ LOOK = 0.1
 GIVES_WAY = 1.0
 
 
-class Placing:
+class Placer:
     """The search for the workers of one group."""
 
-    def __init__(self, ledger: Ledger, fleet: Fleet) -> None:
-        self.ledger, self.fleet = ledger, fleet
-        self.spec = fleet.spec
-        self.resources = fleet.spec.resources
+    def __init__(self, coordinator: GroupCoordinator, group: Group) -> None:
+        self.coordinator, self.group = coordinator, group
+        self.spec = group.spec
+        self.resources = group.spec.resources
 
     async def form(self) -> None:
         """Place the first instance, then as many more as are wanted and find room."""
         from dask_infer.pipeline.scheduler.planning import plan_stages
 
         plan = await plan_stages(self)
-        self.fleet.microbatch = plan.microbatch
+        self.group.microbatch = plan.microbatch
         if plan.told:
-            self.ledger.tell(self.fleet, f"planned\n{plan.told}")
+            self.coordinator.tell(self.group, f"planned\n{plan.told}")
         wanted = self.spec.layout.replicas
         count = 1 if wanted == "auto" else wanted
         for number in range(count):
-            instance = self.fleet.new_instance(plan.bounds, plan.nbytes)
+            instance = self.group.new_instance(plan.bounds, plan.nbytes)
             instance.planned = plan.workers if number == 0 else ()
             await self.fill(instance, f"replica {number + 1} of {count}")
         if wanted == "auto":
@@ -60,23 +60,23 @@ class Placing:
 
     def grow(self) -> None:
         """Add instances as long as there are free workers for all of their stages."""
-        first = self.fleet.instances[0]
+        first = self.group.instances[0]
         while True:
             found = self.find(first, range(first.stages), taken=())
             if found is None:
                 return
-            more = self.fleet.new_instance(first.bounds, first.nbytes)
+            more = self.group.new_instance(first.bounds, first.nbytes)
             self._place(more, found)
 
     async def mend(self, instance: Instance) -> None:
         """Place the stages that an instance lost, or do without it."""
-        if instance not in self.fleet.instances:  # given up meanwhile
+        if instance not in self.group.instances:  # given up meanwhile
             return
-        others = [i for i in self.fleet.instances if i is not instance and i.ready]
+        others = [i for i in self.group.instances if i is not instance and i.ready]
         if others and self.spec.layout.replicas == "auto":
             found = self.find(instance, instance.missing, instance.addresses)
             if found is None:
-                self.ledger.drop(self.fleet, instance, "has no place any more")
+                self.coordinator.drop(self.group, instance, "has no place any more")
                 return
         await self.fill(instance, "lost")
 
@@ -90,7 +90,7 @@ class Placing:
         """
         deadline = time.monotonic() + self.spec.patience.grace
         told, gave_way = False, -GIVES_WAY
-        while instance in self.fleet.instances:
+        while instance in self.group.instances:
             missing = instance.missing
             found = self.find(instance, missing, instance.addresses)
             if found is not None:
@@ -98,11 +98,11 @@ class Placing:
                 return
             # What gives way frees its place in a moment: one after the other.
             waited = time.monotonic() - gave_way > GIVES_WAY
-            if waited and self.ledger.make_room(self.fleet, self._held(instance)):
+            if waited and self.coordinator.make_room(self.group, self._held(instance)):
                 gave_way = time.monotonic()
             if not told:
                 told = True
-                self.ledger.tell(self.fleet, f"waits: {self._shortage(instance)}")
+                self.coordinator.tell(self.group, f"waits: {self._shortage(instance)}")
             if time.monotonic() >= deadline:
                 raise self._refusal(instance)
             await asyncio.sleep(LOOK)
@@ -130,10 +130,10 @@ class Placing:
             found[index] = best.address
         return found
 
-    def workers(self) -> list[WorkerPlace]:
+    def workers(self) -> list[WorkerState]:
         """Return what the scheduler knows of every worker that can load a stage."""
-        workers = self.ledger.workers(self.spec)
-        return [w for w in workers if w.address not in self.fleet.unfit]
+        workers = self.coordinator.workers(self.spec)
+        return [w for w in workers if w.address not in self.group.unfit]
 
     def _held(self, instance: Instance) -> set[str]:
         """Workers that would do if others gave way; none where they were too few."""
@@ -143,9 +143,9 @@ class Placing:
 
     def _place(self, instance: Instance, found: dict[int, str]) -> None:
         for index, address in sorted(found.items()):
-            self.ledger.place(self.fleet, instance, index, address)
+            self.coordinator.place(self.group, instance, index, address)
         where = ", ".join(f"stage {i} on {a}" for i, a in sorted(found.items()))
-        self.ledger.tell(self.fleet, f"{instance.name}: {where}")
+        self.coordinator.tell(self.group, f"{instance.name}: {where}")
 
     def _shortage(self, instance: Instance) -> str:
         missing, taken = instance.missing, instance.addresses
@@ -169,5 +169,5 @@ class Placing:
         )
 
 
-def _fits(nbytes: int, worker: WorkerPlace) -> bool:
+def _fits(nbytes: int, worker: WorkerState) -> bool:
     return worker.memory is None or nbytes <= worker.memory

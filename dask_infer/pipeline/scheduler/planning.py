@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dask_infer.errors import PlacementError
-from dask_infer.pipeline.scheduler.placement import WorkerPlace, remedy
+from dask_infer.pipeline.scheduler.placement import WorkerState, remedy
 from dask_infer.plan import stage_table as table
 from dask_infer.plan.facts import BlockFacts, WorkerFacts
 from dask_infer.plan.plan_pipeline import plan_pipeline
@@ -21,7 +21,7 @@ from dask_infer.plan.schedule import fixed_and_per_row, microbatch
 from dask_infer.plan.stages import StagePlan
 
 if TYPE_CHECKING:
-    from dask_infer.pipeline.scheduler.placer import Placing
+    from dask_infer.pipeline.scheduler.placer import Placer
 
 #: Seconds that a microbatch costs a stage whatever its size: messages, thread, queue
 #: (benchmarks/transport).
@@ -40,7 +40,7 @@ LOOK = 0.1
 
 @dataclass(frozen=True)
 class Measured:
-    """What a ticket found out about the blocks of a chain."""
+    """What a group request found out about the blocks of a chain."""
 
     #: Their seconds and activations are those of `ROWS` rows.
     blocks: tuple[BlockFacts, ...]
@@ -66,7 +66,7 @@ class Stages:
     told: str = ""
 
 
-async def plan_stages(placing: Placing) -> Stages:
+async def plan_stages(placer: Placer) -> Stages:
     """Return the stages of a group, once there are workers that could hold them.
 
     Raises
@@ -74,15 +74,15 @@ async def plan_stages(placing: Placing) -> Stages:
     PlacementError
         If there are none after the grace.
     """
-    spec = placing.spec
+    spec = placer.spec
     if spec.chain is None:
         own = spec.layout.microbatch
         rows = None if own == "auto" else own
         return Stages((0, 1), (spec.model.nbytes,), microbatch=rows)
-    measured = placing.ledger.measured[spec.key]
+    measured = placer.coordinator.measured[spec.key]
     deadline = time.monotonic() + spec.patience.grace
     while True:
-        able = [w for w in placing.workers() if w.has(spec.resources)]
+        able = [w for w in placer.workers() if w.has(spec.resources)]
         try:
             return _planned(measured, able, spec.layout.stages, spec.layout.microbatch)
         except PlacementError as error:
@@ -97,7 +97,7 @@ async def plan_stages(placing: Placing) -> Stages:
 
 def _planned(
     measured: Measured,
-    able: Sequence[WorkerPlace],
+    able: Sequence[WorkerState],
     stages: object,
     rows: object,
 ) -> Stages:

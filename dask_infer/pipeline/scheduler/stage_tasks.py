@@ -1,4 +1,4 @@
-"""The Dask tasks that are stages, as the ledger submits, hastens and cancels them.
+"""The Dask tasks that are stages, as the coordinator submits, hastens and cancels them.
 
 Lives on the scheduler's event loop. They are submitted through a client of its own:
 those submitted by a user's client or a feeder end with them (distributed 2026.8.0).
@@ -104,7 +104,7 @@ class StageTasks:
                     asynchronous=True,
                     set_as_default=False,
                     security=_as_client(self.scheduler.security),
-                    name="dask-infer-ledger",
+                    name="dask-infer-groups",
                 )
             return self._client
 

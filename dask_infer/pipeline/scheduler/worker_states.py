@@ -8,26 +8,26 @@ from typing import Any
 
 from distributed import Scheduler
 
-from dask_infer.pipeline.scheduler.group import Fleet, Placed
-from dask_infer.pipeline.scheduler.placement import WorkerPlace, models_bytes
+from dask_infer.pipeline.scheduler.group import Group, Placed
+from dask_infer.pipeline.scheduler.placement import WorkerState, models_bytes
 from dask_infer.spec import GroupSpec
 
 
-def worker_places(
-    scheduler: Scheduler, fleets: Iterable[Fleet], spec: GroupSpec
-) -> list[WorkerPlace]:
+def worker_states(
+    scheduler: Scheduler, groups: Iterable[Group], spec: GroupSpec
+) -> list[WorkerState]:
     """Return what each worker that is heard of has, has free, and holds.
 
     Parameters
     ----------
-    fleets
+    groups
         The groups whose stages the workers hold.
     spec
         The group that is to be placed.
     """
     placed: dict[str, list[Placed]] = {}
-    for fleet in fleets:
-        for instance in fleet.instances:
+    for group in groups:
+        for instance in group.instances:
             for stage in instance.placed.values():
                 placed.setdefault(stage.address, []).append(stage)
     return [
@@ -45,7 +45,7 @@ def is_silent(scheduler: Scheduler, address: str, seconds: float) -> bool:
 
 def _place(
     scheduler: Scheduler, worker: Any, stages: list[Placed], spec: GroupSpec
-) -> WorkerPlace:
+) -> WorkerState:
     free = {
         name: total - worker.used_resources.get(name, 0)
         for name, total in worker.resources.items()
@@ -58,7 +58,7 @@ def _place(
     # What fits an accelerator is not known here: its worker says so as it loads.
     on_device = spec.device not in ("auto", "cpu") or "GPU" in dict(spec.resources)
     limit = None if on_device else worker.memory_limit
-    return WorkerPlace(
+    return WorkerState(
         worker.address,
         dict(worker.resources),
         free,

@@ -1,8 +1,8 @@
 """A group as the feeders of one worker see it: who serves, and the sending.
 
-One a worker and group while anybody there feeds it; lives on the worker's event loop.
-The ledger is asked by a long poll, so a loss is known here once it is known there: all
-that was sent to the older epoch is given up at once and sent again.
+One for each worker and group, on the worker's event loop. It asks the coordinator by a
+long poll, so it knows of a loss as soon as the coordinator does: it gives up all that
+was sent to the older epoch and sends it again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,18 @@ from typing import Any, TypeAlias
 
 from dask_infer.errors import PartitionError, PlacementError
 from dask_infer.pipeline.messages.group_state import GroupState
-from dask_infer.pipeline.messages.microbatch import Failure, Load, Lost, Target, Way
-from dask_infer.pipeline.worker.microbatch_comms import Answer, Parcel, Switchboard
+from dask_infer.pipeline.messages.microbatch import (
+    Failure,
+    Header,
+    Lost,
+    Payload,
+    Target,
+)
+from dask_infer.pipeline.worker.microbatch_comms import (
+    Answer,
+    InFlight,
+    MicrobatchComms,
+)
 from dask_infer.spec import GroupSpec
 
 logger = logging.getLogger(__name__)
@@ -30,7 +40,7 @@ logger = logging.getLogger(__name__)
 #: Most instances among which one worker chooses: it handles two more messages for each
 #: of their microbatches.
 DISPATCHED = 16
-#: Seconds before a way that was lost is tried again, at first and at most.
+#: Seconds before a microbatch that was lost is tried again, at first and at most.
 PAUSES = (0.02, 1.0)
 
 Targets: TypeAlias = "tuple[Target, ...]"
@@ -45,11 +55,11 @@ class Call:
     outputs: bytes | None = None
 
 
-class Feed:
-    """The way from one worker into one group."""
+class GroupClient:
+    """The connection from one worker into one group."""
 
-    def __init__(self, board: Switchboard, spec: GroupSpec) -> None:
-        self.board, self.spec = board, spec
+    def __init__(self, comms: MicrobatchComms, spec: GroupSpec) -> None:
+        self.comms, self.spec = comms, spec
         self.state: GroupState | None = None
         #: Keys of the tasks that use it now.
         self.users: list[Any] = []
@@ -61,10 +71,12 @@ class Feed:
         self._sent: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"<Feed of {self.spec.key}, {len(self.users)} users, {self.state}>"
+        return (
+            f"<GroupClient of {self.spec.key}, {len(self.users)} users, {self.state}>"
+        )
 
     async def open(
-        self, user: Any, *, ticket: bool = False, measured: bytes | None = None
+        self, user: Any, *, is_request: bool = False, measured: bytes | None = None
     ) -> GroupState:
         """Ask for the group on behalf of a task, and wait until it serves.
 
@@ -72,10 +84,10 @@ class Feed:
         ----------
         user
             Key of the task.
-        ticket
+        is_request
             It uses the group until it is forgotten, not just while it runs.
         measured
-            What the model's layers weigh, for the ledger's plan; a ticket tells it.
+            What the model's layers weigh, for the coordinator's plan.
 
         Raises
         ------
@@ -84,26 +96,26 @@ class Feed:
         """
         self.users.append(user)
         try:
-            return await self._opened(user, ticket, measured)
+            return await self._opened(user, is_request, measured)
         except BaseException:
             await self.close(user)
             raise
 
     async def close(self, user: Any) -> None:
-        """Leave; with the last user the ledger is not watched any more."""
+        """Leave; with the last user the coordinator is not watched any more."""
         self.users.remove(user)
         if not self.users and self._watching is not None:
             self._watching.cancel()
             self._watching = None
 
     async def _opened(
-        self, user: Any, ticket: bool = False, measured: bytes | None = None
+        self, user: Any, is_request: bool = False, measured: bytes | None = None
     ) -> GroupState:
         asked = {
             "spec": pickle.dumps(self.spec),
             "user": user,
-            "ticket": ticket,
-            "worker": self.board.address,
+            "is_request": is_request,
+            "worker": self.comms.address,
             "measured": measured,
         }
         state = await self._ask("open", **asked)
@@ -120,20 +132,20 @@ class Feed:
         return state
 
     async def _ask(self, operation: str, **arguments: Any) -> GroupState:
-        worker = self.board.worker()
+        worker = self.comms.worker()
         if worker is None:
             raise Lost
         ask = getattr(worker.scheduler, f"infer_{operation}")
         answer = await ask(**arguments)
         if answer is None:
             raise PlacementError(
-                "the scheduler keeps no ledger of groups; distributed.scheduler.pickle "
-                "must be true there"
+                "the scheduler has no coordinator of groups: set "
+                "distributed.scheduler.pickle to true there"
             )
         return GroupState.from_message(answer)
 
     async def _watched(self, version: int) -> GroupState:
-        return await self._ask("watch", group=self.spec.key, version=version)
+        return await self._ask("watch", key=self.spec.key, version=version)
 
     async def _watch(self) -> None:
         while True:
@@ -161,7 +173,7 @@ class Feed:
 
     # --- sending -----------------------------------------------------------------
 
-    async def send(self, parcel: Parcel, rows: int, call: Call) -> Load:
+    async def send(self, in_flight: InFlight, rows: int, call: Call) -> Payload:
         """Send a microbatch until its outputs are here.
 
         Raises
@@ -171,20 +183,22 @@ class Feed:
         Exception
             What a stage raised.
         """
-        self.board.parcels[parcel.number] = parcel
+        self.comms.all_in_flight[in_flight.number] = in_flight
         try:
-            return await self._sent_through(parcel, rows, call)
+            return await self._sent_through(in_flight, rows, call)
         finally:
-            del self.board.parcels[parcel.number]
+            del self.comms.all_in_flight[in_flight.number]
 
-    async def _sent_through(self, parcel: Parcel, rows: int, call: Call) -> Load:
+    async def _sent_through(
+        self, in_flight: InFlight, rows: int, call: Call
+    ) -> Payload:
         lost_since: tuple[Targets, float] | None = None
         pause = PAUSES[0]
         while True:
             ready = await self._serving()
-            answer = await self._attempt(parcel, rows, call, ready)
-            if parcel.outputs.done():
-                return parcel.outputs.result()
+            answer = await self._attempt(in_flight, rows, call, ready)
+            if in_flight.outputs.done():
+                return in_flight.outputs.result()
             if answer is not None and answer["status"] == "failed":
                 raise Failure(**answer["failure"]).exception()
             if lost_since is None or lost_since[0] != ready:
@@ -194,15 +208,15 @@ class Feed:
                 raise PartitionError(
                     f'model "{self.spec.model.name}": its stages on '
                     f"{', '.join(stages)} are there for the scheduler, but "
-                    f"worker {self.board.address} cannot reach them; look at the "
+                    f"worker {self.comms.address} cannot reach them; look at the "
                     "network between the workers"
                 )
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._moved(parcel, ready), pause)
+                await asyncio.wait_for(self._moved(in_flight, ready), pause)
             pause = min(2 * pause, PAUSES[1])
 
     async def _attempt(
-        self, parcel: Parcel, rows: int, call: Call, ready: Targets
+        self, in_flight: InFlight, rows: int, call: Call, ready: Targets
     ) -> Answer | None:
         """Send once; None where the instance moved or nobody answered."""
         among = self._among(ready)
@@ -211,43 +225,45 @@ class Feed:
         try:
             # More calls than places only fill the pool of connections.
             async with self._place(among):
-                return await self._sending(parcel, rows, call, ready, among)
+                return await self._sending(in_flight, rows, call, ready, among)
         finally:
             self._sent[first] -= 1
             if not self._sent[first]:
                 del self._sent[first]
 
     async def _sending(
-        self, parcel: Parcel, rows: int, call: Call, ready: Targets, among: Targets
+        self, in_flight: InFlight, rows: int, call: Call, ready: Targets, among: Targets
     ) -> Answer | None:
-        parcel.attempt, parcel.taken = parcel.attempt + 1, None
-        way = Way(
+        in_flight.attempt, in_flight.taken = in_flight.attempt + 1, None
+        header = Header(
             group=among[0].name,
             epoch=among[0].epoch,
             route=among[0].route,
             among=among if len(among) > 1 else (),
-            feeder=self.board.address,
-            number=parcel.number,
-            attempt=parcel.attempt,
+            feeder=self.comms.address,
+            number=in_flight.number,
+            attempt=in_flight.attempt,
             rows=rows,
             method=call.method,
             outputs=call.outputs,
         )
-        sending = asyncio.create_task(self.board.send(way))
-        moved = asyncio.create_task(self._moved(parcel, ready))
-        waits: set[asyncio.Future[Any]] = {parcel.outputs, sending, moved}
+        sending = asyncio.create_task(self.comms.send(header))
+        moved = asyncio.create_task(self._moved(in_flight, ready))
+        waits: set[asyncio.Future[Any]] = {in_flight.outputs, sending, moved}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            return self._answer(parcel, sending)
+            return self._answer(in_flight, sending)
         except OSError:
             return None
         finally:
             moved.cancel()
             if not sending.done():
-                self._leave(sending, parcel.outputs.done())
+                self._leave(sending, in_flight.outputs.done())
 
-    def _answer(self, parcel: Parcel, sending: asyncio.Task[Answer]) -> Answer | None:
-        if parcel.outputs.done() or not sending.done():
+    def _answer(
+        self, in_flight: InFlight, sending: asyncio.Task[Answer]
+    ) -> Answer | None:
+        if in_flight.outputs.done() or not sending.done():
             return None
         try:
             return sending.result()
@@ -264,7 +280,7 @@ class Feed:
     def _forget(self, sending: asyncio.Task[Answer]) -> None:
         self._answers.discard(sending)
         if not sending.cancelled():
-            sending.exception()  # told by another way, or not of interest
+            sending.exception()  # told elsewhere, or not of interest
 
     def _among(self, ready: Targets) -> Targets:
         """Return the instances among which one dispatcher chooses."""
@@ -298,7 +314,7 @@ class Feed:
             elif self.state is state:
                 await changed.wait()
 
-    async def _moved(self, parcel: Parcel, ready: Targets) -> None:
+    async def _moved(self, in_flight: InFlight, ready: Targets) -> None:
         """Return when the instance that took a microbatch is no longer what it was.
 
         Before any did: when there are others to offer it to than those it was sent to.
@@ -306,7 +322,7 @@ class Feed:
         while True:
             changed = self._changed
             now = () if self.state is None else _ready(self.state)
-            if parcel.taken not in now if parcel.taken else now != ready:
+            if in_flight.taken not in now if in_flight.taken else now != ready:
                 return
             await changed.wait()
 

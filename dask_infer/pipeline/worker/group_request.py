@@ -1,7 +1,7 @@
 """The task that asks for a group, before any partition that is fed to it starts.
 
 Partition tasks depend on it, so feeders cannot hold every thread while a stage waits
-for one: the ticket leaves its thread while it waits. As long as its key is alive the
+for one: this task leaves its thread while it waits. As long as its key is alive the
 group has a user.
 """
 
@@ -15,17 +15,17 @@ from distributed.utils import sync
 
 from dask_infer._dask import current_task_key
 from dask_infer.errors import PlacementError
-from dask_infer.pipeline.scheduler.coordinator import Ledger
-from dask_infer.pipeline.worker.group_client import Feed
+from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
+from dask_infer.pipeline.worker.group_client import GroupClient
 from dask_infer.pipeline.worker.measure import measured
-from dask_infer.pipeline.worker.microbatch_comms import switchboard
+from dask_infer.pipeline.worker.microbatch_comms import comms_of
 from dask_infer.replica.setup_worker import attach
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.spec import GroupSpec
-from dask_infer.spec.group_spec import LEDGER
+from dask_infer.spec.group_spec import COORDINATOR
 
 
-def take_ticket(spec: GroupSpec) -> str:
+def request_group(spec: GroupSpec) -> str:
     """Ask for a group and wait until it serves; return its key.
 
     Raises
@@ -36,15 +36,15 @@ def take_ticket(spec: GroupSpec) -> str:
     worker = grouped_worker(spec)
     attach(worker)
     leave_thread()
-    feed = Feed(switchboard(worker), spec)
+    client = GroupClient(comms_of(worker), spec)
 
     async def knows() -> bool:
-        await _ensure_ledger(worker)
-        return bool(await worker.scheduler.infer_knows(group=spec.key))
+        await _ensure_coordinator(worker)
+        return bool(await worker.scheduler.infer_knows(key=spec.key))
 
     async def wait() -> None:
-        await feed.open(current, ticket=True, measured=told)
-        await feed.close(current)
+        await client.open(current, is_request=True, measured=told)
+        await client.close(current)
 
     current = current_task_key()
     known = sync(worker.loop, knows)
@@ -76,7 +76,7 @@ def leave_thread() -> None:
         secede()
 
 
-async def _ensure_ledger(worker: Worker) -> None:
+async def _ensure_coordinator(worker: Worker) -> None:
     await worker.scheduler.register_scheduler_plugin(
-        plugin=pickle.dumps(Ledger()), name=LEDGER, idempotent=True
+        plugin=pickle.dumps(GroupCoordinator()), name=COORDINATOR, idempotent=True
     )

@@ -1,9 +1,9 @@
-"""What the blocks of a chain weigh and take, measured once by a ticket.
+"""What the blocks of a chain weigh and take, measured once by a group request.
 
-The worker that has the ticket times each block with made-up weights, one at a time, so
-that a worker which could never hold the model can do it. Only the proportions matter to
-the cuts; the seconds choose the microbatch. Where the model refuses made-up rows, the
-bytes of its blocks stand in for their time.
+The worker that runs the group request times each block with synthetic weights, one at a
+time, so that a worker which could never hold the model can do it. Only the proportions
+matter to the cuts; the seconds choose the microbatch. Where the model refuses synthetic
+rows, the bytes of its blocks stand in for their time.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from dask_infer.batch.inputs.encoder import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.pipeline.messages.group_state import GroupState
-from dask_infer.pipeline.messages.microbatch import Load, RemoteTraceback
-from dask_infer.pipeline.worker.group_client import Call, Feed
+from dask_infer.pipeline.messages.microbatch import Payload, RemoteTraceback
+from dask_infer.pipeline.worker.group_client import Call, GroupClient
 from dask_infer.pipeline.worker.group_outputs import Returned
 from dask_infer.pipeline.worker.group_request import grouped_worker, leave_thread
-from dask_infer.pipeline.worker.microbatch_comms import Parcel, switchboard
+from dask_infer.pipeline.worker.microbatch_comms import InFlight, comms_of
 from dask_infer.pipeline.worker.serve import is_wanted
 from dask_infer.replica.sizes import Sizes
 from dask_infer.run.runner import Abandoned, Pending
@@ -48,8 +48,8 @@ LOOK = 0.2
 class Waiting:
     """The waits of one feeder's thread, in which it makes way for a stage."""
 
-    def __init__(self, worker: Worker, feed: Feed, key: Any) -> None:
-        self._board = feed.board
+    def __init__(self, worker: Worker, client: GroupClient, key: Any) -> None:
+        self._comms = client.comms
         self._wanted = is_wanted(worker, key)
         self._looked = time.monotonic()
 
@@ -73,27 +73,27 @@ class Waiting:
         if not self._wanted():
             future.cancel()
             raise Abandoned
-        if self._board.waiting and self._board.claim():
+        if self._comms.waiting and self._comms.claim():
             leave_thread()
 
 
 @contextlib.contextmanager
 def remote_lane(job: Job, code: Code) -> Iterator[RemoteLane]:
-    """Feed the group of a job for the batches of one partition."""
+    """GroupClient the group of a job for the batches of one partition."""
     assert job.group is not None
     worker = grouped_worker(job.group)
-    feed = _feed(worker, job.group)
+    client = _group_client(worker, job.group)
     key = current_task_key()
-    wait = Waiting(worker, feed, key)
-    loop = feed.board.loop
+    wait = Waiting(worker, client, key)
+    loop = client.comms.loop
     try:
-        state = wait(asyncio.run_coroutine_threadsafe(feed.open(key), loop))
-        lane = RemoteLane(job, code, feed, state, wait)
+        state = wait(asyncio.run_coroutine_threadsafe(client.open(key), loop))
+        lane = RemoteLane(job, code, client, state, wait)
         try:
             yield lane
         finally:
             lane.abandon()
-            asyncio.run_coroutine_threadsafe(feed.close(key), loop)
+            asyncio.run_coroutine_threadsafe(client.close(key), loop)
     except Abandoned:
         # Dask may have changed its mind meanwhile: a task that was cancelled and is
         # wanted again gets this result, so it must be none.
@@ -107,18 +107,18 @@ class RemoteLane:
         self,
         job: Job,
         code: Code,
-        feed: Feed,
+        client: GroupClient,
         state: GroupState,
         wait: Waiting,
     ) -> None:
         self.job = job
-        self.feed = feed
+        self.client = client
         self.state = state
         self.wait = wait
         self.returned = Returned(job, code)
-        self._loop: asyncio.AbstractEventLoop = feed.board.loop
-        self._sent: set[concurrent.futures.Future[Load]] = set()
-        self._memory = _memory(feed)
+        self._loop: asyncio.AbstractEventLoop = client.comms.loop
+        self._sent: set[concurrent.futures.Future[Payload]] = set()
+        self._memory = _memory(client)
 
     @property
     def interface(self) -> Interface:
@@ -150,7 +150,7 @@ class RemoteLane:
     @property
     def window(self) -> int:
         """Its part of what all instances admit: the feeders together fill them."""
-        state = self.feed.state or self.state
+        state = self.client.state or self.state
         ready = sum(instance.ready for instance in state.instances)
         return state.window * max(1, ceil(ready / max(1, state.feeders)))
 
@@ -162,9 +162,9 @@ class RemoteLane:
     @property
     def where(self) -> str:
         """The workers of the stages."""
-        state = self.feed.state or self.state
+        state = self.client.state or self.state
         routes = (" -> ".join(each.route) for each in state.instances)
-        return f"the stages of {' and '.join(routes) or self.feed.spec.key}"
+        return f"the stages of {' and '.join(routes) or self.client.spec.key}"
 
     def batch_size(
         self, signature: Any, bytes_per_row: float, bound: int | None
@@ -183,8 +183,8 @@ class RemoteLane:
         """Send a microbatch on its way; returns at once, the window is at its door."""
         values = self.returned.bind(batch)
         call = Call(self.job.method, self.returned.outputs)
-        parcel = Parcel(Load(values=values), self._loop)
-        work = self.feed.send(parcel, batch.rows, call)
+        in_flight = InFlight(Payload(values=values), self._loop)
+        work = self.client.send(in_flight, batch.rows, call)
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._sent.add(future)
         return _Sent(self, future, batch)
@@ -219,7 +219,7 @@ class RemoteLane:
     def release_memory(self) -> None:
         """Nothing: the stage has done so."""
 
-    def answer(self, future: concurrent.futures.Future[Load]) -> Load:
+    def answer(self, future: concurrent.futures.Future[Payload]) -> Payload:
         """Wait for the outputs of a microbatch."""
         try:
             return self.wait(future)
@@ -233,15 +233,15 @@ class _Sent:
     def __init__(
         self,
         lane: RemoteLane,
-        future: concurrent.futures.Future[Load],
+        future: concurrent.futures.Future[Payload],
         batch: Batch,
     ) -> None:
         self._lane, self._future, self._batch = lane, future, batch
 
     def wait(self) -> Iterable[tuple[Any, Any]]:
         """Return the fields that become columns."""
-        load = self._lane.answer(self._future)
-        return self._lane.returned.finish(load.open(), self._batch)
+        payload = self._lane.answer(self._future)
+        return self._lane.returned.finish(payload.open(), self._batch)
 
 
 @dataclass
@@ -258,27 +258,29 @@ class _Memory:
             return first
 
 
-_feeds: weakref.WeakKeyDictionary[Worker, dict[str, Feed]] = weakref.WeakKeyDictionary()
-_memories: weakref.WeakKeyDictionary[Feed, _Memory] = weakref.WeakKeyDictionary()
+_clients: weakref.WeakKeyDictionary[Worker, dict[str, GroupClient]] = (
+    weakref.WeakKeyDictionary()
+)
+_memories: weakref.WeakKeyDictionary[GroupClient, _Memory] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def _feed(worker: Worker, spec: GroupSpec) -> Feed:
-    """Return the one way from a worker into a group."""
+def _group_client(worker: Worker, spec: GroupSpec) -> GroupClient:
+    """Return the one client from a worker into a group."""
     with _lock:
-        feeds = _feeds.setdefault(worker, {})
-        if spec.key not in feeds:
-            feeds[spec.key] = Feed(switchboard(worker), spec)
-        return feeds[spec.key]
+        clients = _clients.setdefault(worker, {})
+        if spec.key not in clients:
+            clients[spec.key] = GroupClient(comms_of(worker), spec)
+        return clients[spec.key]
 
 
 def _free_bytes() -> int:
     return STAGE_BYTES
 
 
-def _memory(feed: Feed) -> _Memory:
+def _memory(client: GroupClient) -> _Memory:
     with _lock:
-        if feed not in _memories:
-            spec = feed.spec
-            _memories[feed] = _Memory(Sizes(spec.model.name, ("group", spec.key)))
-        return _memories[feed]
+        if client not in _memories:
+            spec = client.spec
+            _memories[client] = _Memory(Sizes(spec.model.name, ("group", spec.key)))
+        return _memories[client]

@@ -17,7 +17,7 @@ from distributed.utils import sync
 from dask_infer.errors import make_portable
 from dask_infer.pipeline.messages.group_state import Facts
 from dask_infer.pipeline.messages.stage_order import StageOrder
-from dask_infer.pipeline.worker.microbatch_comms import Switchboard, switchboard
+from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms, comms_of
 from dask_infer.pipeline.worker.stage import Stage
 from dask_infer.pipeline.worker.stage_layers import part_of
 from dask_infer.replica.cache import Replica, cache
@@ -26,7 +26,7 @@ from dask_infer.replica.worker_place import current_place
 
 
 def serve_stage(order: bytes) -> None:
-    """Be one stage until the ledger cancels the task.
+    """Be one stage until the coordinator cancels the task.
 
     Parameters
     ----------
@@ -47,14 +47,14 @@ class _Service:
 
     def __init__(self, order: StageOrder, worker: Worker) -> None:
         self.order, self.worker = order, worker
-        self.board: Switchboard = switchboard(worker)
+        self.comms: MicrobatchComms = comms_of(worker)
         self.stage = Stage(
             order.instance,
             order.index,
             order.stages,
             order.epoch,
             order.window,
-            self.board.loop,
+            self.comms.loop,
             worker.address,
         )
 
@@ -69,13 +69,13 @@ class _Service:
                     if not seceded:
                         secede()
                         seceded = True
-                        self.board.open(self.stage)
+                        self.comms.open(self.stage)
                         self._report(replica)
                     stuck = self._serve(replica)
                     # Leased: it is closed when the lease ends.
                     cache.discard(replica)
         finally:
-            self.board.close(self.stage)
+            self.comms.close(self.stage)
 
     def _leased(self) -> Any:
         spec = self.order.spec
@@ -95,7 +95,7 @@ class _Service:
         )
 
     def _report(self, replica: Replica) -> None:
-        """Tell the ledger that the stage serves."""
+        """Tell the coordinator that the stage serves."""
         model = replica.loaded
         floating = model.floating
         facts = Facts(

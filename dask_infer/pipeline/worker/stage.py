@@ -20,7 +20,7 @@ from typing import Any
 from dask_infer.batch.outputs.pick import pick
 from dask_infer.device.stream import Pending, Stream
 from dask_infer.faults.deadline import DeadlineExceeded, within
-from dask_infer.pipeline.messages.microbatch import Failure, Load, Lost, Way
+from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Payload
 from dask_infer.pipeline.worker.group_outputs import called, flattened
 from dask_infer.pipeline.worker.window import Window
 from dask_infer.replica.cache import Replica
@@ -35,9 +35,9 @@ LOOK = 0.1
 class _Item:
     """A microbatch in the stage's queue."""
 
-    way: Way
-    load: Load
-    answer: asyncio.Future[Load | Failure]
+    header: Header
+    payload: Payload
+    answer: asyncio.Future[Payload | Failure]
 
 
 @dataclass(eq=False)
@@ -104,13 +104,13 @@ class Stage:
                 if not future.done():
                     future.cancel()
 
-    async def run(self, way: Way, load: Load) -> Load | Failure:
+    async def run(self, header: Header, payload: Payload) -> Payload | Failure:
         """Run one microbatch in the stage's thread."""
-        self.admit(way.epoch)
-        answer: asyncio.Future[Load | Failure] = self.loop.create_future()
+        self.admit(header.epoch)
+        answer: asyncio.Future[Payload | Failure] = self.loop.create_future()
         self._open.add(answer)
         try:
-            self._queue.put(_Item(way, load, answer))
+            self._queue.put(_Item(header, payload, answer))
             return await answer
         finally:
             self._open.discard(answer)
@@ -151,10 +151,10 @@ class Stage:
             if item.answer.done():  # of an older epoch
                 continue
             try:
-                result: Load | Failure = self._forward(
+                result: Payload | Failure = self._forward(
                     item, replica, place, stream, timeout
                 )
-                replica.count(item.way.rows)
+                replica.count(item.header.rows)
             except BaseException as error:  # SystemExit would end the worker
                 result = self._failure(error, replica)
                 if isinstance(error, DeadlineExceeded):
@@ -170,21 +170,21 @@ class Stage:
         place: Place,
         stream: Stream,
         timeout: float | None,
-    ) -> Load:
+    ) -> Payload:
         """Run one microbatch through the layers that live here.
 
         The device is held by this thread: one that a timeout abandons would keep it.
         """
         what = f"forward of {replica.spec.name}, stage {self.index}"
-        values = item.load.open()
+        values = item.payload.open()
         with replica.device.exclusive():
             pending = within(
                 timeout,
-                lambda: _launch(values, item.way, replica, place, stream),
+                lambda: _launch(values, item.header, replica, place, stream),
                 what=what,
             )
         wait = timeout if stream.overlaps else None
-        return Load(values=dict(within(wait, pending.wait, what=what)))
+        return Payload(values=dict(within(wait, pending.wait, what=what)))
 
     def _failure(self, error: BaseException, replica: Replica) -> Failure:
         memory = replica.device.is_out_of_memory(error)
@@ -193,7 +193,7 @@ class Stage:
             replica.device.release_memory()
         return failure
 
-    def _answer(self, item: _Item, result: Load | Failure) -> None:
+    def _answer(self, item: _Item, result: Payload | Failure) -> None:
         def settle() -> None:
             if not item.answer.done():
                 item.answer.set_result(result)
@@ -204,24 +204,28 @@ class Stage:
 
 
 def _launch(
-    values: dict[Any, Any], way: Way, replica: Replica, place: Place, stream: Stream
+    values: dict[Any, Any],
+    header: Header,
+    replica: Replica,
+    place: Place,
+    stream: Stream,
 ) -> Pending:
     replica.device.enter_forward(place.cpu_threads)
     _, values = stream.enter(stream.upload((), values))
-    return stream.download(_outputs(values, replica, way))
+    return stream.download(_outputs(values, replica, header))
 
 
 def _outputs(
-    values: dict[Any, Any], replica: Replica, way: Way
+    values: dict[Any, Any], replica: Replica, header: Header
 ) -> list[tuple[Any, Any]]:
     model = replica.loaded
     if replica.part is not None:
         return list(model.call((values,), {}).items())
     args, kwargs = called(values)
-    output = model.call(args, kwargs, way.method)
-    if way.outputs is None:
+    output = model.call(args, kwargs, header.method)
+    if header.outputs is None:
         return list(flattened(output).items())
-    return pick(output, _read_outputs(way.outputs))
+    return pick(output, _read_outputs(header.outputs))
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,7 +1,7 @@
 """Which workers can hold a stage."""
 
 from dask_infer.pipeline.scheduler.placement import (
-    WorkerPlace,
+    WorkerState,
     candidates,
     remedy,
     shortage,
@@ -11,7 +11,7 @@ GPU = (("GPU", 1.0),)
 
 
 def place(address, total=0, used=0, holds=()):
-    return WorkerPlace(address, {"GPU": total}, {"GPU": total - used}, holds=holds)
+    return WorkerState(address, {"GPU": total}, {"GPU": total - used}, holds=holds)
 
 
 def addresses(workers):

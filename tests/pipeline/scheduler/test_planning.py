@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dask_infer.pipeline.scheduler.placement import WorkerPlace
+from dask_infer.pipeline.scheduler.placement import WorkerState
 from dask_infer.pipeline.scheduler.planning import (
     FEW_ROWS,
     MOST_ROWS,
@@ -13,7 +13,7 @@ from dask_infer.pipeline.scheduler.planning import (
 )
 from dask_infer.plan.facts import BlockFacts
 
-WORKERS = [WorkerPlace("a"), WorkerPlace("b")]
+WORKERS = [WorkerState("a"), WorkerState("b")]
 
 
 def measured(*timings):

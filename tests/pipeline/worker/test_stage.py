@@ -9,7 +9,7 @@ import torch
 
 from dask_infer.device.device import Accelerator
 from dask_infer.faults.deadline import abandoned_threads
-from dask_infer.pipeline.messages.microbatch import Failure, Load, Way
+from dask_infer.pipeline.messages.microbatch import Failure, Header, Payload
 from dask_infer.pipeline.worker import microbatch_comms as module
 from dask_infer.pipeline.worker.stage import Stage
 
@@ -45,9 +45,9 @@ def test_a_forward_that_hangs_is_left_behind_without_the_device(hangs):
                 wanted.is_set,
             )
         )
-        load = Load(values={0: torch.ones(2)})
-        way = Way("group", 0, ("tcp://worker",), "tcp://feeder", 0, 1, rows=2)
-        answer = await stage.run(way, load)
+        payload = Payload(values={0: torch.ones(2)})
+        header = Header("group", 0, ("tcp://worker",), "tcp://feeder", 0, 1, rows=2)
+        answer = await stage.run(header, payload)
         wanted.clear()
         return answer, await serving
 
@@ -73,11 +73,11 @@ def test_a_worker_has_one_switchboard_however_many_threads_ask(monkeypatch):
         pass
 
     release, worker, found = threading.Event(), Worker(), []
-    monkeypatch.setattr(module, "Switchboard", Slow)
+    monkeypatch.setattr(module, "MicrobatchComms", Slow)
 
     def ask():
         both.wait(30)
-        found.append(module.switchboard(worker))
+        found.append(module.comms_of(worker))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
