@@ -132,7 +132,7 @@ def _changed_columns(expr: Expr) -> set[Any] | None:
 def register_tensor_dtype(array: type, dtype: type) -> None:
     """Teach Dask the tensor column; doing it again changes nothing.
 
-    `array` makes the rows that Dask invents for meta (``array.made_up(dtype)``). Both
+    `array` makes the rows that Dask invents for meta (``array.synthetic(dtype)``). Both
     name their content: Dask's own token of an extension array pickles its rows one by
     one, and its token of a dtype is the name alone.
     """
@@ -141,7 +141,7 @@ def register_tensor_dtype(array: type, dtype: type) -> None:
     from dask.dataframe.extensions import make_array_nonempty
     from dask.tokenize import normalize_token
 
-    make_array_nonempty.register(dtype, array.made_up)  # type: ignore[attr-defined]
+    make_array_nonempty.register(dtype, array.synthetic)  # type: ignore[attr-defined]
     for kind in (array, dtype):
         normalize_token.register(kind, lambda x: normalize_token(x.__dask_tokenize__()))
     read = from_pyarrow_table_dispatch.dispatch(pd.DataFrame)

@@ -154,14 +154,14 @@ class JobBuilder:
         return brings_tokenizer(self.spec) and self._reads_text()
 
     def _reads_text(self) -> bool:
-        from dask_infer.batch.inputs.column_types import kind_of
+        from dask_infer.batch.inputs.column_types import column_type_of
 
         columns = self.request.columns
         named = columns.values() if isinstance(columns, Mapping) else columns
         if columns is None or isinstance(columns, str):
             named = list(self.frame_meta.columns) if columns is None else [columns]
         kinds = {
-            name: kind_of(self.frame_meta[name].dtype)
+            name: column_type_of(self.frame_meta[name].dtype)
             for name in named
             if isinstance(name, str) and name in self.frame_meta
         }
@@ -340,7 +340,7 @@ class JobBuilder:
 
     def _given(self, inputs: Inputs | None) -> dict[Any, str] | None:
         """Return the dtypes of the columns that an estimator gets."""
-        from dask_infer.batch.inputs.column_types import kind_of
+        from dask_infer.batch.inputs.column_types import column_type_of
         from dask_infer.batch.inputs.plain_columns import plain_frame
 
         if inputs is None or self.request.preprocess is not None:
@@ -351,7 +351,7 @@ class JobBuilder:
             name: dtype.name if isinstance(dtype, np.dtype) else "object"
             for name, dtype in plain_frame(frame).dtypes.items()
         }
-        texts = [name for name in names if kind_of(frame[name].dtype) == "text"]
+        texts = [name for name in names if column_type_of(frame[name].dtype) == "text"]
         return {**known, **dict.fromkeys(texts, "string")}
 
     # --- layout ------------------------------------------------------------------
@@ -450,7 +450,7 @@ def _share(key: str) -> float:
 
 def _schema_shapes(expr: Any) -> dict[str, tuple[int | None, ...]]:
     """Row shapes of list columns that the parquet schema below `expr` tells."""
-    from dask_infer.batch.inputs.lists import arrow_row_shape
+    from dask_infer.batch.tensor.lists import arrow_row_shape
 
     types = schema_columns(expr)
     shapes = {name: arrow_row_shape(kind) for name, kind in types.items()}

@@ -20,7 +20,7 @@ import torch
 
 from dask_infer.batch.inputs.encoder import Batch, Encoder
 from dask_infer.batch.outputs.assembler import Assembler
-from dask_infer.batch.text.generated import Generation
+from dask_infer.batch.outputs.generated import Generation
 from dask_infer.faults.step import Step, step
 from dask_infer.model.runtime.tokenizers import load_tokenizer
 from dask_infer.replica.worker_place import cores_of_process
@@ -133,7 +133,7 @@ class Feeder:
 
     def _store(self, rows: Rows, batch: Batch, output: dict[Any, Any]) -> None:
         asks = self.job.row_wise and self.job.method != "generate"
-        if asks and self.assembler.doubts(output, batch.lengths, batch.padded):
+        if asks and self.assembler.is_axis_unknown(output, batch.lengths, batch.padded):
             self._settle(rows, batch)
         with step("output"):
             self._add(self.assembler, rows, output, batch)
@@ -161,7 +161,7 @@ class Feeder:
         output = None  # of a model that takes no other length: nothing is cut off
         with contextlib.suppress(Exception):
             output = dict(self.lane.send(alone).wait())
-        self.assembler.learn(output, alone.padded)
+        self.assembler.learn_axis(output, alone.padded)
 
     def _count(self, rows: Rows) -> None:
         now = self.lane.clock()

@@ -197,7 +197,7 @@ def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
     signature = (encoder.signature, job.method, job.code.key)
     size = lane.batch_size(signature, encoder.bytes_per_row, job.batch_size)
     if not encoder.bytes_per_row:
-        encoder.on_weighed = size.weigh
+        encoder.on_row_bytes = size.observe_row_bytes
     if encoder.lengths is None or not job.row_wise or job.batch_tokens is None:
         wanted = lane.microbatch if job.batch_size is None else None
         return ConsecutiveWork(rows, size, wanted=wanted)

@@ -20,7 +20,8 @@ class OutputColumn:
     dtype: Any
     #: Shape of one row: ``()`` a scalar; ``(3, 4)`` fixed; a leading None is a ragged
     #: axis. Of an inferred column that axis is the tokens', whose padding is cut off;
-    #: of a declared one only where the worker finds that it is (`Assembler.doubts`).
+    #: of a declared one only where the worker finds that it is
+    #: (`Assembler.is_axis_unknown`).
     shape: tuple[int | None, ...] = ()
     #: Where: a dict key or attribute (str), a tuple position (int), or None for the
     #: output itself.

@@ -17,7 +17,7 @@ import torch
 
 import dask_infer
 from dask_infer import errors
-from dask_infer.batch.inputs.rows import BadRow
+from dask_infer.batch.tensor.rows import BadRow
 from dask_infer.model.split import CannotSplit
 
 

@@ -16,17 +16,17 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from dask_infer.batch.inputs.lists import to_ragged
 from dask_infer.batch.inputs.plain_columns import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.inputs.values import (
     Array,
-    Texts,
-    Values,
+    ColumnValues,
+    TextColumn,
     holds_ids,
     lengths_of,
     open_column,
     open_ragged,
 )
+from dask_infer.batch.tensor.lists import to_ragged
 from dask_infer.batch.text.tokenize import (
     IDS,
     Ragged,
@@ -72,8 +72,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Reads:
-    """What the model reads."""
+class EncodeOptions:
+    """How columns become what the model reads."""
 
     interface: Interface
     floating: torch.dtype
@@ -123,7 +123,7 @@ class Reads:
         return tensor if dtype is None else tensor.to(dtype)
 
 
-class Part:
+class ArgumentReader:
     """One argument of the model, cut into batches."""
 
     #: What a row looks like.
@@ -138,40 +138,44 @@ class Part:
         raise NotImplementedError
 
 
-def open_part(
+def open_argument(
     frame: pd.DataFrame,
     argument: Argument,
-    reads: Reads,
+    options: EncodeOptions,
     *,
     none: bool = False,
     place: int = 0,
-) -> Part:
+) -> ArgumentReader:
     """Open the columns of one argument.
 
     `none` as of `plain_frame`; `place` is where the argument stands among all.
     """
-    if reads.interface == "frame":
-        return Frame(frame, argument, none)
+    if options.interface == "frame":
+        return FrameArgument(frame, argument, none)
     if argument.stacked:
-        return Stack(frame, argument, reads)
+        return StackArgument(frame, argument, options)
     series = frame[argument.columns[0]]
-    if argument.content == "text" and reads.tokenizer is not None:
-        return Text([frame[name] for name in argument.columns], reads)
-    if argument.content == "text" and reads.interface == "numpy":
-        return Strings(series)
-    if _may_be_padded(argument, reads) and holds_ids(series):
-        return Ids(series, reads, *reads.padding(argument, place))
-    if reads.interface == "numpy" and not reads.dtypes and is_ragged(series, argument):
-        return Arrays(series)
-    return Single(series, argument, reads)
+    if argument.content == "text" and options.tokenizer is not None:
+        return TextArgument([frame[name] for name in argument.columns], options)
+    if argument.content == "text" and options.interface == "numpy":
+        return TextListArgument(series)
+    if _may_be_padded(argument, options) and holds_ids(series):
+        return IdsArgument(series, options, *options.padding(argument, place))
+    if (
+        options.interface == "numpy"
+        and not options.dtypes
+        and is_ragged(series, argument)
+    ):
+        return ArraysArgument(series)
+    return ColumnArgument(series, argument, options)
 
 
-def _may_be_padded(argument: Argument, reads: Reads) -> bool:
+def _may_be_padded(argument: Argument, options: EncodeOptions) -> bool:
     """Whether rows of any length may go in: the model must be told what is padding."""
-    return reads.rules.masked and argument.shape in (None, (None,))
+    return options.rules.masked and argument.shape in (None, (None,))
 
 
-class Frame(Part):
+class FrameArgument(ArgumentReader):
     """A pandas frame, or the Series of one column, as plain pandas has them."""
 
     def __init__(self, frame: pd.DataFrame, argument: Argument, none: bool) -> None:
@@ -189,13 +193,13 @@ class Frame(Part):
         return Call((given if COPY_ON_WRITE else given.copy(),))
 
 
-class Strings(Part):
+class TextListArgument(ArgumentReader):
     """A list of str."""
 
     signature = "text"
 
     def __init__(self, series: pd.Series[Any]) -> None:
-        self._texts = Texts(series)
+        self._texts = TextColumn(series)
 
     def call(self, rows: Rows) -> Call:
         """Return the texts of `rows`."""
@@ -210,7 +214,7 @@ def is_ragged(series: pd.Series[Any], argument: Argument) -> bool:
     return lengths is not None and bool((lengths != lengths[:1]).any())
 
 
-class Arrays(Part):
+class ArraysArgument(ArgumentReader):
     """Lists of any length for a function: a list of arrays."""
 
     signature = "arrays"
@@ -233,16 +237,16 @@ class Arrays(Part):
         return Call(([self._flat[start:end].copy() for start, end in cuts],))
 
 
-class Single(Part):
+class ColumnArgument(ArgumentReader):
     """One column: ``(n,)``, or ``(n, *shape)`` of lists."""
 
     def __init__(
-        self, series: pd.Series[Any], argument: Argument, reads: Reads
+        self, series: pd.Series[Any], argument: Argument, options: EncodeOptions
     ) -> None:
-        self._reads = reads
-        tensor = reads.interface == "tensor" or argument.dtype is not None
+        self._options = options
+        tensor = options.interface == "tensor" or argument.dtype is not None
         self._values = open_column(series, argument.shape or None, tensor=tensor)
-        self._dtype = reads.dtype(argument)
+        self._dtype = options.dtype(argument)
         shape: Any = getattr(self._values, "shape", argument.shape)
         self.signature = (shape, str(self._dtype))
         if shape is not None and None not in shape:
@@ -253,19 +257,19 @@ class Single(Part):
         if self._dtype is None:
             return self._own_dtype(rows)
         block = self._values.take(rows, _NUMPY.get(self._dtype, np.float32))
-        return Call((self._reads.wrap(block, self._dtype),))
+        return Call((self._options.wrap(block, self._dtype),))
 
     def _own_dtype(self, rows: Rows) -> Call:
         block = self._values.take(rows, None)
         if block.dtype == object:
             return Call((block.tolist() if self._values.kind == "text" else block,))
-        dtype = self._reads.dtype_of(block)
+        dtype = self._options.dtype_of(block)
         if dtype is torch.int64 and block.dtype != np.int64:
             block = self._values.take(rows, np.int64)
-        return Call((self._reads.wrap(block, dtype),))
+        return Call((self._options.wrap(block, dtype),))
 
 
-class Stack(Part):
+class StackArgument(ArgumentReader):
     """Columns side by side, one ``(n, k)`` block.
 
     The columns are copied one by one into a block of the batch's size, which fits the
@@ -275,12 +279,14 @@ class Stack(Part):
     contiguous 24-29; the forward of an MLP 32-128-128-1 takes 220.
     """
 
-    def __init__(self, frame: pd.DataFrame, argument: Argument, reads: Reads) -> None:
-        self._reads = reads
+    def __init__(
+        self, frame: pd.DataFrame, argument: Argument, options: EncodeOptions
+    ) -> None:
+        self._options = options
         self._rows = len(frame)
         self._names = argument.columns
-        self._dtype = reads.dtype(argument)
-        tensor = reads.interface == "tensor" or self._dtype is not None
+        self._dtype = options.dtype(argument)
+        tensor = options.interface == "tensor" or self._dtype is not None
         self._columns = [
             open_column(frame[name], tensor=tensor, stacked=True)
             for name in argument.columns
@@ -296,10 +302,10 @@ class Stack(Part):
     def call(self, rows: Rows) -> Call:
         """Return the block of `rows`."""
         if self._block is None:
-            return Call((self._reads.wrap(self._own_dtype(rows), None),))
+            return Call((self._options.wrap(self._own_dtype(rows), None),))
         if self._whole is not None:
             block = np.array(self._whole[rows], order="C")
-            return Call((self._reads.wrap(block, self._dtype),))
+            return Call((self._options.wrap(block, self._dtype),))
         block = np.empty(
             (count_rows(rows, self._rows), len(self._columns)), self._block
         )
@@ -308,7 +314,7 @@ class Stack(Part):
         ):
             values = column.take(rows, block.dtype) if plain is None else plain[rows]
             block[:, j] = values
-        return Call((self._reads.wrap(block, self._dtype),))
+        return Call((self._options.wrap(block, self._dtype),))
 
     def _own_dtype(self, rows: Rows) -> Array:
         taken = [column.take(rows, None) for column in self._columns]
@@ -326,7 +332,7 @@ class Stack(Part):
 def _side_by_side(columns: list[Array | None]) -> Array | None:
     """Return an ``(n, k)`` view of columns that lie one after the other in memory.
 
-    They do in a frame of one block, as Dask reads it from parquet. One transposing
+    They do in a frame of one block, as Dask options it from parquet. One transposing
     copy of a batch takes as long as 32 copies of a column, but the forward after it
     was 15 % faster (MLP 32-128-128-1, batches of 2,048, torch 2.13.0): the batch is
     written once and in order, so it is still in the cache.
@@ -354,7 +360,7 @@ def _side_by_side(columns: list[Array | None]) -> Array | None:
     return view
 
 
-def _plain(column: Values, dtype: np.dtype[Any] | None) -> Array | None:
+def _plain(column: ColumnValues, dtype: np.dtype[Any] | None) -> Array | None:
     """Return a column's array where nothing has to be checked on the way."""
     plain = getattr(column, "plain", None)
     return None if dtype is None or plain is None else plain(dtype)
@@ -365,16 +371,20 @@ def count_rows(rows: Rows, n: int) -> int:
     return len(range(n)[rows]) if isinstance(rows, slice) else len(rows)
 
 
-class Ids(Part):
+class IdsArgument(ArgumentReader):
     """Lists of integers of any length, padded under an attention mask."""
 
     def __init__(
-        self, series: pd.Series[Any], reads: Reads, fill: int, unseen: int | None
+        self,
+        series: pd.Series[Any],
+        options: EncodeOptions,
+        fill: int,
+        unseen: int | None,
     ) -> None:
         self._series = series
-        self._reads = reads
+        self._options = options
         self._fill, self._unseen = fill, unseen
-        self._side: Side = reads.side or "right"
+        self._side: Side = options.side or "right"
         self._ragged: Ragged | None
         try:
             self._ragged = open_ragged(series, fill)
@@ -396,28 +406,28 @@ class Ids(Part):
         if self._unseen is not None:
             mask &= block != self._unseen
         return Call(
-            (self._reads.wrap(block, None),),
-            {"attention_mask": self._reads.wrap(mask.astype(np.int64), None)},
+            (self._options.wrap(block, None),),
+            {"attention_mask": self._options.wrap(mask.astype(np.int64), None)},
             ragged.lengths[rows],
             block.shape[1],
             self._side,
         )
 
 
-class Text(Part):
-    """Text through the tokenizer: keyword arguments, padded batch by batch."""
+class TextArgument(ArgumentReader):
+    """TextArgument through the tokenizer: keyword arguments, padded batch by batch."""
 
     #: The partition's tokens; None where its texts failed together.
     tokens: Tokens | None
 
-    def __init__(self, columns: list[pd.Series[Any]], reads: Reads) -> None:
-        assert reads.tokenizer is not None
-        self._reads = reads
+    def __init__(self, columns: list[pd.Series[Any]], options: EncodeOptions) -> None:
+        assert options.tokenizer is not None
+        self._options = options
         self._names = " and ".join(f'"{series.name}"' for series in columns)
         #: The texts; two columns are pairs.
-        self._texts = [Texts(series) for series in columns]
-        self.signature = ("tokens", longest_text(reads.tokenizer, reads.max_length))
-        #: Texts truncated so far.
+        self._texts = [TextColumn(series) for series in columns]
+        self.signature = ("tokens", longest_text(options.tokenizer, options.max_length))
+        #: TextColumn truncated so far.
         self.truncated = 0
         try:
             self.tokens = self._tokenize([texts.present() for texts in self._texts])
@@ -438,22 +448,22 @@ class Text(Part):
         if tokens is None:
             tokens, rows = self._tokenize_batch(texts), slice(None)
         arrays, padded = tokens.batch(rows)
-        kwargs = {key: self._reads.wrap(value, None) for key, value in arrays.items()}
+        kwargs = {key: self._options.wrap(value, None) for key, value in arrays.items()}
         if tokens.lengths is None:
             return Call((), kwargs)
         return Call((), kwargs, tokens.lengths[rows], padded, tokens.side)
 
     def _tokenize(self, texts: list[list[str]]) -> Tokens:
-        reads = self._reads
-        assert reads.tokenizer is not None
+        options = self._options
+        assert options.tokenizer is not None
         return tokenize(
             texts[0],
-            reads.tokenizer,
+            options.tokenizer,
             pairs=texts[1] if len(texts) > 1 else None,
-            accepts=reads.rules.accepts,
-            max_length=reads.max_length,
-            side=reads.side,
-            pad=reads.rules.pad,
+            accepts=options.rules.accepts,
+            max_length=options.max_length,
+            side=options.side,
+            pad=options.rules.pad,
         )
 
     def _tokenize_batch(self, texts: list[list[str]]) -> Tokens:

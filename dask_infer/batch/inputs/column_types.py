@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_infer.batch.inputs.lists import is_list, value_dtype
+from dask_infer.batch.tensor.lists import is_list, value_dtype
 
 #: "object" may be anything: only its values tell. "other" cannot become a tensor.
-Kind = Literal[
+ColumnType = Literal[
     "floating",
     "integer",
     "bool",
@@ -28,7 +28,7 @@ Kind = Literal[
 #: Kinds that are one number a row.
 NUMBERS = frozenset({"floating", "integer", "bool"})
 
-_BY_CODE: dict[str, Kind] = {
+_BY_CODE: dict[str, ColumnType] = {
     "f": "floating",
     "i": "integer",
     "u": "integer",
@@ -47,7 +47,7 @@ CONVERTED = (
 )
 
 #: What stops a column from being a tensor, and what to pass; "{0}" is its name.
-REMEDIES: dict[Kind, tuple[str, str]] = {
+REMEDIES: dict[ColumnType, tuple[str, str]] = {
     "text": ("text", "tokenizer="),
     "bytes": ("bytes", "preprocess= to decode them"),
     "date": ("dates or times", "preprocess= to make numbers of them"),
@@ -60,7 +60,7 @@ REMEDIES: dict[Kind, tuple[str, str]] = {
 }
 
 
-def kind_of(dtype: Any) -> Kind:
+def column_type_of(dtype: Any) -> ColumnType:
     """Tell what a column of `dtype` holds: NumPy, nullable, Arrow and tensor dtypes."""
     if isinstance(dtype, np.dtype):
         return _BY_CODE.get(dtype.kind, "other")
@@ -78,7 +78,7 @@ def kind_of(dtype: Any) -> Kind:
     return "other" if kind == "object" else kind
 
 
-def _arrow_kind(arrow: pa.DataType) -> Kind:
+def _arrow_kind(arrow: pa.DataType) -> ColumnType:
     is_ = pa.types
     if is_.is_floating(arrow) or is_.is_decimal(arrow) or is_.is_null(arrow):
         return "floating"
@@ -96,7 +96,7 @@ def _arrow_kind(arrow: pa.DataType) -> Kind:
     return "bytes" if any(check(arrow) for check in binary) else "other"
 
 
-def kind_of_numbers(dtype: Any) -> Kind:
+def number_type_of(dtype: Any) -> ColumnType:
     """Tell the kind of a column's numbers, or of the numbers in its lists."""
-    kind = kind_of(dtype)
-    return kind_of(value_dtype(dtype) or dtype) if kind == "list" else kind
+    kind = column_type_of(dtype)
+    return column_type_of(value_dtype(dtype) or dtype) if kind == "list" else kind

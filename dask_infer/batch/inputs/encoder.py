@@ -18,14 +18,14 @@ import torch
 
 from dask_infer.batch.inputs.arguments import (
     Call,
+    EncodeOptions,
     Interface,
     Lengths,
-    Reads,
-    Text,
+    TextArgument,
     count_rows,
-    open_part,
+    open_argument,
 )
-from dask_infer.batch.inputs.column_types import kind_of
+from dask_infer.batch.inputs.column_types import column_type_of
 from dask_infer.batch.inputs.integer_ranges import misfits
 from dask_infer.batch.inputs.plain_columns import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.inputs.resolve_inputs import (
@@ -76,7 +76,7 @@ class Encoder:
     inputs
         Which columns become which arguments.
     interface
-        What the model reads: ``"tensor"``, ``"numpy"`` or ``"frame"``.
+        What the model options: ``"tensor"``, ``"numpy"`` or ``"frame"``.
     floating
         Dtype of floating inputs; None is torch's default.
     preprocess
@@ -111,7 +111,7 @@ class Encoder:
         self.inputs = inputs
         self._frame = frame
         self._preprocess = preprocess
-        self._reads = Reads(
+        self._options = EncodeOptions(
             interface,
             floating or torch.get_default_dtype(),
             tokenizer if inputs.tokenized else None,
@@ -119,11 +119,11 @@ class Encoder:
             max_length,
             dtypes,
         )
-        self._opened = None if preprocess else Opened(frame, inputs, self._reads)
+        self._opened = None if preprocess else FrameReader(frame, inputs, self._options)
         self._resolved: tuple[object, Inputs] | None = None
         self._truncated = 0
         #: Told the bytes of a row's tensors with each batch that is made.
-        self.on_weighed: Callable[[float], None] | None = None
+        self.on_row_bytes: Callable[[float], None] | None = None
 
     @property
     def lengths(self) -> Lengths | None:
@@ -165,12 +165,12 @@ class Encoder:
         Raises
         ------
         InputError
-            Where a value cannot become what the model reads; names column and row.
+            Where a value cannot become what the model options; names column and row.
         """
         batch = self._made(rows, count_rows(rows, len(self._frame)))
         self._refuse_misfits(batch, rows)
-        if self.on_weighed is not None and batch.rows:
-            self.on_weighed(batch.nbytes / batch.rows)
+        if self.on_row_bytes is not None and batch.rows:
+            self.on_row_bytes(batch.nbytes / batch.rows)
         return batch
 
     def _made(self, rows: Rows, count: int) -> Batch:
@@ -184,9 +184,9 @@ class Encoder:
 
     def _refuse_misfits(self, batch: Batch, rows: Rows) -> None:
         """Name the row whose integers the model's own dtype cannot hold."""
-        names = [name for name, _ in self._reads.dtypes]
+        names = [name for name, _ in self._options.dtypes]
         given = {**dict(zip(names, batch.args, strict=False)), **batch.kwargs}
-        for name, dtype in self._reads.dtypes:
+        for name, dtype in self._options.dtypes:
             values = np.asarray(given.get(name))
             wrong = misfits(values, np.dtype(dtype))
             if wrong is None:
@@ -195,7 +195,7 @@ class Encoder:
             raise InputError(
                 f"{self._source(names.index(name), name, inner)}: row "
                 f"{self._frame.index[rows][row]} holds {values[wrong][0]!s}, and the "
-                f'model reads {dtype} in "{name}"; cast it, or export the model anew'
+                f'model options {dtype} in "{name}"; cast it, or export the model anew'
             )
 
     def _source(self, place: int, name: str, inner: Sequence[Any]) -> str:
@@ -215,22 +215,22 @@ class Encoder:
     @cached_property
     def _given(self) -> pd.DataFrame:
         """What `preprocess` sees: for an estimator what plain pandas has."""
-        if self._reads.interface != "frame":
+        if self._options.interface != "frame":
             return self._seen
         return plain_frame(self._seen, none=self.inputs.none)
 
     def _preprocessed(self, seen: pd.DataFrame) -> Call:
         assert self._preprocess is not None
         given = self._preprocess(seen)
-        if self._reads.interface == "frame":
+        if self._options.interface == "frame":
             given = picked(self.inputs, given)
-            return as_given(given, len(seen), self._reads)
+            return as_given(given, len(seen), self._options)
         if isinstance(given, pd.Series):
             given = given.to_frame()
         if not isinstance(given, pd.DataFrame):
-            return as_given(given, len(seen), self._reads)
+            return as_given(given, len(seen), self._options)
         _check_count(len(given), len(seen))
-        opened = Opened(given, self._resolve(given), self._reads)
+        opened = FrameReader(given, self._resolve(given), self._options)
         call = opened.call(slice(None))
         if opened.text is not None:
             self._truncated += opened.text.truncated
@@ -239,7 +239,7 @@ class Encoder:
     def _resolve(self, given: pd.DataFrame) -> Inputs:
         key = (tuple(given.columns), tuple(given.dtypes))
         if self._resolved is None or self._resolved[0] != key:
-            again = resolve_again(self.inputs, given, self._reads.interface)
+            again = resolve_again(self.inputs, given, self._options.interface)
             self._resolved = key, again
         return self._resolved[1]
 
@@ -299,7 +299,7 @@ def picked(inputs: Inputs, given: Any) -> Any:
     if given.shape[1] != 1:
         raise InputError(
             f"preprocess returned a frame of {given.shape[1]} columns, and the "
-            "estimator reads one text a row; return a Series"
+            "estimator options one text a row; return a Series"
         )
     return given.iloc[:, 0]
 
@@ -312,20 +312,22 @@ def _known_shapes(inputs: Inputs, meta: pd.DataFrame) -> dict[str, Any]:
         if argument.shape
         and None not in argument.shape
         and argument.columns[0] in meta.columns
-        and kind_of(meta[argument.columns[0]].dtype) in ("list", "object")
+        and column_type_of(meta[argument.columns[0]].dtype) in ("list", "object")
     }
 
 
-class Opened:
+class FrameReader:
     """The columns of a frame, opened once and cut into batches."""
 
-    def __init__(self, frame: pd.DataFrame, inputs: Inputs, reads: Reads) -> None:
+    def __init__(
+        self, frame: pd.DataFrame, inputs: Inputs, options: EncodeOptions
+    ) -> None:
         arguments = inputs.arguments
         self.parts = [
-            open_part(frame, argument, reads, none=inputs.none, place=place)
+            open_argument(frame, argument, options, none=inputs.none, place=place)
             for place, argument in enumerate(arguments)
         ]
-        texts = (part for part in self.parts if isinstance(part, Text))
+        texts = (part for part in self.parts if isinstance(part, TextArgument))
         #: The argument that goes through the tokenizer.
         self.text = next(texts, None)
         self._keywords = [argument.keyword for argument in arguments]
@@ -356,7 +358,7 @@ class Opened:
         return Call(tuple(args), made | named, *padding)
 
 
-def as_given(given: Any, rows: int, reads: Reads) -> Call:
+def as_given(given: Any, rows: int, options: EncodeOptions) -> Call:
     """Return the call of tensors that `preprocess` returned: they go in as they are.
 
     Raises
@@ -366,11 +368,11 @@ def as_given(given: Any, rows: int, reads: Reads) -> Call:
     """
     if isinstance(given, Mapping):
         named = {
-            str(key): _as_given(value, rows, reads) for key, value in given.items()
+            str(key): _as_given(value, rows, options) for key, value in given.items()
         }
         return _with_lengths(named)
     values = given if isinstance(given, tuple) else (given,)
-    return Call(tuple(_as_given(value, rows, reads) for value in values))
+    return Call(tuple(_as_given(value, rows, options) for value in values))
 
 
 def _with_lengths(kwargs: dict[str, Any]) -> Call:
@@ -384,7 +386,7 @@ def _with_lengths(kwargs: dict[str, Any]) -> Call:
     return Call((), kwargs, real.sum(axis=1), mask.shape[1], side)
 
 
-def _as_given(value: Any, rows: int, reads: Reads) -> Any:
+def _as_given(value: Any, rows: int, options: EncodeOptions) -> Any:
     if value is None:
         raise InputError(
             "preprocess returned None; return a DataFrame, a tensor, or a tuple or "
@@ -392,12 +394,12 @@ def _as_given(value: Any, rows: int, reads: Reads) -> Any:
         )
     if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
         value = torch.stack(value)
-    if isinstance(value, pd.Series | list) and reads.interface == "tensor":
+    if isinstance(value, pd.Series | list) and options.interface == "tensor":
         value = np.asarray(value)
     if np.ndim(value) or isinstance(value, list):
         _check_count(len(value), rows)
-    if isinstance(value, np.ndarray) and reads.interface == "tensor":
-        return _tensor(value, reads)
+    if isinstance(value, np.ndarray) and options.interface == "tensor":
+        return _tensor(value, options)
     return _owned(value)
 
 
@@ -412,14 +414,14 @@ def _owned(value: Any) -> Any:
     return value.copy() if hasattr(value, "toarray") else value  # a sparse matrix
 
 
-def _tensor(values: np.ndarray[Any, Any], reads: Reads) -> torch.Tensor:
+def _tensor(values: np.ndarray[Any, Any], options: EncodeOptions) -> torch.Tensor:
     if values.dtype.kind not in "fiub":
         raise InputError(
             f"preprocess returned an array of {values.dtype}, which cannot become a "
             "tensor; return numbers"
         )
     tensor = torch.from_numpy(np.array(values, order="C"))
-    return tensor.to(reads.floating) if tensor.is_floating_point() else tensor
+    return tensor.to(options.floating) if tensor.is_floating_point() else tensor
 
 
 def _check_count(got: int, expected: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dask_infer.batch.inputs.column_types import NUMBERS, kind_of
+from dask_infer.batch.inputs.column_types import NUMBERS, column_type_of
 from dask_infer.batch.inputs.values import floating_dtype
 
 #: Before pandas 3 a change to a shallow copy is a change to the partition.
@@ -36,11 +36,11 @@ def plain_frame(frame: pd.DataFrame, *, none: bool = False) -> pd.DataFrame:
 
 def _plain(series: pd.Series[Any], blank: Any) -> pd.Series[Any]:
     dtype = series.dtype
-    kind = kind_of(dtype)
+    kind = column_type_of(dtype)
     if kind == "text":
         return _objects(series, blank)
     if isinstance(dtype, pd.CategoricalDtype):
-        texts = kind_of(dtype.categories.dtype) == "text"
+        texts = column_type_of(dtype.categories.dtype) == "text"
         categories = dtype.categories.astype(object)
         return series.cat.rename_categories(list(categories)) if texts else series
     # Sparse numbers are as plain as they can be.

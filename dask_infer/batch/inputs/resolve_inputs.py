@@ -19,11 +19,11 @@ from dask_infer.batch.inputs.column_types import (
     CONVERTED,
     NUMBERS,
     REMEDIES,
-    Kind,
-    kind_of,
-    kind_of_numbers,
+    ColumnType,
+    column_type_of,
+    number_type_of,
 )
-from dask_infer.batch.inputs.lists import row_shape, value_dtype
+from dask_infer.batch.tensor.lists import row_shape, value_dtype
 from dask_infer.errors import InputError
 from dask_infer.spec import Argument, Fitted, Inputs
 from dask_infer.spec.input_spec import Content
@@ -117,7 +117,7 @@ def resolve_inputs(
 
 def all_integers(meta: pd.DataFrame, argument: Argument) -> bool:
     """Whether every column of `argument` holds integers, as far as dtypes tell."""
-    return all(kind_of_numbers(meta[c].dtype) == "integer" for c in argument.columns)
+    return all(number_type_of(meta[c].dtype) == "integer" for c in argument.columns)
 
 
 def with_integers(
@@ -207,7 +207,7 @@ class _Rules:
         return shape
 
     def _check_list(self, name: Any, shape: Shape) -> None:
-        kind = kind_of(self.meta[name].dtype)
+        kind = column_type_of(self.meta[name].dtype)
         if kind == "text":
             raise InputError(
                 f'shapes= gives a row of column "{name}" the shape {shape}, but it '
@@ -312,8 +312,8 @@ class _Rules:
             f"the columns are {_quoted(self.meta.columns)}"
         )
 
-    def _kind(self, name: Any) -> Kind:
-        return kind_of(self.meta[name].dtype)
+    def _kind(self, name: Any) -> ColumnType:
+        return column_type_of(self.meta[name].dtype)
 
     def _stacked(self, names: list[Any], keyword: str | None) -> Argument:
         if not self.deferred:
@@ -338,7 +338,7 @@ class _Rules:
         if self.interface == "tensor":
             self._check_tensor(name, kind)
 
-    def _check_tensor(self, name: Any, kind: Kind) -> None:
+    def _check_tensor(self, name: Any, kind: ColumnType) -> None:
         dtype = self.meta[name].dtype
         if kind == "list" and value_dtype(dtype) is None:
             kind = "other"
@@ -359,7 +359,7 @@ class _Rules:
         if self.interface == "tensor" and not self.deferred:
             self._check_tensor(name, kind)
         content, shape = self._content(name, kind)
-        own = kind_of_numbers(self.meta[name].dtype)
+        own = number_type_of(self.meta[name].dtype)
         dtype = _DTYPES.get(own) if self.interface == "tensor" else None
         return Argument((name,), keyword, False, content, shape, dtype)
 
@@ -374,7 +374,7 @@ class _Rules:
             self._check_tensor(name, "text")
         return Argument((name,), keyword, False, "text", (), None)
 
-    def _content(self, name: Any, kind: Kind) -> tuple[Content, Shape | None]:
+    def _content(self, name: Any, kind: ColumnType) -> tuple[Content, Shape | None]:
         if kind in NUMBERS:
             return "number", ()
         if kind == "bytes":
@@ -387,7 +387,11 @@ class _Rules:
         return ("list", told) if told else ("object", None)
 
 
-_DTYPES: dict[Kind, str] = {"floating": "floating", "integer": "int64", "bool": "bool"}
+_DTYPES: dict[ColumnType, str] = {
+    "floating": "floating",
+    "integer": "int64",
+    "bool": "bool",
+}
 
 
 def _paired(arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pandas as pd
 from pandas.api.types import infer_dtype
 
-from dask_infer.batch.inputs.column_types import NUMBERS, Kind, kind_of
+from dask_infer.batch.inputs.column_types import NUMBERS, ColumnType, column_type_of
 from dask_infer.batch.inputs.integer_ranges import misfits
-from dask_infer.batch.inputs.lists import row_shape, to_dense, to_ragged
 from dask_infer.batch.inputs.resolve_inputs import STACKED, apart
+from dask_infer.batch.tensor.lists import row_shape, to_dense, to_ragged
 from dask_infer.batch.text.tokenize import Ragged
 from dask_infer.errors import InputError
 
@@ -28,7 +28,7 @@ Rows = slice | npt.NDArray[np.int64]
 Shape = tuple[int | None, ...]
 
 #: What pandas infers of objects, in our words.
-_INFERRED: dict[str, Kind] = {
+_INFERRED: dict[str, ColumnType] = {
     "floating": "floating",
     "mixed-integer-float": "floating",
     "decimal": "floating",
@@ -42,20 +42,20 @@ _INFERRED: dict[str, Kind] = {
 _LISTS = (list, tuple, np.ndarray)
 
 
-class Values(Protocol):
+class ColumnValues(Protocol):
     """The values of one column."""
 
     #: What they are; never "object".
-    kind: Kind
+    kind: ColumnType
 
     def take(self, rows: Rows, dtype: npt.DTypeLike | None) -> Array:
         """Return the values of `rows` in memory of their own; None keeps the dtype."""
 
 
-class Numbers:
+class NumberColumn:
     """A column of numbers, one a row."""
 
-    def __init__(self, series: pd.Series[Any], kind: Kind) -> None:
+    def __init__(self, series: pd.Series[Any], kind: ColumnType) -> None:
         self.kind = kind
         self._series = series
         self.values, self._missing = _numbers(series, kind)
@@ -100,7 +100,7 @@ class Numbers:
 class Lists:
     """A column of equally long lists, one array a row."""
 
-    kind: Kind = "list"
+    kind: ColumnType = "list"
 
     def __init__(self, series: pd.Series[Any], shape: Shape | None) -> None:
         told = None if shape == (None,) else shape
@@ -140,10 +140,10 @@ def _owned(values: Array, rows: Rows, dtype: npt.DTypeLike | None) -> Array:
     return np.ascontiguousarray(values, dtype=dtype)
 
 
-class Texts:
+class TextColumn:
     """A column of text or bytes, one object a row."""
 
-    def __init__(self, series: pd.Series[Any], kind: Kind = "text") -> None:
+    def __init__(self, series: pd.Series[Any], kind: ColumnType = "text") -> None:
         self.kind = kind
         self._series = series
         self.values = series.to_numpy(dtype=object)
@@ -184,7 +184,7 @@ class Texts:
 class Dates:
     """A column of a dtype that is no tensor's, as NumPy sees it."""
 
-    kind: Kind = "other"
+    kind: ColumnType = "other"
 
     def __init__(self, series: pd.Series[Any]) -> None:
         self.values = np.asarray(series)
@@ -194,15 +194,15 @@ class Dates:
         return np.array(self.values[rows], dtype=dtype)
 
 
-class Deferred:
+class DeferredColumn:
     """A column that failed as a whole: every batch opens its own rows."""
 
-    kind: Kind = "other"
+    kind: ColumnType = "other"
 
     def __init__(
         self,
         series: pd.Series[Any],
-        open_: Callable[[pd.Series[Any]], Values],
+        open_: Callable[[pd.Series[Any]], ColumnValues],
         integers: bool = False,
     ) -> None:
         self._series = series
@@ -223,7 +223,7 @@ def open_column(
     *,
     tensor: bool = True,
     stacked: bool = False,
-) -> Values:
+) -> ColumnValues:
     """Return the values of a column, whatever holds them.
 
     Parameters
@@ -240,7 +240,7 @@ def open_column(
     known = shape is not None and None not in shape
     fits = known or stacked or row_shape(series.dtype) is not None
 
-    def opened(part: pd.Series[Any], shape: Shape | None) -> Values:
+    def opened(part: pd.Series[Any], shape: Shape | None) -> ColumnValues:
         if not fits:
             _refuse_unknown(part)
             _refuse_unequal(part, shape)
@@ -252,7 +252,7 @@ def open_column(
         usual = shape or usual_shape(series)
         # A batch of missing rows alone would not tell that they are integers.
         whole = holds_ids(series)
-        return Deferred(series, lambda part: opened(part, usual), whole)
+        return DeferredColumn(series, lambda part: opened(part, usual), whole)
 
 
 def _refuse_unknown(series: pd.Series[Any]) -> None:
@@ -260,7 +260,7 @@ def _refuse_unknown(series: pd.Series[Any]) -> None:
 
     What other rows of the partition tell must not matter, for they may be elsewhere.
     """
-    if kind_of(series.dtype) not in ("list", "object"):
+    if column_type_of(series.dtype) not in ("list", "object"):
         return
     missing = series.isna().to_numpy()
     if not missing.any():
@@ -355,9 +355,9 @@ def _present(series: pd.Series[Any]) -> tuple[Array, Array] | None:
         return None
 
 
-def _content(series: pd.Series[Any]) -> Kind:
+def _content(series: pd.Series[Any]) -> ColumnType:
     """Tell what a column holds; looks at values where the dtype is object."""
-    kind = kind_of(series.dtype)
+    kind = column_type_of(series.dtype)
     if kind != "object":
         return kind
     inferred = infer_dtype(series, skipna=True)
@@ -371,7 +371,7 @@ def _content(series: pd.Series[Any]) -> Kind:
 
 def _open(
     series: pd.Series[Any], shape: Shape | None, tensor: bool, stacked: bool
-) -> Values:
+) -> ColumnValues:
     kind = _content(series)
     if kind == "list" and stacked:
         raise InputError(
@@ -380,16 +380,16 @@ def _open(
     if kind == "list" or (shape and kind == "floating" and series.isna().all()):
         return Lists(series, shape)
     if kind in NUMBERS:
-        return Numbers(series, kind)
+        return NumberColumn(series, kind)
     if tensor:
         raise _no_tensor(series, kind)
     if kind in ("text", "bytes"):
-        return Texts(series, kind)
+        return TextColumn(series, kind)
     return Dates(series)
 
 
-def _numbers(series: pd.Series[Any], kind: Kind) -> tuple[Array, Array | None]:
-    """Values without a copy where NumPy can hold them, and which are missing.
+def _numbers(series: pd.Series[Any], kind: ColumnType) -> tuple[Array, Array | None]:
+    """ColumnValues without a copy where NumPy can hold them, and which are missing.
 
     Missing floating values are NaN already.
     """
@@ -432,7 +432,7 @@ def _too_large(series: pd.Series[Any]) -> InputError:
     )
 
 
-def _no_tensor(series: pd.Series[Any], kind: Kind) -> InputError:
+def _no_tensor(series: pd.Series[Any], kind: ColumnType) -> InputError:
     """Name the first value that is no number; only errors come here."""
     if kind == "text" and series.dtype != object:
         return InputError(

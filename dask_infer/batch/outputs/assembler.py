@@ -12,7 +12,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dask_infer.batch.outputs.column_writers import Columns, Padding, Sink, build_sink
+from dask_infer.batch.outputs.column_writers import (
+    Columns,
+    ColumnWriter,
+    Padding,
+    build_writer,
+)
 from dask_infer.batch.outputs.convert import to_array, unboxed
 from dask_infer.errors import OutputError
 from dask_infer.spec import Outputs
@@ -41,8 +46,8 @@ class Assembler:
         self.outputs = outputs
         self.n = n
         self._nullable = nullable
-        self._sinks: list[Sink] = [
-            build_sink(column, n, nullable=nullable, cast=outputs.declared)
+        self._writers: list[ColumnWriter] = [
+            build_writer(column, n, nullable=nullable, cast=outputs.declared)
             for column in outputs.columns
         ]
         #: Axes of the values that are in doubt, by place.
@@ -51,7 +56,7 @@ class Assembler:
         self._filled = 0
 
     def __repr__(self) -> str:
-        columns = len(self._sinks)
+        columns = len(self._writers)
         return f"<Assembler {self._filled}/{self.n} rows, {columns} columns>"
 
     def add(
@@ -83,8 +88,8 @@ class Assembler:
         count = _count(rows, self.n)
         padding = Padding(lengths, padded, side)
         values = self._values(picked, count)
-        for sink, value in zip(self._sinks, values, strict=True):
-            sink.put(rows, count, value, padding)
+        for writer, value in zip(self._writers, values, strict=True):
+            writer.write(rows, count, value, padding)
         self._filled += count
 
     def missing(self, rows: Positions) -> None:
@@ -101,11 +106,11 @@ class Assembler:
         if self._filled != self.n:
             raise RuntimeError(f"{self._filled} of {self.n} rows have an output")
         return {
-            column.name: sink.finish(self._missing)
-            for column, sink in zip(self.outputs.columns, self._sinks, strict=True)
+            column.name: writer.result(self._missing)
+            for column, writer in zip(self.outputs.columns, self._writers, strict=True)
         }
 
-    def doubts(
+    def is_axis_unknown(
         self,
         picked: dict[Any, Any],
         lengths: npt.NDArray[Any] | None,
@@ -118,7 +123,7 @@ class Assembler:
         """
         padding = Padding(lengths, padded)
         unknown = [
-            place for place, sink in enumerate(self._sinks) if sink.tokens is None
+            place for place, writer in enumerate(self._writers) if writer.tokens is None
         ]
         if not unknown or not padding.cuts:
             return False
@@ -130,7 +135,7 @@ class Assembler:
         }
         return bool(self._ranks)
 
-    def learn(self, picked: dict[Any, Any] | None, padded: int) -> None:
+    def learn_axis(self, picked: dict[Any, Any] | None, padded: int) -> None:
         """Learn from a row of the batch in doubt that was run alone, padded less.
 
         An axis is the tokens' if it is as long as the row is then; none is where the
@@ -138,14 +143,14 @@ class Assembler:
         """
         if picked is None:
             for place in self._ranks:
-                self._sinks[place].tokens = False
+                self._writers[place].tokens = False
             return
         values = self._values(picked, 1)
         for place, rank in self._ranks.items():
             shape = tuple(getattr(values[place], "shape", ()))
             missing = rank - len(shape)  # axes of length 1 that the model squeezed
             found = shape[1 - missing : 2 - missing] if missing < 2 else (1,)
-            self._sinks[place].tokens = found == (padded,)
+            self._writers[place].tokens = found == (padded,)
 
     def _values(self, picked: dict[Any, Any], count: int) -> list[Any]:
         """Return the value of each column."""

@@ -1,6 +1,6 @@
 """One output column while batches come in: where their values are written.
 
-A `Sink` a kind of column: numbers and tensors (one block), ragged rows and
+A `ColumnWriter` a kind of column: numbers and tensors (one block), ragged rows and
 dtypes of pandas alone (parts), text and other objects (references).
 """
 
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_infer.batch.inputs.rows import Rows, join, offsets_of
 from dask_infer.batch.outputs.convert import (
     Array,
     broken_promise,
@@ -27,6 +26,7 @@ from dask_infer.batch.outputs.convert import (
 )
 from dask_infer.batch.outputs.fields import is_tensor
 from dask_infer.batch.outputs.resolve_outputs import STRING, pandas_dtype
+from dask_infer.batch.tensor.rows import Rows, join, offsets_of
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 from dask_infer.errors import InputError, OutputError
 from dask_infer.spec import OutputColumn
@@ -74,13 +74,13 @@ class Padding:
         return array[real], lengths
 
 
-class Sink(Protocol):
+class ColumnWriter(Protocol):
     """Where one column's values go: memory that nobody else has."""
 
     #: Whether the second axis of an array is the tokens'; None where nobody knows yet.
     tokens: bool | None
 
-    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Write the `count` values of a batch at `rows`.
 
         Raises
@@ -89,26 +89,28 @@ class Sink(Protocol):
             If count, dtype or shape are not as promised.
         """
 
-    def finish(self, missing: Array | None) -> Any:
+    def result(self, missing: Array | None) -> Any:
         """Return the column; rows where the mask is True are missing."""
 
 
-def build_sink(column: OutputColumn, n: int, *, nullable: bool, cast: bool) -> Sink:
-    """Return the sink for `n` rows of a column.
+def build_writer(
+    column: OutputColumn, n: int, *, nullable: bool, cast: bool
+) -> ColumnWriter:
+    """Return the writer for `n` rows of a column.
 
     With `cast` values are cast to the promised dtype where that keeps their kind.
     """
     if column.shape[:1] == (None,):
-        return RaggedSink(column, n, cast)
+        return RaggedWriter(column, n, cast)
     target = pandas_dtype(column, nullable)
     if isinstance(target, pd.StringDtype):
-        return TextSink(column, n)
+        return TextWriter(column, n)
     values = _block_dtype(column, target)
     if values is not None:
-        return NumberSink(column, n, target, values, cast)
+        return NumberWriter(column, n, target, values, cast)
     if isinstance(target, np.dtype):
-        return ObjectSink(n)
-    return ExtensionSink(column, n, target)
+        return ObjectWriter(n)
+    return ExtensionWriter(column, n, target)
 
 
 def _block_dtype(column: OutputColumn, target: Any) -> np.dtype[Any] | None:
@@ -123,7 +125,7 @@ def _block_dtype(column: OutputColumn, target: Any) -> np.dtype[Any] | None:
     return values
 
 
-class NumberSink:
+class NumberWriter:
     """Numbers, or arrays of one shape: one ``(n, *shape)`` block."""
 
     tokens: bool | None = False
@@ -147,7 +149,7 @@ class NumberSink:
         #: Rows that came as missing.
         self.absent: Array | None = None
 
-    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Write numbers."""
         array, missing = numbers(value, self.column, self.dtype)
         array = one_a_row(array, self.column, count)
@@ -158,7 +160,7 @@ class NumberSink:
         if missing is not None or self.absent is not None:
             self._absent(rows, missing)
 
-    def finish(self, missing: Array | None) -> Any:
+    def result(self, missing: Array | None) -> Any:
         """Return the block as a pandas or NumPy array, without a copy."""
         block = self.block
         if block is None:
@@ -190,7 +192,7 @@ class NumberSink:
         return block
 
 
-class RaggedSink:
+class RaggedWriter:
     """Rows of different lengths: parts, joined in the rows' order at the end."""
 
     def __init__(self, column: OutputColumn, n: int, cast: bool) -> None:
@@ -205,13 +207,13 @@ class RaggedSink:
         self.places = np.full(n, -1)
         self.taken = 0
 
-    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the rows without their padding."""
         self.parts.append(self._rows(value, count, padding))
         self.places[rows] = np.arange(self.taken, self.taken + count)
         self.taken += count
 
-    def finish(self, missing: Array | None) -> TensorArray:
+    def result(self, missing: Array | None) -> TensorArray:
         """Return the rows in order."""
         nothing = Rows(np.zeros((0, *self.inner), self.dtype), np.zeros(1, np.int64))
         rows = join(self.parts) if self.parts else nothing
@@ -269,7 +271,7 @@ class RaggedSink:
         return Rows(values.copy(), offsets, missing if missing.any() else None)
 
 
-class TextSink:
+class TextWriter:
     """Text: references to each row's string, Arrow memory at the end."""
 
     tokens: bool | None = False
@@ -278,7 +280,7 @@ class TextSink:
         self.column = column
         self.block = np.empty(n, object)
 
-    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the strings, or None where one is missing."""
         if is_tensor(value):
             raise broken_promise(self.column, f"values of {value.dtype}", value)
@@ -293,14 +295,14 @@ class TextSink:
             raise broken_promise(self.column, f"{kind} values{shape}", array)
         self.block[rows] = texts
 
-    def finish(self, missing: Array | None) -> Any:
+    def result(self, missing: Array | None) -> Any:
         """Return Dask's string array."""
         if missing is not None:
             self.block[missing] = None
         return pd.array(self.block, dtype=STRING)
 
 
-class ObjectSink:
+class ObjectWriter:
     """Anything else: a Python object a row."""
 
     tokens: bool | None = None
@@ -308,18 +310,18 @@ class ObjectSink:
     def __init__(self, n: int) -> None:
         self.block = np.empty(n, object)
 
-    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep an object a row, arrays without their padding."""
         self.block[rows] = _objects(value, count, padding if self.tokens else Padding())
 
-    def finish(self, missing: Array | None) -> Any:
+    def result(self, missing: Array | None) -> Any:
         """Return the objects."""
         if missing is not None:
             self.block[missing] = None
         return self.block
 
 
-class ExtensionSink:
+class ExtensionWriter:
     """Values of a dtype of pandas alone: parts, put in order at the end."""
 
     tokens: bool | None = None
@@ -332,7 +334,7 @@ class ExtensionSink:
         self.places = np.full(n, -1)
         self.taken = 0
 
-    def put(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the rows in an array of the promised dtype."""
         if not isinstance(value, pd.Series | pd.api.extensions.ExtensionArray):
             padding = padding if self.tokens else Padding()
@@ -350,7 +352,7 @@ class ExtensionSink:
         self.places[rows] = np.arange(self.taken, self.taken + count)
         self.taken += count
 
-    def finish(self, missing: Array | None) -> Any:
+    def result(self, missing: Array | None) -> Any:
         """Return the rows in order."""
         places = self.places
         if missing is not None:

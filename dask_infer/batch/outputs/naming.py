@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dask_infer.batch.outputs.parse_meta import Declared
+from dask_infer.batch.outputs.parse_meta import MetaColumn
 from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn
 
@@ -87,8 +87,8 @@ def _refusal(value: Value, rows: int | None) -> str | None:
     return None
 
 
-def name_declared(
-    declared: Sequence[Declared], output: Naming
+def name_meta_columns(
+    declared: Sequence[MetaColumn], output: Naming
 ) -> tuple[OutputColumn, ...]:
     """Return the columns that ``meta=`` declares, named by `output` too.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_infer.batch.inputs.arrow import (
+from dask_infer.batch.tensor.arrow import (
     arrow_row_shape,
     arrow_value_dtype,
     is_fixed,
@@ -20,7 +20,7 @@ from dask_infer.batch.tensor.tensor_array import TensorDtype
 
 
 @dataclass(frozen=True)
-class Declared:
+class MetaColumn:
     """One column of ``meta=``."""
 
     #: None where only a dtype was given.
@@ -30,7 +30,7 @@ class Declared:
     shape: tuple[int | None, ...] = ()
 
 
-def declared_columns(meta: Any) -> list[Declared]:
+def parse_meta(meta: Any) -> list[MetaColumn]:
     """Return the columns that `meta` names, in its order.
 
     Raises
@@ -42,10 +42,10 @@ def declared_columns(meta: Any) -> list[Declared]:
     names = [name for name, _ in pairs]
     if not pairs or (len(pairs) > 1 and None in names):
         raise _refusal(meta)
-    return [Declared(name, *declared_dtype(dtype, meta)) for name, dtype in pairs]
+    return [MetaColumn(name, *parse_dtype(dtype, meta)) for name, dtype in pairs]
 
 
-def declared_dtype(dtype: Any, meta: Any) -> tuple[Any, tuple[int | None, ...]]:
+def parse_dtype(dtype: Any, meta: Any) -> tuple[Any, tuple[int | None, ...]]:
     """Return the dtype and the shape of one row, as `OutputColumn` has them.
 
     `meta` is what the user wrote, for the error's text.

@@ -18,10 +18,10 @@ from dask_infer.batch.outputs.naming import (
     Naming,
     Shape,
     Value,
-    name_declared,
+    name_meta_columns,
     name_values,
 )
-from dask_infer.batch.outputs.parse_meta import declared_columns, declared_dtype
+from dask_infer.batch.outputs.parse_meta import parse_dtype, parse_meta
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 from dask_infer.errors import OutputError
 from dask_infer.spec import ERROR_COLUMN, OutputColumn, Outputs
@@ -100,7 +100,7 @@ def outputs_from_estimator(
     found = []
     for place, (name, dtype, shape) in enumerate(described):
         key = place if name is None and len(described) > 1 else name
-        text, _ = declared_dtype(dtype, dtype)
+        text, _ = parse_dtype(dtype, dtype)
         found.append(Value(key, text, _squeezed(shape)))
     columns = name_values(found, output)
     outputs = Outputs(columns, declared=True, listed=len(described) > 1)
@@ -128,13 +128,13 @@ def outputs_from_meta(
         If `meta` is none of these, or names other columns than `output`.
     """
     passed_over = {*kept, ERROR_COLUMN}
-    declared = [item for item in declared_columns(meta) if item.name not in passed_over]
+    declared = [item for item in parse_meta(meta) if item.name not in passed_over]
     if not declared:
         raise ValueError(
             f"meta={meta!r} names no output column, only input columns that are kept; "
             'add the outputs, such as meta={"score": "float32"}'
         )
-    columns = name_declared(declared, output)
+    columns = name_meta_columns(declared, output)
     return check_names(Outputs(columns, declared=True, listed=listed), kept)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dask_infer.batch.sizing.hill_climber import Climb
+from dask_infer.batch.sizing.hill_climber import HillClimber
 
 #: Bytes of input that the first batch aims at: 2,048 rows of 32 float32 columns, where
 #: an MLP 32-128-128-1 on one CPU core was within 2 % of its best rate.
@@ -26,7 +26,7 @@ SHARE = 0.25
 MOST_ROWS = 131_072
 
 
-class BatchSize(Climb):
+class BatchSize(HillClimber):
     """``batch_size="auto"``: climbs from a projection (`start`) to the fastest size."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class BatchSize(Climb):
                 self._restart()
             return self.size
 
-    def weigh(self, bytes_per_row: float) -> None:
+    def observe_row_bytes(self, bytes_per_row: float) -> None:
         """Take note of what a row takes, now that a batch was made of some."""
         if self._weighed or bytes_per_row <= 0:
             return

@@ -79,7 +79,7 @@ class FixedSize:
         self._tell()
         return size
 
-    def weigh(self, bytes_per_row: float) -> None:
+    def observe_row_bytes(self, bytes_per_row: float) -> None:
         """Take note of what a row takes: nothing to do, the size is the user's."""
 
     def resume(self, state: Mapping[str, float]) -> None:
@@ -94,7 +94,7 @@ class FixedSize:
             self.on_learned(self)
 
 
-class Climb(FixedSize):
+class HillClimber(FixedSize):
     """A size that climbs to the fastest, and stays there for good.
 
     A pair is on trial, a size and its double, and short runs take turns between them,

@@ -15,7 +15,7 @@ import numpy as np
 
 from dask_infer.batch.sizing.batch_size import SHARE
 from dask_infer.batch.sizing.boundaries import FORWARD_COST
-from dask_infer.batch.sizing.hill_climber import WARM_UP, Climb
+from dask_infer.batch.sizing.hill_climber import WARM_UP, HillClimber
 
 #: Padded tokens of the first forwards.
 FIRST_TOKENS = 1024
@@ -37,7 +37,7 @@ SIZES, SPREAD = 3, 4.0
 COSTS = (4.0, 16_384.0)
 
 
-class TokenBudget(Climb):
+class TokenBudget(HillClimber):
     """Most padded tokens of a forward: the user's bound, or climbed to.
 
     Rows come by falling length, so the two budgets on trial see rows of the same

@@ -15,9 +15,9 @@ import pyarrow as pa
 from pandas.api.extensions import ExtensionArray
 from pandas.api.indexers import check_array_indexer
 
-from dask_infer.batch.inputs.arrow import from_arrow, to_arrow
-from dask_infer.batch.inputs.objects import from_objects
-from dask_infer.batch.inputs.rows import Array, Rows, join, masked
+from dask_infer.batch.tensor.arrow import from_arrow, to_arrow
+from dask_infer.batch.tensor.objects import from_objects
+from dask_infer.batch.tensor.rows import Array, Rows, join, masked
 from dask_infer.batch.tensor.tensor_dtype import TensorDtype
 from dask_infer.errors import InputError
 
@@ -82,7 +82,7 @@ class TensorArray(ExtensionArray):
         return cls(Rows(values[ends[0] : ends[1]], offsets - offsets[0]))
 
     @classmethod
-    def made_up(cls, dtype: TensorDtype) -> TensorArray:
+    def synthetic(cls, dtype: TensorDtype) -> TensorArray:
         """Two rows of ones, for whoever wants to see what the dtype holds."""
         ones = np.ones((2, *(n or 1 for n in dtype.shape)), dtype.value)
         return cls._conform(Rows(ones), dtype)

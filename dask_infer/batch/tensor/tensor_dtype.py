@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from pandas.api.extensions import ExtensionDtype, register_extension_dtype
 
-from dask_infer.batch.inputs.arrow import arrow_type
+from dask_infer.batch.tensor.arrow import arrow_type
 
 if TYPE_CHECKING:
     from dask_infer.batch.tensor.tensor_array import TensorArray
@@ -106,7 +106,7 @@ class TensorDtype(ExtensionDtype):
         return TensorArray
 
     def __from_arrow__(self, array: pa.Array | pa.ChunkedArray) -> TensorArray:
-        from dask_infer.batch.inputs.arrow import from_arrow
+        from dask_infer.batch.tensor.arrow import from_arrow
         from dask_infer.batch.tensor.tensor_array import TensorArray
 
         return TensorArray._conform(from_arrow(array), self)

@@ -12,7 +12,7 @@ import torch
 
 from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.inputs.resolve_inputs import resolve_inputs, with_integers
-from dask_infer.batch.inputs.values import Numbers
+from dask_infer.batch.inputs.values import NumberColumn
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
@@ -564,9 +564,9 @@ def test_an_estimator_is_given_what_preprocess_added(columns, fitted, expected):
 
 def test_integers_are_taken_once_a_batch(monkeypatch):
     taken = []
-    take = Numbers.take
+    take = NumberColumn.take
     monkeypatch.setattr(
-        Numbers, "take", lambda *given: taken.append(given[2]) or take(*given)
+        NumberColumn, "take", lambda *given: taken.append(given[2]) or take(*given)
     )
     frame = pd.DataFrame({"x": pd.Series([1, 2], dtype=object)})
     inputs = resolve_inputs(frame, "x", interface_hint="tensor")

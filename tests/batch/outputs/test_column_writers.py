@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dask_infer.batch.outputs.column_writers import Padding, build_sink
+from dask_infer.batch.outputs.column_writers import Padding, build_writer
 from dask_infer.batch.outputs.resolve_outputs import STRING
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 from dask_infer.errors import OutputError
@@ -21,12 +21,12 @@ TOKENS = torch.arange(32.0).reshape(4, 4, 2)
 
 def sink_of(dtype, shape=(), n=4, nullable=False, cast=True):
     column = OutputColumn("p", dtype, shape)
-    return build_sink(column, n, nullable=nullable, cast=cast)
+    return build_writer(column, n, nullable=nullable, cast=cast)
 
 
-def column_of(sink, value, rows=slice(0, 4), padding=None):
-    sink.put(rows, len(value), value, padding or Padding())
-    return sink.finish(None)
+def column_of(writer, value, rows=slice(0, 4), padding=None):
+    writer.write(rows, len(value), value, padding or Padding())
+    return writer.result(None)
 
 
 def forward(value):
@@ -61,17 +61,17 @@ def test_objects_are_no_memory_of_the_model():  # ZO-5
 
 
 def test_several_batches_become_a_column_without_another_copy():
-    sink = sink_of("float32", (2,))
-    sink.put(slice(0, 2), 2, torch.zeros(2, 2), Padding())
-    sink.put(slice(2, 4), 2, torch.ones(2, 2), Padding())
-    assert np.shares_memory(sink.finish(None).to_dense(), sink.block)
+    writer = sink_of("float32", (2,))
+    writer.write(slice(0, 2), 2, torch.zeros(2, 2), Padding())
+    writer.write(slice(2, 4), 2, torch.ones(2, 2), Padding())
+    assert np.shares_memory(writer.result(None).to_dense(), writer.block)
 
 
 def test_padding_is_trimmed_on_either_side():  # CF-02
     for side in ("right", "left"):
         padding = Padding(LENGTHS, 4, side)
-        sink = sink_of("float32", (None, 2), cast=False)
-        column = column_of(sink, TOKENS, padding=padding)
+        writer = sink_of("float32", (None, 2), cast=False)
+        column = column_of(writer, TOKENS, padding=padding)
         assert column.dtype == TensorDtype("float32", (None, 2))
         for row, tokens, length in zip(column, TOKENS, LENGTHS, strict=True):
             real = tokens[:length] if side == "right" else tokens[4 - length :]
@@ -82,24 +82,24 @@ def test_ragged_batches_of_different_padding_in_any_order():  # CF-04
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 9, 20)
     texts = [rng.random(length, "f4") for length in lengths]
-    sink = sink_of("float32", (None,), n=20, cast=False)
+    writer = sink_of("float32", (None,), n=20, cast=False)
     for rows in np.split(np.argsort(lengths)[::-1], [3, 4, 11]):
         padded = int(lengths[rows].max())
         batch = np.zeros((len(rows), padded), "f4")
         for place, row in enumerate(rows):
             batch[place, : lengths[row]] = texts[row]
         padding = Padding(lengths[rows], padded)
-        sink.put(rows, len(rows), torch.from_numpy(batch), padding)
-    for row, text in zip(sink.finish(None), texts, strict=True):
+        writer.write(rows, len(rows), torch.from_numpy(batch), padding)
+    for row, text in zip(writer.result(None), texts, strict=True):
         np.testing.assert_array_equal(row, text)
 
 
 def test_ragged_rows_are_no_views_of_a_buffer_that_is_used_again():
     buffer = torch.ones(4, 3)
-    sink = sink_of("float32", (None,), n=8)
-    sink.put(slice(0, 4), 4, buffer, Padding(np.full(4, 3), 3))
-    sink.put(slice(4, 8), 4, buffer.fill_(2), Padding(np.full(4, 3), 3))
-    assert [row[0] for row in sink.finish(None)] == [1] * 4 + [2] * 4
+    writer = sink_of("float32", (None,), n=8)
+    writer.write(slice(0, 4), 4, buffer, Padding(np.full(4, 3), 3))
+    writer.write(slice(4, 8), 4, buffer.fill_(2), Padding(np.full(4, 3), 3))
+    assert [row[0] for row in writer.result(None)] == [1] * 4 + [2] * 4
 
 
 def test_ragged_rows_from_lists_arrays_and_columns():
@@ -124,9 +124,9 @@ def test_ragged_rows_from_lists_arrays_and_columns():
     ],
 )
 def test_rows_that_are_not_as_promised_ragged(value, message):
-    sink = sink_of("float32", (None, 2), cast=False)
+    writer = sink_of("float32", (None, 2), cast=False)
     with pytest.raises(OutputError, match=message):
-        sink.put(slice(0, 4), 4, value, Padding(LENGTHS, 4))
+        writer.write(slice(0, 4), 4, value, Padding(LENGTHS, 4))
 
 
 def test_generated_rows_of_another_length_stay_whole():
@@ -154,10 +154,10 @@ def test_text(value):
 
 
 def test_numpy_text_and_text_in_any_order():  # CF-04
-    sink = sink_of("string")
-    sink.put(np.array([3, 1]), 2, np.array(["d", "b"]), Padding())
-    sink.put(np.array([2, 0]), 2, np.array([["c"], ["a"]]), Padding())
-    assert sink.finish(None).tolist() == ["a", "b", "c", "d"]
+    writer = sink_of("string")
+    writer.write(np.array([3, 1]), 2, np.array(["d", "b"]), Padding())
+    writer.write(np.array([2, 0]), 2, np.array([["c"], ["a"]]), Padding())
+    assert writer.result(None).tolist() == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(
@@ -172,15 +172,15 @@ def test_numpy_text_and_text_in_any_order():  # CF-04
 )
 def test_what_is_no_text(value, message):
     with pytest.raises(OutputError, match=message):
-        sink_of("string").put(slice(0, 4), 4, value, Padding())
+        sink_of("string").write(slice(0, 4), 4, value, Padding())
 
 
 def test_a_ragged_row_alone_in_an_array_of_objects():  # neighbours within a radius
-    sink = sink_of("float64", (None,), n=1, cast=False)
+    writer = sink_of("float64", (None,), n=1, cast=False)
     boxed = np.empty(1, object)
     boxed[0] = np.arange(4.0)
-    sink.put(slice(0, 1), 1, boxed, Padding())
-    np.testing.assert_array_equal(sink.finish(None)[0], np.arange(4.0))
+    writer.write(slice(0, 1), 1, boxed, Padding())
+    np.testing.assert_array_equal(writer.result(None)[0], np.arange(4.0))
 
 
 @pytest.mark.parametrize(
@@ -281,31 +281,31 @@ def test_tensors_that_numpy_cannot_read_as_they_are():
     ],
 )
 def test_what_has_the_shape_of_a_row_is_the_row_of_a_batch_of_one(shape, value):
-    sink = sink_of("float32", shape, n=1)  # ZO-1
-    sink.put(slice(0, 1), 1, value, Padding())
-    row = np.asarray(sink.finish(None)[0])
+    writer = sink_of("float32", shape, n=1)  # ZO-1
+    writer.write(slice(0, 1), 1, value, Padding())
+    row = np.asarray(writer.result(None)[0])
     given = value.numpy() if isinstance(value, torch.Tensor) else np.array(value)
     np.testing.assert_array_equal(row, given.reshape(row.shape))
     with pytest.raises(OutputError):
-        sink_of("float32", shape).put(slice(0, 4), 4, value, Padding())
+        sink_of("float32", shape).write(slice(0, 4), 4, value, Padding())
 
 
 @pytest.mark.parametrize("value", ["a", np.array("a"), ["a"], np.array([["a"]])])
 def test_a_string_is_the_row_of_a_batch_of_one(value):  # ZO-1
     for dtype in ("string", "object"):
-        sink = sink_of(dtype, n=1)
-        sink.put(slice(0, 1), 1, value, Padding())
-        assert str(np.ravel(sink.finish(None)[0])[0]) == "a"
+        writer = sink_of(dtype, n=1)
+        writer.write(slice(0, 1), 1, value, Padding())
+        assert str(np.ravel(writer.result(None)[0])[0]) == "a"
 
 
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 1]])
 def test_one_token_that_the_model_squeezed(lengths):  # ZO-1
     n = len(lengths)
     for inner in ((), (2,)):
-        sink = sink_of("float32", (None, *inner), n=n, cast=False)
+        writer = sink_of("float32", (None, *inner), n=n, cast=False)
         value = torch.ones(n, 1, *inner).squeeze()
-        sink.put(slice(0, n), n, value, Padding(np.array(lengths), 1))
-        rows = [row.shape for row in sink.finish(None)]
+        writer.write(slice(0, n), n, value, Padding(np.array(lengths), 1))
+        rows = [row.shape for row in writer.result(None)]
         assert rows == [(1, *inner)] * n
 
 
@@ -325,13 +325,13 @@ STRUCT = pa.struct([("box", pa.list_(pa.float32())), ("label", pa.string())])
     ],
 )
 def test_arrow_dtypes_are_kept(arrow, rows):
-    sink = sink_of(pd.ArrowDtype(arrow), n=3)
-    sink.put(np.array([2]), 1, rows[2:], Padding())
-    sink.put(slice(0, 2), 2, rows[:2], Padding())
-    column = sink.finish(None)
+    writer = sink_of(pd.ArrowDtype(arrow), n=3)
+    writer.write(np.array([2]), 1, rows[2:], Padding())
+    writer.write(slice(0, 2), 2, rows[:2], Padding())
+    column = writer.result(None)
     assert column.dtype == pd.ArrowDtype(arrow)
     assert pa.array(column).to_pylist() == rows
-    assert sink_of(pd.ArrowDtype(arrow), n=0).finish(None).dtype == column.dtype
+    assert sink_of(pd.ArrowDtype(arrow), n=0).result(None).dtype == column.dtype
 
 
 def test_tensors_in_a_struct():  # ZO-6
@@ -350,5 +350,5 @@ def test_a_value_that_does_not_fit_is_its_rows_and_a_dtype_is_nobodys():  # ZO-2
         ("string", [1, 2], False),
     ]:
         with pytest.raises(OutputError) as raised:
-            sink_of(dtype, n=2).put(slice(0, 2), 2, value, Padding())
+            sink_of(dtype, n=2).write(slice(0, 2), 2, value, Padding())
         assert raised.value.of_a_row is own

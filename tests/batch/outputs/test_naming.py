@@ -5,10 +5,10 @@ import pytest
 from dask_infer.batch.outputs.naming import (
     Value,
     check_naming,
-    name_declared,
+    name_meta_columns,
     name_values,
 )
-from dask_infer.batch.outputs.parse_meta import Declared
+from dask_infer.batch.outputs.parse_meta import MetaColumn
 from dask_infer.errors import OutputError
 
 SCALAR = Value(None, "float32", ())
@@ -122,7 +122,9 @@ def test_lists_of_text_are_objects_and_of_complex_refused():
     ],
 )
 def test_declared_names(declared, output, expected):
-    columns = name_declared([Declared(name, "float32") for name in declared], output)
+    columns = name_meta_columns(
+        [MetaColumn(name, "float32") for name in declared], output
+    )
     assert {c.name: c.field for c in columns} == expected
 
 
@@ -136,4 +138,4 @@ def test_declared_names(declared, output, expected):
 )
 def test_declared_names_must_agree(names, output, message):
     with pytest.raises(ValueError, match=message):
-        name_declared([Declared(name, "float32") for name in names], output)
+        name_meta_columns([MetaColumn(name, "float32") for name in names], output)

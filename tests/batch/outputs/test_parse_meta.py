@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dask_infer.batch.outputs.parse_meta import Declared, declared_columns
+from dask_infer.batch.outputs.parse_meta import MetaColumn, parse_meta
 from dask_infer.batch.outputs.resolve_outputs import outputs_from_meta, pandas_dtype
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 
@@ -47,8 +47,8 @@ FLOATS = pa.float32()
     ],
 )
 def test_dtypes(dtype, name, shape):
-    assert declared_columns(dtype) == [Declared(None, name, shape)]
-    assert declared_columns({"a": dtype}) == [Declared("a", name, shape)]
+    assert parse_meta(dtype) == [MetaColumn(None, name, shape)]
+    assert parse_meta({"a": dtype}) == [MetaColumn("a", name, shape)]
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_arrow_dtypes_are_the_dtypes_of_the_result(arrow):
     ],
 )
 def test_forms_of_several_columns(meta):
-    assert declared_columns(meta) == [
-        Declared("a", "float32"),
-        Declared("b", "string"),
+    assert parse_meta(meta) == [
+        MetaColumn("a", "float32"),
+        MetaColumn("b", "string"),
     ]
 
 
@@ -96,22 +96,22 @@ def test_forms_of_several_columns(meta):
     "meta", [("a", "float32"), [("a", "float32")], pd.Series(dtype="f4", name="a")]
 )
 def test_forms_of_one_column(meta):
-    assert declared_columns(meta) == [Declared("a", "float32")]
+    assert parse_meta(meta) == [MetaColumn("a", "float32")]
 
 
 def test_series_without_a_name_is_a_dtype():
-    assert declared_columns(pd.Series(dtype="f4")) == [Declared(None, "float32")]
+    assert parse_meta(pd.Series(dtype="f4")) == [MetaColumn(None, "float32")]
 
 
 def test_objects_that_are_no_text_stay_objects():
     frame = pd.DataFrame({"a": [[1, 2], [3]]})
-    assert declared_columns(frame) == [Declared("a", "object")]
+    assert parse_meta(frame) == [MetaColumn("a", "object")]
 
 
 def test_dask_collection():
     dd = pytest.importorskip("dask.dataframe")
     frame = dd.from_pandas(pd.DataFrame({"a": [1.0]}), npartitions=1)
-    assert declared_columns(frame) == [Declared("a", "float64")]
+    assert parse_meta(frame) == [MetaColumn("a", "float64")]
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ def test_dask_collection():
 )
 def test_what_tells_nothing_is_refused_with_examples(meta):
     with pytest.raises(ValueError, match="does not tell the output columns") as error:
-        declared_columns(meta)
+        parse_meta(meta)
     assert '{"score": "float32", "label": "string"}' in str(error.value)
 
 
 def test_refusal_names_the_dtype():
     with pytest.raises(ValueError, match="'float99' is no dtype"):
-        declared_columns({"a": "float32", "b": "float99"})
+        parse_meta({"a": "float32", "b": "float99"})
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_refusal_names_the_dtype():
 )
 def test_categories_are_refused(meta):
     with pytest.raises(ValueError, match=r'categories are not .*declare "string"'):
-        declared_columns(meta)
+        parse_meta(meta)

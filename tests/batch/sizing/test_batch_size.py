@@ -45,9 +45,9 @@ def test_projection(bytes_per_row, free, first, limit):
 def test_rows_are_weighed_with_the_first_batch(bytes_per_row, first, limit):
     policy = BatchSize()
     assert policy.start(0, free_bytes=1 << 30) == 32
-    policy.weigh(bytes_per_row)
+    policy.observe_row_bytes(bytes_per_row)
     assert (policy.size, policy.limit) == (first, limit)
-    policy.weigh(1)
+    policy.observe_row_bytes(1)
     assert (policy.size, policy.limit) == (first, limit)
 
 
@@ -55,7 +55,7 @@ def test_a_remembered_size_of_unknown_rows_bends_to_memory():
     policy = BatchSize()
     policy.start(0, free_bytes=1 << 30)
     policy.resume({"size": 4096})
-    policy.weigh(602_112)
+    policy.observe_row_bytes(602_112)
     assert policy.size == 13
 
 

@@ -11,8 +11,8 @@ from dask_infer.batch.sizing.hill_climber import (
     OBSERVATIONS,
     RUN,
     WARM_UP,
-    Climb,
     FixedSize,
+    HillClimber,
 )
 
 LIMIT = 131_072
@@ -56,7 +56,7 @@ def steep(rows):
     ],
 )
 def test_climbs_to_the_fastest_and_stays(seconds_of, sizes):
-    policy = Climb(2048, LIMIT)
+    policy = HillClimber(2048, LIMIT)
     assert climb(policy, seconds_of) == sizes
     assert policy.settled
     assert climb(policy, overhead) == [policy.size]
@@ -64,7 +64,7 @@ def test_climbs_to_the_fastest_and_stays(seconds_of, sizes):
 
 
 def test_two_sizes_take_turns_while_it_is_open():
-    policy = Climb(16, LIMIT)
+    policy = HillClimber(16, LIMIT)
     tried = []
     for _ in range(WARM_UP + 6 * RUN):
         tried.append(policy.next_size())
@@ -76,7 +76,7 @@ def test_two_sizes_take_turns_while_it_is_open():
 
 def test_a_turn_is_no_ones_until_it_was_observed():
     # Partitions that end early, or ask in vain, do not shift the turns.
-    policy = Climb(16, LIMIT)
+    policy = HillClimber(16, LIMIT)
     assert [policy.next_size() for _ in range(4)] == [16] * 4
     for _ in range(100):
         policy.observe(9, 1.0)
@@ -96,7 +96,7 @@ def warm(policy, seconds=1.0):
 
 
 def test_first_forwards_and_other_sizes_tell_nothing():
-    policy = Climb(2048, LIMIT)
+    policy = HillClimber(2048, LIMIT)
     for _ in range(WARM_UP):
         policy.observe(2048, 1e-6)
     policy.observe(17, 1e-9)
@@ -105,7 +105,7 @@ def test_first_forwards_and_other_sizes_tell_nothing():
 
 
 def test_forwards_that_nearly_fill_a_size_tell_of_it():
-    policy = Climb(1000, LIMIT)
+    policy = HillClimber(1000, LIMIT)
     warm(policy)
     for rows in [800] * RUN + [1700] * RUN:
         policy.observe(rows, 1.0)
@@ -113,14 +113,14 @@ def test_forwards_that_nearly_fill_a_size_tell_of_it():
 
 
 def test_a_clear_winner_needs_one_run():
-    policy = Climb(64, LIMIT)
+    policy = HillClimber(64, LIMIT)
     warm(policy)
     pair(policy, [1.0, 1.0], [1.0, 1.0])
     assert policy.size == 128
 
 
 def test_slow_forwards_do_not_end_the_climb():
-    policy = Climb(2048, LIMIT)
+    policy = HillClimber(2048, LIMIT)
     warm(policy)
     for _ in range(OBSERVATIONS // 2):
         pair(policy, [3e-3, 3e-3], [9.0, 5e-3])
@@ -129,7 +129,7 @@ def test_slow_forwards_do_not_end_the_climb():
 
 def test_feeders_that_wait_for_each_other_do_not_look_faster():
     # Forwards of two threads alternate, so each takes its own time and its neighbour's.
-    policy, before = Climb(64, LIMIT), 0.0
+    policy, before = HillClimber(64, LIMIT), 0.0
     for _ in range(200):
         if policy.settled:
             break
@@ -142,7 +142,7 @@ def test_feeders_that_wait_for_each_other_do_not_look_faster():
 @pytest.mark.parametrize("slow", [1.0, 3.0])
 def test_a_machine_that_slows_down_does_not_end_the_climb(slow):
     # Whatever slows both of a pair leaves the winner as it is.
-    policy, seen = Climb(16, LIMIT), 0
+    policy, seen = HillClimber(16, LIMIT), 0
 
     def seconds_of(rows):
         nonlocal seen
@@ -153,7 +153,7 @@ def test_a_machine_that_slows_down_does_not_end_the_climb(slow):
 
 
 def test_what_it_took_to_settle_is_counted():
-    policy = Climb(64, 256)
+    policy = HillClimber(64, 256)
     climb(policy, lambda rows: 1.0)
     assert policy.size == 256
     assert policy.spent == WARM_UP * 64 + RUN * (64 + 128 + 128 + 256)
@@ -161,14 +161,14 @@ def test_what_it_took_to_settle_is_counted():
 
 @pytest.mark.parametrize("limit", [1, 99, 100, 199])
 def test_nothing_is_tried_beyond_the_limit(limit):
-    policy = Climb(min(100, limit), limit)
+    policy = HillClimber(min(100, limit), limit)
     assert policy.settled
     assert policy.next_size() == min(100, limit)
 
 
 # DI-09
 def test_out_of_memory_halves_and_caps_for_good():
-    policy = Climb(2048, LIMIT)
+    policy = HillClimber(2048, LIMIT)
     assert policy.on_out_of_memory(2048) == 1024
     assert policy.on_out_of_memory(1024) == 512
     assert policy.settled
@@ -177,14 +177,14 @@ def test_out_of_memory_halves_and_caps_for_good():
 
 
 def test_out_of_memory_while_climbing_returns_to_what_fitted():  # DI-09
-    policy = Climb(2048, LIMIT)
+    policy = HillClimber(2048, LIMIT)
     while policy.size == 2048:
         policy.observe(policy.next_size(), 1e-3)
     assert policy.size == 4096
     assert policy.on_out_of_memory(8192) == 4096
 
 
-@pytest.mark.parametrize("policy", [FixedSize(64), Climb(64, LIMIT)], ids=repr)
+@pytest.mark.parametrize("policy", [FixedSize(64), HillClimber(64, LIMIT)], ids=repr)
 def test_out_of_memory_at_one_row_stays_at_one_row(policy):
     assert policy.on_out_of_memory(1) == 1
     assert policy.size == 1
@@ -207,7 +207,7 @@ def test_fixed_size_refuses_what_is_no_number_of_rows(size):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_noise_neither_keeps_it_climbing_nor_sends_it_back(seed):
-    noise, policy = np.random.default_rng(seed), Climb(2048, LIMIT)
+    noise, policy = np.random.default_rng(seed), HillClimber(2048, LIMIT)
 
     def seconds_of(rows):
         # Some forwards are disturbed, none is faster than it can be.
@@ -221,17 +221,17 @@ def test_noise_neither_keeps_it_climbing_nor_sends_it_back(seed):
 
 
 def test_another_replica_goes_on_where_one_has_settled():
-    told, policy = [], Climb(2048, LIMIT)
+    told, policy = [], HillClimber(2048, LIMIT)
     policy.on_learned = lambda changed: told.append(changed.state())
     climb(policy, quadratic)
     assert told == [{"size": 1024}]
-    other = Climb(64, LIMIT)
+    other = HillClimber(64, LIMIT)
     other.resume(told[0])
     assert climb(other, overhead) == [1024]
 
 
 def test_threads_share_one_policy():
-    policy = Climb(2048, LIMIT)
+    policy = HillClimber(2048, LIMIT)
 
     def work():
         for _ in range(200):

@@ -59,7 +59,7 @@ def test_arrow_takes_the_memory_and_gives_it_back() -> None:
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (None,), (None, 2)], ids=str)
 def test_every_dtype_and_shape_survives_arrow(value: str, shape: tuple) -> None:
     dtype = TensorDtype(value, shape)
-    array = TensorArray.made_up(dtype).take([0, -1, 1], allow_fill=True)
+    array = TensorArray.synthetic(dtype).take([0, -1, 1], allow_fill=True)
     arrow = pa.array(array)
     assert arrow.type == dtype.arrow
     back = dtype.__from_arrow__(pa.chunked_array([arrow[:1], arrow[1:]]))

@@ -19,7 +19,7 @@ from dask.sizeof import sizeof
 from distributed import Client
 
 from dask_infer._dask import register_tensor_dtype
-from dask_infer.batch.inputs.lists import to_dense, to_ragged
+from dask_infer.batch.tensor.lists import to_dense, to_ragged
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 
 register_tensor_dtype(TensorArray, TensorDtype)

@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dask_infer.batch.inputs.lists import (
+from dask_infer.batch.tensor.lists import (
     arrow_row_shape,
     is_list,
     row_shape,

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_infer.batch.inputs.arrow import arrow_row_shape, arrow_value_dtype, from_arrow
-from dask_infer.batch.inputs.arrow import is_list as is_arrow_list
-from dask_infer.batch.inputs.objects import from_objects
-from dask_infer.batch.inputs.rows import Array, BadRow, Rows
+from dask_infer.batch.tensor.arrow import arrow_row_shape, arrow_value_dtype, from_arrow
+from dask_infer.batch.tensor.arrow import is_list as is_arrow_list
+from dask_infer.batch.tensor.objects import from_objects
+from dask_infer.batch.tensor.rows import Array, BadRow, Rows
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 from dask_infer.errors import InputError
 

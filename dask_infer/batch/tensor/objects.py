@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_infer.batch.inputs.arrow import from_arrow
-from dask_infer.batch.inputs.rows import Array, BadRow, Rows, offsets_of
+from dask_infer.batch.tensor.arrow import from_arrow
+from dask_infer.batch.tensor.rows import Array, BadRow, Rows, offsets_of
 
 TEXT = (
     "holds lists that were turned into text ({text!r}): Dask's setting "

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dask_infer.batch.inputs.rows import (
+from dask_infer.batch.tensor.rows import (
     Array,
     BadRow,
     Rows,
