@@ -130,11 +130,11 @@ def _changed_columns(expr: Expr) -> set[Any] | None:
 
 
 def register_tensor_dtype(array: type, dtype: type) -> None:
-    """Teach Dask the tensor column; doing it again changes nothing.
+    """Register the tensor column with Dask; a second call changes nothing.
 
-    `array` makes the rows that Dask invents for meta (``array.synthetic(dtype)``). Both
-    name their content: Dask's own token of an extension array pickles its rows one by
-    one, and its token of a dtype is the name alone.
+    Dask invents rows for its meta; ``array.synthetic(dtype)`` makes them. Array and
+    dtype have tokens of their own: Dask's token of an extension array pickles the rows
+    one by one, and its token of a dtype is the dtype's name alone.
     """
     import pandas as pd
     from dask.dataframe.dispatch import from_pyarrow_table_dispatch

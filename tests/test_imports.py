@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,16 @@ WITHOUT_DASK = ("batch", "model", "faults", "plan")
 #: Rooms that never import torch.
 WITHOUT_TORCH = ("spec", "plan", "errors", "config")
 
+#: Circles that are still to be opened; this set only shrinks.
+KNOWN_CIRCLES = {
+    "dask_infer.model.identity.content_code",
+    "dask_infer.model.identity.content_key",
+    "dask_infer.model.identity.content_tensors",
+    "dask_infer.pipeline.scheduler.coordinator",
+    "dask_infer.pipeline.scheduler.placer",
+    "dask_infer.pipeline.scheduler.planning",
+}
+
 
 def imports(module: Path) -> Iterator[str]:
     """Every module that `module` imports anywhere, as absolute dotted names."""
@@ -45,6 +55,41 @@ def imports(module: Path) -> Iterator[str]:
             source = ".".join([*above, *filter(None, [node.module])])
             yield source
             yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def dotted(module: Path) -> str:
+    """Absolute name of a module."""
+    parts = module.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of two modules or more (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = low[module] = len(order)
+        stack.append(module)
+        for used in sorted(graph[module]):
+            if used not in order:
+                visit(used)
+                low[module] = min(low[module], low[used])
+            elif used in stack:
+                low[module] = min(low[module], order[used])
+        if low[module] == order[module]:
+            start = stack.index(module)
+            component = stack[start:]
+            del stack[start:]
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for module in sorted(graph):
+        if module not in order:
+            visit(module)
+    return found
 
 
 def room(module: Path) -> str:
@@ -92,6 +137,34 @@ def test_nouns_and_plans_know_nothing_of_torch(module: Path) -> None:
 def test_nouns_and_plans_need_only_the_standard_library(module: Path) -> None:
     known = {*sys.stdlib_module_names, "dask_infer"}
     assert {top(used) for used in imports(module)} <= known
+
+
+def test_no_circle_is_left() -> None:
+    """Imports inside functions and for type checkers count like those of the file."""
+    modules = {dotted(module): module for module in MODULES}
+    graph = {}
+    for module, path in modules.items():
+        used = set(imports(path)) & set(modules)
+        # `from package import module` uses the module, not what the package offers.
+        used -= {package for package in used if is_source_only(package, path, modules)}
+        graph[module] = used - {module}
+    found = [circle for circle in circles(graph) if not set(circle) <= KNOWN_CIRCLES]
+    assert not found, "\n".join(
+        f"{module} imports {sorted(graph[module] & set(circle))}"
+        for circle in found
+        for module in circle
+    )
+
+
+def is_source_only(package: str, path: Path, modules: Mapping[str, Path]) -> bool:
+    """Whether a file imports from a package its modules only, none of its names."""
+    taken: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            taken += [alias.name for alias in node.names if alias.name == package]
+        elif isinstance(node, ast.ImportFrom) and node.module == package:
+            taken += [f"{package}.{alias.name}" for alias in node.names]
+    return all(name in modules and name != package for name in taken)
 
 
 def is_private_dask(imported: str) -> bool:

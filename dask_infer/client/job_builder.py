@@ -44,6 +44,11 @@ if TYPE_CHECKING:
 TENSORS = (*TOKENIZED, "input_", "inputs_", "pixel_", "position_")
 
 
+def build_job(request: Request, expr: Any) -> tuple[Job, tuple[Any, ...]]:
+    """Return the job, and the columns of its result, for the rows of `expr`."""
+    return JobBuilder(request, expr).build()
+
+
 class JobBuilder:
     """The steps from a request to its job, each of which may refuse."""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from dask.utils import parse_timedelta
 
-from dask_infer.spec import Job, Layout
+from dask_infer.spec import Layout
 
 ON_ERROR = ("raise", "null", "quarantine")
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8")
@@ -45,12 +45,6 @@ class Request:
         object.__setattr__(self, "device", _named(self.device))
         object.__setattr__(self, "dtype", _named(self.dtype))
         _check_choices(self)
-
-    def build(self, expr: Any) -> tuple[Job, tuple[Any, ...]]:
-        """Return the job, and the columns of its result, for the rows of `expr`."""
-        from dask_infer.client.job_builder import JobBuilder
-
-        return JobBuilder(self, expr).build()
 
 
 def _named(value: Any) -> Any:

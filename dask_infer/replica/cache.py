@@ -26,7 +26,8 @@ from dask.utils import format_bytes
 
 from dask_infer import config
 from dask_infer.device.allocator import give_back_freed_blocks
-from dask_infer.device.device import Device, resolve_device
+from dask_infer.device.device import Device
+from dask_infer.device.resolve_device import resolve_device
 from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within

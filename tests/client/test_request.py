@@ -13,6 +13,7 @@ import torch
 
 import dask_infer
 from dask_infer import InputError, ModelLoadError, OutputError
+from dask_infer.client.job_builder import build_job
 from dask_infer.client.request import Request
 
 
@@ -178,7 +179,9 @@ def test_preprocess_and_meta_outweigh_shapes_that_do_not_fit(ddf):
     ],
 )
 def test_row_shapes_of_parquet_pass_what_keeps_them(vectors, change):
-    job, _ = Request(torch.nn.Linear(3, 1), "x", keep=False).build(change(vectors).expr)
+    job, _ = build_job(
+        Request(torch.nn.Linear(3, 1), "x", keep=False), change(vectors).expr
+    )
     assert job.inputs.arguments[0].shape == (3,)
 
 
@@ -202,7 +205,7 @@ def test_objects_are_text_for_a_model_of_texts(minilm):
     with dask.config.set({"dataframe.convert-string": False}):
         notes = pd.DataFrame({"note": pd.Series(["a", "b"], dtype=object)})
         ddf = dd.from_pandas(notes, npartitions=1)
-        job, _ = Request(str(minilm), "note").build(ddf.expr)
+        job, _ = build_job(Request(str(minilm), "note"), ddf.expr)
     assert job.inputs.tokenized
 
 
@@ -239,7 +242,7 @@ def test_a_missing_method_is_refused_at_the_call(ddf):
 
 def test_counts_of_numpy_are_counts(ddf):
     request = Request(Sum(), ["a"], batch_size=np.int64(8), batch_tokens=np.int32(9))
-    job, _ = request.build(ddf.expr)
+    job, _ = build_job(request, ddf.expr)
     assert (type(job.batch_size), job.batch_size) == (int, 8)
     assert (type(job.batch_tokens), job.batch_tokens) == (int, 9)
 

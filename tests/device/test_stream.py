@@ -5,8 +5,8 @@ import collections
 import pytest
 import torch
 
-from dask_infer.device.device import resolve_device
 from dask_infer.device.device_names import check_device_name
+from dask_infer.device.resolve_device import resolve_device
 from dask_infer.device.stream import BlockingStream, Stream, map_tensors
 from dask_infer.errors import PlacementError
 

@@ -296,6 +296,9 @@ class TensorArray(ExtensionArray):
     _hash_pandas_object = searchsorted = _orderless
 
 
+TensorDtype.array_type = TensorArray
+
+
 def _rows_of(scalars: Any) -> Rows:
     """Rows of anything list-like: arrays, lists, Arrow, or a block ``(n, *shape)``."""
     scalars = getattr(scalars, "array", scalars)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pandas.api.extensions import ExtensionDtype, register_extension_dtype
+from pandas.api.extensions import (
+    ExtensionArray,
+    ExtensionDtype,
+    register_extension_dtype,
+)
 
-from dask_infer.batch.tensor.arrow import arrow_type
-
-if TYPE_CHECKING:
-    from dask_infer.batch.tensor.tensor_array import TensorArray
+from dask_infer.batch.tensor.arrow import arrow_type, from_arrow
 
 PATTERN = re.compile(r"tensor\[(?P<value>\w+), (?P<shape>\(.*\))\]")
 
@@ -44,6 +45,8 @@ class TensorDtype(ExtensionDtype):
     value: np.dtype[Any]
     #: Shape of one row; a leading None is ragged.
     shape: tuple[int | None, ...]
+    #: Array class of columns of this dtype; its module enters itself here.
+    array_type: ClassVar[Any]
 
     _metadata = ("value", "shape")
     type = np.ndarray
@@ -99,17 +102,13 @@ class TensorDtype(ExtensionDtype):
         return cls(match["value"], ast.literal_eval(match["shape"]))
 
     @classmethod
-    def construct_array_type(cls) -> type[TensorArray]:  # type: ignore[valid-type]
+    def construct_array_type(cls) -> Any:
         """Return the array class of this dtype."""
-        from dask_infer.batch.tensor.tensor_array import TensorArray
+        return cls.array_type
 
-        return TensorArray
-
-    def __from_arrow__(self, array: pa.Array | pa.ChunkedArray) -> TensorArray:
-        from dask_infer.batch.tensor.arrow import from_arrow
-        from dask_infer.batch.tensor.tensor_array import TensorArray
-
-        return TensorArray._conform(from_arrow(array), self)
+    def __from_arrow__(self, array: pa.Array | pa.ChunkedArray) -> ExtensionArray:
+        column: ExtensionArray = self.array_type._conform(from_arrow(array), self)
+        return column
 
     def _get_common_dtype(self, dtypes: list[Any]) -> Any:
         """Dtype of a concatenation: ragged where lengths differ.

@@ -12,13 +12,13 @@ from types import TracebackType
 
 import torch
 
-import dask_infer
 from dask_infer.errors import PlacementError
 
 REMEDY = 'use parallel="data", or write the model as an nn.Sequential of its layers'
 
 _LIBRARIES = tuple(
-    f"{Path(str(package.__file__)).parent}{os.sep}" for package in (torch, dask_infer)
+    f"{folder}{os.sep}"
+    for folder in (Path(torch.__file__).parent, Path(__file__).parents[2])
 )
 
 #: How torch says that an axis may not have any size, and which.

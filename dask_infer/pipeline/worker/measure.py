@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 
-from dask_infer.device.device import resolve_device
+from dask_infer.device.resolve_device import resolve_device
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split import BlockCost, Chain, profile
 from dask_infer.pipeline.scheduler.planning import FEW_ROWS, ROWS, Measured
