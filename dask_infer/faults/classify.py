@@ -18,7 +18,7 @@ def is_nobodys(error: BaseException) -> bool:
 
     A missing library, a lost device, a model that cannot be loaded or placed, an output
     of another structure than promised. What a row may cause (anything else) is only
-    known to be nobody's once other rows fail, too: see `Tally`.
+    known to be nobody's once other rows fail, too: see `ErrorBudget`.
     """
     if isinstance(error, InferError):
         rows_own = isinstance(error, OutputError) and error.of_a_row

@@ -54,7 +54,7 @@ class _Task:
             self.done.set()
 
 
-class _Runner:
+class _DaemonThread:
     """The daemon thread of one calling thread, which alone gives it work."""
 
     def __init__(self) -> None:
@@ -108,9 +108,9 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
         return work()
     _refuse_more(what)
     task = _Task(work)
-    runner: _Runner | None = getattr(_own, "runner", None)
+    runner: _DaemonThread | None = getattr(_own, "runner", None)
     if runner is None or not runner.take(task, f"infer-{what}"):
-        runner = _own.runner = _Runner()
+        runner = _own.runner = _DaemonThread()
         runner.take(task, f"infer-{what}")
     if not task.done.wait(seconds):
         runner.leave()

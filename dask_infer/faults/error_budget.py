@@ -29,7 +29,7 @@ DOUBT = 1e-6
 MESSAGES = 3
 
 
-class Tally:
+class ErrorBudget:
     """Failed and predicted rows of one partition.
 
     Parameters
@@ -56,9 +56,8 @@ class Tally:
         self._drawn = False
 
     def __repr__(self) -> str:
-        return (
-            f"<Tally {self.failed} failed, {self.succeeded} of {self.rows} predicted>"
-        )
+        failed, predicted = self.failed, self.succeeded
+        return f"<ErrorBudget {failed} failed, {predicted} of {self.rows} predicted>"
 
     def fail(self, rows: int, label: str, message: str) -> None:
         """Count rows that failed, the first of them under `label`."""

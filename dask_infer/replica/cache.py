@@ -101,7 +101,7 @@ class Replica:
         self.sizes = Sizes(self.spec.name, owner)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(self.sizes.told()) or "no batch yet"
+        sizes = ", ".join(self.sizes.describe()) or "no batch yet"
         return (
             f"<Replica {self.spec.name} {format_bytes(self.nbytes)}, "
             f"{self.leases} leases, {self.device}: {sizes}>"

@@ -94,7 +94,7 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
             "bytes": replica.nbytes,
             "rows": replica.rows,
             "idle": 0.0 if _in_use(replica) else now - replica.last_used,
-            "batches": replica.sizes.told(),
+            "batches": replica.sizes.describe(),
         }
         for replica in cache.replicas()
         if replica.worker == here

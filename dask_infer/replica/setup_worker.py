@@ -19,7 +19,7 @@ _attached: weakref.WeakSet[Worker] = weakref.WeakSet()
 _attaching = threading.Lock()
 
 
-def attach(worker: Worker) -> None:
+def setup_worker(worker: Worker) -> None:
     """Make a worker ready; doing it again changes nothing."""
     with _attaching:
         if worker in _attached:

@@ -52,9 +52,9 @@ class Sizes:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<Sizes {', '.join(self.told()) or 'none yet'}>"
+        return f"<Sizes {', '.join(self.describe()) or 'none yet'}>"
 
-    def told(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Return each policy in words."""
         return [repr(policy) for policy in self.policies()]
 

@@ -51,13 +51,13 @@ class Undivided(Exception):
 
 
 @dataclass(eq=False)
-class Laid:
+class BatchRequest:
     """A batch that waits for the device."""
 
     batch: Batch
     #: What batches must have in common to be joined; None for one that goes alone.
     kind: tuple[Any, ...] | None
-    #: Launches a forward in the lane of its feeder.
+    #: Launches a forward in the runner of its feeder.
     run: Run
     #: Called with the rows of a joined forward for which memory ran out.
     too_many: TooMany
@@ -66,7 +66,7 @@ class Laid:
 
 
 @dataclass(eq=False)
-class Exchange:
+class Batcher:
     """Where the feeders of one job lay down their batches on the way to one device."""
 
     device: contextlib.AbstractContextManager[Any]
@@ -76,7 +76,7 @@ class Exchange:
     is_out_of_memory: Callable[[BaseException], bool] = is_out_of_memory
     #: Joined forwards that failed since the last one that did not.
     failed: int = 0
-    _waiting: deque[Laid] = field(default_factory=deque)
+    _waiting: deque[BatchRequest] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(
@@ -95,7 +95,7 @@ class Exchange:
         too_many
             Called with the rows of a joined forward for which memory ran out.
         """
-        own = Laid(batch, kind_of(batch), run, too_many)
+        own = BatchRequest(batch, kind_of(batch), run, too_many)
         with self._lock:
             self._waiting.append(own)
         try:
@@ -108,48 +108,50 @@ class Exchange:
         assert own.pending is not None
         return own.pending
 
-    def _run(self, own: Laid, most: int) -> None:
+    def _run(self, own: BatchRequest, most: int) -> None:
         together = self._taken(own, most)
         if len(together) > 1:
-            shared = Shared(self, together)
+            shared = JoinedOutput(self, together)
             if shared.start(own) and (not self.at_once or shared.copy()):
                 start = 0
-                for laid in together:
-                    laid.pending = Part(self.device, shared, start, laid)
-                    start += laid.batch.rows
+                for request in together:
+                    request.pending = Slice(self.device, shared, start, request)
+                    start += request.batch.rows
                 return
         own.pending = own.run(own.batch)
 
-    def _taken(self, own: Laid, most: int) -> list[Laid]:
+    def _taken(self, own: BatchRequest, most: int) -> list[BatchRequest]:
         """Batches to run now, the caller's first; the others in their order."""
         taken, rows = [own], own.batch.rows
         if own.kind is None or self.failed >= FAILURES:
             return taken
         with self._lock:
-            for laid in self._waiting:
-                fits = rows + laid.batch.rows <= most
-                new = laid is not own and laid.pending is None
-                if new and fits and laid.kind == own.kind:
-                    taken.append(laid)
-                    rows += laid.batch.rows
+            for request in self._waiting:
+                fits = rows + request.batch.rows <= most
+                new = request is not own and request.pending is None
+                if new and fits and request.kind == own.kind:
+                    taken.append(request)
+                    rows += request.batch.rows
         return taken
 
 
-class Shared:
+class JoinedOutput:
     """A joined forward, and its outputs, waited for once."""
 
-    def __init__(self, exchange: Exchange, together: Sequence[Laid]) -> None:
-        self.rows = sum(laid.batch.rows for laid in together)
-        self._exchange, self._together = exchange, together
+    def __init__(self, batcher: Batcher, together: Sequence[BatchRequest]) -> None:
+        self.rows = sum(request.batch.rows for request in together)
+        self._batcher, self._together = batcher, together
         self._pending: Pending | None = None
         self._lock = threading.Lock()
         self._fields: Fields | None = None
 
-    def start(self, own: Laid) -> bool:
+    def start(self, own: BatchRequest) -> bool:
         """Launch it; return whether that went well."""
 
         def launch() -> None:
-            self._pending = own.run(joined([laid.batch for laid in self._together]))
+            self._pending = own.run(
+                joined([request.batch for request in self._together])
+            )
 
         return self._tried(launch)
 
@@ -169,7 +171,7 @@ class Shared:
         with self._lock:
             if self._pending is not None:
                 if self._tried(self._wait):
-                    self._exchange.failed = 0
+                    self._batcher.failed = 0
                 self._pending = None
             return self._fields
 
@@ -186,11 +188,11 @@ class Shared:
             work()
             return True
         except Undivided:
-            self._exchange.failed = FAILURES
+            self._batcher.failed = FAILURES
             return False
         except Exception as error:
-            self._exchange.failed += 1
-            too_many = self._exchange.is_out_of_memory(error)
+            self._batcher.failed += 1
+            too_many = self._batcher.is_out_of_memory(error)
         # Not in the handler, whose traceback holds the joined forward's memory.
         if too_many:
             self._together[0].too_many(self.rows)
@@ -198,22 +200,22 @@ class Shared:
 
 
 @dataclass(eq=False)
-class Part:
+class Slice:
     """The rows of one batch in a joined forward."""
 
     device: contextlib.AbstractContextManager[Any]
-    shared: Shared
+    shared: JoinedOutput
     start: int
-    laid: Laid
+    request: BatchRequest
 
     def wait(self) -> Iterable[tuple[Any, Any]]:
         """Return the batch's rows of each field, or run it alone where that fails."""
-        rows = slice(self.start, self.start + self.laid.batch.rows)
+        rows = slice(self.start, self.start + self.request.batch.rows)
         fields = self.shared.fields()
         if fields is not None:
             return [(name, value[rows]) for name, value in fields]
         with self.device:
-            pending = self.laid.run(self.laid.batch)
+            pending = self.request.run(self.request.batch)
         return pending.wait()
 
 
@@ -243,26 +245,26 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(args, kwargs, rows=sum(batch.rows for batch in batches))
 
 
-#: Exchanges in use, by replica and job; one goes with the last lane that used it.
-_exchanges: weakref.WeakValueDictionary[tuple[int, int], Exchange] = (
+#: Batchers in use, by replica and job; one goes with the last runner that used it.
+_batchers: weakref.WeakValueDictionary[tuple[int, int], Batcher] = (
     weakref.WeakValueDictionary()
 )
 _finding = threading.Lock()
 
 
-def exchange_of(replica: Replica, job: Job, at_once: bool) -> Exchange:
-    """Return the one exchange of a job's feeders at a replica.
+def batcher_of(replica: Replica, job: Job, at_once: bool) -> Batcher:
+    """Return the one batcher of a job's feeders at a replica.
 
-    Where the device takes any number of forwards, the exchange has a lock of its own.
+    Where the device takes any number of forwards, the batcher has a lock of its own.
     """
-    # The lanes that keep an exchange alive keep both of these; a process has one job
+    # The runners that keep a batcher alive keep both of these; a process has one job
     # object for all partitions (`task`), and not every job can be hashed.
     key = (id(replica), id(job))
     with _finding:
-        found = _exchanges.get(key)
+        found = _batchers.get(key)
         if found is None:
             device = replica.device
             alone = device.exclusive() if device.one_at_a_time else threading.Lock()
             memory = device.is_out_of_memory
-            found = _exchanges[key] = Exchange(alone, at_once, memory)
+            found = _batchers[key] = Batcher(alone, at_once, memory)
         return found

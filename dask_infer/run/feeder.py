@@ -1,7 +1,7 @@
-"""One partition on its way through a lane: encode, send, wait, assemble.
+"""One partition on its way through a runner: encode, send, wait, assemble.
 
 Runs in the thread of the partition's task. Batches come back in the order in which
-they were sent, at most `Lane.window` of them on their way; rows that have to be tried
+they were sent, at most `Runner.window` of them on their way; rows that have to be tried
 again go back to the `Work` while others are still out.
 """
 
@@ -25,9 +25,9 @@ from dask_infer.faults.step import Step, step
 from dask_infer.model.runtime.tokenizers import load_tokenizer
 from dask_infer.replica.worker_place import cores_of_process
 from dask_infer.run.prefetch import Prefetch, batches_ahead
-from dask_infer.run.recovery import Recovery, Verdict
+from dask_infer.run.recovery import Outcome, Recovery
 from dask_infer.run.report_errors import report
-from dask_infer.run.runner import Lane, Pending
+from dask_infer.run.runner import Pending, Runner
 from dask_infer.run.work import Rows, Work, plan_work, row_count
 from dask_infer.spec import ERROR_COLUMN, Code, Job
 
@@ -45,10 +45,12 @@ class Sent(NamedTuple):
 
 
 class Feeder:
-    """The rows of one partition, fed to one lane."""
+    """The rows of one partition, fed to one runner."""
 
-    def __init__(self, frame: pd.DataFrame, job: Job, code: Code, lane: Lane) -> None:
-        rules = lane.token_rules
+    def __init__(
+        self, frame: pd.DataFrame, job: Job, code: Code, runner: Runner
+    ) -> None:
+        rules = runner.token_rules
         generation = None
         if rules.generation is not None:
             generation = Generation(rules, code.call_kwargs, job.outputs)
@@ -59,20 +61,20 @@ class Feeder:
         self.job = job
         #: Cuts padding off generated sequences; `postprocess` sees them as they are.
         self.generation = None if code.postprocess else generation
-        self.lane = lane
+        self.runner = runner
         self.encoder = Encoder(
             frame,
-            lane.inputs,
-            interface=lane.interface,
-            floating=lane.floating,
+            runner.inputs,
+            interface=runner.interface,
+            floating=runner.floating,
             preprocess=code.preprocess,
             tokenizer=_tokenizer(job, code),
             rules=rules,
-            dtypes=lane.dtypes,
+            dtypes=runner.dtypes,
         )
         self.assembler = Assembler(job.outputs, len(frame), nullable=job.nullable)
         self.encodes: Step = "input" if code.preprocess is None else "preprocess"
-        self.work: Work = plan_work(len(frame), self.encoder, job, lane)
+        self.work: Work = plan_work(len(frame), self.encoder, job, runner)
         self.encode: Callable[[Rows], Batch] = self.encoder.batch
         #: Entered while batches are run.
         self.beside: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -80,10 +82,10 @@ class Feeder:
             prefetch = Prefetch(self.work, self.encode, ahead)
             self.work, self.encode = prefetch, prefetch.batch
             self.beside = prefetch.running()
-        self.recovery = Recovery(job, frame.index, lane, self.work, self.assembler)
+        self.recovery = Recovery(job, frame.index, runner, self.work, self.assembler)
         #: Batches sent and not waited for, oldest first.
         self.flight: deque[Sent] = deque()
-        self.finished = lane.clock()
+        self.finished = runner.clock()
 
     def columns(self) -> dict[str, Any]:
         """Run every batch and put the outputs in the rows' order."""
@@ -101,7 +103,7 @@ class Feeder:
                 self._collect()
                 continue
             self._send(rows)
-            while len(self.flight) >= self.lane.window:
+            while len(self.flight) >= self.runner.window:
                 self._collect()
 
     def _send(self, rows: Rows) -> None:
@@ -111,12 +113,12 @@ class Feeder:
             with step(self.encodes):
                 batch = self.encode(rows)
             crowded = bool(self.flight)
-            self.flight.append(Sent(rows, batch, self.lane.send(batch), crowded))
+            self.flight.append(Sent(rows, batch, self.runner.send(batch), crowded))
             return
         except Exception as error:
-            verdict = self._judge(rows, batch, error)
+            outcome = self._classify(rows, batch, error)
         del batch
-        self._recover(rows, verdict)
+        self._recover(rows, outcome)
 
     def _collect(self) -> None:
         """Wait for the outputs of the oldest batch and store them."""
@@ -124,12 +126,12 @@ class Feeder:
         try:
             self._store(rows, batch, dict(pending.wait()))
         except Exception as error:
-            verdict = self._judge(rows, batch, error, crowded)
+            outcome = self._classify(rows, batch, error, crowded)
         else:
             self._count(rows)
             return
         del batch, pending
-        self._recover(rows, verdict)
+        self._recover(rows, outcome)
 
     def _store(self, rows: Rows, batch: Batch, output: dict[Any, Any]) -> None:
         asks = self.job.row_wise and self.job.method != "generate"
@@ -160,49 +162,49 @@ class Feeder:
             alone = _wider(alone)
         output = None  # of a model that takes no other length: nothing is cut off
         with contextlib.suppress(Exception):
-            output = dict(self.lane.send(alone).wait())
+            output = dict(self.runner.send(alone).wait())
         self.assembler.learn_axis(output, alone.padded)
 
     def _count(self, rows: Rows) -> None:
-        now = self.lane.clock()
+        now = self.runner.clock()
         self.work.observe(rows, now - self.finished)
         self.finished = now
         self.recovery.passed(rows)
-        self.lane.count(row_count(rows))
+        self.runner.count(row_count(rows))
 
-    def _judge(
+    def _classify(
         self, rows: Rows, batch: Batch | None, error: Exception, crowded: bool = False
-    ) -> Verdict:
+    ) -> Outcome:
         alone = not (crowded or self.flight)
-        return self.recovery.judge(rows, batch, error, alone=alone)
+        return self.recovery.classify(rows, batch, error, alone=alone)
 
     def _land(self) -> None:
         """Wait for all that is under way."""
         while self.flight:
             self._collect()
 
-    def _recover(self, rows: Rows, verdict: Verdict) -> None:
+    def _recover(self, rows: Rows, outcome: Outcome) -> None:
         """See to the rows of a failed batch, now that its error is gone."""
-        if verdict.smaller or verdict.again:
+        if outcome.smaller or outcome.again:
             self._land()  # what is under way takes memory, too
-        if verdict.again:
-            self.lane.release_memory()
+        if outcome.again:
+            self.runner.release_memory()
             self._send(rows)
             self._land()
             return
-        self.recovery.act(rows, verdict)
-        if draws := self.recovery.tally.draws():
-            self._draw(draws, verdict)
-        self.finished = self.lane.clock()
+        self.recovery.act(rows, outcome)
+        if draws := self.recovery.budget.draws():
+            self._draw(draws, outcome)
+        self.finished = self.runner.clock()
 
-    def _draw(self, draws: int, verdict: Verdict) -> None:
+    def _draw(self, draws: int, outcome: Outcome) -> None:
         """Try rows drawn at random, each alone; stop where all fail alike."""
-        if verdict.hung or not self.job.row_wise:
+        if outcome.hung or not self.job.row_wise:
             return
         self._land()
         # Always the same rows: a partition that is run again must end the same way.
         for row in np.random.default_rng(0).choice(len(self.frame), draws, False):
-            if self._failure_of(slice(row, row + 1)) != verdict.message:
+            if self._failure_of(slice(row, row + 1)) != outcome.message:
                 return
         self.recovery.stop(f"{draws} rows drawn at random failed like the first ones")
 
@@ -212,16 +214,16 @@ class Feeder:
         try:
             with step(self.encodes):
                 batch = self.encode(row)
-            output = dict(self.lane.send(batch).wait())
+            output = dict(self.runner.send(batch).wait())
             with step("output"):
                 once = Assembler(self.job.outputs, 1, nullable=True)
                 self._add(once, slice(0, 1), output, batch)
         except Exception as error:
-            return self._judge(row, batch, error).message
+            return self._classify(row, batch, error).message
         return None
 
     def _report(self) -> None:
-        report(self.recovery.tally, self.job.model.name, self.lane.where)
+        report(self.recovery.budget, self.job.model.name, self.runner.where)
         if self.encoder.truncated:
             logger.warning(
                 "%d of %d texts were truncated at the tokenizer's model_max_length",

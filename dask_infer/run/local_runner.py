@@ -1,4 +1,4 @@
-"""The lane to the replica of this process: no message, and on the CPU no copy."""
+"""The runner to the replica of this process: no message, and on the CPU no copy."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.model.runtime.undecided import decided
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place
-from dask_infer.run.dynamic_batching import Exchange, exchange_of
-from dask_infer.run.postprocess import Finish
+from dask_infer.run.dynamic_batching import Batcher, batcher_of
+from dask_infer.run.postprocess import Postprocess
 from dask_infer.run.runner import Pending
 from dask_infer.spec import Code, Inputs, Job
 from dask_infer.spec.model_spec import Interface
@@ -40,13 +40,13 @@ def shares(device: Device) -> bool:
 
 
 @contextlib.contextmanager
-def local_lane(job: Job, code: Code, place: Place) -> Iterator[LocalLane]:
+def local_runner(job: Job, code: Code, place: Place) -> Iterator[LocalRunner]:
     """Lease the replica of this process for the batches of one partition."""
     with contextlib.ExitStack() as leases:
-        yield LocalLane(job, code, place, leases)
+        yield LocalRunner(job, code, place, leases)
 
 
-class LocalLane:
+class LocalRunner:
     """Batches of one partition through one leased replica, or its successors."""
 
     def __init__(
@@ -58,7 +58,7 @@ class LocalLane:
         self.replica = self._lease()
         #: The replica may be stuck: the next batch needs another one.
         self._stuck = False
-        self.finish = Finish(job, code)
+        self.finish = Postprocess(job, code)
         self.stream = self.replica.device.stream()
         #: Whether forwards are for one partition only: `postprocess` sees its frame,
         #: and who is stuck in a forward must be known.
@@ -73,8 +73,8 @@ class LocalLane:
         self._elsewhere = (
             job.timeout is not None or not self._alone or self.interface != "tensor"
         )
-        #: Kept, so that the exchange lives as long as lanes use it.
-        self._meeting: Exchange | None = None
+        #: Kept, so that the batcher lives as long as runners use it.
+        self._batcher: Batcher | None = None
         #: Policies that this partition is batched by.
         self._size: FixedSize | None = None
         #: Most rows of a forward that the user allows, or the model takes.
@@ -149,11 +149,11 @@ class LocalLane:
         """Launch the forward of a batch, and `postprocess` on its output."""
         if self._stuck:
             self._renew()
-        exchange = self._exchange()
-        if exchange is not None:
+        batcher = self._find_batcher()
+        if batcher is not None:
             most = self._most_rows(batch)
             too_many = partial(self._too_many, batch)
-            return exchange.send(batch, self._launch, most, too_many)
+            return batcher.send(batch, self._launch, most, too_many)
         with self.replica.device.exclusive():
             pending: Pending = self._in_time(lambda: self._launch(batch))
         return _Timed(self, pending) if self.stream.overlaps else pending
@@ -185,13 +185,13 @@ class LocalLane:
         """Give the device's freed blocks back."""
         self.replica.device.release_memory()
 
-    def _exchange(self) -> Exchange | None:
+    def _find_batcher(self) -> Batcher | None:
         """Where batches of several partitions meet; None where they must not."""
         if self._alone:
             return None
         at_once = not self.stream.overlaps
-        self._meeting = exchange_of(self.replica, self.job, at_once)
-        return self._meeting
+        self._batcher = batcher_of(self.replica, self.job, at_once)
+        return self._batcher
 
     def _too_many(self, batch: Batch, rows: int) -> None:
         """Have the policy hear that a joined forward of so many rows was too large."""
@@ -271,10 +271,10 @@ class LocalLane:
 class _Timed:
     """Outputs whose copies, too, must end in time."""
 
-    def __init__(self, lane: LocalLane, pending: Pending) -> None:
-        self._lane = lane
+    def __init__(self, runner: LocalRunner, pending: Pending) -> None:
+        self._runner = runner
         self._pending = pending
 
     def wait(self) -> Iterable[tuple[Any, Any]]:
         """Wait for the copies."""
-        return self._lane._in_time(self._pending.wait)
+        return self._runner._in_time(self._pending.wait)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from dask_infer.replica.setup_worker import attach
+from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import current_place, current_worker
 from dask_infer.run.feeder import Feeder
-from dask_infer.run.local_runner import local_lane
+from dask_infer.run.local_runner import local_runner
 from dask_infer.run.user_code import read_code
 from dask_infer.spec import Job
 
@@ -18,12 +18,12 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
     """Return the output columns of `frame`'s rows, in their order."""
     worker = current_worker()
     if worker is not None:
-        attach(worker)
+        setup_worker(worker)
     code = read_code(job.code)
     if job.group is not None:
-        from dask_infer.pipeline.worker.remote_runner import remote_lane
+        from dask_infer.pipeline.worker.remote_runner import remote_runner
 
-        with remote_lane(job, code) as lane:
-            return Feeder(frame, job, code, lane).columns()
-    with local_lane(job, code, current_place()) as lane:
-        return Feeder(frame, job, code, lane).columns()
+        with remote_runner(job, code) as runner:
+            return Feeder(frame, job, code, runner).columns()
+    with local_runner(job, code, current_place()) as runner:
+        return Feeder(frame, job, code, runner).columns()

@@ -18,7 +18,7 @@ from dask_infer.faults.step import step
 from dask_infer.spec import Code, Job
 
 
-class Finish:
+class Postprocess:
     """What is done to each output of a job."""
 
     def __init__(self, job: Job, code: Code) -> None:

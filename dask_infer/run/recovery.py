@@ -1,9 +1,9 @@
 """What becomes of the rows of a batch that failed.
 
-`judge` runs while the error is handled, `act` afterwards: only then does no traceback
-hold the memory of the failed forward any more. Out-of-memory runs the rows again in
-smaller batches; any other error is looked for in pieces of the batch, until the rows
-that fail are alone and left out. An error that is nobody's row raises.
+`classify` runs while the error is handled, `act` afterwards: only then does no
+traceback hold the memory of the failed forward any more. Out-of-memory runs the rows
+again in smaller batches; any other error is looked for in pieces of the batch, until
+the rows that fail are alone and left out. An error that is nobody's row raises.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dask_infer.errors import InferError, PartitionError
 from dask_infer.faults.bisect import HALVES, MANY, Search
 from dask_infer.faults.classify import describe, forget_frames, is_nobodys
 from dask_infer.faults.deadline import DeadlineExceeded
-from dask_infer.faults.error_budget import Tally
+from dask_infer.faults.error_budget import ErrorBudget
 from dask_infer.faults.step import StepFailed, raise_again
 from dask_infer.run.partition_error import partition_error, show
-from dask_infer.run.runner import Lane
+from dask_infer.run.runner import Runner
 from dask_infer.run.work import Rows, Work, row_count
 from dask_infer.spec import Job
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MOST_TIMEOUTS = 8
 
 
-class Verdict(NamedTuple):
+class Outcome(NamedTuple):
     """What failed, without the error itself, whose traceback holds memory."""
 
     #: As ``infer_error`` holds it.
@@ -54,25 +54,25 @@ class Recovery:
         self,
         job: Job,
         labels: pd.Index[Any],
-        lane: Lane,
+        runner: Runner,
         work: Work,
         assembler: Assembler,
     ) -> None:
         self.job = job
         self.labels = labels
-        self.lane = lane
+        self.runner = runner
         self.work = work
         self.assembler = assembler
         self.search = Search()
         self.errors = ErrorColumn(len(labels))
-        self.tally = Tally(len(labels), job.max_errors)
+        self.budget = ErrorBudget(len(labels), job.max_errors)
         self.timeouts = 0
         #: The first error of a row, its frames cleared.
         self.cause: Exception | None = None
 
-    def judge(
+    def classify(
         self, rows: Rows, batch: Batch | None, error: Exception, *, alone: bool
-    ) -> Verdict:
+    ) -> Outcome:
         """Return what to do about a failed batch, or raise what says where and why.
 
         `alone` says that no other batch was under way.
@@ -81,15 +81,15 @@ class Recovery:
         cause = error.error if isinstance(error, StepFailed) else error
         hung = isinstance(cause, DeadlineExceeded)
         advice = ""
-        if self.lane.is_out_of_memory(cause):
+        if self.runner.is_out_of_memory(cause):
             forget_frames(error)
             if self.job.row_wise and row_count(rows) > 1:
-                return Verdict("", smaller=True)
+                return Outcome("", smaller=True)
             if not alone:
-                return Verdict("", again=True)
+                return Outcome("", again=True)
             advice = self._more_memory(rows)
         elif hung:
-            self.lane.discard()
+            self.runner.discard()
             advice = "raise timeout=, or pass a smaller batch_size="
         if self.job.nullable and not is_nobodys(cause):
             return self._rows_fault(describe(failed, cause), advice, cause, hung)
@@ -100,26 +100,26 @@ class Recovery:
             cause,
             model=self.job.model.name,
             labels=self.labels[rows],
-            where=self.lane.where,
+            where=self.runner.where,
             batch=batch,
             advice=advice,
         ) from (None if hung else cause)
 
-    def act(self, rows: Rows, verdict: Verdict) -> None:
+    def act(self, rows: Rows, outcome: Outcome) -> None:
         """Put the rows back in smaller pieces, or leave them out."""
-        if verdict.smaller:
+        if outcome.smaller:
             self._retry_smaller(rows)
             return
-        self.timeouts += verdict.hung
-        tired = verdict.hung and self.timeouts > MOST_TIMEOUTS
-        if tired and not self.tally.succeeded and self.job.max_errors < 1:
+        self.timeouts += outcome.hung
+        too_many_timeouts = outcome.hung and self.timeouts > MOST_TIMEOUTS
+        if too_many_timeouts and not self.budget.succeeded and self.job.max_errors < 1:
             self.stop(f"{self.timeouts} forwards hung and none ended")
-        if self.job.row_wise and row_count(rows) > 1 and not tired:
-            parts = MANY if verdict.hung else HALVES
+        if self.job.row_wise and row_count(rows) > 1 and not too_many_timeouts:
+            parts = MANY if outcome.hung else HALVES
             self.work.put_back(rows, self.search.failed(rows, parts))
             return
         self.search.alone(rows)
-        self._leave_out(rows, verdict.message)
+        self._leave_out(rows, outcome.message)
 
     def take(self) -> Rows | None:
         """Return the next batch to run, or None when none is left to be taken."""
@@ -133,21 +133,21 @@ class Recovery:
     def passed(self, rows: Rows) -> None:
         """Count rows whose outputs are stored."""
         self.search.passed(rows)
-        self.tally.succeed(row_count(rows))
+        self.budget.succeed(row_count(rows))
 
     def stop(self, reason: str) -> NoReturn:
         """Raise, because what fails is not the rows' fault."""
-        if isinstance(self.cause, InferError) and self.tally.alike:
+        if isinstance(self.cause, InferError) and self.budget.alike:
             raise self.cause
         raise PartitionError(
-            f'model "{self.job.model.name}" on {self.lane.where}: {reason}, which is '
-            f"not the fault of single rows: {self.tally.messages()}; see to the model, "
-            "or raise infer.errors.max-fraction if so many rows are bad"
+            f'model "{self.job.model.name}" on {self.runner.where}: {reason}, which is '
+            f"not the fault of single rows: {self.budget.messages()}; see to the "
+            "model, or raise infer.errors.max-fraction if so many rows are bad"
         ) from self.cause
 
     def _rows_fault(
         self, message: str, advice: str, cause: Exception, hung: bool
-    ) -> Verdict:
+    ) -> Outcome:
         if self.cause is None and not hung:
             # Kept to be chained, but not what its frames hold.
             forget_frames(cause)
@@ -155,23 +155,23 @@ class Recovery:
         elif cause is not self.cause:
             # One exception raised again and again would grow a longer one each time.
             cause.__traceback__ = None
-        return Verdict(f"{message}; {advice}" if advice else message, hung=hung)
+        return Outcome(f"{message}; {advice}" if advice else message, hung=hung)
 
     def _leave_out(self, rows: Rows, message: str) -> None:
         self.assembler.missing(rows)
         self.errors.put(rows, message)
-        self.tally.fail(row_count(rows), show(self.labels[rows][0]), message)
-        if reason := self.tally.stops():
+        self.budget.fail(row_count(rows), show(self.labels[rows][0]), message)
+        if reason := self.budget.stops():
             self.stop(reason)
 
     def _retry_smaller(self, rows: Rows) -> None:
-        self.lane.release_memory()
+        self.runner.release_memory()
         size, count = self.work.halve(rows), row_count(rows)
-        if self.lane.first_out_of_memory():
+        if self.runner.first_out_of_memory():
             logger.warning(
                 'model "%s" ran out of memory on %s with %d rows; going on with %d. '
                 "Pass batch_size=%d to start there",
-                self.job.model.name, self.lane.where, count, size, size,
+                self.job.model.name, self.runner.where, count, size, size,
             )  # fmt: skip
 
     def _more_memory(self, rows: Rows) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from dask_infer.faults.error_budget import Tally
+from dask_infer.faults.error_budget import ErrorBudget
 from dask_infer.replica.worker_place import current_worker
 
 logger = logging.getLogger(__name__)
@@ -17,20 +17,20 @@ logger = logging.getLogger(__name__)
 TOPIC = "infer-errors"
 
 
-def report(tally: Tally, model: str, where: str) -> None:
+def report(budget: ErrorBudget, model: str, where: str) -> None:
     """Say how many rows of a partition are left out, and how the first failed."""
-    if not tally.failed:
+    if not budget.failed:
         return
     logger.warning(
         '%d of %d rows failed in model "%s" on %s and are missing; first %s',
-        tally.failed, tally.rows, model, where, tally.first,
+        budget.failed, budget.rows, model, where, budget.first,
     )  # fmt: skip
     worker = current_worker()
     if worker is not None:
         event = {
             "model": model,
-            "failed": tally.failed,
-            "rows": tally.rows,
-            "first": tally.first,
+            "failed": budget.failed,
+            "rows": budget.rows,
+            "first": budget.first,
         }
         worker.log_event(TOPIC, event)

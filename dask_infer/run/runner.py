@@ -1,6 +1,6 @@
 """Where the batches of a partition run, as the feeder sees it.
 
-A lane belongs to one partition and is used by its thread alone. It is the replica of
+A runner belongs to one partition and is used by its thread alone. It is the replica of
 this process, or leads to workers that hold one.
 """
 
@@ -34,7 +34,7 @@ class Pending(Protocol):
         """
 
 
-class Lane(Protocol):
+class Runner(Protocol):
     """A way through one replica, wherever it lives."""
 
     @property

@@ -17,7 +17,7 @@ from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.sizing.boundaries import plan_tokens
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
-from dask_infer.run.runner import Lane
+from dask_infer.run.runner import Runner
 from dask_infer.spec import Job
 
 #: The rows of a batch: consecutive ones, or positions in the partition.
@@ -188,19 +188,19 @@ def row_count(rows: Rows) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
-def plan_work(rows: int, encoder: Encoder, job: Job, lane: Lane) -> Work:
+def plan_work(rows: int, encoder: Encoder, job: Job, runner: Runner) -> Work:
     """Return the batches of a partition under the job's limits.
 
     Sizes belong to the replica, so what once did not fit is known to all partitions.
     """
     # The user's functions make other tensors of the same rows.
     signature = (encoder.signature, job.method, job.code.key)
-    size = lane.batch_size(signature, encoder.bytes_per_row, job.batch_size)
+    size = runner.batch_size(signature, encoder.bytes_per_row, job.batch_size)
     if not encoder.bytes_per_row:
         encoder.on_row_bytes = size.observe_row_bytes
     if encoder.lengths is None or not job.row_wise or job.batch_tokens is None:
-        wanted = lane.microbatch if job.batch_size is None else None
+        wanted = runner.microbatch if job.batch_size is None else None
         return ConsecutiveWork(rows, size, wanted=wanted)
     bound = None if job.batch_tokens == "auto" else job.batch_tokens
-    tokens = lane.token_budget(signature, bound)
+    tokens = runner.token_budget(signature, bound)
     return SortedWork(encoder.lengths, tokens, size.size if job.batch_size else rows)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from dask_infer.faults.error_budget import Tally
+from dask_infer.faults.error_budget import ErrorBudget
 
 
-def tally(rows, share, failures, message="forward: ValueError: bad"):
+def budget(rows, share, failures, message="forward: ValueError: bad"):
     """A partition of which so many rows failed, one after the other."""
-    told = Tally(rows, share)
+    told = ErrorBudget(rows, share)
     for row in range(failures):
         told.fail(1, str(row), message if message else f"row {row} is bad")
     return told
@@ -28,7 +28,7 @@ def tally(rows, share, failures, message="forward: ValueError: bad"):
     ],
 )
 def test_more_than_the_share(rows, share, failed, stops):
-    reason = tally(rows, share, failed, message=None).stops()
+    reason = budget(rows, share, failed, message=None).stops()
     assert bool(reason) == stops
     if stops:
         assert f"{failed} of {rows} rows" in reason
@@ -40,35 +40,35 @@ def test_more_than_the_share(rows, share, failed, stops):
     [(3, "same", False), (4, "same", True), (9, "same", True), (9, None, False)],
 )
 def test_all_rows_alike(rows, message, stops):
-    assert bool(tally(rows, 0.9, rows, message).stops()) == stops
-    assert tally(rows, 1.0, rows, message).stops() is None
+    assert bool(budget(rows, 0.9, rows, message).stops()) == stops
+    assert budget(rows, 1.0, rows, message).stops() is None
 
 
 def test_a_batch_that_fails_whole_is_one_failure():
-    told = Tally(1000, 0.5)
+    told = ErrorBudget(1000, 0.5)
     told.fail(1000, "0", "bad")
     assert told.stops() is None
 
 
 @pytest.mark.parametrize(("share", "draws"), [(0.1, 6), (0.5, 20), (0.9, 132)])
 def test_rows_are_drawn_once_to_be_sure_to_a_million(share, draws):
-    told = tally(10_000, share, 4)
+    told = budget(10_000, share, 4)
     assert told.draws() == draws
     assert told.draws() == 0
 
 
 def test_no_row_is_drawn_where_anything_speaks_for_the_model():
-    assert tally(10_000, 0.5, 3).draws() == 0
-    assert tally(10_000, 0.5, 4, message=None).draws() == 0
-    assert tally(10_000, 1.0, 4).draws() == 0
-    assert tally(50, 0.5, 4).draws() == 0
-    predicted = tally(10_000, 0.5, 4)
+    assert budget(10_000, 0.5, 3).draws() == 0
+    assert budget(10_000, 0.5, 4, message=None).draws() == 0
+    assert budget(10_000, 1.0, 4).draws() == 0
+    assert budget(50, 0.5, 4).draws() == 0
+    predicted = budget(10_000, 0.5, 4)
     predicted.succeed(1)
     assert predicted.draws() == 0
 
 
 def test_first_messages_are_told_with_their_counts():
-    told = Tally(100, 1.0)
+    told = ErrorBudget(100, 1.0)
     for row in range(10):
         told.fail(1, f"r{row}", f"message {row % 5}")
     assert told.first == "row r0: message 0"

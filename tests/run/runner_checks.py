@@ -1,4 +1,4 @@
-"""A lane for tests of the feeder: it doubles column "x" and keeps account."""
+"""A runner for tests of the feeder: it doubles column "x" and keeps account."""
 
 from __future__ import annotations
 
@@ -112,24 +112,24 @@ class Line:
 class Answer:
     """Outputs of one batch."""
 
-    def __init__(self, lane, batch, failure):
-        self.lane, self.batch, self.failure = lane, batch, failure
+    def __init__(self, runner, batch, failure):
+        self.runner, self.batch, self.failure = runner, batch, failure
 
     def wait(self):
-        assert self.lane.under_way.pop(0) is self.batch
+        assert self.runner.under_way.pop(0) is self.batch
         if self.failure is not None:
             raise self.failure
         return [(None, self.batch.args[0] * 2)]
 
 
-def feed(lane, rows=100, **job):
+def feed(runner, rows=100, **job):
     """Columns of a partition whose "x" counts its rows."""
     frame = pd.DataFrame({"x": np.arange(rows)})
     request = Job(
         model=ModelSpec("k", "double", "callable"),
-        inputs=lane.inputs,
+        inputs=runner.inputs,
         outputs=Outputs((OutputColumn("y", "int64"),)),
         code=Blob("c"),
         **job,
     )
-    return Feeder(frame, request, Code(), lane).columns()
+    return Feeder(frame, request, Code(), runner).columns()

@@ -15,7 +15,7 @@ import torch
 
 from dask_infer.batch.inputs.encoder import Batch
 from dask_infer.device.stream import Pending
-from dask_infer.run.dynamic_batching import Exchange, joined, kind_of
+from dask_infer.run.dynamic_batching import Batcher, joined, kind_of
 
 
 def batch(*values, width=1):
@@ -24,7 +24,7 @@ def batch(*values, width=1):
 
 
 class Device:
-    """A device that somebody holds until all feeders have laid down their batches."""
+    """A device that somebody holds until all feeders have submitted their batches."""
 
     def __init__(self, exchange_feeders):
         self.lock = threading.Lock()
@@ -36,16 +36,16 @@ class Device:
         return Pending([(None, given.args[0][:, 0] * 2)])
 
 
-def send_all(batches, run=None, most=100, at_once=False, exchange=None, **options):
+def send_all(batches, run=None, most=100, at_once=False, batcher=None, **options):
     """Send each batch from a thread of its own while the device is held."""
     device = Device(len(batches))
-    exchange = exchange or Exchange(threading.Lock(), at_once)
-    device.lock = exchange.device
+    batcher = batcher or Batcher(threading.Lock(), at_once)
+    device.lock = batcher.device
     outcomes = [None] * len(batches)
 
     def feed(place):
         try:
-            pending = exchange.send(
+            pending = batcher.send(
                 batches[place], run or device.double, most, **options
             )
             ((_, value),) = pending.wait()
@@ -57,11 +57,11 @@ def send_all(batches, run=None, most=100, at_once=False, exchange=None, **option
     with device.lock:
         for thread in threads:
             thread.start()
-        while len(exchange._waiting) < len(batches):
+        while len(batcher._waiting) < len(batches):
             time.sleep(0.001)
     for thread in threads:
         thread.join(30)
-    assert not exchange._waiting
+    assert not batcher._waiting
     return outcomes, device.sizes
 
 
@@ -125,9 +125,9 @@ def test_what_cannot_be_divided_is_not_joined_again(at_once):
         sizes.append(given.rows)
         return Pending([(None, given.args[0].sum()[None])])
 
-    exchange = Exchange(threading.Lock(), at_once)
+    batcher = Batcher(threading.Lock(), at_once)
     for _ in range(3):
-        outcomes, _ = send_all([batch(1, 2), batch(3)], run, exchange=exchange)
+        outcomes, _ = send_all([batch(1, 2), batch(3)], run, batcher=batcher)
         assert outcomes == [[3], [3]]
     assert sorted(sizes) == [1] * 3 + [2] * 3 + [3]
 
@@ -141,9 +141,9 @@ def test_what_fails_together_again_and_again_is_not_joined_any_more():
             raise ValueError("two at most")
         return Pending([(None, given.args[0][:, 0])])
 
-    exchange = Exchange(threading.Lock())
+    batcher = Batcher(threading.Lock())
     for _ in range(6):
-        outcomes, _ = send_all([batch(1, 2), batch(3)], run, exchange=exchange)
+        outcomes, _ = send_all([batch(1, 2), batch(3)], run, batcher=batcher)
         assert outcomes == [[1, 2], [3]]
     assert joins == [3] * 3
 
@@ -187,9 +187,9 @@ def test_outputs_that_the_next_forward_overwrites_are_taken_at_once():
         memory[: given.rows] = given.args[0][:, 0]
         return Pending([(None, memory[: given.rows])])
 
-    exchange = Exchange(contextlib.nullcontext(), at_once=True)
-    laid = batch(7)
-    first = exchange.send(laid, run, 10)
+    batcher = Batcher(contextlib.nullcontext(), at_once=True)
+    request = batch(7)
+    first = batcher.send(request, run, 10)
     assert [value.tolist() for _, value in first.wait()] == [[7]]
     outcomes, _ = send_all([batch(1, 2), batch(3)], run, at_once=True)
     assert outcomes == [[1, 2], [3]]

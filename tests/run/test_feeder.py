@@ -1,4 +1,4 @@
-"""The feeder's loop, on a lane whose outputs come when they are waited for."""
+"""The feeder's loop, on a runner whose outputs come when they are waited for."""
 
 import itertools
 
@@ -12,26 +12,26 @@ DOUBLED = list(range(0, 2 * N, 2))
 
 @pytest.mark.parametrize("window", [1, 2, 6])
 def test_the_window_is_filled_and_never_exceeded(window):  # PP-9
-    lane = Line(window)
-    assert list(feed(lane)["y"]) == DOUBLED
-    assert lane.peak == window
-    assert not lane.under_way
+    runner = Line(window)
+    assert list(feed(runner)["y"]) == DOUBLED
+    assert runner.peak == window
+    assert not runner.under_way
 
 
 @pytest.mark.parametrize("window", [1, 2, 6])
 @pytest.mark.parametrize("most", [1, 3, 9])
 @pytest.mark.parametrize("late", [False, True])
 def test_rows_run_once_each_whatever_is_under_way(window, most, late):  # DI-09
-    lane = Line(window, most=most, late=late)
-    assert list(feed(lane)["y"]) == DOUBLED
-    assert sum(lane.order) == N
-    assert max(lane.order) <= most
+    runner = Line(window, most=most, late=late)
+    assert list(feed(runner)["y"]) == DOUBLED
+    assert sum(runner.order) == N
+    assert max(runner.order) <= most
 
 
 def test_batches_are_compared_by_the_clock_of_the_lane():
-    lane, seen = Line(), []
+    runner, seen = Line(), []
     ticks = itertools.count(step=7)
-    lane.clock = lambda: next(ticks)
-    lane.size.observe = lambda rows, seconds: seen.append((rows, seconds))
-    feed(lane)
+    runner.clock = lambda: next(ticks)
+    runner.size.observe = lambda rows, seconds: seen.append((rows, seconds))
+    feed(runner)
     assert seen == [(10, 7)] * 10

@@ -20,9 +20,9 @@ def missing(columns):
     ("bad", "forwards"), [(0, 21), (1, 21), (511, 13), (512, 20), (1023, 12)]
 )
 def test_one_bad_row_of_1024_costs_at_most_21_forwards(bad, forwards):  # BM-17
-    lane = Line(size=1024, bad=[bad])
-    assert missing(feed(lane, 1024, on_error="null")) == [bad]
-    assert len(lane.sent) == forwards <= 2 * int(math.log2(1024)) + 1
+    runner = Line(size=1024, bad=[bad])
+    assert missing(feed(runner, 1024, on_error="null")) == [bad]
+    assert len(runner.sent) == forwards <= 2 * int(math.log2(1024)) + 1
 
 
 @pytest.mark.parametrize(
@@ -40,30 +40,30 @@ def test_one_bad_row_of_1024_costs_at_most_21_forwards(bad, forwards):  # BM-17
     ],
 )
 def test_forwards_that_a_search_costs(rows, size, bad, forwards):  # BM-17
-    lane = Line(size=size, bad=bad)
-    assert missing(feed(lane, rows, on_error="null")) == bad
-    assert len(lane.sent) == forwards
+    runner = Line(size=size, bad=bad)
+    assert missing(feed(runner, rows, on_error="null")) == bad
+    assert len(runner.sent) == forwards
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
 @pytest.mark.parametrize("late", [False, True])
 def test_bad_rows_are_found_while_others_are_under_way(window, late):
     bad = [0, 13, 14, 77, 99]
-    lane = Line(window, size=16, bad=bad, late=late)
-    columns = feed(lane, on_error="quarantine")
+    runner = Line(window, size=16, bad=bad, late=late)
+    columns = feed(runner, on_error="quarantine")
     assert missing(columns) == bad
     assert columns["y"].dropna().tolist() == [2 * x for x in range(100) if x not in bad]
     errors = pd.Series(columns["infer_error"])
     assert errors.index[errors.notna()].tolist() == bad
     assert set(errors.dropna()) == {"forward: ValueError: bad"}
-    assert sum(lane.order) == 100 - len(bad)
+    assert sum(runner.order) == 100 - len(bad)
 
 
 def test_bad_rows_and_little_memory_at_once():
-    lane = Line(2, size=64, bad=[5, 50], most=9)
-    assert missing(feed(lane, on_error="null")) == [5, 50]
-    assert max(lane.order) <= 9
-    assert lane.size.size <= 9  # for the partitions that follow
+    runner = Line(2, size=64, bad=[5, 50], most=9)
+    assert missing(feed(runner, on_error="null")) == [5, 50]
+    assert max(runner.order) <= 9
+    assert runner.size.size <= 9  # for the partitions that follow
 
 
 def test_a_row_that_does_not_fit_is_left_out():  # DI-10
@@ -79,51 +79,51 @@ def test_a_row_that_does_not_fit_is_left_out():  # DI-10
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("on_error", ["raise", "null"])
 def test_a_row_is_not_blamed_for_the_memory_of_others(late, on_error):  # DI-10
-    class Shared(Line):
+    class JoinedOutput(Line):
         """Row 7 does not fit beside others, however small they are."""
 
         def _failure(self, batch):
             return MemoryError() if self.under_way and 7 in batch.args[0] else None
 
-    columns = feed(Shared(3, size=1, late=late), 20, on_error=on_error)
+    columns = feed(JoinedOutput(3, size=1, late=late), 20, on_error=on_error)
     assert list(columns["y"]) == list(range(0, 40, 2))
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_batch_that_fits_only_alone_is_run_alone(late):
-    lane = Line(3, size=10, late=late)
-    lane._failure = lambda batch: MemoryError() if lane.under_way else None
-    assert list(feed(lane, row_wise=False)["y"]) == list(range(0, 200, 2))
+    runner = Line(3, size=10, late=late)
+    runner._failure = lambda batch: MemoryError() if runner.under_way else None
+    assert list(feed(runner, row_wise=False)["y"]) == list(range(0, 200, 2))
 
 
 def test_without_row_wise_a_batch_fails_whole():
-    lane = Line(size=10, bad=[42])
-    columns = feed(lane, on_error="null", row_wise=False)
+    runner = Line(size=10, bad=[42])
+    columns = feed(runner, on_error="null", row_wise=False)
     assert missing(columns) == list(range(40, 50))
-    assert lane.sent == [10] * 10
+    assert runner.sent == [10] * 10
 
 
 def test_raise_stops_at_the_first_failure():
-    lane = Line(size=10, bad=[42])
+    runner = Line(size=10, bad=[42])
     with pytest.raises(PartitionError, match="failed in forward of 10 rows, 40 to 49"):
-        feed(lane)
-    assert len(lane.sent) == 5
+        feed(runner)
+    assert len(runner.sent) == 5
 
 
 # --- nobody's row --------------------------------------------------------------------
 
 
 def test_a_model_that_always_fails_is_found_out_early():
-    lane = Line(size=4096, bad=range(10**6))
+    runner = Line(size=4096, bad=range(10**6))
     with pytest.raises(PartitionError, match="20 rows drawn at random") as raised:
-        feed(lane, 10_000, on_error="null")
+        feed(runner, 10_000, on_error="null")
     assert isinstance(raised.value.__cause__, ValueError)
-    assert len(lane.sent) <= 13 + 8 + 20
+    assert len(runner.sent) <= 13 + 8 + 20
 
 
 def test_rows_drawn_at_random_run_once_more_and_no_result_changes():
-    lane = Line(size=1000, bad=range(100))
-    assert missing(feed(lane, 1000, on_error="null")) == list(range(100))
+    runner = Line(size=1000, bad=range(100))
+    assert missing(feed(runner, 1000, on_error="null")) == list(range(100))
 
 
 @pytest.mark.parametrize("rows", [4, 9])
@@ -157,25 +157,25 @@ def test_counts_and_the_first_error_are_logged(caplog):
 
 
 def test_one_hanging_row_of_4096_costs_four_timeouts():  # BM-23
-    lane = Line(size=4096, hangs=[1234])
-    columns = feed(lane, 4096, on_error="quarantine")
+    runner = Line(size=4096, hangs=[1234])
+    columns = feed(runner, 4096, on_error="quarantine")
     assert missing(columns) == [1234]
     assert "did not end within 1 s; raise timeout=" in columns["infer_error"][1234]
-    assert lane.timeouts == 4
-    assert len(lane.sent) == 1 + 3 * 16
+    assert runner.timeouts == 4
+    assert len(runner.sent) == 1 + 3 * 16
 
 
 def test_a_partition_that_hangs_often_is_not_searched_without_bound():  # BM-24
     hangs = range(0, 4096, 256)
-    lane = Line(size=256, hangs=hangs)
-    columns = feed(lane, 4096, on_error="null", max_errors=1.0)
+    runner = Line(size=256, hangs=hangs)
+    columns = feed(runner, 4096, on_error="null", max_errors=1.0)
     assert {*hangs} <= {*missing(columns)}
     # Three for each of the first rows, then each of the 13 batches left fails whole.
-    assert lane.timeouts <= MOST_TIMEOUTS + len(hangs)
+    assert runner.timeouts <= MOST_TIMEOUTS + len(hangs)
 
 
 def test_every_forward_hangs():  # BM-24
-    lane = Line(size=256, hangs=range(4096))
+    runner = Line(size=256, hangs=range(4096))
     with pytest.raises(PartitionError, match="9 forwards hung and none ended"):
-        feed(lane, 4096, on_error="null")
-    assert lane.timeouts == MOST_TIMEOUTS + 1
+        feed(runner, 4096, on_error="null")
+    assert runner.timeouts == MOST_TIMEOUTS + 1

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dask_infer.batch.inputs.encoder import Batch
 from dask_infer.model.runtime.stage_model import read_chain
-from dask_infer.run.postprocess import Finish
+from dask_infer.run.postprocess import Postprocess
 from dask_infer.spec import Code, Job
 
 #: Name under which the structure of an output travels, and its leaves.
@@ -25,7 +25,7 @@ class Returned:
     """What comes back of the microbatches of one job."""
 
     def __init__(self, job: Job, code: Code) -> None:
-        self._finish = Finish(job, code)
+        self._finish = Postprocess(job, code)
         group = job.group
         self._chain = (
             None if group is None or group.chain is None else read_chain(group.chain)

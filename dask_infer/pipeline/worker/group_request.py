@@ -19,7 +19,7 @@ from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 from dask_infer.pipeline.worker.group_client import GroupClient
 from dask_infer.pipeline.worker.measure import measured
 from dask_infer.pipeline.worker.microbatch_comms import comms_of
-from dask_infer.replica.setup_worker import attach
+from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.spec import GroupSpec
 from dask_infer.spec.group_spec import COORDINATOR
@@ -34,7 +34,7 @@ def request_group(spec: GroupSpec) -> str:
         If it cannot be placed; what its load raised where that failed.
     """
     worker = grouped_worker(spec)
-    attach(worker)
+    setup_worker(worker)
     leave_thread()
     client = GroupClient(comms_of(worker), spec)
 

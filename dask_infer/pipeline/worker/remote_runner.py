@@ -1,4 +1,4 @@
-"""The lane to a group: batches become microbatches, on their way to other workers."""
+"""The runner of a group: batches become microbatches that other workers run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Waiting:
 
 
 @contextlib.contextmanager
-def remote_lane(job: Job, code: Code) -> Iterator[RemoteLane]:
+def remote_runner(job: Job, code: Code) -> Iterator[RemoteRunner]:
     """GroupClient the group of a job for the batches of one partition."""
     assert job.group is not None
     worker = grouped_worker(job.group)
@@ -88,11 +88,11 @@ def remote_lane(job: Job, code: Code) -> Iterator[RemoteLane]:
     loop = client.comms.loop
     try:
         state = wait(asyncio.run_coroutine_threadsafe(client.open(key), loop))
-        lane = RemoteLane(job, code, client, state, wait)
+        runner = RemoteRunner(job, code, client, state, wait)
         try:
-            yield lane
+            yield runner
         finally:
-            lane.abandon()
+            runner.abandon()
             asyncio.run_coroutine_threadsafe(client.close(key), loop)
     except Abandoned:
         # Dask may have changed its mind meanwhile: a task that was cancelled and is
@@ -100,7 +100,7 @@ def remote_lane(job: Job, code: Code) -> Iterator[RemoteLane]:
         raise Reschedule from None
 
 
-class RemoteLane:
+class RemoteRunner:
     """Batches of one partition through a group of other workers."""
 
     def __init__(
@@ -232,16 +232,16 @@ class _Sent:
 
     def __init__(
         self,
-        lane: RemoteLane,
+        runner: RemoteRunner,
         future: concurrent.futures.Future[Payload],
         batch: Batch,
     ) -> None:
-        self._lane, self._future, self._batch = lane, future, batch
+        self._runner, self._future, self._batch = runner, future, batch
 
     def wait(self) -> Iterable[tuple[Any, Any]]:
         """Return the fields that become columns."""
-        payload = self._lane.answer(self._future)
-        return self._lane.returned.finish(payload.open(), self._batch)
+        payload = self._runner.answer(self._future)
+        return self._runner.returned.finish(payload.open(), self._batch)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms, comms_o
 from dask_infer.pipeline.worker.stage import Stage
 from dask_infer.pipeline.worker.stage_layers import part_of
 from dask_infer.replica.cache import Replica, cache
-from dask_infer.replica.setup_worker import attach
+from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import current_place
 
 
@@ -34,7 +34,7 @@ def serve_stage(order: bytes) -> None:
         The pickled `StageOrder`.
     """
     worker = get_worker()
-    attach(worker)
+    setup_worker(worker)
     try:
         _Service(pickle.loads(order), worker).run()
     except Exception as error:
