@@ -15,7 +15,6 @@ from dask.dataframe.extensions import (
 from dask_infer._dask import DataFrame, Series, new_collection
 from dask_infer.batch.inputs.resolve_inputs import several_levels
 from dask_infer.batch.tensor.lists import is_list, to_dense
-from dask_infer.client.job_builder import build_job
 from dask_infer.client.request import Request
 from dask_infer.graph.expr import Predict, PredictBatches
 from dask_infer.spec import Layout
@@ -216,6 +215,8 @@ def _holds_lists(series: pd.Series) -> bool:
 
 
 def _predict(frame: DataFrame, request: Request) -> DataFrame:
+    from dask_infer.client.job_builder import build_job  # imports torch
+
     job, emit = build_job(request, frame.expr)
     node = Predict if request.row_wise else PredictBatches
     predicted: DataFrame = new_collection(node(frame.expr, job, emit))

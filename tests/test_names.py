@@ -71,7 +71,6 @@ KNOWN_LONG = {
     "batch/inputs/resolve_inputs.py",
     "batch/inputs/values.py",
     "batch/text/tokenize.py",
-    "client/job_builder.py",
     "replica/cache.py",
 }
 KNOWN_FULL = {"model/split"}

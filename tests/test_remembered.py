@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import dask_infer
+from dask_infer.client import tracing
 from dask_infer.model import split
 from dask_infer.model.runtime import stage_model as part
-from dask_infer.model.shapes import propagate as shapes
 from dask_infer.model.store import blob_store as store
 
 
@@ -33,7 +33,7 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, name, counting)
 
-    count(shapes, "propagate"), count(split, "split"), count(store.pickling, "survey")
+    count(tracing, "propagate"), count(split, "split"), count(store.pickling, "survey")
     return counts
 
 

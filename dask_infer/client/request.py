@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from dask.utils import parse_timedelta
 
+from dask_infer.device.device_names import check_device_name
 from dask_infer.spec import Layout
 
 ON_ERROR = ("raise", "null", "quarantine")
@@ -18,7 +19,12 @@ DTYPES = ("float16", "bfloat16", "float32", "float64", "int8")
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of one `predict` call; `DataFrameInfer.predict` explains them."""
+    """The arguments of one `predict` call, checked and in one form.
+
+    `DataFrameInfer.predict` explains them. Afterwards `device` and `dtype` are names,
+    `parallel` is a `Layout`, `resources` are pairs in a fixed order, and `timeout` is
+    in seconds.
+    """
 
     model: Any
     columns: Any = None
@@ -35,16 +41,38 @@ class Request:
     dtype: Any = None
     device: Any = "auto"
     parallel: Any = "data"
-    resources: Mapping[str, float] | None = None
+    resources: Any = None
     on_error: Literal["raise", "null", "quarantine"] = "raise"
     timeout: Any = None
     row_wise: bool = True
     meta: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "device", _named(self.device))
-        object.__setattr__(self, "dtype", _named(self.dtype))
-        _check_choices(self)
+        parsed = {
+            "device": check_device_name(_named(self.device)),
+            "dtype": _named(self.dtype),
+            "parallel": _layout(self.parallel),
+            "resources": _resources(self.resources),
+            "timeout": None if self.timeout is None else _seconds(self.timeout),
+        }
+        for name, value in parsed.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        _check_count("batch_size", self.batch_size, "auto")
+        _check_count("batch_tokens", self.batch_tokens, "auto", None)
+        for name in ("preprocess", "postprocess"):
+            function = getattr(self, name)
+            if not (function is None or callable(function)):
+                raise ValueError(f"{name}={function!r}: pass a function")
+        for name, choices in (("dtype", (None, *DTYPES)), ("on_error", ON_ERROR)):
+            value = getattr(self, name)
+            if value not in choices:
+                shown = ", ".join(repr(c) for c in choices if c is not None)
+                raise ValueError(f"{name}={value!r}: pass one of {shown}")
+        if not isinstance(self.row_wise, bool):
+            raise ValueError(f"row_wise={self.row_wise!r}: pass True or False")
 
 
 def _named(value: Any) -> Any:
@@ -58,32 +86,7 @@ def _named(value: Any) -> Any:
     return value
 
 
-def _check_choices(request: Request) -> None:
-    from dask_infer.device.device_names import check_device_name
-
-    check_device_name(request.device)
-    _check_count("batch_size", request.batch_size, "auto")
-    _check_count("batch_tokens", request.batch_tokens, "auto", None)
-    for name in ("preprocess", "postprocess"):
-        function = getattr(request, name)
-        if function is not None and not callable(function):
-            raise ValueError(f"{name}={function!r} is not callable; pass a function")
-    if request.dtype is not None and request.dtype not in DTYPES:
-        raise ValueError(
-            f"dtype={request.dtype!r}: pass one of {', '.join(map(repr, DTYPES))}"
-        )
-    if request.on_error not in ON_ERROR:
-        raise ValueError(
-            f"on_error={request.on_error!r}: pass one of "
-            f"{', '.join(map(repr, ON_ERROR))}"
-        )
-    layout_of(request.parallel)
-    resources_of(request.resources)
-    if not isinstance(request.row_wise, bool):
-        raise ValueError(f"row_wise={request.row_wise!r}: pass True or False")
-
-
-def layout_of(parallel: Any) -> Layout:
+def _layout(parallel: Any) -> Layout:
     """Return the layout that ``parallel=`` asks for, or raise `ValueError`."""
     if isinstance(parallel, Layout):
         layout = parallel
@@ -94,7 +97,7 @@ def layout_of(parallel: Any) -> Layout:
     else:
         raise ValueError(
             f'parallel={parallel!r}: pass "data", "pipeline" or a dask_infer.Layout; '
-            "this version knows no other layout"
+            "this version has no other layout"
         )
     if layout.shards != 1:
         raise ValueError(
@@ -104,7 +107,7 @@ def layout_of(parallel: Any) -> Layout:
     return layout
 
 
-def resources_of(resources: Any) -> tuple[tuple[str, float], ...]:
+def _resources(resources: Any) -> tuple[tuple[str, float], ...]:
     """Return ``resources=`` in a fixed order, or raise `ValueError`."""
     if resources is None:
         return ()
@@ -129,7 +132,7 @@ def _check_count(name: str, value: Any, *words: Any) -> None:
         raise ValueError(f"{name}={value!r}: pass {accepted}")
 
 
-def seconds(timeout: Any) -> float:
+def _seconds(timeout: Any) -> float:
     """Return a time span in seconds, or raise `ValueError`."""
     try:
         seconds = float(parse_timedelta(timeout))

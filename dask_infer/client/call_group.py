@@ -1,0 +1,73 @@
+"""The workers that hold the model, where the partition's own process does not."""
+
+from __future__ import annotations
+
+from dask_infer import config
+from dask_infer.client.examples import examples
+from dask_infer.client.model_call import ModelCall
+from dask_infer.model.runtime.stage_model import chain_blob, read_chain
+from dask_infer.spec import Blob, GroupSpec, Inputs, Patience
+
+
+def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
+    """Return what a group of workers holds; None where every process holds the model.
+
+    A layout with stages splits the model here, without its weights.
+
+    Raises
+    ------
+    PlacementError
+        If the model cannot be split.
+    ValueError
+        If the layout does not go with other arguments.
+    """
+    request, layout = call.request, call.request.parallel
+    if layout.is_local and not request.resources:
+        return None
+    return GroupSpec(
+        call.spec,
+        layout,
+        request.resources,
+        dtype=request.dtype,
+        device=request.device,
+        method=request.method,
+        timeout=request.timeout,
+        chain=None if layout.stages == 1 else _chain(call, inputs),
+        patience=Patience(
+            grace=config.get_seconds("placement.grace") or 0.0,
+            idle=config.get_seconds("stage.idle-timeout") or 0.0,
+            stall=config.get_seconds("stage.stall-timeout") or 0.0,
+        ),
+    )
+
+
+def _chain(call: ModelCall, inputs: Inputs) -> Blob:
+    """Split the model and put the chain of its blocks where workers find it."""
+    request, stages = call.request, call.request.parallel.stages
+    if request.method is not None:
+        raise ValueError(
+            f"method={request.method!r}: only the model's own call can be split into "
+            "stages; leave out method= or parallel="
+        )
+    if request.dtype == "int8":
+        raise ValueError(
+            'dtype="int8": stages run in floating dtypes only; pass "bfloat16", or '
+            'leave out parallel="pipeline"'
+        )
+    args, kwargs = examples(call, inputs)
+    blob = chain_blob(
+        call.spec,
+        call.recognised.live,
+        args,
+        kwargs,
+        cuts=stages if isinstance(stages, tuple) else None,
+        call_kwargs=request.call_kwargs,
+        dtype=request.dtype,
+    )
+    blocks = len(read_chain(blob).blocks)
+    if isinstance(stages, int) and stages > blocks:
+        raise ValueError(
+            f'model "{call.spec.name}" has {blocks} blocks that a stage can begin '
+            f"with: pass at most stages={blocks}"
+        )
+    return blob

@@ -1,0 +1,123 @@
+"""The shapes of a call: examples of its arguments, sent through the model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from dask_infer.batch.inputs.resolve_inputs import with_integers, with_lists
+from dask_infer.client.examples import (
+    chosen_places,
+    examples,
+    positional,
+    unknown_shape,
+)
+from dask_infer.client.model_call import ModelCall
+from dask_infer.errors import InputError, OutputError
+from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.shapes.propagate import (
+    ArityMismatch,
+    CannotTrace,
+    ShapeMismatch,
+    Traced,
+    check_call,
+    propagate,
+)
+from dask_infer.spec import Inputs, Undecided
+
+#: Shapes of earlier calls that are remembered, by the content of all they follow from.
+MOST_TRACED = 64
+_traced: OrderedDict[str, Traced] = OrderedDict()
+
+#: Examples of ``meta=``.
+METAS = 'meta="float32" or meta={"score": "float32"}'
+
+
+def trace(call: ModelCall, inputs: Inputs) -> Traced:
+    """Return what the model would make of `inputs`; nothing is loaded or computed.
+
+    Raises
+    ------
+    CannotTrace
+        If shapes do not fit, or only a run on data shows them.
+    """
+    if call.request.method == "generate" and call.request.postprocess is not None:
+        raise CannotTrace("postprocess= may make anything of generated tokens")
+    try:
+        return _propagated(call, inputs)
+    except CannotTrace as error:
+        unknown = next((a for a in inputs.arguments if a.shape is None), None)
+        if unknown is None or type(error) is not CannotTrace:
+            raise
+        raise unknown_shape(unknown, error.reason or str(error)) from error
+
+
+def _propagated(call: ModelCall, inputs: Inputs) -> Traced:
+    """Propagate shapes, or return those of an equal call before."""
+    spec, request = call.spec, call.request
+    args, kwargs = examples(call, inputs)
+    options: dict[str, Any] = {
+        "method": request.method,
+        "call_kwargs": request.call_kwargs,
+        "dtype": request.dtype,
+    }
+    key = content_key((spec.key, spec.kind, args, kwargs, options))
+    traced = _traced.pop(key, None) or propagate(
+        spec, call.recognised.live, args, kwargs, **options
+    )
+    _traced[key] = traced
+    if len(_traced) > MOST_TRACED:
+        _traced.popitem(last=False)
+    return traced
+
+
+def check(call: ModelCall, inputs: Inputs) -> None:
+    """Refuse methods and arguments that a module does not take; runs no model code."""
+    args, kwargs = examples(call, inputs)
+    check_call(
+        call.spec,
+        call.recognised.live,
+        args,
+        kwargs,
+        method=call.request.method,
+        call_kwargs=call.request.call_kwargs,
+    )
+
+
+def undecided_integers(call: ModelCall, inputs: Inputs) -> Undecided | None:
+    """Return the integers that a model may read as floats or as integers."""
+    args, kwargs = examples(call, inputs)
+    places = chosen_places(inputs, args, kwargs, lambda ex: ex.integers or ex.floats)
+    return Undecided(tuple(args), kwargs, places) if places else None
+
+
+def with_traced_dtypes(call: ModelCall, inputs: Inputs, traced: Traced) -> Inputs:
+    """Return `inputs` in the dtypes in which the model took them."""
+    places = positional(inputs)
+    integers = [places[k] if isinstance(k, int) else k for k in traced.as_integers]
+    inputs = with_integers(inputs, call.frame_meta, integers)
+    args, kwargs = examples(call, inputs)
+    lists = chosen_places(inputs, args, kwargs, lambda ex: ex.unknown or ex.floats)
+    return with_lists(inputs, traced.dtypes(lists))
+
+
+def shape_error(call: ModelCall, error: CannotTrace) -> Exception:
+    """Return the public error for shapes that do not fit or cannot be found."""
+    mismatch = is_mismatch(error)
+    if mismatch and call.request.preprocess is not None:
+        return OutputError(
+            "shapes were propagated as if preprocess= kept columns and dtypes, and "
+            f"so they do not fit: {error}; if it changes them, pass meta=, such as "
+            f"{METAS}"
+        )
+    if mismatch:
+        return InputError(str(error))
+    return OutputError(
+        f'the output columns of model "{call.spec.name}" cannot be known before it '
+        f"runs: {getattr(error, 'reason', None) or error}; pass meta=, such as {METAS}"
+    )
+
+
+def is_mismatch(error: CannotTrace) -> bool:
+    """Whether the model refuses the arguments, rather than hiding what it returns."""
+    return isinstance(error, (ArityMismatch, ShapeMismatch))
