@@ -55,7 +55,9 @@ class Feeder:
         if rules.generation is not None:
             generation = Generation(rules, code.call_kwargs, job.outputs)
             rules = replace(rules, unseen=generation.unseen)
-        if rules.alone or (generation is not None and generation.alone):
+            if generation.equal_lengths:
+                rules = replace(rules, equal_lengths=True)
+        if rules.alone:
             job = replace(job, batch_size=1)
         self.frame = frame
         self.job = job
@@ -112,6 +114,11 @@ class Feeder:
         try:
             with step(self.encodes):
                 batch = self.encode(rows)
+            whole = not self.job.row_wise
+            pieces = [rows] if whole else self.encoder.unpadded(rows, batch)
+            if len(pieces) > 1:
+                self.work.put_back(rows, pieces)
+                return
             crowded = bool(self.flight)
             self.flight.append(Sent(rows, batch, self.runner.send(batch), crowded))
             return

@@ -106,12 +106,31 @@ class SortedWork:
 
     The policy is shared by threads and learns on the way: what is left is planned anew
     when it has changed its mind.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each row.
+    tokens
+        Most padded tokens of a batch.
+    rows
+        Most rows of a batch.
+    equal_lengths
+        Only rows of equal length make a batch, so that nothing is padded.
     """
 
-    def __init__(self, lengths: np.ndarray, tokens: TokenBudget, rows: int) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        tokens: TokenBudget,
+        rows: int,
+        *,
+        equal_lengths: bool = False,
+    ) -> None:
         self.lengths = lengths
         self.tokens = tokens
         self.rows = rows
+        self.equal_lengths = equal_lengths
         #: Rows not taken yet, by falling length.
         self.left: np.ndarray = np.argsort(-lengths, kind="stable")
         #: The first of `left` as batches, and what they were planned for.
@@ -174,7 +193,8 @@ class SortedWork:
             self.lengths[rows],
             budget=budget,
             rows=self.rows,
-            forward_cost=self.tokens.forward_cost,
+            # Where another forward is free, no plan pads.
+            forward_cost=0.0 if self.equal_lengths else self.tokens.forward_cost,
         )
         return [rows[batch] for batch in plan]
 
@@ -203,4 +223,6 @@ def plan_work(rows: int, encoder: Encoder, job: Job, runner: Runner) -> Work:
         return ConsecutiveWork(rows, size, wanted=wanted)
     bound = None if job.batch_tokens == "auto" else job.batch_tokens
     tokens = runner.token_budget(signature, bound)
-    return SortedWork(encoder.lengths, tokens, size.size if job.batch_size else rows)
+    most = size.size if job.batch_size else rows
+    equal = encoder.equal_lengths
+    return SortedWork(encoder.lengths, tokens, most, equal_lengths=equal)

@@ -22,6 +22,9 @@ class TokenRules:
     #: It looks for the last token that is no padding, and has no padding token: a
     #: forward takes one row.
     alone: bool = False
+    #: Padding changes what it computes of other tokens: a forward takes rows of equal
+    #: length.
+    equal_lengths: bool = False
     #: A token that it takes for padding wherever it stands, if no mask is given.
     unseen: int | None = None
     #: The model's own settings of ``generate``; None for other calls.

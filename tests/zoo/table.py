@@ -69,8 +69,9 @@ def _padding() -> str:
 
 These classes let padding into the words beside it whatever the mask says, by their own
 code. A batch of rows of unequal length then gives other values than the rows alone, in
-plain transformers as well; here they run with `batch_size=1`. (FSMT masks the future
-only without its cache of keys and values, which a forward here never keeps.)
+plain transformers as well. The library knows these classes, and makes their batches of
+rows of equal length. (FSMT masks the future only without its cache of keys and values,
+which a forward here never keeps.)
 
 | class | it |
 |---|---|

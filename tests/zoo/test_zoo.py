@@ -104,7 +104,7 @@ def test_the_page_names_what_was_tried():
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", transformer.LEAKS)
 def test_padding_is_seen_by_the_model_itself(pattern):
-    """Classes that run a row at a time do not hide a fault of the library."""
+    """Classes whose rows must be of equal length do not hide a fault of the library."""
     generates = pattern.endswith("generate")
     names = (
         each

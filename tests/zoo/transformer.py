@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -199,7 +198,7 @@ def trial(
             if output is None or key in output
         ]
 
-    call |= {"batch_size": 1 if lengths == LENGTHS and leaks(name) else 3}
+    call |= {"batch_size": 3}
     if output and output is not EMBEDS:  # the rest leaves out what is no row's
         call["output"] = output
     return Trial(model, frame, call, expected, rtol=1e-3, atol=1e-3, partitions=2)
@@ -210,7 +209,7 @@ def _scalar(value: np.ndarray[Any, Any]) -> Any:
 
 
 #: Classes whose code lets padding into words, whatever the mask says: a batch that a
-#: tokenizer pads differs from its rows alone. They run a row at a time.
+#: tokenizer pads differs from its rows alone. The library runs rows of equal length.
 LEAKS = {
     r"ConvBert": "convolves over tokens, padding included",
     r"Nystromformer": "means and convolutions over tokens, padding included",
@@ -220,11 +219,6 @@ LEAKS = {
     r"Siglip(Text)?Model": "reads the last token, be it padding",
     r"Rwkv\w+\.generate": "is recurrent and takes no notice of the mask",
 }
-
-
-def leaks(name: str) -> bool:
-    """Whether a padded batch of the class differs from its rows alone."""
-    return any(re.match(pattern, name) for pattern in LEAKS)
 
 
 def generate_trial(name: str, family: str, kind: str) -> Trial:
@@ -239,8 +233,7 @@ def generate_trial(name: str, family: str, kind: str) -> Trial:
             outputs = [model.generate(row, **more)[0].numpy() for row in ids]
         return [Column(None, outputs)]
 
-    alone = leaks(f"{name}.generate")
-    call = {"columns": {"input_ids": "input_ids"}, "batch_size": 1 if alone else 3}
+    call = {"columns": {"input_ids": "input_ids"}, "batch_size": 3}
     call |= {"method": "generate", "call_kwargs": more}
     return Trial(model, frame, call, expected, partitions=2)
 

@@ -7,6 +7,7 @@ is nothing to open before the user's function has seen the batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,6 +132,12 @@ class Encoder:
         return None if self._opened is None else self._opened.lengths
 
     @property
+    def equal_lengths(self) -> bool:
+        """Whether a forward takes rows of equal length only: no mask hides padding."""
+        unmasked = self.tokens is not None and not self.tokens.masked
+        return unmasked or self._options.rules.equal_lengths
+
+    @property
     def tokens(self) -> Tokens | None:
         """The tokens of the partition's texts; None where there are none."""
         text = None if self._opened is None else self._opened.text
@@ -172,6 +179,22 @@ class Encoder:
         if self.on_row_bytes is not None and batch.rows:
             self.on_row_bytes(batch.nbytes / batch.rows)
         return batch
+
+    def unpadded(self, rows: Rows, batch: Batch) -> Sequence[Rows]:
+        """Return the rows of a batch by length, where padding would change outputs.
+
+        Consecutive rows stay consecutive.
+        """
+        known = self.lengths
+        lengths = batch.lengths if known is None else known[rows]
+        masked = "attention_mask" in batch.kwargs and not self.equal_lengths
+        if lengths is None or masked:
+            return [rows]
+        cuts = np.flatnonzero(np.diff(np.maximum(lengths, 1))) + 1
+        if not isinstance(rows, slice):
+            return np.split(rows, cuts)
+        places = [rows.start, *(rows.start + cuts).tolist(), rows.stop]
+        return [slice(*ends) for ends in itertools.pairwise(places)]
 
     def _made(self, rows: Rows, count: int) -> Batch:
         if self._opened is not None:

@@ -47,8 +47,8 @@ class Generation:
         self._name = next(named, columns[0].name if len(columns) == 1 else None)
 
     @property
-    def alone(self) -> bool:
-        """Whether a row among others would not be what it is alone.
+    def equal_lengths(self) -> bool:
+        """Whether a padded row would not be what it is alone.
 
         Lengths that count the prompt count its padding, and padding counts as
         something that was said before.

@@ -122,6 +122,11 @@ class Tokens:
             return self.lengths
         return np.full(len(self.lengths), _width(cast(Any, self.keys)))
 
+    @property
+    def masked(self) -> bool:
+        """Whether the model is given an attention mask."""
+        return self.mask or "attention_mask" in self.keys
+
     def batch(self, rows: Rows) -> tuple[dict[str, Array], int]:
         """Return the keyword arrays of `rows`, and the length they are padded to."""
         batch: dict[str, Array] = {}

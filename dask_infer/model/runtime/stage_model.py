@@ -130,4 +130,7 @@ def load_part(
     stage = load_stage(spec, divided, start, stop, device=device, dtype=dtype)
     keywords = frozenset(name for name in divided.inputs if isinstance(name, str))
     masked = "attention_mask" in keywords
-    return PartModel(spec, stage, TokenRules(keywords, masked, divided.pad))
+    rules = TokenRules(
+        keywords, masked, divided.pad, equal_lengths=divided.equal_lengths
+    )
+    return PartModel(spec, stage, rules)

@@ -7,7 +7,7 @@ nothing is known but the names of its arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dask_infer.spec.token_rules import TokenRules
@@ -24,6 +24,26 @@ SETTINGS = (
     "no_repeat_ngram_size",
     "stop_strings",
 )
+
+
+#: Classes of transformers whose code lets padding into other tokens, whatever the mask
+#: says: in plain transformers, too, a padded batch gives other values than its rows
+#: alone. `tests/zoo` found them, and checks that each still does.
+READ_PADDING = {
+    "ConvBertModel": "convolves over tokens",
+    "NystromformerModel": "means and convolves over tokens",
+    "FunnelEncoder": "pools neighbouring tokens",
+    "CanineModel": "convolves over characters and pools them",
+    "FNetModel": "mixes all tokens, and takes no mask",
+    "XLNetForSequenceClassification": "reads the last token",
+    "SiglipTextModel": "reads the last token",
+    "SiglipTextTransformer": "reads the last token",
+    "Siglip2TextModel": "reads the last token",
+    "Siglip2TextTransformer": "reads the last token",
+}
+
+#: The same for their ``generate``, which pads on the left.
+GENERATE_PADDING = {"RwkvForCausalLM": "is recurrent and takes no notice of the mask"}
 
 
 def token_rules(
@@ -46,6 +66,7 @@ def token_rules(
         pad=pad,
         left=generates and not getattr(module.config, "is_encoder_decoder", False),
         alone=pad is None and looks_for_padding(reads),
+        equal_lengths=reads_padding(module, generates=generates),
         generation=_settings(module.generation_config) if generates else None,
     )
 
@@ -89,6 +110,13 @@ def looks_for_padding(function: Callable[..., Any]) -> bool:
     """
     code = getattr(inspect.unwrap(function), "__code__", None)
     return "pad_token_id" in getattr(code, "co_names", ())
+
+
+def reads_padding(module: Any, *, generates: bool = False) -> bool:
+    """Whether padding changes other tokens, in the model or in a part of it."""
+    parts: Callable[[], Iterable[Any]] = getattr(module, "modules", tuple)
+    names = {cls.__name__ for kind in {*map(type, parts())} for cls in kind.__mro__}
+    return not names.isdisjoint(READ_PADDING | (GENERATE_PADDING if generates else {}))
 
 
 def generates(module: Any, call_kwargs: Mapping[str, Any]) -> bool:

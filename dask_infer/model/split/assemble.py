@@ -13,7 +13,7 @@ from torch import nn
 
 from dask_infer.model.identity import pickling
 from dask_infer.model.shapes.fake_model import named_tensors
-from dask_infer.model.shapes.padding import pad_token
+from dask_infer.model.shapes.padding import pad_token, reads_padding
 from dask_infer.model.split.call import Call
 from dask_infer.model.split.chain import Block, Chain, Key, Tensor, Tier, cut_bytes
 from dask_infer.model.split.guards import Guard
@@ -77,6 +77,7 @@ def assemble(
         call.floating,
         parts.guards,
         pad_token(original.module),
+        reads_padding(original.module),
     )
 
 

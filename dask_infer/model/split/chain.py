@@ -100,6 +100,8 @@ class Chain:
     guards: tuple[Guard, ...] = ()
     #: The model's padding token; None where it has none.
     pad: int | None = None
+    #: Padding changes what it computes of other tokens.
+    equal_lengths: bool = False
 
     def __repr__(self) -> str:
         blocks, size = len(self.blocks), self.nbytes / 2**20
