@@ -1,9 +1,10 @@
-"""`.infer` on Dask and pandas collections: what the user types."""
+"""`.infer` on Dask and pandas collections."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,8 @@ from dask_infer.batch.tensor.lists import is_list, to_dense
 from dask_infer.client.request import Request
 from dask_infer.graph.expr import Predict, PredictBatches
 from dask_infer.spec import Layout
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @register_dataframe_accessor("infer")
@@ -53,12 +56,20 @@ class DataFrameInfer:
     ) -> DataFrame:
         """Run a model over every row; nothing runs until the result is computed.
 
+        The call itself fixes the model and finds the columns of the result. It hashes
+        the model's content, propagates shapes through its code without weights or data
+        (not with `meta`), and writes a model that is an object in memory to the content
+        store on this machine's disk. With stages it also splits the model. Later
+        changes to the model are not seen. The call takes about as long as reading and
+        writing the weights once, and a second one with an equal model milliseconds. It
+        runs neither the model on data nor `preprocess` or `postprocess`.
+
         Parameters
         ----------
         model
             A torch module, a path (``*.pt2``, ``*.onnx``, a Hugging Face or
             sentence-transformers directory), a fitted estimator, a class, a callable,
-            or a `ModelSource`. It is taken as it is now.
+            or a `ModelSource`.
         columns
             What the model reads: one column ``"x"`` (scalars ``(n,)``, lists
             ``(n, *shape)``); a list ``["a", "b"]`` side by side as one ``(n, 2)``
@@ -88,28 +99,28 @@ class DataFrameInfer:
             ``{column: row shape}`` for flat list columns.
         dtype
             Floating dtype the model runs in: "float32", "bfloat16", "float16",
-            "float64"; "int8" rounds its linear layers to 8 bits (CPU), all else runs
-            in float32. As loaded by default. Torch's and NumPy's dtypes are taken too.
+            "float64", or such a dtype of torch or NumPy. "int8" rounds its linear
+            layers to 8 bits (CPU only) and runs all else in float32. By default it
+            stays as loaded.
         device
             ``"auto"`` (the accelerator where there is one), "cpu", "cuda", "mps", or a
             `torch.device`.
         parallel
-            How the model is spread. ``"data"``: every worker holds all of it.
-            ``"pipeline"``: layer groups on as few workers as hold the model. A `Layout`
-            says it in detail. All but ``"data"`` need a distributed client.
+            How the model is spread over workers. ``"data"``: each holds all of it.
+            ``"pipeline"``: layer groups on as few workers as can hold the model. A
+            `Layout` says it in detail. All but ``"data"`` need a distributed client.
         resources
-            Dask resources that one replica, or one stage, holds: ``{"GPU": 1}``. The
-            model then lives on workers that have them alone; the others feed it.
+            Dask resources that one replica, or one stage, holds: ``{"GPU": 1}``. Only
+            workers that have them hold the model; the others send it their rows.
         on_error
             ``"raise"``: a row that fails fails its partition. ``"null"``: rows that
             fail are missing in the outputs, which are then nullable; all others keep
             their prediction. ``"quarantine"``: also the string column
-            ``infer_error`` with the step and message of each. What is no row's fault
-            raises all the same.
+            ``infer_error`` with the step and message of each. An error that is not the
+            fault of single rows raises all the same.
         timeout
-            Seconds, or a text like ``"30s"``, that a load or one forward may take;
-            beyond it the thread is left behind, and the next batch gets a fresh
-            replica.
+            Seconds, or a text like ``"30s"``, that a load or one forward may take.
+            After that its thread is abandoned; the next batch gets a fresh replica.
         row_wise
             False where rows of a batch influence each other: batches are then
             consecutive rows, and neither filters nor ``head`` move below the model.
@@ -130,15 +141,33 @@ class DataFrameInfer:
         OutputError
             If the output columns cannot be inferred and `meta` is not given.
         PlacementError
-            If ``parallel=`` asks for stages and the model cannot be cut into them;
-            names the reason and the line of code.
+            If `parallel` asks for stages and the model cannot be split into them; the
+            message names the reason and the line of code.
         ModelLoadError
             If the model is missing, corrupt, or may run code and is not trusted.
         ValueError
             If an argument is not one of its choices, or an output's name is taken.
         """
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "model")}
-        return _predict(self._frame, Request(model, **arguments))
+        return _predict(self._frame, Request(model, **_arguments(locals())))
+
+
+def _arguments(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments among the local variables of `predict`."""
+    return {k: v for k, v in variables.items() if k not in ("self", "model")}
+
+
+def _with_parameters_of(other: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Give a method the section *Parameters* of another's docstring."""
+
+    def decorate(method: _F) -> _F:
+        if other.__doc__ and method.__doc__:  # neither under ``python -OO``
+            source = inspect.cleandoc(other.__doc__)
+            start, end = source.index("Parameters\n"), source.index("Returns\n")
+            head, returns = inspect.cleandoc(method.__doc__).split("Returns\n")
+            method.__doc__ = f"{head}{source[start:end]}Returns\n{returns}"
+        return method
+
+    return decorate
 
 
 @register_series_accessor("infer")
@@ -148,14 +177,35 @@ class SeriesInfer:
     def __init__(self, series: Series) -> None:
         self._series = series
 
-    def predict(self, model: Any, **arguments: Any) -> DataFrame | Series:
+    @_with_parameters_of(DataFrameInfer.predict)
+    def predict(
+        self,
+        model: Any,
+        *,
+        columns: Any = None,
+        output: str | Sequence[str] | Mapping[str, str] | None = None,
+        keep: bool | Sequence[Any] = False,
+        batch_size: int | Literal["auto"] = "auto",
+        batch_tokens: int | Literal["auto"] | None = "auto",
+        preprocess: Callable[[pd.DataFrame], Any] | None = None,
+        tokenizer: Any = None,
+        postprocess: Callable[..., Any] | None = None,
+        method: str | None = None,
+        call_kwargs: Mapping[str, Any] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        dtype: Any = None,
+        device: Any = "auto",
+        parallel: str | Layout = "data",
+        resources: Mapping[str, float] | None = None,
+        on_error: Literal["raise", "null", "quarantine"] = "raise",
+        timeout: float | str | None = None,
+        row_wise: bool = True,
+        meta: Any = None,
+    ) -> DataFrame | Series:
         """Run a model over the values of this column.
 
-        Parameters
-        ----------
-        model, **arguments
-            As of `DataFrameInfer.predict`; `columns` is this column, and `keep`
-            defaults to False.
+        The same call as `DataFrameInfer.predict` on a dataframe of this one column,
+        with two other defaults: `columns` is this column, and `keep` is False.
 
         Returns
         -------
@@ -163,11 +213,13 @@ class SeriesInfer:
             A series named as the output column where there is one output and the
             column is not kept; else a dataframe.
         """
+        arguments = _arguments(locals())
         series = self._series
         name = "value" if series.name is None else series.name
         if isinstance(name, tuple):
             raise several_levels(len(name))
-        arguments = {"columns": name, "keep": False, **arguments}
+        if columns is None:
+            arguments["columns"] = name
         result = _predict(series.to_frame(name), Request(model, **arguments))
         return result[result.columns[0]] if len(result.columns) == 1 else result
 

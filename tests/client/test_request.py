@@ -1,5 +1,6 @@
 """Calls checked on the client: what is inferred, what is refused, and how."""
 
+import inspect
 from typing import ClassVar
 
 import dask
@@ -293,3 +294,24 @@ def test_a_module_without_parameters_runs_in_the_dtype_asked_for(ddf, columns):
     found = pred["prediction"].compute()
     assert found.dtype == pred["prediction"].dtype
     np.testing.assert_array_equal(np.array(found.tolist()), wanted)
+
+
+def test_a_series_takes_the_arguments_of_a_dataframe() -> None:
+    frame, series = (
+        inspect.signature(cls.predict).parameters
+        for cls in (dask_infer.DataFrameInfer, dask_infer.SeriesInfer)
+    )
+    request = inspect.signature(Request).parameters
+    assert [*frame] == [*series] == ["self", *request]
+    changed = {name for name in frame if frame[name].default != series[name].default}
+    assert changed == {"keep"}
+    for name, parameter in request.items():
+        assert frame[name].default == parameter.default
+
+
+def test_the_help_of_a_series_explains_every_argument() -> None:
+    text = inspect.getdoc(dask_infer.SeriesInfer.predict)
+    assert text.index("other defaults") < text.index("Parameters\n----------\nmodel")
+    for name in inspect.signature(dask_infer.SeriesInfer.predict).parameters:
+        assert name == "self" or f"\n{name}\n    " in text
+    assert text.count("Returns\n") == 1
