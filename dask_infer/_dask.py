@@ -1,4 +1,4 @@
-"""The only importer of Dask's private names, so that a new release is met in one place.
+"""The only importer of Dask's private names: a new release is adapted to here.
 
 Checked with dask and distributed 2026.8.0.
 """
@@ -79,16 +79,16 @@ def current_task_key() -> Any:
 
 
 def sample_no_faster(worker: Any, seconds: float) -> None:
-    """Let the profiler of a worker take its samples at least so far apart."""
+    """Make the profiler of a worker wait at least so long between two samples."""
     sampler = worker.periodic_callbacks.get("profile")
     if sampler is not None:
         sampler.callback_time = max(sampler.callback_time, 1e3 * seconds)
 
 
 def schema_columns(expr: Expr) -> dict[Any, Any]:
-    """Arrow types of the columns of `expr` that parquet files below it hold as such.
+    """Arrow types of the columns of `expr` that come unchanged from parquet files.
 
-    Only nodes that keep a column's values are passed; nothing is known elsewhere.
+    The search passes nodes that keep a column's values and ends at all others.
     """
     from dask.dataframe.dask_expr._expr import RenameFrame, ToFrame
     from dask.dataframe.dask_expr.io.parquet import ReadParquet
@@ -100,7 +100,7 @@ def schema_columns(expr: Expr) -> dict[Any, Any]:
     if changed is None:
         return {}
     types = schema_columns(expr.frame)
-    # Files hold columns that nobody reads; a new name may be one of theirs.
+    # Files hold columns that are not read; a new name may be one of theirs.
     held = {name: types[name] for name in expr.frame.columns if name in types}
     if isinstance(expr, (RenameFrame, ToFrame)):
         names = zip(expr.frame.columns, expr.columns, strict=True)
@@ -109,7 +109,7 @@ def schema_columns(expr: Expr) -> dict[Any, Any]:
 
 
 def _changed_columns(expr: Expr) -> set[Any] | None:
-    """Columns that `expr` gives other values; None where nobody can tell."""
+    """Columns that `expr` gives other values; None where that is unknown."""
     from dask.dataframe.dask_expr import _expr
     from dask.dataframe.dask_expr._repartition import Repartition
 

@@ -1,4 +1,4 @@
-"""What a group of workers holds together: one model outside the feeders' processes."""
+"""One model on a group of workers, outside the processes of its feeders."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ COORDINATOR = "dask-infer-groups"
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds that placement waits, from the configuration of the client."""
+    """Seconds that the coordinator waits, from the configuration of the client."""
 
-    #: For what cannot be placed, before it is refused.
+    #: For workers that can hold the model, before it is refused.
     grace: float = 10.0
-    #: Without a user, before the group is let go.
+    #: Without a user, before the group is released.
     idle: float = 60.0
     #: Without a heartbeat, before a stage's worker counts as lost.
     stall: float = 60.0
@@ -28,7 +28,7 @@ class Patience:
 class GroupSpec:
     """One model on workers of its own, and how it is spread over them.
 
-    Equal keys share a group, whichever call, client or partition asks.
+    Calls, clients and partitions with an equal key share a group.
     """
 
     model: ModelSpec

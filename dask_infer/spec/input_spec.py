@@ -21,19 +21,19 @@ class Argument:
     #: ``["a", "b"]``: columns side by side, one ``(n, k)`` tensor.
     stacked: bool = False
     content: Content = "number"
-    #: Shape of one row of a list column; None where only the worker can tell;
+    #: Shape of one row of a list column; None where only the worker sees it;
     #: ``()`` for scalars. A leading None is a ragged axis.
     shape: tuple[int | None, ...] | None = ()
-    #: Dtype the tensor is cast to: "floating" (the model's own), or a torch dtype's
-    #: name such as "int64"; None keeps the column's own.
+    #: Dtype the tensor is cast to: "floating" (that of the model), or a torch dtype's
+    #: name such as "int64"; None keeps the column's dtype.
     dtype: str | None = None
 
 
 @dataclass(frozen=True)
 class Undecided:
-    """Stacked columns of integers, of a model that the client did not look at.
+    """Columns of integers for a model whose code the client did not run.
 
-    The worker sees by these examples whether it reads them as floats or as integers.
+    The worker runs it on these examples to see whether it reads floats or integers.
     """
 
     #: One row of each positional argument, and of each keyword argument.
@@ -60,7 +60,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What an estimator was fitted on, as far as it tells."""
+    """What an estimator was fitted on, as far as its attributes say."""
 
     #: It was a table: a single column, too, goes in as a frame.
     table: bool = False

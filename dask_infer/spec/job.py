@@ -52,14 +52,14 @@ class Job:
     #: Largest part of a partition that may fail before the job stops.
     max_errors: float = 0.5
     row_wise: bool = True
-    #: What the worker finds out about the inputs; None where all is known.
+    #: What the worker has to find out about the inputs; None where all is known.
     undecided: Undecided | None = None
     #: The workers that hold the model; None where each process holds it itself.
     group: GroupSpec | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Columns that the prediction adds: outputs, and what failed."""
+        """Columns that the prediction adds: the outputs, and that of errors."""
         added = (ERROR_COLUMN,) if self.quarantine else ()
         return (*self.outputs.names, *added)
 
@@ -70,7 +70,7 @@ class Job:
 
     @property
     def quarantine(self) -> bool:
-        """Whether a column says what failed."""
+        """Whether a column says which rows failed and why."""
         return self.on_error == "quarantine"
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ class Layout:
     ----------
     replicas
         Complete copies of the model that work side by side; ``"auto"`` is as many
-        as there are places.
+        as the free workers can hold.
     stages
         Layer groups, each on a worker of its own: a number, ``"auto"`` for the fewest
         that fit, or the names of the modules before which to cut.

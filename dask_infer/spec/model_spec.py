@@ -1,4 +1,4 @@
-"""What a model is, small enough to ride in every task; its weights never do."""
+"""What a model is, small enough to travel in every task; its weights do not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Blob:
 
     #: Content key, and the name of the store's entry.
     key: str
-    #: The pickle itself where it is small enough to ride in a task.
+    #: The pickle itself where it is small enough to travel in a task.
     data: bytes | None = None
 
     def __dask_tokenize__(self) -> object:
@@ -39,7 +39,7 @@ class Blob:
 class ModelSpec:
     """A model by its content: equal content has an equal key.
 
-    The spec says where the weights are found, never holds them.
+    It names the place of the weights and does not hold them.
     """
 
     #: Hex digest of the content.
@@ -57,7 +57,7 @@ class ModelSpec:
     trust: bool = False
     #: Compile on the worker: keyword arguments of ``torch.compile``, else None.
     compile: tuple[tuple[str, object], ...] | None = None
-    #: Projected bytes resident once loaded; 0 where nobody can tell.
+    #: Projected bytes resident once loaded; 0 where unknown.
     nbytes: int = 0
 
     def __dask_tokenize__(self) -> object:

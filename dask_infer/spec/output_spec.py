@@ -35,10 +35,10 @@ class Outputs:
     """The columns that a prediction adds."""
 
     columns: tuple[OutputColumn, ...]
-    #: Told by the user through ``meta=``, not inferred.
+    #: Declared by the user through ``meta=``, not inferred.
     declared: bool = False
-    #: A list that the model returns holds a field an entry, as a tuple does; else it
-    #: holds a row an entry.
+    #: Each entry of a list that the model returns is a field, as in a tuple; else each
+    #: is a row.
     listed: bool = False
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What whoever pads rows for a model must know; travels to its feeders."""
+    """What has to be known to pad rows for a model; travels to its feeders."""
 
     #: Keyword arguments that the call takes; None where any, or unknown.
     accepts: frozenset[str] | None = None
@@ -19,7 +19,7 @@ class TokenRules:
     pad: int | None = None
     #: Rows are continued at their right end, so padding stands on the left.
     left: bool = False
-    #: It looks for the last token that is no padding, and has no padding token: a
+    #: It looks for the last token that is not padding, and has no padding token: a
     #: forward takes one row.
     alone: bool = False
     #: Padding changes what it computes of other tokens: a forward takes rows of equal
