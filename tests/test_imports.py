@@ -35,9 +35,6 @@ WITHOUT_TORCH = ("spec", "plan", "errors", "config")
 
 #: Circles that are still to be opened; this set only shrinks.
 KNOWN_CIRCLES = {
-    "dask_infer.model.identity.content_code",
-    "dask_infer.model.identity.content_key",
-    "dask_infer.model.identity.content_tensors",
     "dask_infer.pipeline.scheduler.coordinator",
     "dask_infer.pipeline.scheduler.placer",
     "dask_infer.pipeline.scheduler.planning",

@@ -17,8 +17,8 @@ from typing import Any
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.files import spec_of_path, weights_key, weights_size
-from dask_infer.model.identity.content_code import uncompiled
 from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.runtime.compiled import compile_arguments
 from dask_infer.model.source import ModelSource
 from dask_infer.model.store.blob_store import Parcel, Store, default_store, write_held

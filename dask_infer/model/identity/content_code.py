@@ -18,14 +18,11 @@ import site
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from dask_infer.model.identity.content_key import Walk
-
-Rule = Callable[["Walk", Any], None]
+from dask_infer.model.identity.content_walk import Rule, Walk
 
 #: Attributes of a class that come and go without a change of what it does.
 _INCIDENTAL = frozenset(
@@ -63,37 +60,6 @@ _FLAGS = (
     | inspect.CO_ITERABLE_COROUTINE
     | inspect.CO_ASYNC_GENERATOR
 )
-
-_DESCRIPTORS = (
-    types.ClassMethodDescriptorType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.GetSetDescriptorType,
-    types.MemberDescriptorType,
-)
-
-
-def rule(obj: object) -> Rule | None:
-    """Return the rule for anything that is code, else None."""
-    if isinstance(obj, type):
-        return _class
-    for kinds, found in _RULES:
-        if isinstance(obj, kinds):
-            return found
-    return None
-
-
-def uncompiled(obj: Any) -> Any:
-    """Return the module or function that ``torch.compile`` wraps, else `obj`."""
-    # functools.wraps copies these marks to other functions: look where the code is.
-    if isinstance(obj, types.FunctionType):
-        home = obj.__globals__.get("__name__", "")
-        compiled = home.startswith("torch._dynamo")
-        return getattr(obj, "_torchdynamo_orig_callable", obj) if compiled else obj
-    if type(obj).__name__ == "OptimizedModule":
-        return vars(obj).get("_modules", {}).get("_orig_mod", obj)
-    return obj
-
 
 # Where code comes from
 
@@ -363,13 +329,20 @@ def _behaviour(cls: type) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-_RULES: tuple[tuple[Any, Rule], ...] = (
-    (types.FunctionType, _function),
-    (types.MethodType, _method),
-    (types.BuiltinFunctionType, _builtin),
-    (_DESCRIPTORS, _descriptor),
-    (property, _property),
-    ((staticmethod, classmethod), _wrapper),
-    ((functools.cached_property, functools._lru_cache_wrapper), _cached),
-    (types.ModuleType, _module),
-)
+RULES: dict[type, Rule] = {
+    type: _class,
+    types.FunctionType: _function,
+    types.MethodType: _method,
+    types.BuiltinFunctionType: _builtin,
+    types.ClassMethodDescriptorType: _descriptor,
+    types.MethodDescriptorType: _descriptor,
+    types.WrapperDescriptorType: _descriptor,
+    types.GetSetDescriptorType: _descriptor,
+    types.MemberDescriptorType: _descriptor,
+    types.ModuleType: _module,
+    property: _property,
+    staticmethod: _wrapper,
+    classmethod: _wrapper,
+    functools.cached_property: _cached,
+    functools._lru_cache_wrapper: _cached,
+}

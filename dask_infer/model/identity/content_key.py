@@ -4,38 +4,27 @@ Dask's `tokenize` of a module changes after a pickle round trip, and names, shap
 tensors together miss what ``self.t = 2.0`` or a hook does. So this walk has rules of
 its own. What no rule describes deterministically makes the whole key unique: a model
 is then loaded again, and never taken for another one.
-
-Containers, instances, tensors and modules are numbered as they are met; meeting one
-again emits its number, which ends cycles and keeps ties apart from equal copies.
 """
 
 from __future__ import annotations
 
-import copyreg
 import enum
 import functools
-import hashlib
 import logging
 import pathlib
 import re
 import struct
+import sys
 import types
 import uuid
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from dask_infer.model.identity import content_code, content_tensors
-from dask_infer.model.identity.parallel_hash import condensed
+from dask_infer.model.identity.content_walk import Rule, Walk
 
 logger = logging.getLogger(__name__)
-
-#: Hex digits of a key: 128 bits, half of a SHA-256.
-DIGITS = 32
-
-
-class Unkeyable(Exception):
-    """No rule describes an object deterministically."""
 
 
 def content_key(obj: object) -> str:
@@ -53,7 +42,7 @@ def content_key(obj: object) -> str:
         32 hexadecimal digits: equal for equal content across processes and pickle
         round trips, or unique to this call where that cannot be promised.
     """
-    walk = Walk()
+    walk = Walk(_ATOMS, _rule_of)
     try:
         walk.visit(obj)
     except Exception as why:  # user code runs here: __reduce__, __getstate__, ...
@@ -71,80 +60,6 @@ def _warn(why: str) -> None:
         "call, or leave that part out",
         re.sub(r" at 0x[0-9a-f]+", "", why),
     )
-
-
-class Walk:
-    """One depth-first pass over an object, fed into one hash."""
-
-    def __init__(self, parent: Walk | None = None) -> None:
-        self._hash = hashlib.sha256()
-        self._parent = parent
-        self._level: int = 0 if parent is None else parent._level + 1
-        #: Number of each object met, by id.
-        self._numbers: dict[int, int] = {}
-        #: Objects met: an id must not be reused while the walk lasts.
-        self._alive: list[object] = []
-        #: Storage of tensors met: address, shape and dtype to number.
-        self.storages: dict[object, int] = {}
-
-    def hexdigest(self) -> str:
-        """Return the digest of all tokens so far."""
-        return self._hash.hexdigest()[:DIGITS]
-
-    def emit(self, tag: str, *parts: object) -> None:
-        """Add one token; length prefixes keep neighbours from running together."""
-        self.emit_bytes(
-            tag, "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
-        )
-
-    def emit_bytes(self, tag: str, data: bytes | memoryview) -> None:
-        """Add one token of raw bytes."""
-        size = data.nbytes if isinstance(data, memoryview) else len(data)
-        self._hash.update(f"{tag}:{size}:".encode())
-        self._hash.update(condensed(data))
-
-    def visit(self, obj: Any) -> None:
-        """Add the content of `obj`."""
-        obj = content_code.uncompiled(obj)
-        atom = _ATOMS.get(type(obj))
-        if atom is not None:
-            atom(self, obj)
-        elif not self._met(obj):
-            self._alive.append(obj)
-            self._numbers[id(obj)] = len(self._numbers)
-            _rule(obj)(self, obj)
-
-    def visit_all(self, tag: str, items: Iterable[Any]) -> None:
-        """Add items in order, and how many they are."""
-        items = list(items)
-        self.emit(tag, len(items))
-        for item in items:
-            self.visit(item)
-
-    def visit_state(self, state: dict[str, Any]) -> None:
-        """Add attributes, whatever the order in which they were set."""
-        if all(type(name) is str for name in state):
-            state = {name: state[name] for name in sorted(state)}
-        self.emit("state", len(state))
-        for name, value in state.items():
-            self.visit(name)
-            self.visit(value)
-
-    def digest_apart(self, obj: object) -> str:
-        """Digest of an element whose place among its siblings means nothing."""
-        walk = Walk(self)
-        walk.visit(obj)
-        return walk.hexdigest()
-
-    def _met(self, obj: object) -> bool:
-        walk: Walk | None = self
-        while walk is not None:
-            number = walk._numbers.get(id(obj))
-            if number is not None:
-                self.emit("again", walk._level, number)
-                return True
-            walk = walk._parent
-        return False
 
 
 # Plain values
@@ -179,7 +94,7 @@ def _set(walk: Walk, obj: frozenset[Any] | set[Any]) -> None:
     walk.emit(type(obj).__name__, *sorted(map(walk.digest_apart, obj)))
 
 
-_ATOMS: dict[type, Callable[[Walk, Any], None]] = {
+_ATOMS: dict[type, Rule] = {
     type(None): _plain,
     type(Ellipsis): _plain,
     type(NotImplemented): _plain,
@@ -230,40 +145,36 @@ def _bytearray(walk: Walk, obj: bytearray) -> None:
     walk.emit_bytes("bytearray", memoryview(obj))
 
 
-_CONTAINERS: dict[type, Callable[[Walk, Any], None]] = {
-    list: _list,
-    dict: _dict,
-    OrderedDict: _dict,
-    set: _set,
-    bytearray: _bytearray,
-}
-
-
 # Everything else
 
 
-def _rule(obj: object) -> Callable[[Walk, Any], None]:
-    container = _CONTAINERS.get(type(obj))
-    if container is not None:
-        return container
-    return (
-        content_tensors.rule(obj)
-        or content_code.rule(obj)
-        or _named_rule(obj)
-        or _instance
-    )
+def _rule_of(obj: object) -> Rule:
+    kind = type(obj)
+    found = _found.get(kind)
+    if found is None:
+        found = _found[kind] = _find(kind)
+    return found
 
 
-def _named_rule(obj: object) -> Callable[[Walk, Any], None] | None:
-    if isinstance(obj, enum.Enum):
-        return _enum
-    if isinstance(obj, pathlib.PurePath):
-        return _path
-    if isinstance(obj, functools.partial) and type(obj) is functools.partial:
-        return _partial
-    if hasattr(type(obj), "backend_tokenizer") or type(obj).__module__ == "tokenizers":
+#: Rules by type, once they were looked for.
+_found: weakref.WeakKeyDictionary[type, Rule] = weakref.WeakKeyDictionary()
+
+
+def _find(kind: type) -> Rule:
+    """Return the rule of a type itself, else of the nearest class that has one.
+
+    A library is asked for its rules only where a class of it is among the bases.
+    """
+    if kind in _EXACT:
+        return _EXACT[kind]
+    if hasattr(kind, "backend_tokenizer") or kind.__module__ == "tokenizers":
         return _tokenizer
-    return None
+    rules: dict[type, Rule] = {object: Walk.visit_reduced, enum.Enum: _enum}
+    rules |= {pathlib.PurePath: _path, **content_code.RULES}
+    libraries = {str(cls.__module__).partition(".")[0] for cls in kind.__mro__}
+    for name in libraries & content_tensors.RULES.keys():
+        rules |= content_tensors.RULES[name](sys.modules[name])
+    return next(rules[cls] for cls in kind.__mro__ if cls in rules)
 
 
 def _enum(walk: Walk, obj: enum.Enum) -> None:
@@ -298,7 +209,7 @@ def _tokenizer(walk: Walk, obj: Any) -> None:
 
     backend = getattr(obj, "backend_tokenizer", obj)
     if not hasattr(backend, "to_str"):
-        _instance(walk, obj)
+        walk.visit_reduced(obj)
         return
     state = json.loads(backend.to_str())
     walk.visit(type(obj))
@@ -310,22 +221,12 @@ def _tokenizer(walk: Walk, obj: Any) -> None:
     walk.emit("tokenizer", json.dumps(state, sort_keys=True))
 
 
-def _instance(walk: Walk, obj: Any) -> None:
-    """Add an object by what pickle would rebuild it from."""
-    reduce = copyreg.dispatch_table.get(type(obj))
-    value: Any = reduce(obj) if reduce else obj.__reduce_ex__(4)
-    if isinstance(value, str):
-        walk.visit(type(obj))
-        walk.emit("global", getattr(obj, "__module__", ""), value)
-        return
-    build, args, state, items, pairs, setter = (*value, *(None,) * 6)[:6]
-    walk.visit(type(obj))
-    walk.visit(build)
-    walk.visit(args)
-    if state is None or type(state) is dict:  # no attributes may be either
-        walk.visit_state(state or {})
-    else:
-        walk.visit(state)
-    walk.visit_all("items", () if items is None else items)
-    walk.visit_all("pairs", () if pairs is None else pairs)
-    walk.visit(setter)
+#: Rules for a type and not for what derives from it.
+_EXACT: dict[type, Rule] = {
+    list: _list,
+    dict: _dict,
+    OrderedDict: _dict,
+    set: _set,
+    bytearray: _bytearray,
+    functools.partial: _partial,
+}

@@ -12,36 +12,11 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from dask_infer.model.identity.content_key import Walk
-
-Rule = Callable[["Walk", Any], None]
-
-
-def rule(obj: object) -> Rule | None:
-    """Return the rule for data of NumPy, pandas and torch, else None.
-
-    What is not imported has no instances: nothing is imported to find out.
-    """
-    for name, find in _FINDERS.items():
-        library = sys.modules.get(name)
-        found = None if library is None else find(obj, library)
-        if found is not None:
-            return found
-    return None
-
+from dask_infer.model.identity.content_walk import Rule, Walk
 
 # NumPy
-
-
-def _numpy_rule(obj: object, np: Any) -> Rule | None:
-    if type(obj) in (np.ndarray, np.memmap):
-        return _array
-    if isinstance(obj, np.generic):
-        return _numpy_scalar
-    return None
 
 
 def _numpy_scalar(walk: Walk, obj: Any) -> None:
@@ -52,6 +27,9 @@ def _numpy_scalar(walk: Walk, obj: Any) -> None:
 def _array(walk: Walk, array: Any) -> None:
     import numpy as np
 
+    if type(array) not in (np.ndarray, np.memmap):
+        walk.visit_reduced(array)
+        return
     # Dtypes of other packages (bfloat16) have the same `str` as any void of their size.
     walk.emit("array", array.dtype, array.dtype.str, array.shape)
     if array.dtype.names is not None:  # bytes between fields are garbage
@@ -67,18 +45,6 @@ def _array(walk: Walk, array: Any) -> None:
 # pandas
 
 
-def _pandas_rule(obj: object, pd: Any) -> Rule | None:
-    for kind, found in (
-        ("DataFrame", _frame),
-        ("Series", _series),
-        ("MultiIndex", _multi_index),
-        ("Index", _index),
-    ):
-        if isinstance(obj, getattr(pd, kind, ())):
-            return found
-    return None
-
-
 def _frame(walk: Walk, frame: Any) -> None:
     walk.emit("frame", type(frame).__name__)
     walk.visit(frame.columns)
@@ -87,24 +53,17 @@ def _frame(walk: Walk, frame: Any) -> None:
         _values(walk, frame.iloc[:, place].array)
 
 
-def _series(walk: Walk, series: Any) -> None:
-    walk.emit("series", type(series).__name__)
-    walk.visit(series.name)
-    walk.visit(series.index)
-    _values(walk, series.array)
+def _column(walk: Walk, column: Any) -> None:
+    """Add a Series, or an Index, which has no labels of its own."""
+    walk.emit("column", type(column).__name__)
+    walk.visit(column.name)
+    walk.visit(getattr(column, "index", None))
+    _values(walk, column.array)
 
 
 def _multi_index(walk: Walk, index: Any) -> None:
-    walk.emit("multi index")
-    walk.visit_all("names", index.names)
-    walk.visit_all("levels", index.levels)
-    walk.visit_all("codes", index.codes)
-
-
-def _index(walk: Walk, index: Any) -> None:
-    walk.emit("index", type(index).__name__)
-    walk.visit(index.name)
-    _values(walk, index.array)
+    parts = (index.names, index.levels, index.codes)
+    walk.visit_all("multi index", map(list, parts))
 
 
 def _values(walk: Walk, values: Any) -> None:
@@ -119,35 +78,6 @@ def _values(walk: Walk, values: Any) -> None:
 
 
 # torch
-
-
-def _torch_rule(obj: object, torch: Any) -> Rule | None:
-    if isinstance(obj, torch.Tensor):
-        return _tensor
-    if isinstance(obj, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-        return _script
-    if isinstance(obj, torch.nn.Module):
-        return _torch_module
-    for kinds, found in _torch_rules(torch):
-        if isinstance(obj, kinds):
-            return found
-    return None
-
-
-def _torch_rules(torch: Any) -> tuple[tuple[Any, Rule], ...]:
-    export = sys.modules.get("torch.export")
-    program = getattr(export, "ExportedProgram", ())
-    operators = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-    return (
-        (torch.Size, _size),
-        (torch.dtype | torch.layout | torch.memory_format, _named),
-        (torch.device, _named),
-        (operators, _named),
-        (torch.UntypedStorage, _storage),
-        (torch.storage.TypedStorage, _typed_storage),
-        (torch.utils.hooks.RemovableHandle, _handle),
-        (program, _program),
-    )
 
 
 def _named(walk: Walk, obj: Any) -> None:
@@ -381,8 +311,34 @@ class _Skeleton(pickle.Unpickler):
         return place
 
 
-_FINDERS: dict[str, Callable[[object, Any], Rule | None]] = {
-    "numpy": _numpy_rule,
-    "pandas": _pandas_rule,
-    "torch": _torch_rule,
+def _torch_rules(torch: Any) -> dict[type, Rule]:
+    return {
+        torch.Tensor: _tensor,
+        torch.nn.Module: _torch_module,
+        torch.jit.ScriptModule: _script,
+        torch.jit.ScriptFunction: _script,
+        torch.export.ExportedProgram: _program,
+        torch.Size: _size,
+        torch.dtype: _named,
+        torch.layout: _named,
+        torch.memory_format: _named,
+        torch.device: _named,
+        torch._ops.OpOverload: _named,
+        torch._ops.OpOverloadPacket: _named,
+        torch.UntypedStorage: _storage,
+        torch.storage.TypedStorage: _typed_storage,
+        torch.utils.hooks.RemovableHandle: _handle,
+    }
+
+
+#: Rules for the classes of a library, made once it is imported.
+RULES: dict[str, Callable[[Any], dict[type, Rule]]] = {
+    "numpy": lambda np: {np.ndarray: _array, np.generic: _numpy_scalar},
+    "pandas": lambda pd: {
+        pd.DataFrame: _frame,
+        pd.Series: _column,
+        pd.Index: _column,
+        pd.MultiIndex: _multi_index,
+    },
+    "torch": _torch_rules,
 }

@@ -1,4 +1,4 @@
-"""Digests of the pieces of large data, made on several cores, in place of the data.
+"""SHA-256 of the pieces of large data, made on several cores, in place of the data.
 
 A hash tree of two levels: as hard to forge as one SHA-256 over everything, and the same
 on any number of cores.
@@ -16,7 +16,7 @@ PIECE = 4 * 2**20
 MOST_THREADS = 8
 
 
-def condensed(data: bytes | memoryview) -> bytes | memoryview:
+def parallel_hash(data: bytes | memoryview) -> bytes | memoryview:
     """Return data of one piece as it is, else the SHA-256 of each piece, in order.
 
     The two are told apart by the size of the data, which the caller hashes, too.

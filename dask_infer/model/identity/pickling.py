@@ -25,7 +25,8 @@ from typing import Any, BinaryIO
 import cloudpickle
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.identity.content_code import uncompiled, version
+from dask_infer.model.identity.content_code import version
+from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.identity.pickle_diagnosis import explain
 
 #: Opens a pickle with buffers: magic, count of parts, their lengths, the parts.
