@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dask_infer._dask import schema_columns
-from dask_infer.batch.tensor.lists import arrow_row_shape
+from dask_infer.batch.tensor.arrow import arrow_row_shape
 from dask_infer.client.request import Request
 from dask_infer.model.recognise import Recognised, recognise
 from dask_infer.model.runtime.methods import check_method

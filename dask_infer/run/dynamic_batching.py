@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.inputs.batch import Batch
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.replica.cache import Replica
 from dask_infer.run.runner import Pending

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dask_infer.batch.inputs.encoder import Batch, Encoder
+from dask_infer.batch.inputs.batch import Batch
+from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.outputs.assembler import Assembler
 from dask_infer.batch.outputs.generated import Generation
 from dask_infer.faults.step import Step, step
@@ -142,7 +143,7 @@ class Feeder:
 
     def _store(self, rows: Rows, batch: Batch, output: dict[Any, Any]) -> None:
         asks = self.job.row_wise and self.job.method != "generate"
-        if asks and self.assembler.is_axis_unknown(output, batch.lengths, batch.padded):
+        if asks and self.assembler.is_axis_unknown(output, batch.padding):
             self._settle(rows, batch)
         with step("output"):
             self._add(self.assembler, rows, output, batch)
@@ -153,7 +154,7 @@ class Feeder:
         if self.generation is not None:
             assembler.add(rows, self.generation.unpadded(output, batch))
             return
-        assembler.add(rows, output, batch.lengths, batch.padded, batch.side)
+        assembler.add(rows, output, batch.padding)
 
     def _settle(self, rows: Rows, batch: Batch) -> None:
         """Run the shortest row alone, to see whether an axis is as long as its tokens.
@@ -161,16 +162,18 @@ class Feeder:
         Only columns declared by ``meta=`` ask, once a partition. Ids that `generate`
         returns are as long as they are.
         """
-        assert batch.lengths is not None
-        place = int(np.argmin(batch.lengths))
+        assert batch.padding.lengths is not None
+        place = int(np.argmin(batch.padding.lengths))
         row = rows.start + place if isinstance(rows, slice) else int(rows[place])
         alone = self.encode(slice(row, row + 1))
-        if alone.padded == batch.padded:  # whoever pads does so to a length of his own
+        if (
+            alone.padding.width == batch.padding.width
+        ):  # whoever pads does so to a length of his own
             alone = _wider(alone)
         output = None  # of a model that takes no other length: nothing is cut off
         with contextlib.suppress(Exception):
             output = dict(self.runner.send(alone).wait())
-        self.assembler.learn_axis(output, alone.padded)
+        self.assembler.learn_axis(output, alone.padding.width)
 
     def _count(self, rows: Rows) -> None:
         now = self.runner.clock()
@@ -241,10 +244,11 @@ class Feeder:
 
 def _wider(batch: Batch) -> Batch:
     """Return the batch with its column of padding twice; each row must have one."""
-    left = batch.side == "left"
+    padding = batch.padding
+    left = padding.side == "left"
 
     def padded(value: Any) -> Any:
-        if tuple(getattr(value, "shape", ()))[1:2] != (batch.padded,):
+        if tuple(getattr(value, "shape", ()))[1:2] != (padding.width,):
             return value
         parts = [value[:, :1], value] if left else [value, value[:, -1:]]
         join = torch.cat if isinstance(value, torch.Tensor) else np.concatenate
@@ -252,7 +256,8 @@ def _wider(batch: Batch) -> Batch:
 
     args = tuple(map(padded, batch.args))
     kwargs = {name: padded(value) for name, value in batch.kwargs.items()}
-    return replace(batch, args=args, kwargs=kwargs, padded=batch.padded + 1)
+    padding = replace(padding, width=padding.width + 1)
+    return replace(batch, args=args, kwargs=kwargs, padding=padding)
 
 
 def _tokenizer(job: Job, code: Code) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from dask_infer import config
-from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.device import Device
@@ -196,10 +196,10 @@ class LocalRunner:
     def _too_many(self, batch: Batch, rows: int) -> None:
         """Have the policy hear that a joined forward of so many rows was too large."""
         self.release_memory()
-        policy = self._budget if batch.padded else self._size
+        policy = self._budget if batch.padding.width else self._size
         if policy is None:
             return
-        size = policy.on_out_of_memory(rows * (batch.padded or 1))
+        size = policy.on_out_of_memory(rows * (batch.padding.width or 1))
         if self.first_out_of_memory():
             logger.warning(
                 'model "%s" ran out of memory on %s with %d rows; going on with %d %s',
@@ -208,8 +208,8 @@ class LocalRunner:
 
     def _most_rows(self, batch: Batch) -> int:
         """Most rows of a forward that this batch is part of."""
-        if batch.padded and self._budget is not None:
-            most = self._budget.size // batch.padded
+        if batch.padding.width and self._budget is not None:
+            most = self._budget.size // batch.padding.width
             return most if self._bound is None else min(most, self._bound)
         return self._size.size if self._size is not None else batch.rows
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.pick import pick
 from dask_infer.faults.step import step
 from dask_infer.spec import Code, Job

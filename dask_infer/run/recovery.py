@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
 
-from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.assembler import Assembler
 from dask_infer.batch.outputs.error_column import ErrorColumn
 from dask_infer.errors import InferError, PartitionError

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.spec import Inputs

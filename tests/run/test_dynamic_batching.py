@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.inputs.batch import Batch
 from dask_infer.device.stream import Pending
 from dask_infer.run.dynamic_batching import Batcher, joined, kind_of
 

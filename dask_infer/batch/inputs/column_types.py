@@ -1,12 +1,14 @@
-"""What a column holds, as far as its dtype tells."""
+"""What a column holds: as far as its dtype tells, and as its values tell."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pandas.api.types import infer_dtype
 
 from dask_infer.batch.tensor.lists import is_list, value_dtype
 
@@ -39,6 +41,18 @@ _BY_CODE: dict[str, ColumnType] = {
     "O": "object",
     "U": "text",
     "S": "bytes",
+}
+
+#: What pandas infers of objects, in our words.
+_INFERRED: dict[str, ColumnType] = {
+    "floating": "floating",
+    "mixed-integer-float": "floating",
+    "decimal": "floating",
+    "empty": "floating",
+    "integer": "integer",
+    "boolean": "bool",
+    "string": "text",
+    "bytes": "bytes",
 }
 
 CONVERTED = (
@@ -100,3 +114,27 @@ def number_type_of(dtype: Any) -> ColumnType:
     """Tell the kind of a column's numbers, or of the numbers in its lists."""
     kind = column_type_of(dtype)
     return column_type_of(value_dtype(dtype) or dtype) if kind == "list" else kind
+
+
+def content_of(series: pd.Series[Any]) -> ColumnType:
+    """Tell what a column holds; looks at values where the dtype is object."""
+    kind = column_type_of(series.dtype)
+    if kind != "object":
+        return kind
+    inferred = infer_dtype(series, skipna=True)
+    if inferred in _INFERRED:
+        return _INFERRED[inferred]
+    present = (value for value in series if not is_missing(value))
+    if isinstance(next(present, None), list | tuple | np.ndarray):
+        return "list"
+    return "floating" if all(map(is_number, series)) else "other"
+
+
+def is_number(value: object) -> bool:
+    """Whether an object is a number, or missing."""
+    return isinstance(value, int | float | np.number | Decimal) or is_missing(value)
+
+
+def is_missing(value: object) -> bool:
+    """Whether an object is None, NaN, NA or NaT."""
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))  # type: ignore[call-overload]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dask_infer.batch.inputs.column_types import NUMBERS, column_type_of
-from dask_infer.batch.inputs.values import floating_dtype
+from dask_infer.batch.inputs.columns import floating_dtype
 
 #: Before pandas 3 a change to a shallow copy is a change to the partition.
 COPY_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3

@@ -7,7 +7,7 @@ afterwards, except rows that differ in length.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,13 @@ import numpy.typing as npt
 from dask_infer.batch.outputs.column_writers import (
     Columns,
     ColumnWriter,
-    Padding,
     build_writer,
 )
 from dask_infer.batch.outputs.convert import to_array, unboxed
+from dask_infer.batch.tensor.rows import Positions
+from dask_infer.batch.text.padding import NOT_PADDED, Padding
 from dask_infer.errors import OutputError
 from dask_infer.spec import Outputs
-
-Positions: TypeAlias = slice | npt.NDArray[Any]
 
 
 class Assembler:
@@ -60,24 +59,18 @@ class Assembler:
         return f"<Assembler {self._filled}/{self.n} rows, {columns} columns>"
 
     def add(
-        self,
-        rows: Positions,
-        picked: dict[Any, Any],
-        lengths: npt.NDArray[Any] | None = None,
-        padded: int | None = None,
-        side: str = "right",
+        self, rows: Positions, picked: dict[Any, Any], padding: Padding = NOT_PADDED
     ) -> None:
         """Write what the model returned for one batch.
 
         Parameters
         ----------
         rows
-            Where the batch's rows stand in the partition.
+            Where the batch's rows are in the partition.
         picked
             What `pick` found in the output, tensors on the CPU.
-        lengths, padded, side
-            Real length of each row, the length of the axis that pads them, and where
-            the padding stands: ``"right"`` or ``"left"``.
+        padding
+            How the rows were padded.
 
         Raises
         ------
@@ -86,7 +79,6 @@ class Assembler:
             the batch counts as written.
         """
         count = _count(rows, self.n)
-        padding = Padding(lengths, padded, side)
         values = self._values(picked, count)
         for writer, value in zip(self._writers, values, strict=True):
             writer.write(rows, count, value, padding)
@@ -110,20 +102,14 @@ class Assembler:
             for column, writer in zip(self.outputs.columns, self._writers, strict=True)
         }
 
-    def is_axis_unknown(
-        self,
-        picked: dict[Any, Any],
-        lengths: npt.NDArray[Any] | None,
-        padded: int | None,
-    ) -> bool:
+    def is_axis_unknown(self, picked: dict[Any, Any], padding: Padding) -> bool:
         """Whether an axis as long as the padded one may be another one by chance.
 
-        Asked of a declared column: an inferred one knows. `learn` tells the answer, for
-        all batches.
+        Only of a column declared by ``meta=``: of an inferred one it is known.
+        `learn_axis` tells the answer, for all batches.
         """
-        padding = Padding(lengths, padded)
         unknown = [
-            place for place, writer in enumerate(self._writers) if writer.tokens is None
+            place for place, w in enumerate(self._writers) if w.token_axis is None
         ]
         if not unknown or not padding.cuts:
             return False
@@ -135,22 +121,20 @@ class Assembler:
         }
         return bool(self._ranks)
 
-    def learn_axis(self, picked: dict[Any, Any] | None, padded: int) -> None:
-        """Learn from a row of the batch in doubt that was run alone, padded less.
+    def learn_axis(self, picked: dict[Any, Any] | None, width: int) -> None:
+        """Learn from a row of that batch that was run alone, padded to `width` tokens.
 
         An axis is the tokens' if it is as long as the row is then; none is where the
         row fails alone.
         """
-        if picked is None:
-            for place in self._ranks:
-                self._writers[place].tokens = False
-            return
-        values = self._values(picked, 1)
+        values = [] if picked is None else self._values(picked, 1)
         for place, rank in self._ranks.items():
-            shape = tuple(getattr(values[place], "shape", ()))
-            missing = rank - len(shape)  # axes of length 1 that the model squeezed
-            found = shape[1 - missing : 2 - missing] if missing < 2 else (1,)
-            self._writers[place].tokens = found == (padded,)
+            found = None
+            if picked is not None:
+                shape = tuple(getattr(values[place], "shape", ()))
+                missing = rank - len(shape)  # axes of length 1 that the model squeezed
+                found = shape[1 - missing : 2 - missing] if missing < 2 else (1,)
+            self._writers[place].token_axis = found == (width,)
 
     def _values(self, picked: dict[Any, Any], count: int) -> list[Any]:
         """Return the value of each column."""

@@ -1,84 +1,52 @@
 """One output column while batches come in: where their values are written.
 
-A `ColumnWriter` a kind of column: numbers and tensors (one block), ragged rows and
-dtypes of pandas alone (parts), text and other objects (references).
+One writer for each kind of column, which `build_writer` chooses by the column's dtype:
+
+- `NumberWriter`: numbers, and arrays of one shape, in one block;
+- `RaggedWriter`: lists of different lengths, in parts;
+- `TextWriter`, `ObjectWriter`: references to strings, and to other objects;
+- `ExtensionWriter`: dtypes that only pandas has, in parts.
+
+Tensors and arrays of every library are converted by `convert.to_array` first.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from dask_infer.batch.outputs.convert import (
-    Array,
     broken_promise,
     cast_array,
     check_rows,
-    misfit,
+    error_of_a_row,
     numbers,
-    one_a_row,
+    one_per_row,
     owned,
     to_array,
 )
 from dask_infer.batch.outputs.fields import is_tensor
 from dask_infer.batch.outputs.resolve_outputs import STRING, pandas_dtype
-from dask_infer.batch.tensor.rows import Rows, join, offsets_of
+from dask_infer.batch.tensor.rows import Array, Positions, Rows, join, offsets_of
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
+from dask_infer.batch.text.padding import NOT_PADDED, Padding
 from dask_infer.errors import InputError, OutputError
 from dask_infer.spec import OutputColumn
 
-Positions: TypeAlias = slice | Array
 Columns: TypeAlias = dict[str, Any]
 
 #: Array types of pandas that keep a mask beside NumPy values.
 MASKED = (pd.arrays.IntegerArray, pd.arrays.FloatingArray, pd.arrays.BooleanArray)
 
 
-@dataclass(frozen=True)
-class Padding:
-    """How the texts of a batch were padded, if they were."""
+class ColumnWriter:
+    """Where one column's values go: memory that only the column has."""
 
-    #: Real length of each row.
-    lengths: Array | None = None
-    #: Length of the padded axis.
-    padded: int | None = None
-    side: str = "right"
-
-    def __len__(self) -> int:
-        return 0 if self.lengths is None else len(self.lengths)
-
-    @property
-    def cuts(self) -> bool:
-        """Whether any row is padded."""
-        return self.lengths is not None and bool((self.lengths != self.padded).any())
-
-    def covers(self, value: Any) -> bool:
-        """Whether the second axis of an array is as long as the padded one."""
-        shape = tuple(getattr(value, "shape", ()))
-        return self.lengths is not None and shape[1:2] == (self.padded,)
-
-    def trim(self, array: Array) -> tuple[Array, Array]:
-        """Return the rows end to end without padding, and how long each is."""
-        rows, width = array.shape[:2]
-        lengths = np.full(rows, width)
-        if self.covers(array):
-            lengths = np.minimum(np.asarray(self.lengths), width)
-        if (lengths == width).all():
-            return array.reshape(rows * width, *array.shape[2:]), lengths
-        place, ends = np.arange(width), lengths[:, None]
-        real = place >= width - ends if self.side == "left" else place < ends
-        return array[real], lengths
-
-
-class ColumnWriter(Protocol):
-    """Where one column's values go: memory that nobody else has."""
-
-    #: Whether the second axis of an array is the tokens'; None where nobody knows yet.
-    tokens: bool | None
+    #: Whether the second axis of an array is the tokens'; None until that is known.
+    token_axis: bool | None = False
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Write the `count` values of a batch at `rows`.
@@ -88,9 +56,11 @@ class ColumnWriter(Protocol):
         OutputError
             If count, dtype or shape are not as promised.
         """
+        raise NotImplementedError
 
     def result(self, missing: Array | None) -> Any:
         """Return the column; rows where the mask is True are missing."""
+        raise NotImplementedError
 
 
 def build_writer(
@@ -125,10 +95,8 @@ def _block_dtype(column: OutputColumn, target: Any) -> np.dtype[Any] | None:
     return values
 
 
-class NumberWriter:
+class NumberWriter(ColumnWriter):
     """Numbers, or arrays of one shape: one ``(n, *shape)`` block."""
-
-    tokens: bool | None = False
 
     def __init__(
         self,
@@ -152,7 +120,7 @@ class NumberWriter:
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Write numbers."""
         array, missing = numbers(value, self.column, self.dtype)
-        array = one_a_row(array, self.column, count)
+        array = one_per_row(array, self.column, count)
         array = cast_array(array, self.dtype, self.column, self.cast)
         if self.block is None:
             self.block = np.empty((self.n, *self.shape), self.dtype)
@@ -192,34 +160,45 @@ class NumberWriter:
         return block
 
 
-class RaggedWriter:
-    """Rows of different lengths: parts, joined in the rows' order at the end."""
+class PartsWriter(ColumnWriter):
+    """A part for each batch; the parts are joined in the rows' order at the end."""
 
-    def __init__(self, column: OutputColumn, n: int, cast: bool) -> None:
-        self.column = column
+    def __init__(self, n: int, empty: Any) -> None:
         self.n = n
-        self.dtype = np.dtype(column.dtype)
-        self.inner = tuple(size or 0 for size in column.shape[1:])
-        self.cast = cast
-        self.tokens: bool | None = None if cast else True
-        self.parts: list[Rows] = []
-        #: Where each row stands among the parts; -1 where it has none.
+        #: Rows of the batches so far, after an `empty` part of the column's dtype.
+        self.parts: list[Any] = [empty]
+        #: Where each row is among the parts; -1 where it has none.
         self.places = np.full(n, -1)
         self.taken = 0
 
-    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
-        """Keep the rows without their padding."""
-        self.parts.append(self._rows(value, count, padding))
+    def _append(self, rows: Positions, count: int, part: Any) -> None:
+        self.parts.append(part)
         self.places[rows] = np.arange(self.taken, self.taken + count)
         self.taken += count
 
+    def _places(self, missing: Array | None) -> Array:
+        return self.places if missing is None else np.where(missing, -1, self.places)
+
+
+class RaggedWriter(PartsWriter):
+    """Rows of different lengths."""
+
+    def __init__(self, column: OutputColumn, n: int, cast: bool) -> None:
+        self.column = column
+        self.dtype = np.dtype(column.dtype)
+        self.inner = tuple(size or 0 for size in column.shape[1:])
+        self.cast = cast
+        self.token_axis = None if cast else True
+        empty = np.zeros((0, *self.inner), self.dtype)
+        super().__init__(n, Rows(empty, np.zeros(1, np.int64)))
+
+    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Keep the rows without their padding."""
+        self._append(rows, count, self._rows(value, count, padding))
+
     def result(self, missing: Array | None) -> TensorArray:
         """Return the rows in order."""
-        nothing = Rows(np.zeros((0, *self.inner), self.dtype), np.zeros(1, np.int64))
-        rows = join(self.parts) if self.parts else nothing
-        places = self.places
-        if missing is not None:
-            places = np.where(missing, -1, places)
+        rows, places = join(self.parts), self._places(missing)
         if len(rows) != self.n or (places != np.arange(self.n)).any():
             rows = rows.take(places)
         return TensorArray(rows)
@@ -235,19 +214,18 @@ class RaggedWriter:
         if padding.lengths is not None and not (self.cast or padding.covers(array)):
             raise broken_promise(
                 self.column,
-                f"rows of shape {array.shape[1:]} for a padded axis of "
-                f"{padding.padded}",
+                f"rows of shape {array.shape[1:]} for a padded axis of {padding.width}",
                 array,
             )
-        flat, lengths = (padding if self.tokens else Padding()).trim(array)
+        flat, lengths = (padding if self.token_axis else NOT_PADDED).trim(array)
         flat = cast_array(flat, self.dtype, self.column, self.cast)
         owned = flat.copy() if np.shares_memory(flat, array) else flat
         return Rows(owned, offsets_of(lengths))
 
     def _squared(self, array: Array, count: int, padding: Padding) -> Array:
         """Give axes of length 1 back that the model squeezed."""
-        one_token = (padding.padded,) if padding.padded == 1 else ()
-        if one_token and array.shape in ((count, *self.inner), self.inner):
+        squeezed = ((count, *self.inner), self.inner)
+        if padding.width == 1 and array.shape in squeezed:
             return array.reshape(count, 1, *self.inner)
         if count == 1 and array.ndim == len(self.column.shape):
             return array.reshape(1, *array.shape)
@@ -271,14 +249,34 @@ class RaggedWriter:
         return Rows(values.copy(), offsets, missing if missing.any() else None)
 
 
-class TextWriter:
+class ObjectWriter(ColumnWriter):
+    """A reference to a Python object for each row."""
+
+    token_axis: bool | None = None
+
+    def __init__(self, n: int) -> None:
+        self.block = np.empty(n, object)
+
+    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
+        """Keep an object a row, arrays without their padding."""
+        padding = padding if self.token_axis else NOT_PADDED
+        self.block[rows] = _objects(value, count, padding)
+
+    def result(self, missing: Array | None) -> Any:
+        """Return the objects."""
+        if missing is not None:
+            self.block[missing] = None
+        return self.block
+
+
+class TextWriter(ObjectWriter):
     """Text: references to each row's string, Arrow memory at the end."""
 
-    tokens: bool | None = False
+    token_axis = False
 
     def __init__(self, column: OutputColumn, n: int) -> None:
+        super().__init__(n)
         self.column = column
-        self.block = np.empty(n, object)
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the strings, or None where one is missing."""
@@ -297,68 +295,40 @@ class TextWriter:
 
     def result(self, missing: Array | None) -> Any:
         """Return Dask's string array."""
-        if missing is not None:
-            self.block[missing] = None
-        return pd.array(self.block, dtype=STRING)
+        return pd.array(super().result(missing), dtype=STRING)
 
 
-class ObjectWriter:
-    """Anything else: a Python object a row."""
+class ExtensionWriter(PartsWriter):
+    """Values of a dtype that only pandas has."""
 
-    tokens: bool | None = None
-
-    def __init__(self, n: int) -> None:
-        self.block = np.empty(n, object)
-
-    def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
-        """Keep an object a row, arrays without their padding."""
-        self.block[rows] = _objects(value, count, padding if self.tokens else Padding())
-
-    def result(self, missing: Array | None) -> Any:
-        """Return the objects."""
-        if missing is not None:
-            self.block[missing] = None
-        return self.block
-
-
-class ExtensionWriter:
-    """Values of a dtype of pandas alone: parts, put in order at the end."""
-
-    tokens: bool | None = None
+    token_axis = None
 
     def __init__(self, column: OutputColumn, n: int, target: Any) -> None:
+        super().__init__(n, pd.array([], dtype=target))
         self.column = column
         self.target = target
-        self.parts: list[Any] = [pd.array([], dtype=target)]
-        #: Where each row stands among the parts; -1 where it has none.
-        self.places = np.full(n, -1)
-        self.taken = 0
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the rows in an array of the promised dtype."""
         if not isinstance(value, pd.Series | pd.api.extensions.ExtensionArray):
-            padding = padding if self.tokens else Padding()
+            padding = padding if self.token_axis else NOT_PADDED
             value = _objects(value, count, padding).tolist()
         check_rows(value, count)
         try:
-            self.parts.append(pd.array(value, dtype=self.target))
+            part = pd.array(value, dtype=self.target)
         except (TypeError, ValueError, pa.ArrowException) as error:
             reason = (
                 f'output column "{self.column.name}" is promised as {self.target}, the '
                 f"model returned values that are none ({error}); pass meta= for what "
                 "it returns"
             )
-            raise misfit(OutputError(reason)) from error
-        self.places[rows] = np.arange(self.taken, self.taken + count)
-        self.taken += count
+            raise error_of_a_row(OutputError(reason)) from error
+        self._append(rows, count, part)
 
     def result(self, missing: Array | None) -> Any:
         """Return the rows in order."""
-        places = self.places
-        if missing is not None:
-            places = np.where(missing, -1, places)
         whole = self.target.construct_array_type()._concat_same_type(self.parts)
-        return whole.take(places, allow_fill=True)
+        return whole.take(self._places(missing), allow_fill=True)
 
 
 def _objects(value: Any, count: int, padding: Padding) -> Array:

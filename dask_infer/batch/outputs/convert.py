@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
 from dask_infer.batch.outputs.fields import is_tensor
 from dask_infer.batch.outputs.resolve_outputs import dtype_name
+from dask_infer.batch.tensor.rows import Array
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn
-
-Array: TypeAlias = npt.NDArray[Any]
 
 
 def to_array(value: Any) -> Array:
@@ -119,7 +117,7 @@ def unboxed(array: Array) -> Array:
     return to_array(array.tolist())
 
 
-def one_a_row(array: Array, column: OutputColumn, count: int) -> Array:
+def one_per_row(array: Array, column: OutputColumn, count: int) -> Array:
     """Return an array of any of the forms that `count` rows may have, as ``(n, ...)``.
 
     One row may come without its axis, where the model squeezes: what has exactly the
@@ -160,11 +158,11 @@ def cast_array(
         raise broken_promise(column, f"values of {dtype_name(array.dtype)}", array)
     result = array.astype(dtype)
     if dtype.kind in "iu" and array.dtype.kind in "iu" and (result != array).any():
-        raise misfit(broken_promise(column, "values that do not fit", array))
+        raise error_of_a_row(broken_promise(column, "values that do not fit", array))
     return result
 
 
-def misfit(error: OutputError) -> OutputError:
+def error_of_a_row(error: OutputError) -> OutputError:
     """Mark an error as that of a row's value, all else being as promised."""
     error.of_a_row = True
     return error

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_infer.batch.outputs.assembler import Positions
-from dask_infer.batch.outputs.convert import Array
 from dask_infer.batch.outputs.resolve_outputs import STRING
+from dask_infer.batch.tensor.rows import Array, Positions
 
 
 class ErrorColumn:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dask_infer.batch.inputs.arguments import Call
-from dask_infer.batch.outputs.convert import Array, to_array
+from dask_infer.batch.inputs.batch import Batch
+from dask_infer.batch.outputs.convert import to_array
+from dask_infer.batch.tensor.rows import Array
 from dask_infer.spec import Outputs
 from dask_infer.spec.token_rules import TokenRules
 
@@ -71,17 +72,17 @@ class Generation:
         ends = _tokens(self._settings.get("eos_token_id"))
         return next((int(pad) for pad in pads if pad not in ends), None)
 
-    def unpadded(self, picked: dict[Any, Any], call: Call) -> dict[Any, Any]:
+    def unpadded(self, picked: dict[Any, Any], batch: Batch) -> dict[Any, Any]:
         """Return what `pick` found in an output, its sequences without padding."""
         key = self._name if self._name in picked else None
         sequences = None if key not in picked else to_array(picked[key])
         if sequences is None or sequences.ndim != 2:
             return picked
         # Other models begin with a start token: no end, though it may be the same.
-        prompt = _prompt_width(call) if self._continues else 1
-        starts = np.zeros(len(sequences), np.int64)
-        if self._continues and call.side == "left" and call.lengths is not None:
-            starts = prompt - call.lengths
+        prompt = _prompt_width(batch) if self._continues else 1
+        starts, padding = np.zeros(len(sequences), np.int64), batch.padding
+        if self._continues and padding.side == "left" and padding.lengths is not None:
+            starts = prompt - padding.lengths
         stops = self._stops(sequences, prompt)
         cuts = zip(sequences, starts, stops, strict=True)
         rows = [row[start:stop].copy() for row, start, stop in cuts]
@@ -110,9 +111,9 @@ def _tokens(given: Any) -> list[int]:
     return [] if given is None else np.ravel(np.asarray(given)).tolist()
 
 
-def _prompt_width(call: Call) -> int:
+def _prompt_width(batch: Batch) -> int:
     """Tokens of the prompt that a decoder returns; none of embeddings."""
-    ids = call.kwargs.get("input_ids", call.kwargs.get("inputs"))
-    if ids is None and call.args:
-        ids = call.args[0]
+    ids = batch.kwargs.get("input_ids", batch.kwargs.get("inputs"))
+    if ids is None and batch.args:
+        ids = batch.args[0]
     return 0 if ids is None else int(ids.shape[1])

@@ -15,25 +15,12 @@ import pyarrow as pa
 from dask_infer.batch.tensor.arrow import arrow_row_shape, arrow_value_dtype, from_arrow
 from dask_infer.batch.tensor.arrow import is_list as is_arrow_list
 from dask_infer.batch.tensor.objects import from_objects
-from dask_infer.batch.tensor.rows import Array, BadRow, Rows
+from dask_infer.batch.tensor.rows import Array, BadRow, Rows, Shape
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 from dask_infer.errors import InputError
 
-__all__ = [
-    "arrow_row_shape",
-    "is_list",
-    "row_shape",
-    "to_dense",
-    "to_ragged",
-    "value_dtype",
-]
 
-Shape = tuple[int | None, ...]
-
-
-def to_dense(
-    series: pd.Series[Any], shape: Shape | None = None, *, what: str = "column"
-) -> Array:
+def to_dense(series: pd.Series[Any], shape: Shape | None = None) -> Array:
     """Stack the rows of a list-like column.
 
     Parameters
@@ -43,8 +30,6 @@ def to_dense(
     shape
         Shape of one row; flat rows of as many numbers are folded into it. A leading
         None leaves the first axis to the data.
-    what
-        Word for the column in messages.
 
     Returns
     -------
@@ -63,18 +48,11 @@ def to_dense(
         rows = _rows(series)
         return (rows if shape is None else rows.folded(shape)).filled()
     except BadRow as bad:
-        raise _named(bad, series, what) from None
+        raise _named(bad, series) from None
 
 
-def to_ragged(series: pd.Series[Any], *, what: str = "column") -> tuple[Array, Array]:
-    """Join the rows of a list-like column end to end.
-
-    Returns
-    -------
-    values : ndarray
-        ``(total, *inner)``, in the column's own dtype.
-    offsets : ndarray
-        ``(n + 1,)`` int64: row `i` is ``values[offsets[i]:offsets[i + 1]]``.
+def to_ragged(series: pd.Series[Any]) -> Rows:
+    """Join the rows of a list-like column end to end, each of its own length.
 
     Raises
     ------
@@ -89,11 +67,9 @@ def to_ragged(series: pd.Series[Any], *, what: str = "column") -> tuple[Array, A
                 "missing rows",
                 int(rows.missing.argmax()),
             )
-        rows = rows.ragged()
+        return rows.ragged()
     except BadRow as bad:
-        raise _named(bad, series, what) from None
-    assert rows.offsets is not None
-    return rows.values, rows.offsets
+        raise _named(bad, series) from None
 
 
 def is_list(dtype: Any) -> bool:
@@ -136,8 +112,8 @@ def _rows(series: pd.Series[Any]) -> Rows:
     raise BadRow(f"holds {series.dtype}, not lists or arrays")
 
 
-def _named(bad: BadRow, series: pd.Series[Any], what: str) -> InputError:
-    title = f'{what} "{series.name}"'
+def _named(bad: BadRow, series: pd.Series[Any]) -> InputError:
+    title = f'column "{series.name}"'
     if bad.position is None:
         return InputError(f"{title} {bad.reason}")
     return InputError(f"{title}: row {series.index[bad.position]} {bad.reason}")

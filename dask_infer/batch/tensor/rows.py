@@ -9,14 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_infer.errors import InputError
 
-Array = npt.NDArray[Any]
+Array: TypeAlias = npt.NDArray[Any]
+
+#: Shape of one row; None is an axis that is not known, or differs from row to row.
+Shape: TypeAlias = tuple[int | None, ...]
+
+#: Where the rows of a batch are in a partition: consecutive, or one by one.
+Positions: TypeAlias = slice | npt.NDArray[Any]
 
 
 class BadRow(InputError):
@@ -59,7 +65,7 @@ class Rows:
         return len(self.values if self.offsets is None else self.offsets[1:])
 
     @property
-    def shape(self) -> tuple[int | None, ...]:
+    def shape(self) -> Shape:
         """Shape of one row; a leading None where lengths differ."""
         inner = self.values.shape[1:]
         return inner if self.offsets is None else (None, *inner)
@@ -69,6 +75,12 @@ class Rows:
         """Bytes of the rows, their offsets and the mask."""
         parts = (self.values, self.offsets, self.missing)
         return sum(part.nbytes for part in parts if part is not None)
+
+    @property
+    def lengths(self) -> Array:
+        """Length of each ragged row."""
+        assert self.offsets is not None
+        return np.diff(self.offsets)
 
     @property
     def absent(self) -> Array:
@@ -163,7 +175,7 @@ class Rows:
         block = Rows(self.values.reshape(len(present), length, *inner))
         return block if self.missing is None else block.spread(self.missing)
 
-    def folded(self, shape: tuple[int | None, ...]) -> Rows:
+    def folded(self, shape: Shape) -> Rows:
         """Return the rows as a dense block ``(n, *shape)``, each folded into `shape`.
 
         A leading None in `shape` leaves that axis to the data.
@@ -181,7 +193,7 @@ class Rows:
         block = self.dense().values
         return Rows(block.reshape(len(self), *fixed), None, self.missing)
 
-    def _completed(self, shape: tuple[int | None, ...]) -> tuple[int, ...]:
+    def _completed(self, shape: Shape) -> tuple[int, ...]:
         """Put the length that the rows have in place of a leading None."""
         known = tuple(n for n in shape if n is not None)
         if len(known) == len(shape):

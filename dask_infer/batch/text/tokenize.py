@@ -1,6 +1,6 @@
-"""Text as tokens: a whole partition tokenised once, each batch padded on its own.
+"""Text as tokens: a whole partition tokenized once, each batch padded on its own.
 
-Tokens of a partition lie end to end in one flat array a key, so that padding a batch is
+Tokens of a partition are end to end in one flat array a key, so that padding a batch is
 a gather and never a loop over rows.
 """
 
@@ -10,19 +10,22 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from dask_infer.batch.tensor.rows import Array, Positions, Rows, join, offsets_of
+from dask_infer.batch.text.padding import (
+    NOT_PADDED,
+    Padding,
+    Side,
+    pad,
+    padding_of,
+)
 from dask_infer.errors import InputError
 
-Array = npt.NDArray[Any]
-Rows = slice | npt.NDArray[np.int64]
-Side = Literal["left", "right"]
-
 #: Texts, or first and second texts of pairs.
-Columns = Sequence[list[str]]
+TextColumns = Sequence[list[str]]
 
 #: Arguments that hold tokens of the model's vocabulary.
 IDS = ("input_ids", "decoder_input_ids")
@@ -30,7 +33,7 @@ IDS = ("input_ids", "decoder_input_ids")
 #: Beyond this a tokenizer's `model_max_length` means "unknown" (it is 1e30 then).
 SANE_LENGTH = 10_000_000
 
-#: Texts tokenised in one call: the lists of Python ints that come back are large.
+#: Texts tokenized in one call: the lists of Python ints that come back are large.
 CHUNK = 4096
 
 #: A fast tokenizer keeps its truncation as state, and raises "Already borrowed" where
@@ -38,57 +41,9 @@ CHUNK = 4096
 _tokenizing = threading.Lock()
 
 
-@dataclass(frozen=True, eq=False)
-class Ragged:
-    """Rows of differing length, end to end."""
-
-    flat: Array
-    #: ``(n + 1,)`` where rows start, and the end of the last.
-    offsets: npt.NDArray[np.int64]
-    #: Value that fills short rows.
-    fill: int = 0
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Length of each row."""
-        return np.diff(self.offsets)
-
-    def padded(self, rows: Rows, side: Side = "right") -> tuple[Array, Array]:
-        """Return `rows` as a ``(b, longest)`` array, and the mask of what is real.
-
-        Never narrower than one column: models fail on no tokens at all.
-        """
-        starts, ends = self.offsets[:-1][rows], self.offsets[1:][rows]
-        lengths = ends - starts
-        width = max(1, int(lengths.max(initial=0)))
-        mask = real_tokens(lengths, width, side)
-        dtype = np.int64 if self.flat.dtype.kind in "iub" else self.flat.dtype
-        block = np.full((len(lengths), width), self.fill, dtype)
-        shift = starts - (np.cumsum(lengths) - lengths)
-        block[mask] = self.flat[np.repeat(shift, lengths) + np.arange(lengths.sum())]
-        return block, mask
-
-
-def real_tokens(lengths: Array, width: int, side: Side = "right") -> Array:
-    """``(n, width)`` mask: True where a row has a token, False where padding."""
-    position = np.arange(width)
-    if side == "left":
-        return np.asarray(position >= width - lengths[:, None])
-    return np.asarray(position < lengths[:, None])
-
-
-def padding_side(real: Array) -> Side | None:
-    """Return where a mask has its padding; None where that is on neither side."""
-    lengths, width = real.sum(axis=1), real.shape[1]
-    sides: tuple[Side, ...] = ("right", "left")
-    alike = (s for s in sides if np.array_equal(real, real_tokens(lengths, width, s)))
-    return next(alike, None)
-
-
-def ragged(values: Sequence[Any], fill: int = 0, dtype: Any = None) -> Ragged:
-    """Lay a list of lists or of arrays end to end."""
-    lengths = np.fromiter(map(len, values), np.int64, count=len(values))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+def flat_rows(values: Sequence[Any], dtype: Any = None) -> Rows:
+    """Return a list of lists or of arrays as ragged rows, end to end."""
+    offsets = offsets_of(np.fromiter(map(len, values), np.int64, count=len(values)))
     if dtype is None:
         first = next((np.asarray(row) for row in values if len(row)), np.zeros(0, int))
         dtype = first.dtype
@@ -96,7 +51,7 @@ def ragged(values: Sequence[Any], fill: int = 0, dtype: Any = None) -> Ragged:
         flat = np.concatenate([np.asarray(row, dtype) for row in values])
     else:
         flat = np.fromiter(chain.from_iterable(values), dtype, count=int(offsets[-1]))
-    return Ragged(flat, offsets, fill)
+    return Rows(flat, offsets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +59,11 @@ class Tokens:
     """The tokens of a partition's texts."""
 
     #: What the tokenizer returned by key: ragged rows, or ``(n, ...)`` arrays.
-    keys: Mapping[str, Ragged | Array]
+    keys: Mapping[str, Rows | Array]
     #: Real tokens of each row; None where nothing tells padding from tokens.
-    lengths: npt.NDArray[np.int64] | None
+    lengths: Array | None
+    #: What ragged rows are padded with, by key; 0 where nothing is named.
+    fills: Mapping[str, int] = field(default_factory=dict)
     #: An attention mask is made from the lengths.
     mask: bool = False
     side: Side = "right"
@@ -114,64 +71,39 @@ class Tokens:
     truncated: int = 0
 
     @property
-    def padded_lengths(self) -> npt.NDArray[np.int64] | None:
+    def padded_lengths(self) -> Array | None:
         """Tokens that each row costs in a batch of its own."""
-        if self.lengths is None or any(
-            isinstance(v, Ragged) for v in self.keys.values()
-        ):
+        values = self.keys.values()
+        if self.lengths is None or any(isinstance(value, Rows) for value in values):
             return self.lengths
-        return np.full(len(self.lengths), _width(cast(Any, self.keys)))
+        return np.full(len(self.lengths), _width(self.keys))
 
     @property
     def masked(self) -> bool:
         """Whether the model is given an attention mask."""
         return self.mask or "attention_mask" in self.keys
 
-    def batch(self, rows: Rows) -> tuple[dict[str, Array], int]:
-        """Return the keyword arrays of `rows`, and the length they are padded to."""
+    def batch(self, positions: Positions) -> tuple[dict[str, Array], Padding]:
+        """Return the keyword arrays of a batch's rows, and how they are padded."""
         batch: dict[str, Array] = {}
         real = None
         for key, value in self.keys.items():
-            if isinstance(value, Ragged):
-                batch[key], mask = value.padded(rows, self.side)
+            if isinstance(value, Rows):
+                fill = self.fills.get(key, 0)
+                batch[key], mask = pad(value, positions, fill, self.side)
                 real = mask if real is None else real
             else:
-                batch[key] = _own(value[rows])
+                whole = value.dtype.kind in "iub"
+                batch[key] = value[positions].astype(np.int64 if whole else value.dtype)
         if self.mask and real is not None:
             batch["attention_mask"] = real.astype(np.int64)
-        return batch, _width(batch)
+        if self.lengths is None:
+            return batch, NOT_PADDED
+        return batch, Padding(self.lengths[positions], _width(batch), self.side)
 
 
-def _own(values: Array) -> Array:
-    """Copy; integers of any width become int64."""
-    return values.astype(np.int64 if values.dtype.kind in "iub" else values.dtype)
-
-
-def _width(batch: Mapping[str, Array]) -> int:
-    wide = (value.shape[1] for value in batch.values() if value.ndim > 1)
-    return next(wide, 0)
-
-
-@dataclass(eq=False)
-class _Collected:
-    """Lists of tokens, chunk by chunk made flat."""
-
-    parts: dict[str, list[Ragged]] = field(default_factory=dict)
-    truncated: int = 0
-
-    def add(self, key: str, values: Sequence[Sequence[int]], fill: int) -> None:
-        part = ragged(values, fill, np.int32)
-        self.parts.setdefault(key, []).append(part)
-
-    def joined(self) -> dict[str, Ragged]:
-        return {key: _join(parts) for key, parts in self.parts.items()}
-
-
-def _join(parts: Sequence[Ragged]) -> Ragged:
-    lengths = np.concatenate([part.lengths for part in parts])
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    flat = np.concatenate([part.flat for part in parts])
-    return Ragged(flat, offsets, parts[0].fill)
+def _width(values: Mapping[str, Any]) -> int:
+    return next((v.shape[1] for v in values.values() if len(v.shape) > 1), 0)
 
 
 def tokenize(
@@ -182,9 +114,9 @@ def tokenize(
     accepts: frozenset[str] | None = None,
     max_length: int | None = None,
     side: Side | None = None,
-    pad: int | None = None,
+    pad_token: int | None = None,
 ) -> Tokens:
-    """Tokenise `texts` without padding.
+    """Tokenize `texts` without padding.
 
     Parameters
     ----------
@@ -205,7 +137,7 @@ def tokenize(
         Most tokens the model takes, where it is fewer than the tokenizer says.
     side
         Where rows will be padded; None as the tokenizer says.
-    pad
+    pad_token
         The model's own padding token; None takes the tokenizer's.
 
     Raises
@@ -216,9 +148,9 @@ def tokenize(
     """
     columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
     if is_hugging_face(tokenizer):
-        tokens = _hugging_face(columns, tokenizer, accepts, max_length, pad)
+        tokens = _hugging_face(columns, tokenizer, accepts, max_length, pad_token)
     else:
-        tokens = _callable(columns, tokenizer, accepts, side, pad)
+        tokens = _callable(columns, tokenizer, accepts, side, pad_token)
     if not tokens.keys:
         raise InputError(
             "the model takes none of the tokenizer's outputs, only "
@@ -240,16 +172,16 @@ def longest_text(tokenizer: Any, max_length: int | None = None) -> int | None:
 
 
 def _hugging_face(
-    columns: Columns,
+    columns: TextColumns,
     tokenizer: Any,
     accepts: frozenset[str] | None,
     max_length: int | None,
-    pad: int | None,
+    pad_token: int | None,
 ) -> Tokens:
     limit = longest_text(tokenizer, max_length)
-    fills = _fills(tokenizer, pad)
-    collected = _Collected()
-    # An empty partition gets its keys from one made-up text.
+    parts: dict[str, list[Rows]] = {}
+    truncated = 0
+    # An empty partition gets its keys from one synthetic text.
     n = len(columns[0])
     for start in range(0, n or 1, CHUNK):
         chunk = [texts[start : start + CHUNK] or [""] for texts in columns]
@@ -264,23 +196,23 @@ def _hugging_face(
             )
         for key, values in encoded.items():
             if _takes(accepts, key) or key == "input_ids":
-                collected.add(key, values[:n], fills.get(key, 0))
-        collected.truncated += _truncated(tokenizer, encoded, chunk, limit)
-    keys = collected.joined()
-    lengths = keys["input_ids"].lengths
+                parts.setdefault(key, []).append(flat_rows(values[:n], np.int32))
+        truncated += _truncated(tokenizer, encoded, chunk, limit)
+    keys = {key: join(rows) for key, rows in parts.items()}
     names = tokenizer.model_input_names
     return Tokens(
         {key: value for key, value in keys.items() if _takes(accepts, key)},
-        lengths,
+        keys["input_ids"].lengths,
+        _fills(tokenizer, pad_token),
         mask="attention_mask" in names and _takes(accepts, "attention_mask"),
         side=tokenizer.padding_side,
-        truncated=collected.truncated,
+        truncated=truncated,
     )
 
 
-def _fills(tokenizer: Any, pad: int | None) -> dict[str, int]:
+def _fills(tokenizer: Any, pad_token: int | None) -> dict[str, int]:
     """Return padding by key. GPT-2 has no padding token: any will do under the mask."""
-    padding = tokenizer.pad_token_id if pad is None else pad
+    padding = tokenizer.pad_token_id if pad_token is None else pad_token
     if padding is None:
         padding = tokenizer.eos_token_id
     return {
@@ -291,7 +223,7 @@ def _fills(tokenizer: Any, pad: int | None) -> dict[str, int]:
 
 
 def _truncated(
-    tokenizer: Any, encoded: Any, columns: Columns, limit: int | None
+    tokenizer: Any, encoded: Any, columns: TextColumns, limit: int | None
 ) -> int:
     """How many texts were cut; only those as long as the limit can be."""
     if limit is None:
@@ -309,62 +241,52 @@ def _truncated(
 
 
 def _callable(
-    columns: Columns,
+    columns: TextColumns,
     tokenizer: Callable[..., Any],
     accepts: frozenset[str] | None,
     wanted: Side | None,
-    pad: int | None,
+    pad_token: int | None,
 ) -> Tokens:
-    keys, lengths, side = _keys(columns, tokenizer, wanted, pad or 0)
-    first = next((value for value in keys.values() if isinstance(value, Ragged)), None)
-    if lengths is None and first is not None:
-        lengths = first.lengths
-    return Tokens(
-        {key: value for key, value in keys.items() if _takes(accepts, key)},
-        lengths,
-        mask=(
-            first is not None
-            and "attention_mask" not in keys
-            and _takes(accepts, "attention_mask")
-        ),
-        side=side,
-    )
-
-
-def _keys(
-    columns: Columns, tokenizer: Callable[..., Any], wanted: Side | None, pad: int
-) -> tuple[dict[str, Ragged | Array], npt.NDArray[np.int64] | None, Side]:
-    """Call a user's tokenizer; return its keys, real lengths and padding side."""
+    """Call a user's tokenizer, whose arrays are unpadded where it pads them itself."""
     encoded = tokenizer(*map(list, columns))
     if not isinstance(encoded, Mapping):
         raise InputError(
             f"the tokenizer returned {type(encoded).__name__}, not a dict; return the "
             "model's keyword arguments by name"
         )
-    keys = {
-        str(key): _value(key, value, len(columns[0]), pad * (key in IDS))
-        for key, value in encoded.items()
-    }
-    if "attention_mask" in keys:
+    n = len(columns[0])
+    keys = {str(key): _value(key, value, n) for key, value in encoded.items()}
+    fills = {key: pad_token or 0 for key in IDS}
+    found, masked = NOT_PADDED, "attention_mask" in keys
+    if masked:
         keys = {key: _squared(value) for key, value in keys.items()}
-    mask = keys.get("attention_mask")
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or not mask.size:
-        return keys, None, "right"
-    real = mask.astype(bool)
-    side = padding_side(real)
-    if side is None:
-        return keys, None, "right"
-    lengths = real.sum(axis=1)
-    moved = wanted is not None and wanted != side
-    if not real.all() and (
-        moved or _pads_to_longest(columns, tokenizer, real.shape[1])
+        mask = keys["attention_mask"]
+        if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.size:
+            found = padding_of(mask.astype(bool))
+    if found.cuts and (
+        wanted not in (None, found.side)
+        or _pads_to_longest(columns, tokenizer, found.width)
     ):
-        keys = {key: _unpadded(value, real) for key, value in keys.items()}
-    return keys, lengths, side
+        real = np.asarray(keys["attention_mask"], bool)
+        for key, value in keys.items():
+            if not isinstance(value, Rows) and value.shape == real.shape:
+                keys[key] = Rows(value[real], offsets_of(real.sum(axis=1)))
+                fills[key] = value[~real][0].item()
+    ragged = next((value for value in keys.values() if isinstance(value, Rows)), None)
+    lengths = found.lengths
+    if lengths is None and ragged is not None:
+        lengths = ragged.lengths
+    return Tokens(
+        {key: value for key, value in keys.items() if _takes(accepts, key)},
+        lengths,
+        fills,
+        mask=ragged is not None and not masked and _takes(accepts, "attention_mask"),
+        side=found.side,
+    )
 
 
 def _pads_to_longest(
-    columns: Columns, tokenizer: Callable[..., Any], width: int
+    columns: TextColumns, tokenizer: Callable[..., Any], width: int
 ) -> bool:
     """Whether the shortest row alone comes back narrower than all together."""
     shortest = min(zip(*columns, strict=True), key=lambda row: sum(map(len, row)))
@@ -372,10 +294,10 @@ def _pads_to_longest(
     return int(np.shape(alone["attention_mask"])[1]) < width
 
 
-def _value(key: object, value: Any, n: int, fill: int) -> Ragged | Array:
+def _value(key: object, value: Any, n: int) -> Rows | Array:
+    rows: Rows | Array
     if isinstance(value, list | tuple) and value and np.ndim(value[0]) == 1:
-        rows: Ragged | Array = ragged(value, fill)
-        count = len(value)
+        rows, count = flat_rows(value), len(value)
     else:
         rows = np.asarray(value).copy()  # a tokenizer may reuse its memory
         count = len(rows) if rows.ndim else 0
@@ -387,19 +309,11 @@ def _value(key: object, value: Any, n: int, fill: int) -> Ragged | Array:
     return rows
 
 
-def _squared(value: Ragged | Array) -> Ragged | Array:
+def _squared(value: Rows | Array) -> Rows | Array:
     """Return lists that a tokenizer has padded itself as the array they are."""
-    if not isinstance(value, Ragged) or len(set(value.lengths.tolist())) != 1:
+    if not isinstance(value, Rows) or len(set(value.lengths.tolist())) != 1:
         return value
-    return value.flat.reshape(len(value.lengths), -1)
-
-
-def _unpadded(value: Ragged | Array, real: Array) -> Ragged | Array:
-    if isinstance(value, Ragged) or value.shape != real.shape:
-        return value
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(real.sum(axis=1))])
-    padding = value[~real]
-    return Ragged(value[real], offsets, padding[0].item() if len(padding) else 0)
+    return value.values.reshape(len(value), -1)
 
 
 def _takes(accepts: frozenset[str] | None, key: str) -> bool:

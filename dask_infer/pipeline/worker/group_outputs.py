@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.inputs.batch import Batch
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.run.postprocess import Postprocess
 from dask_infer.spec import Code, Job

@@ -17,7 +17,7 @@ import torch
 from distributed import Reschedule, Worker
 
 from dask_infer._dask import current_task_key
-from dask_infer.batch.inputs.encoder import Batch
+from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.pipeline.messages.group_state import GroupState

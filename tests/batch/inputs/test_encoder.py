@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from dask_infer.batch.inputs.columns import ArrayColumn
 from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.inputs.resolve_inputs import resolve_inputs, with_integers
-from dask_infer.batch.inputs.values import NumberColumn
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
@@ -306,9 +306,9 @@ def test_tokens_are_keyword_arguments():
     assert batch.kwargs.keys() == {"ids", "attention_mask", "dense"}
     assert batch.kwargs["ids"].tolist() == [[99, 0], [97, 98]]
     assert batch.kwargs["ids"].dtype == torch.int64
-    assert batch.lengths.tolist() == [1, 2]
-    assert batch.padded == 2
-    assert (batch.side, made.truncated) == ("right", 0)
+    assert batch.padding.lengths.tolist() == [1, 2]
+    assert batch.padding.width == 2
+    assert (batch.padding.side, made.truncated) == ("right", 0)
 
 
 def test_tokens_for_callables_are_arrays():
@@ -343,7 +343,7 @@ def test_a_text_that_breaks_the_tokenizer_fails_only_its_batch():
 
     made = encoder(WORDS, "t", tokenizer=picky)
     assert made.lengths is None
-    assert made.batch(np.array([0, 2])).padded == 4
+    assert made.batch(np.array([0, 2])).padding.width == 4
     with pytest.raises(InputError, match='tokenizer failed on column "t": KeyError'):
         made.batch(slice(1, 2))
 
@@ -364,8 +364,8 @@ def test_ragged_ids_are_padded_for_a_model_that_takes_a_mask(columns):
     )
     assert ids.tolist() == [[4, 0], [5, 6]]
     assert batch.kwargs["attention_mask"].tolist() == [[1, 0], [1, 1]]
-    assert batch.lengths.tolist() == [1, 2]
-    assert batch.padded == 2
+    assert batch.padding.lengths.tolist() == [1, 2]
+    assert batch.padding.width == 2
 
 
 def test_the_users_own_mask_wins():
@@ -378,7 +378,7 @@ def test_the_users_own_mask_wins():
 def test_a_missing_row_of_ids_fails_only_its_batch():
     frame = pd.DataFrame({"ids": [[1, 2], None, [3]]})
     made = encoder(frame, "ids", rules=TAKES_MASK)
-    assert made.batch(np.array([0, 2])).lengths.tolist() == [2, 1]
+    assert made.batch(np.array([0, 2])).padding.lengths.tolist() == [2, 1]
     with pytest.raises(InputError, match="row 1 is missing"):
         made.batch(slice(0, 2))
 
@@ -451,19 +451,19 @@ def test_lengths_of_a_mask_that_preprocess_returned():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     given = {"input_ids": mask, "attention_mask": mask}
     batch = encoder(FRAME, "t", preprocess=lambda f: given).batch(slice(0, 2))
-    assert batch.lengths.tolist() == [2, 1]
-    assert (batch.padded, batch.side) == (3, "right")
+    assert batch.padding.lengths.tolist() == [2, 1]
+    assert (batch.padding.width, batch.padding.side) == (3, "right")
     given["attention_mask"] = mask.flip(1)
     batch = encoder(FRAME, "t", preprocess=lambda f: given).batch(slice(0, 2))
-    assert (batch.lengths.tolist(), batch.side) == ([2, 1], "left")
+    assert (batch.padding.lengths.tolist(), batch.padding.side) == ([2, 1], "left")
 
 
 def test_a_mask_with_holes_says_nothing_of_padding():  # section 4
     mask = torch.tensor([[1, 0, 1], [0, 1, 1]])
     given = {"input_ids": mask, "attention_mask": mask}
     batch = encoder(FRAME, "t", preprocess=lambda f: given).batch(slice(0, 2))
-    assert batch.lengths is None
-    assert batch.padded == 0
+    assert batch.padding.lengths is None
+    assert batch.padding.width == 0
 
 
 def test_ids_are_padded_with_the_models_token_on_the_models_side():  # issue 9, row 6
@@ -473,7 +473,7 @@ def test_ids_are_padded_with_the_models_token_on_the_models_side():  # issue 9, 
     assert batch.kwargs["input_ids"].tolist() == [[1, 2, 3], [3, 3, 4]]
     assert batch.kwargs["token_type_ids"].tolist() == [[1, 2, 3], [0, 0, 4]]
     assert batch.kwargs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert batch.side == "left"
+    assert batch.padding.side == "left"
 
 
 def test_text_of_preprocess_is_tokenised():
@@ -482,7 +482,7 @@ def test_text_of_preprocess_is_tokenised():
     )
     batch = made.batch(np.array([1, 0]))
     assert batch.kwargs["ids"].tolist() == [[67, 0], [65, 66]]
-    assert batch.lengths.tolist() == [1, 2]
+    assert batch.padding.lengths.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -564,9 +564,9 @@ def test_an_estimator_is_given_what_preprocess_added(columns, fitted, expected):
 
 def test_integers_are_taken_once_a_batch(monkeypatch):
     taken = []
-    take = NumberColumn.take
+    take = ArrayColumn.take
     monkeypatch.setattr(
-        NumberColumn, "take", lambda *given: taken.append(given[2]) or take(*given)
+        ArrayColumn, "take", lambda *given: taken.append(given[2]) or take(*given)
     )
     frame = pd.DataFrame({"x": pd.Series([1, 2], dtype=object)})
     inputs = resolve_inputs(frame, "x", interface_hint="tensor")

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dask_infer.batch.outputs.column_writers import Padding, build_writer
+from dask_infer.batch.outputs.column_writers import build_writer
 from dask_infer.batch.outputs.resolve_outputs import STRING
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
+from dask_infer.batch.text.padding import Padding
 from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn
 
@@ -19,7 +20,7 @@ LENGTHS = np.array([2, 4, 1, 0])
 TOKENS = torch.arange(32.0).reshape(4, 4, 2)
 
 
-def sink_of(dtype, shape=(), n=4, nullable=False, cast=True):
+def writer_of(dtype, shape=(), n=4, nullable=False, cast=True):
     column = OutputColumn("p", dtype, shape)
     return build_writer(column, n, nullable=nullable, cast=cast)
 
@@ -42,7 +43,7 @@ def test_columns_are_no_memory_of_the_model(shape):  # ZO-5
     buffer = np.random.rand(4, *rows).astype("float32")
     weights = torch.nn.Parameter(torch.rand(4, *rows))
     for value in (whole, whole[:], weights, buffer):
-        column = column_of(sink_of("float32", shape), value)
+        column = column_of(writer_of("float32", shape), value)
         values = column.rows.values if shape else column
         given = value.detach().numpy() if isinstance(value, torch.Tensor) else value
         assert not np.shares_memory(values, given)
@@ -51,7 +52,7 @@ def test_columns_are_no_memory_of_the_model(shape):  # ZO-5
 def test_objects_are_no_memory_of_the_model():  # ZO-5
     array, listed, tensor = np.zeros(2), [1, 2], torch.zeros(2)
     given = [{"a": array}, listed, (tensor,), array]
-    column = column_of(sink_of("object"), given)
+    column = column_of(writer_of("object"), given)
     array += 1
     tensor += 1
     listed.append(3)
@@ -61,7 +62,7 @@ def test_objects_are_no_memory_of_the_model():  # ZO-5
 
 
 def test_several_batches_become_a_column_without_another_copy():
-    writer = sink_of("float32", (2,))
+    writer = writer_of("float32", (2,))
     writer.write(slice(0, 2), 2, torch.zeros(2, 2), Padding())
     writer.write(slice(2, 4), 2, torch.ones(2, 2), Padding())
     assert np.shares_memory(writer.result(None).to_dense(), writer.block)
@@ -70,7 +71,7 @@ def test_several_batches_become_a_column_without_another_copy():
 def test_padding_is_trimmed_on_either_side():  # CF-02
     for side in ("right", "left"):
         padding = Padding(LENGTHS, 4, side)
-        writer = sink_of("float32", (None, 2), cast=False)
+        writer = writer_of("float32", (None, 2), cast=False)
         column = column_of(writer, TOKENS, padding=padding)
         assert column.dtype == TensorDtype("float32", (None, 2))
         for row, tokens, length in zip(column, TOKENS, LENGTHS, strict=True):
@@ -82,7 +83,7 @@ def test_ragged_batches_of_different_padding_in_any_order():  # CF-04
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 9, 20)
     texts = [rng.random(length, "f4") for length in lengths]
-    writer = sink_of("float32", (None,), n=20, cast=False)
+    writer = writer_of("float32", (None,), n=20, cast=False)
     for rows in np.split(np.argsort(lengths)[::-1], [3, 4, 11]):
         padded = int(lengths[rows].max())
         batch = np.zeros((len(rows), padded), "f4")
@@ -96,7 +97,7 @@ def test_ragged_batches_of_different_padding_in_any_order():  # CF-04
 
 def test_ragged_rows_are_no_views_of_a_buffer_that_is_used_again():
     buffer = torch.ones(4, 3)
-    writer = sink_of("float32", (None,), n=8)
+    writer = writer_of("float32", (None,), n=8)
     writer.write(slice(0, 4), 4, buffer, Padding(np.full(4, 3), 3))
     writer.write(slice(4, 8), 4, buffer.fill_(2), Padding(np.full(4, 3), 3))
     assert [row[0] for row in writer.result(None)] == [1] * 4 + [2] * 4
@@ -107,7 +108,7 @@ def test_ragged_rows_from_lists_arrays_and_columns():
     arrays = [None if row is None else np.array(row) for row in rows]
     series = pd.Series(pd.array(rows, dtype=TensorDtype("float32", (None,))))
     for value in (rows, arrays, series):
-        column = column_of(sink_of("float32", (None,)), value)
+        column = column_of(writer_of("float32", (None,)), value)
         assert column.isna().tolist() == [False, False, True, False]
         assert column[0].tolist() == [1, 2]
         assert len(column[1]) == 0
@@ -124,14 +125,14 @@ def test_ragged_rows_from_lists_arrays_and_columns():
     ],
 )
 def test_rows_that_are_not_as_promised_ragged(value, message):
-    writer = sink_of("float32", (None, 2), cast=False)
+    writer = writer_of("float32", (None, 2), cast=False)
     with pytest.raises(OutputError, match=message):
         writer.write(slice(0, 4), 4, value, Padding(LENGTHS, 4))
 
 
 def test_generated_rows_of_another_length_stay_whole():
     column = column_of(
-        sink_of("float32", (None,)), torch.ones(4, 7), padding=Padding(LENGTHS, 4)
+        writer_of("float32", (None,)), torch.ones(4, 7), padding=Padding(LENGTHS, 4)
     )
     assert [len(row) for row in column] == [7] * 4
 
@@ -147,14 +148,14 @@ def test_generated_rows_of_another_length_stay_whole():
     ],
 )
 def test_text(value):
-    column = column_of(sink_of("string"), value)
+    column = column_of(writer_of("string"), value)
     assert column.dtype == STRING
     assert column.isna().tolist() == [False, True, False, False]
     assert column[3] == "é"
 
 
 def test_numpy_text_and_text_in_any_order():  # CF-04
-    writer = sink_of("string")
+    writer = writer_of("string")
     writer.write(np.array([3, 1]), 2, np.array(["d", "b"]), Padding())
     writer.write(np.array([2, 0]), 2, np.array([["c"], ["a"]]), Padding())
     assert writer.result(None).tolist() == ["a", "b", "c", "d"]
@@ -172,11 +173,11 @@ def test_numpy_text_and_text_in_any_order():  # CF-04
 )
 def test_what_is_no_text(value, message):
     with pytest.raises(OutputError, match=message):
-        sink_of("string").write(slice(0, 4), 4, value, Padding())
+        writer_of("string").write(slice(0, 4), 4, value, Padding())
 
 
 def test_a_ragged_row_alone_in_an_array_of_objects():  # neighbours within a radius
-    writer = sink_of("float64", (None,), n=1, cast=False)
+    writer = writer_of("float64", (None,), n=1, cast=False)
     boxed = np.empty(1, object)
     boxed[0] = np.arange(4.0)
     writer.write(slice(0, 1), 1, boxed, Padding())
@@ -187,7 +188,7 @@ def test_a_ragged_row_alone_in_an_array_of_objects():  # neighbours within a rad
     "value", [[{}, [1], None, "x"], [[1, 2]] * 4, [np.zeros(2)] * 4, list("abcd")]
 )
 def test_objects_stay_what_they_are(value):
-    column = column_of(sink_of("object"), value)
+    column = column_of(writer_of("object"), value)
     assert column.dtype == object
     for found, given in zip(column, value, strict=True):
         assert type(found) is type(given)
@@ -195,10 +196,10 @@ def test_objects_stay_what_they_are(value):
 
 
 def test_arrays_become_objects_row_by_row():
-    column = column_of(sink_of("object"), TOKENS)
+    column = column_of(writer_of("object"), TOKENS)
     for row, given in zip(column, TOKENS, strict=True):
         np.testing.assert_array_equal(row, given)
-    assert column_of(sink_of("object"), torch.arange(4)).tolist() == [0, 1, 2, 3]
+    assert column_of(writer_of("object"), torch.arange(4)).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -209,14 +210,14 @@ def test_arrays_become_objects_row_by_row():
     ],
 )
 def test_dtypes_that_only_pandas_has(dtype, values):
-    column = column_of(sink_of(dtype), pd.Series(values))
+    column = column_of(writer_of(dtype), pd.Series(values))
     expected = pd.Series(values, dtype=dtype)
     pd.testing.assert_series_equal(pd.Series(column), expected)
 
 
 def test_values_that_such_a_dtype_cannot_hold():
     with pytest.raises(OutputError, match=r"promised as double.pyarrow"):
-        column_of(sink_of("double[pyarrow]"), ["a", "b", "c", "d"])
+        column_of(writer_of("double[pyarrow]"), ["a", "b", "c", "d"])
 
 
 @pytest.mark.parametrize(
@@ -224,21 +225,21 @@ def test_values_that_such_a_dtype_cannot_hold():
     [[1, None, 3, 4], pd.Series([1, None, 3, 4], dtype="Int64")],
 )
 def test_numbers_that_came_missing(values):  # SP-33
-    assert column_of(sink_of("Int64"), values).isna().tolist() == [0, 1, 0, 0]
-    assert column_of(sink_of("int64", nullable=True), values)[2] == 3
-    floats = column_of(sink_of("float32"), values)
+    assert column_of(writer_of("Int64"), values).isna().tolist() == [0, 1, 0, 0]
+    assert column_of(writer_of("int64", nullable=True), values)[2] == 3
+    floats = column_of(writer_of("float32"), values)
     np.testing.assert_array_equal(floats, np.array([1, np.nan, 3, 4], "f4"))
     with pytest.raises(OutputError, match=r'missing values.*"Int64"'):
-        column_of(sink_of("int64"), values)
+        column_of(writer_of("int64"), values)
 
 
 def test_every_number_came_missing():
-    assert column_of(sink_of("Int64"), [None] * 4).isna().all()
-    assert np.isnan(column_of(sink_of("float32"), [None] * 4)).all()
+    assert column_of(writer_of("Int64"), [None] * 4).isna().all()
+    assert np.isnan(column_of(writer_of("float32"), [None] * 4)).all()
 
 
 def test_vectors_that_came_missing():
-    column = column_of(sink_of("float32", (2,)), [[1, 2], None, np.ones(2), [3, 4]])
+    column = column_of(writer_of("float32", (2,)), [[1, 2], None, np.ones(2), [3, 4]])
     assert isinstance(column, TensorArray)
     assert column.isna().tolist() == [False, True, False, False]
     assert column[3].tolist() == [3, 4]
@@ -246,23 +247,23 @@ def test_vectors_that_came_missing():
 
 def test_vectors_in_a_tensor_column():
     array = TensorArray.from_numpy(np.ones((4, 2), "f4"))
-    column = column_of(sink_of("float32", (2,)), pd.Series(array))
+    column = column_of(writer_of("float32", (2,)), pd.Series(array))
     assert column.equals(array)
 
 
 def test_rows_of_different_lengths_name_the_remedy():
     with pytest.raises(OutputError, match=r"different lengths; .*meta="):
-        column_of(sink_of("float32", (2,)), [[1, 2], [1], [1, 2], [3]])
+        column_of(writer_of("float32", (2,)), [[1, 2], [1], [1, 2], [3]])
 
 
 def test_tensors_that_numpy_cannot_read_as_they_are():
     conjugate = torch.tensor([1j, 2j, 3j, 4j]).conj()
-    assert column_of(sink_of("complex64"), conjugate)[1] == -2j
+    assert column_of(writer_of("complex64"), conjugate)[1] == -2j
     sparse = torch.eye(4).to_sparse()
-    column = column_of(sink_of("float32", (4,)), sparse)
+    column = column_of(writer_of("float32", (4,)), sparse)
     np.testing.assert_array_equal(column.to_dense(), np.eye(4))
     leaf = torch.ones(4, requires_grad=True)
-    assert column_of(sink_of("float32"), leaf).tolist() == [1] * 4
+    assert column_of(writer_of("float32"), leaf).tolist() == [1] * 4
 
 
 @pytest.mark.parametrize(
@@ -281,19 +282,19 @@ def test_tensors_that_numpy_cannot_read_as_they_are():
     ],
 )
 def test_what_has_the_shape_of_a_row_is_the_row_of_a_batch_of_one(shape, value):
-    writer = sink_of("float32", shape, n=1)  # ZO-1
+    writer = writer_of("float32", shape, n=1)  # ZO-1
     writer.write(slice(0, 1), 1, value, Padding())
     row = np.asarray(writer.result(None)[0])
     given = value.numpy() if isinstance(value, torch.Tensor) else np.array(value)
     np.testing.assert_array_equal(row, given.reshape(row.shape))
     with pytest.raises(OutputError):
-        sink_of("float32", shape).write(slice(0, 4), 4, value, Padding())
+        writer_of("float32", shape).write(slice(0, 4), 4, value, Padding())
 
 
 @pytest.mark.parametrize("value", ["a", np.array("a"), ["a"], np.array([["a"]])])
 def test_a_string_is_the_row_of_a_batch_of_one(value):  # ZO-1
     for dtype in ("string", "object"):
-        writer = sink_of(dtype, n=1)
+        writer = writer_of(dtype, n=1)
         writer.write(slice(0, 1), 1, value, Padding())
         assert str(np.ravel(writer.result(None)[0])[0]) == "a"
 
@@ -302,7 +303,7 @@ def test_a_string_is_the_row_of_a_batch_of_one(value):  # ZO-1
 def test_one_token_that_the_model_squeezed(lengths):  # ZO-1
     n = len(lengths)
     for inner in ((), (2,)):
-        writer = sink_of("float32", (None, *inner), n=n, cast=False)
+        writer = writer_of("float32", (None, *inner), n=n, cast=False)
         value = torch.ones(n, 1, *inner).squeeze()
         writer.write(slice(0, n), n, value, Padding(np.array(lengths), 1))
         rows = [row.shape for row in writer.result(None)]
@@ -325,18 +326,18 @@ STRUCT = pa.struct([("box", pa.list_(pa.float32())), ("label", pa.string())])
     ],
 )
 def test_arrow_dtypes_are_kept(arrow, rows):
-    writer = sink_of(pd.ArrowDtype(arrow), n=3)
+    writer = writer_of(pd.ArrowDtype(arrow), n=3)
     writer.write(np.array([2]), 1, rows[2:], Padding())
     writer.write(slice(0, 2), 2, rows[:2], Padding())
     column = writer.result(None)
     assert column.dtype == pd.ArrowDtype(arrow)
     assert pa.array(column).to_pylist() == rows
-    assert sink_of(pd.ArrowDtype(arrow), n=0).result(None).dtype == column.dtype
+    assert writer_of(pd.ArrowDtype(arrow), n=0).result(None).dtype == column.dtype
 
 
 def test_tensors_in_a_struct():  # ZO-6
     value = [{"box": torch.tensor([0.5, 1.0]), "label": "a"}]
-    column = column_of(sink_of(pd.ArrowDtype(STRUCT), n=1), value, slice(0, 1))
+    column = column_of(writer_of(pd.ArrowDtype(STRUCT), n=1), value, slice(0, 1))
     assert pa.array(column).to_pylist() == [{"box": [0.5, 1.0], "label": "a"}]
 
 
@@ -350,5 +351,5 @@ def test_a_value_that_does_not_fit_is_its_rows_and_a_dtype_is_nobodys():  # ZO-2
         ("string", [1, 2], False),
     ]:
         with pytest.raises(OutputError) as raised:
-            sink_of(dtype, n=2).write(slice(0, 2), 2, value, Padding())
+            writer_of(dtype, n=2).write(slice(0, 2), 2, value, Padding())
         assert raised.value.of_a_row is own

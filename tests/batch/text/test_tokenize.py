@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_infer.batch.text.tokenize import longest_text, ragged, real_tokens, tokenize
+from dask_infer.batch.text.padding import pad, real_tokens
+from dask_infer.batch.text.tokenize import flat_rows, longest_text, tokenize
 from dask_infer.errors import InputError
 
 TEXTS = ["a b c", "", "a", "c b a c b a", "b b"]
@@ -44,7 +45,7 @@ def words(*, side="right", limit=None, padding="[PAD]"):
 def test_batches_are_what_the_tokenizer_itself_pads(side, rows):
     tokenizer = words(side=side)
     tokens = tokenize(TEXTS, tokenizer)
-    batch, padded = tokens.batch(rows)
+    batch, padding = tokens.batch(rows)
     expected = tokenizer(
         np.array(TEXTS, object)[rows].tolist(), padding=True, return_tensors="np"
     )
@@ -52,7 +53,7 @@ def test_batches_are_what_the_tokenizer_itself_pads(side, rows):
     for key in batch:
         np.testing.assert_array_equal(batch[key], expected[key])
         assert batch[key].dtype == np.int64
-    assert padded == expected["input_ids"].shape[1]
+    assert padding.width == expected["input_ids"].shape[1]
     assert tokens.side == side
     assert tokens.lengths.tolist() == [5, 2, 3, 8, 4]
 
@@ -126,10 +127,10 @@ def letters(texts):
 
 def test_lists_of_lists_are_padded_and_masked():
     tokens = tokenize(["ab", "c", ""], letters)
-    batch, padded = tokens.batch(slice(None))
+    batch, padding = tokens.batch(slice(None))
     assert batch["input_ids"].tolist() == [[97, 98], [99, 0], [0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0], [0, 0]]
-    assert padded == 2
+    assert padding.width == 2
     assert tokens.lengths.tolist() == [2, 1, 0]
     assert tokens.batch(np.array([2]))[0]["input_ids"].tolist() == [[0]]
 
@@ -145,9 +146,9 @@ def test_arrays_without_a_mask_stay_as_they_are(kind):
         return {"ids": kind([[len(text), 7] for text in texts])}
 
     tokens = tokenize(["ab", "c"], tokenizer)
-    batch, padded = tokens.batch(np.array([1, 0]))
+    batch, padding = tokens.batch(np.array([1, 0]))
     assert batch["ids"].tolist() == [[1, 7], [2, 7]]
-    assert padded == 2
+    assert (padding.lengths is None) == (kind is not list)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -156,11 +157,11 @@ def test_a_callable_that_pads_to_the_longest_is_narrowed_to_each_batch(side):
     tokens = tokenize(
         TEXTS, lambda texts: dict(hugging(texts, padding=True, return_tensors="pt"))
     )
-    batch, padded = tokens.batch(slice(0, 3))
+    batch, padding = tokens.batch(slice(0, 3))
     expected = hugging(TEXTS[:3], padding=True, return_tensors="np")
     for key in expected:
         np.testing.assert_array_equal(batch[key], expected[key])
-    assert padded == 5
+    assert padding.width == 5
     assert tokens.side == side
 
 
@@ -169,9 +170,9 @@ def test_a_callable_that_pads_to_a_fixed_length_is_left_alone():
     tokens = tokenize(
         TEXTS, lambda texts: dict(hugging(texts, padding="max_length", max_length=12))
     )
-    batch, padded = tokens.batch(slice(0, 2))
+    batch, padding = tokens.batch(slice(0, 2))
     assert batch["input_ids"].shape == (2, 12)
-    assert padded == 12
+    assert padding.width == 12
     assert tokens.padded_lengths.tolist() == [12] * 5
     assert tokens.lengths.tolist() == [5, 2, 3, 8, 4]
 
@@ -193,9 +194,9 @@ def test_tokenizers_that_return_something_else(tokenizer, message):
 @given(st.lists(st.lists(st.integers(1, 99), max_size=6), min_size=1, max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_padding_keeps_every_token_on_its_side(rows):
-    laid = ragged(rows)
+    flat = flat_rows(rows)
     for side in ("left", "right"):
-        block, mask = laid.padded(slice(None), side)
+        block, mask = pad(flat, slice(None), side=side)
         real = [row[keep].tolist() for row, keep in zip(block, mask, strict=True)]
         assert real == rows
         assert (block[~mask] == 0).all()

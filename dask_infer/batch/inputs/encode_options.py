@@ -1,0 +1,87 @@
+"""How columns become what the model reads, and one argument of its call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from dask_infer.batch.inputs.batch import Batch
+from dask_infer.batch.tensor.rows import Array, Positions
+from dask_infer.batch.text.padding import Side
+from dask_infer.batch.text.tokenize import IDS
+from dask_infer.spec import Argument
+from dask_infer.spec.token_rules import TokenRules
+
+Interface = Literal["tensor", "numpy", "frame"]
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How columns become what the model reads."""
+
+    interface: Interface
+    #: Dtype of floating inputs.
+    floating: torch.dtype = field(default_factory=torch.get_default_dtype)
+    tokenizer: Callable[..., Any] | None = None
+    rules: TokenRules = field(default_factory=TokenRules)
+    #: Most tokens the model takes, where its tokenizer may not tell.
+    max_length: int | None = None
+    #: Names and dtypes of the arguments, in order; empty where they are not known.
+    dtypes: Sequence[tuple[str, str]] = ()
+
+    @property
+    def side(self) -> Side | None:
+        """Where rows must be padded; None leaves it to the tokenizer."""
+        return "left" if self.rules.left else None
+
+    def padding(self, argument: Argument, place: int) -> tuple[int, int | None]:
+        """Return what ids are padded with, and what counts as padding among them."""
+        first = argument.keyword is None and place == 0
+        if first or argument.keyword in IDS:
+            return self.rules.pad or 0, self.rules.unseen
+        return 0, None
+
+    def dtype(self, argument: Argument) -> torch.dtype | None:
+        """Return the dtype an argument is cast to; None leaves it to its values."""
+        # The client may not have known that the model reads tensors: a factory.
+        unknown = argument.dtype is None
+        if unknown and not (argument.stacked and self.interface == "tensor"):
+            return None
+        if unknown or argument.dtype == "floating":
+            return self.floating
+        assert argument.dtype is not None
+        dtype = getattr(torch, argument.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    def dtype_of(self, values: Array) -> torch.dtype | None:
+        """Return the dtype of a column that nothing was known about."""
+        if self.interface != "tensor":
+            return None
+        by_code = {"f": self.floating, "i": torch.int64, "u": torch.int64}
+        return by_code.get(values.dtype.kind)
+
+    def wrap(self, block: Array, dtype: torch.dtype | None) -> Any:
+        """Return a block in memory of its own as the model reads it."""
+        if self.interface != "tensor":
+            return block
+        tensor = torch.from_numpy(block)
+        return tensor if dtype is None else tensor.to(dtype)
+
+
+class ArgumentReader:
+    """One argument of the model, whose columns are opened once for a frame."""
+
+    #: What a row looks like.
+    signature: object = None
+    #: Bytes of one row's tensors; 0 where they are not known beforehand.
+    bytes_per_row: int = 0
+    #: Tokens of each row, to plan with; None where rows have no length.
+    lengths: Array | None = None
+
+    def add_to(self, batch: Batch, positions: Positions) -> None:
+        """Add the argument's values of these rows, in memory of their own."""
+        raise NotImplementedError
