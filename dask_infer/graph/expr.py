@@ -26,7 +26,7 @@ from dask_infer._dask import (
     is_filter_pushdown_available,
     projected_columns,
 )
-from dask_infer.batch.outputs.resolve_outputs import output_meta
+from dask_infer.batch.outputs.column_dtypes import output_meta
 from dask_infer.graph.fusion import fuse
 from dask_infer.graph.tasks import request_group, run_partition
 from dask_infer.spec import GroupSpec, Job

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dask_infer.batch.outputs.resolve_outputs import output_meta
+from dask_infer.batch.outputs.column_dtypes import output_meta
 from dask_infer.errors import make_portable
 from dask_infer.spec import Job
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from dask_infer.batch.text.padding import NOT_PADDED, Padding
+from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ import torch
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.tensor.rows import Array, Positions
-from dask_infer.batch.text.padding import Side
+from dask_infer.batch.text.batch_padding import Side
 from dask_infer.batch.text.tokenize import IDS
 from dask_infer.spec import Argument
 from dask_infer.spec.token_rules import TokenRules

@@ -18,7 +18,7 @@ from dask_infer.batch.inputs.resolve_inputs import (
     with_integers,
     with_lists,
 )
-from dask_infer.batch.text.padding import NOT_PADDED, Padding, padding_of
+from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding, padding_of
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
 

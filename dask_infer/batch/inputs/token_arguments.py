@@ -12,7 +12,7 @@ from dask_infer.batch.inputs.columns import TextColumn
 from dask_infer.batch.inputs.encode_options import ArgumentReader, EncodeOptions
 from dask_infer.batch.inputs.list_columns import open_ids
 from dask_infer.batch.tensor.rows import Positions, Rows
-from dask_infer.batch.text.padding import Padding, Side, pad
+from dask_infer.batch.text.batch_padding import Padding, Side, pad
 from dask_infer.batch.text.tokenize import Tokens, longest_text, tokenize
 from dask_infer.errors import InputError
 from dask_infer.spec import Argument

@@ -19,7 +19,7 @@ from dask_infer.batch.outputs.column_writers import (
 )
 from dask_infer.batch.outputs.convert import to_array, unboxed
 from dask_infer.batch.tensor.rows import Positions
-from dask_infer.batch.text.padding import NOT_PADDED, Padding
+from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding
 from dask_infer.errors import OutputError
 from dask_infer.spec import Outputs
 
@@ -108,12 +108,14 @@ class Assembler:
         Only of a column declared by ``meta=``: of an inferred one it is known.
         `learn_axis` tells the answer, for all batches.
         """
+        if padding.lengths is None or not padding.cuts:
+            return False
         unknown = [
             place for place, w in enumerate(self._writers) if w.token_axis is None
         ]
-        if not unknown or not padding.cuts:
+        if not unknown:
             return False
-        values = self._values(picked, len(padding))
+        values = self._values(picked, len(padding.lengths))
         self._ranks = {
             place: np.ndim(values[place])
             for place in unknown

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dask_infer.batch.outputs.column_dtypes import STRING, pandas_dtype
 from dask_infer.batch.outputs.convert import (
     broken_promise,
     cast_array,
@@ -29,10 +30,9 @@ from dask_infer.batch.outputs.convert import (
     to_array,
 )
 from dask_infer.batch.outputs.fields import is_tensor
-from dask_infer.batch.outputs.resolve_outputs import STRING, pandas_dtype
 from dask_infer.batch.tensor.rows import Array, Positions, Rows, join, offsets_of
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
-from dask_infer.batch.text.padding import NOT_PADDED, Padding
+from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding
 from dask_infer.errors import InputError, OutputError
 from dask_infer.spec import OutputColumn
 
@@ -120,8 +120,10 @@ class NumberWriter(ColumnWriter):
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Write numbers."""
         array, missing = numbers(value, self.column, self.dtype)
-        array = one_per_row(array, self.column, count)
-        array = cast_array(array, self.dtype, self.column, self.cast)
+        if array.shape != (count, *self.shape):
+            array = one_per_row(array, self.column, self.shape, count)
+        if array.dtype != self.dtype:
+            array = cast_array(array, self.dtype, self.column, self.cast)
         if self.block is None:
             self.block = np.empty((self.n, *self.shape), self.dtype)
         self.block[rows] = array

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dask_infer.batch.outputs.column_dtypes import dtype_name
 from dask_infer.batch.outputs.fields import is_tensor
-from dask_infer.batch.outputs.resolve_outputs import dtype_name
 from dask_infer.batch.tensor.rows import Array
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 from dask_infer.errors import OutputError
@@ -80,6 +80,10 @@ def numbers(
     value: Any, column: OutputColumn, dtype: np.dtype[Any]
 ) -> tuple[Array, Array | None]:
     """Return numbers, and which rows are missing where any is."""
+    if type(value) is np.ndarray and value.dtype != object:
+        return value, None
+    if is_tensor(value):
+        return _tensor_to_array(value), None
     missing = _missing_rows(value)
     if missing is None or not missing.any():
         return unboxed(to_array(value)), None
@@ -117,15 +121,14 @@ def unboxed(array: Array) -> Array:
     return to_array(array.tolist())
 
 
-def one_per_row(array: Array, column: OutputColumn, count: int) -> Array:
-    """Return an array of any of the forms that `count` rows may have, as ``(n, ...)``.
+def one_per_row(
+    array: Array, column: OutputColumn, shape: tuple[int, ...], count: int
+) -> Array:
+    """Return an array that is not ``(count, *shape)`` in that form, if it has another.
 
     One row may come without its axis, where the model squeezes: what has exactly the
     shape of a row is that row.
     """
-    shape = tuple(size or 0 for size in column.shape)
-    if array.shape == (count, *shape):
-        return array
     squeezed = count == 1 and array.shape == shape
     if squeezed or (shape == () and array.shape == (count, 1)):
         return array.reshape(count, *shape)

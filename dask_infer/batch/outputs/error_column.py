@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_infer.batch.outputs.resolve_outputs import STRING
+from dask_infer.batch.outputs.column_dtypes import STRING
 from dask_infer.batch.tensor.rows import Array, Positions
 
 

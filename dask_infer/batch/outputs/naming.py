@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dask_infer.batch.outputs.parse_meta import MetaColumn
+from dask_infer.batch.outputs.parse_meta import OutputValue
 from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn
 
 #: One name, names of columns or fields, or ``{field: name}``.
 Naming: TypeAlias = str | Sequence[str] | Mapping[str, str] | None
 
-Shape: TypeAlias = tuple[int | None, ...]
-
 DEFAULT = "prediction"
-
-
-@dataclass(frozen=True)
-class Value:
-    """One value the model returns: where it is found and what a row of it holds."""
-
-    key: str | int | None
-    dtype: str
-    shape: Shape
-    #: Length of the first axis; None where it is a row each by nature.
-    rows: int | None = None
-    #: Another axis follows the size of the batch: no row's value.
-    uneven: bool = False
-
-    def __str__(self) -> str:
-        return "the output" if self.key is None else f"field {self.key!r}"
 
 
 def check_naming(output: Any) -> None:
@@ -50,7 +31,7 @@ def check_naming(output: Any) -> None:
 
 
 def name_values(
-    found: Sequence[Value], output: Naming, rows: int | None = None
+    found: Sequence[OutputValue], output: Naming, rows: int | None = None
 ) -> tuple[OutputColumn, ...]:
     """Return the columns that `output` makes of the values found.
 
@@ -78,7 +59,7 @@ def name_values(
     return tuple(_column(value, name) for value, name in picked)
 
 
-def _refusal(value: Value, rows: int | None) -> str | None:
+def _refusal(value: OutputValue, rows: int | None) -> str | None:
     """Return why a value has no entry for each row; None where it has."""
     if rows is not None and value.rows != rows:
         return f"the model returns {value.rows} rows for {rows}"
@@ -88,7 +69,7 @@ def _refusal(value: Value, rows: int | None) -> str | None:
 
 
 def name_meta_columns(
-    declared: Sequence[MetaColumn], output: Naming
+    declared: Sequence[OutputValue], output: Naming
 ) -> tuple[OutputColumn, ...]:
     """Return the columns that ``meta=`` declares, named by `output` too.
 
@@ -101,14 +82,14 @@ def name_meta_columns(
     """
     check_naming(output)
     sources = _sources(output)
-    if [item.name for item in declared] == [None]:
+    if [item.key for item in declared] == [None]:
         sources = sources or {DEFAULT: None}
         by_name = dict.fromkeys(sources, declared[0])
     else:
-        by_name = {str(item.name): item for item in declared}
+        by_name = {str(item.key): item for item in declared}
         sources = sources or {name: name for name in by_name}
     if len(by_name) < len(declared):
-        raise ValueError(f"meta= names a column twice: {[d.name for d in declared]}")
+        raise ValueError(f"meta= names a column twice: {[d.key for d in declared]}")
     if set(sources) != set(by_name):
         raise ValueError(
             f"output= names {list(sources)}, meta= names {list(by_name)}; name the "
@@ -131,7 +112,9 @@ def _sources(output: Naming) -> dict[str, str | None]:
     return {name: name for name in output}
 
 
-def _picked(found: Sequence[Value], output: Naming) -> list[tuple[Value, str]]:
+def _picked(
+    found: Sequence[OutputValue], output: Naming
+) -> list[tuple[OutputValue, str]]:
     """Return which values become columns, and the name of each."""
     if output is None:
         return list(zip(found, _default_names(found), strict=True))
@@ -158,7 +141,7 @@ def _picked(found: Sequence[Value], output: Naming) -> list[tuple[Value, str]]:
     return list(zip(found, output, strict=True))
 
 
-def _default_names(found: Sequence[Value]) -> list[str]:
+def _default_names(found: Sequence[OutputValue]) -> list[str]:
     if len(found) == 1 and found[0].key is None:
         return [DEFAULT]
     return [
@@ -167,7 +150,7 @@ def _default_names(found: Sequence[Value]) -> list[str]:
     ]
 
 
-def _split(value: Value, names: Sequence[str]) -> tuple[OutputColumn, ...]:
+def _split(value: OutputValue, names: Sequence[str]) -> tuple[OutputColumn, ...]:
     """Return a column for each of the k numbers a row, or the one column of it all."""
     if len(names) == 1:
         return (_column(value, names[0]),)
@@ -185,7 +168,7 @@ def _split(value: Value, names: Sequence[str]) -> tuple[OutputColumn, ...]:
     )
 
 
-def _column(value: Value, name: str) -> OutputColumn:
+def _column(value: OutputValue, name: str) -> OutputColumn:
     dtype, shape = value.dtype, value.shape
     if shape and dtype in ("string", "object"):
         dtype, shape = "object", ()
@@ -198,7 +181,9 @@ def _column(value: Value, name: str) -> OutputColumn:
     return OutputColumn(name, dtype, shape, value.key)
 
 
-def _check_fields(output: Any, keys: Sequence[Any], found: Sequence[Value]) -> None:
+def _check_fields(
+    output: Any, keys: Sequence[Any], found: Sequence[OutputValue]
+) -> None:
     present = [value.key for value in found]
     unknown = [key for key in keys if key not in present]
     if not unknown:
@@ -215,5 +200,5 @@ def _check_fields(output: Any, keys: Sequence[Any], found: Sequence[Value]) -> N
     )
 
 
-def _listed(found: Sequence[Value]) -> str:
+def _listed(found: Sequence[OutputValue]) -> str:
     return ", ".join(repr(value.key) for value in found)

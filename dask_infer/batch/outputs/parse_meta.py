@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +16,29 @@ from dask_infer.batch.tensor.arrow import (
     is_fixed,
     is_list,
 )
-from dask_infer.batch.tensor.tensor_array import TensorDtype
+from dask_infer.batch.tensor.rows import Shape
+from dask_infer.batch.tensor.tensor_dtype import TensorDtype
 
 
 @dataclass(frozen=True)
-class MetaColumn:
-    """One column of ``meta=``."""
+class OutputValue:
+    """One value that a model returns: where it is found and what a row of it holds."""
 
-    #: None where only a dtype was given.
-    name: Hashable
+    #: A name, a position, or None for the output itself.
+    key: Any
     #: As in `OutputColumn`.
     dtype: Any
-    shape: tuple[int | None, ...] = ()
+    shape: Shape = ()
+    #: Length of the first axis; None where each row has an entry by nature.
+    rows: int | None = None
+    #: Another axis follows the size of the batch: no row's value.
+    uneven: bool = False
+
+    def __str__(self) -> str:
+        return "the output" if self.key is None else f"field {self.key!r}"
 
 
-def parse_meta(meta: Any) -> list[MetaColumn]:
+def parse_meta(meta: Any) -> list[OutputValue]:
     """Return the columns that `meta` names, in its order.
 
     Raises
@@ -42,10 +50,10 @@ def parse_meta(meta: Any) -> list[MetaColumn]:
     names = [name for name, _ in pairs]
     if not pairs or (len(pairs) > 1 and None in names):
         raise _refusal(meta)
-    return [MetaColumn(name, *parse_dtype(dtype, meta)) for name, dtype in pairs]
+    return [OutputValue(name, *parse_dtype(dtype, meta)) for name, dtype in pairs]
 
 
-def parse_dtype(dtype: Any, meta: Any) -> tuple[Any, tuple[int | None, ...]]:
+def parse_dtype(dtype: Any, meta: Any) -> tuple[Any, Shape]:
     """Return the dtype and the shape of one row, as `OutputColumn` has them.
 
     `meta` is what the user wrote, for the error's text.
@@ -146,10 +154,10 @@ def _named(dtype: Any) -> Any:
     return str(dtype) if _pandas_dtype(str(dtype)) == dtype else dtype
 
 
-def _arrow(known: pd.ArrowDtype) -> tuple[Any, tuple[int | None, ...]]:
+def _arrow(known: pd.ArrowDtype) -> tuple[Any, Shape]:
     """Dtype and shape of lists of numbers; text becomes Dask's strings."""
     dtype = known.pyarrow_dtype
-    shape: tuple[int | None, ...] | None
+    shape: Shape | None
     if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
         return "string", ()
     if not is_list(dtype):

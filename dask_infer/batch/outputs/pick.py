@@ -14,10 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_infer.batch.outputs.fields import Fields, all_fields, is_column, stacked
+from dask_infer.batch.outputs.fields import (
+    Fields,
+    all_fields,
+    is_column,
+    is_tensor,
+    stacked,
+)
 from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn, Outputs
 
@@ -37,6 +44,8 @@ def pick(output: Any, outputs: Outputs) -> Fields:
     OutputError
         If the columns are not found in the output.
     """
+    if is_tensor(output) or (type(output) is np.ndarray and not output.dtype.names):
+        return [(None, output)]
     columns = outputs.columns
     if _are_mappings(output, outputs):
         return _of_mappings(output, outputs)

@@ -7,27 +7,17 @@ estimator's attributes, or from ``meta=``.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from dask_infer.batch.outputs.column_dtypes import dtype_name
 from dask_infer.batch.outputs.fields import is_tensor, traced_fields
-from dask_infer.batch.outputs.naming import (
-    Naming,
-    Shape,
-    Value,
-    name_meta_columns,
-    name_values,
-)
-from dask_infer.batch.outputs.parse_meta import parse_dtype, parse_meta
-from dask_infer.batch.tensor.tensor_array import TensorDtype
+from dask_infer.batch.outputs.naming import Naming, name_meta_columns, name_values
+from dask_infer.batch.outputs.parse_meta import OutputValue, parse_dtype, parse_meta
+from dask_infer.batch.tensor.rows import Shape
 from dask_infer.errors import OutputError
-from dask_infer.spec import ERROR_COLUMN, OutputColumn, Outputs
-
-#: What Dask makes of text under its default ``dataframe.convert-string``.
-STRING = pd.StringDtype("pyarrow")
+from dask_infer.spec import ERROR_COLUMN, Outputs
 
 
 def resolve_outputs(
@@ -101,7 +91,7 @@ def outputs_from_estimator(
     for place, (name, dtype, shape) in enumerate(described):
         key = place if name is None and len(described) > 1 else name
         text, _ = parse_dtype(dtype, dtype)
-        found.append(Value(key, text, _squeezed(shape)))
+        found.append(OutputValue(key, text, _squeezed(shape)))
     columns = name_values(found, output)
     outputs = Outputs(columns, declared=True, listed=len(described) > 1)
     return check_names(outputs, kept)
@@ -128,7 +118,7 @@ def outputs_from_meta(
         If `meta` is none of these, or names other columns than `output`.
     """
     passed_over = {*kept, ERROR_COLUMN}
-    declared = [item for item in parse_meta(meta) if item.name not in passed_over]
+    declared = [item for item in parse_meta(meta) if item.key not in passed_over]
     if not declared:
         raise ValueError(
             f"meta={meta!r} names no output column, only input columns that are kept; "
@@ -174,61 +164,11 @@ def check_names(
     return outputs
 
 
-def output_meta(
-    outputs: Outputs, nullable: bool = False, quarantine: bool = False
-) -> dict[str, pd.Series[Any]]:
-    """Return an empty series for each column that is added, as Dask's meta wants it."""
-    dtypes = {column.name: pandas_dtype(column, nullable) for column in outputs.columns}
-    if quarantine:
-        dtypes[ERROR_COLUMN] = STRING
-    return {
-        name: pd.Series([], name=name, dtype=cast("Any", dtype))
-        for name, dtype in dtypes.items()
-    }
-
-
-@lru_cache(1024)
-def pandas_dtype(column: OutputColumn, nullable: bool = False) -> Any:
-    """Return the NumPy or extension dtype that `column` has in the result.
-
-    With `nullable`, whole numbers and booleans take the pandas dtypes that can miss.
-    """
-    if column.shape:
-        return TensorDtype(np.dtype(column.dtype), column.shape)
-    if column.dtype == "string":
-        return STRING
-    dtype = pd.api.types.pandas_dtype(column.dtype)
-    if not nullable or not isinstance(dtype, np.dtype) or dtype.kind not in "iub":
-        return dtype
-    if dtype.kind == "b":
-        return pd.BooleanDtype()
-    prefix = "UInt" if dtype.kind == "u" else "Int"
-    return pd.api.types.pandas_dtype(f"{prefix}{8 * dtype.itemsize}")
-
-
-def dtype_name(dtype: Any) -> str:
-    """Return the NumPy name that values of a torch or NumPy dtype have as a column.
-
-    Floats that NumPy lacks become float32.
-    """
-    name = str(dtype).removeprefix("torch.")
-    if name.startswith(("bfloat", "float8", "float4")):
-        return "float32"
-    if name == "complex32":
-        return "complex64"
-    try:
-        known = np.dtype(name)
-    except TypeError:
-        raise OutputError(
-            f"the model returns values of dtype {dtype}, which no column can hold; "
-            "cast them in postprocess="
-        ) from None
-    return {"U": "string", "O": "object", "S": "object"}.get(known.kind, known.name)
-
-
-def _traced_value(key: Any, value: Any, padded: int | None, uneven: bool) -> Value:
+def _traced_value(
+    key: Any, value: Any, padded: int | None, uneven: bool
+) -> OutputValue:
     shape, dtype = _row_shape(value, padded), dtype_name(value.dtype)
-    return Value(key, dtype, shape, len(value), uneven)
+    return OutputValue(key, dtype, shape, len(value), uneven)
 
 
 def _row_shape(value: Any, padded: int | None) -> Shape:

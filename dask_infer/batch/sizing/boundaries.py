@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import numpy.typing as npt
 
@@ -11,28 +9,6 @@ Rows = npt.NDArray[np.int64]
 
 #: What another forward costs, in padded tokens, where nobody has measured it.
 FORWARD_COST = 64
-
-
-def plan_rows(
-    n: int, batch_size: int | Callable[[], int], start: int = 0
-) -> Iterator[slice]:
-    """Consecutive batches of at most `batch_size` rows.
-
-    Parameters
-    ----------
-    n
-        Rows of the partition.
-    batch_size
-        Most rows of a batch. A callable is asked once before each batch, so that a
-        policy may change its mind on the way and still no row is lost or doubled.
-    start
-        First row.
-    """
-    while start < n:
-        size = batch_size() if callable(batch_size) else batch_size
-        stop = min(start + max(1, size), n)
-        yield slice(start, stop)
-        start = stop
 
 
 def plan_tokens(

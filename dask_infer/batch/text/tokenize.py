@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dask_infer.batch.tensor.rows import Array, Positions, Rows, join, offsets_of
-from dask_infer.batch.text.padding import (
+from dask_infer.batch.text.batch_padding import (
     NOT_PADDED,
     Padding,
     Side,

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from dask_infer.batch.outputs.assembler import Assembler
+from dask_infer.batch.outputs.column_dtypes import output_meta
 from dask_infer.batch.outputs.pick import pick
 from dask_infer.batch.outputs.resolve_outputs import (
-    output_meta,
     outputs_from_estimator,
     outputs_from_meta,
     resolve_outputs,

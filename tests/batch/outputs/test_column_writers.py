@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from dask_infer.batch.outputs.column_dtypes import STRING
 from dask_infer.batch.outputs.column_writers import build_writer
-from dask_infer.batch.outputs.resolve_outputs import STRING
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
-from dask_infer.batch.text.padding import Padding
+from dask_infer.batch.text.batch_padding import Padding
 from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn
 

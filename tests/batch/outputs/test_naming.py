@@ -3,19 +3,18 @@ from __future__ import annotations
 import pytest
 
 from dask_infer.batch.outputs.naming import (
-    Value,
     check_naming,
     name_meta_columns,
     name_values,
 )
-from dask_infer.batch.outputs.parse_meta import MetaColumn
+from dask_infer.batch.outputs.parse_meta import OutputValue
 from dask_infer.errors import OutputError
 
-SCALAR = Value(None, "float32", ())
-VECTOR = Value(None, "float32", (3,))
-LOGITS = Value("logits", "float32", (2,))
-HIDDEN = Value("hidden", "float32", (7,))
-FIRST, SECOND = Value(0, "float32", ()), Value(1, "int64", (2,))
+SCALAR = OutputValue(None, "float32", ())
+VECTOR = OutputValue(None, "float32", (3,))
+LOGITS = OutputValue("logits", "float32", (2,))
+HIDDEN = OutputValue("hidden", "float32", (7,))
+FIRST, SECOND = OutputValue(0, "float32", ()), OutputValue(1, "int64", (2,))
 
 
 def named(found, output=None):
@@ -64,7 +63,11 @@ def test_names(found, output, expected):
     [
         ([VECTOR], ["a", "b"], r"names 2, the model returns 3 columns"),
         ([SCALAR], ["a", "b"], r"names 2, the model returns 1 column;"),
-        ([Value(None, "f4", (2, 2))], ["a", "b"], r"returns rows of shape \(2, 2\)"),
+        (
+            [OutputValue(None, "f4", (2, 2))],
+            ["a", "b"],
+            r"returns rows of shape \(2, 2\)",
+        ),
         ([FIRST, SECOND], ["a"], r"names 1, the model returns 2 arrays: 0, 1"),
         ([LOGITS, HIDDEN], {"x": "s"}, r"no 'x', only 'logits', 'hidden'; pick and"),
         ([LOGITS, HIDDEN], "score", r"no 'score', only 'logits', 'hidden'"),
@@ -90,12 +93,15 @@ def test_same_name_twice_is_refused(output):
 
 
 def test_same_value_twice_is_fine():  # PP-6
-    columns = name_values([LOGITS, Value("again", "float32", (2,))], None)
+    columns = name_values([LOGITS, OutputValue("again", "float32", (2,))], None)
     assert [c.name for c in columns] == ["logits", "again"]
 
 
 def test_only_picked_values_need_all_rows():
-    found = [Value(0, "float32", (), rows=8), Value(1, "float32", (8, 4), rows=1)]
+    found = [
+        OutputValue(0, "float32", (), rows=8),
+        OutputValue(1, "float32", (8, 4), rows=1),
+    ]
     assert name_values(found, {0: "out"}, rows=8)[0].field == 0
     assert [column.field for column in name_values(found, None, rows=8)] == [0]
     with pytest.raises(OutputError, match="1 rows for 8 in field 1"):
@@ -103,10 +109,10 @@ def test_only_picked_values_need_all_rows():
 
 
 def test_lists_of_text_are_objects_and_of_complex_refused():
-    (column,) = name_values([Value(None, "string", (2,))], None)
+    (column,) = name_values([OutputValue(None, "string", (2,))], None)
     assert (column.dtype, column.shape) == ("object", ())
     with pytest.raises(OutputError, match="only numbers can be lists"):
-        name_values([Value(None, "complex64", (2,))], None)
+        name_values([OutputValue(None, "complex64", (2,))], None)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ def test_lists_of_text_are_objects_and_of_complex_refused():
 )
 def test_declared_names(declared, output, expected):
     columns = name_meta_columns(
-        [MetaColumn(name, "float32") for name in declared], output
+        [OutputValue(name, "float32") for name in declared], output
     )
     assert {c.name: c.field for c in columns} == expected
 
@@ -138,4 +144,4 @@ def test_declared_names(declared, output, expected):
 )
 def test_declared_names_must_agree(names, output, message):
     with pytest.raises(ValueError, match=message):
-        name_meta_columns([MetaColumn(name, "float32") for name in names], output)
+        name_meta_columns([OutputValue(name, "float32") for name in names], output)

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dask_infer.batch.outputs.parse_meta import MetaColumn, parse_meta
-from dask_infer.batch.outputs.resolve_outputs import outputs_from_meta, pandas_dtype
+from dask_infer.batch.outputs.column_dtypes import pandas_dtype
+from dask_infer.batch.outputs.parse_meta import OutputValue, parse_meta
+from dask_infer.batch.outputs.resolve_outputs import outputs_from_meta
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 
 FLOATS = pa.float32()
@@ -47,8 +48,8 @@ FLOATS = pa.float32()
     ],
 )
 def test_dtypes(dtype, name, shape):
-    assert parse_meta(dtype) == [MetaColumn(None, name, shape)]
-    assert parse_meta({"a": dtype}) == [MetaColumn("a", name, shape)]
+    assert parse_meta(dtype) == [OutputValue(None, name, shape)]
+    assert parse_meta({"a": dtype}) == [OutputValue("a", name, shape)]
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,8 @@ def test_arrow_dtypes_are_the_dtypes_of_the_result(arrow):
 )
 def test_forms_of_several_columns(meta):
     assert parse_meta(meta) == [
-        MetaColumn("a", "float32"),
-        MetaColumn("b", "string"),
+        OutputValue("a", "float32"),
+        OutputValue("b", "string"),
     ]
 
 
@@ -96,22 +97,22 @@ def test_forms_of_several_columns(meta):
     "meta", [("a", "float32"), [("a", "float32")], pd.Series(dtype="f4", name="a")]
 )
 def test_forms_of_one_column(meta):
-    assert parse_meta(meta) == [MetaColumn("a", "float32")]
+    assert parse_meta(meta) == [OutputValue("a", "float32")]
 
 
 def test_series_without_a_name_is_a_dtype():
-    assert parse_meta(pd.Series(dtype="f4")) == [MetaColumn(None, "float32")]
+    assert parse_meta(pd.Series(dtype="f4")) == [OutputValue(None, "float32")]
 
 
 def test_objects_that_are_no_text_stay_objects():
     frame = pd.DataFrame({"a": [[1, 2], [3]]})
-    assert parse_meta(frame) == [MetaColumn("a", "object")]
+    assert parse_meta(frame) == [OutputValue("a", "object")]
 
 
 def test_dask_collection():
     dd = pytest.importorskip("dask.dataframe")
     frame = dd.from_pandas(pd.DataFrame({"a": [1.0]}), npartitions=1)
-    assert parse_meta(frame) == [MetaColumn("a", "float64")]
+    assert parse_meta(frame) == [OutputValue("a", "float64")]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
+from dask_infer.batch.outputs.column_dtypes import STRING, output_meta
 from dask_infer.batch.outputs.resolve_outputs import (
-    STRING,
     check_names,
-    output_meta,
     outputs_from_estimator,
     outputs_from_meta,
     resolve_outputs,

@@ -9,32 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_infer.batch.sizing.boundaries import plan_rows, plan_tokens
-
-
-@pytest.mark.parametrize(
-    ("n", "size", "bounds"),
-    [
-        (0, 4, []),
-        (1, 4, [(0, 1)]),
-        (4, 4, [(0, 4)]),
-        (5, 4, [(0, 4), (4, 5)]),
-        (9, 3, [(0, 3), (3, 6), (6, 9)]),
-        (2, 1, [(0, 1), (1, 2)]),
-    ],
-)
-def test_rows_in_consecutive_batches(n, size, bounds):
-    assert [(rows.start, rows.stop) for rows in plan_rows(n, size)] == bounds
-
-
-def test_rows_ask_a_changing_policy_once_per_batch():
-    sizes = iter([2, 4, 8])
-    plan = plan_rows(11, lambda: next(sizes))
-    assert [(rows.start, rows.stop) for rows in plan] == [(0, 2), (2, 6), (6, 11)]
-
-
-def test_rows_from_a_start():
-    assert list(plan_rows(5, 4, start=3)) == [slice(3, 5)]
+from dask_infer.batch.sizing.boundaries import plan_tokens
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_infer.batch.text.padding import pad, real_tokens
+from dask_infer.batch.text.batch_padding import pad, real_tokens
 from dask_infer.batch.text.tokenize import flat_rows, longest_text, tokenize
 from dask_infer.errors import InputError
 

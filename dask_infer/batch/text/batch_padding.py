@@ -23,9 +23,6 @@ class Padding:
     #: Where the padding of each row is.
     side: Side = "right"
 
-    def __len__(self) -> int:
-        return 0 if self.lengths is None else len(self.lengths)
-
     @property
     def cuts(self) -> bool:
         """Whether any row is padded."""
