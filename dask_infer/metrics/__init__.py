@@ -1,0 +1,1 @@
+"""Counters of what runs: ambient in a process, summed over a cluster; no Dask here."""

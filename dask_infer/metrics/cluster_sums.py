@@ -1,0 +1,157 @@
+"""The counters of all workers of a cluster, as they arrive, also of those that left.
+
+What a worker sends is cumulative, so a message that is lost costs nothing. When a
+worker leaves, its last numbers stay in the sums.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_infer.metrics.sums import Label, Sums, from_message
+from dask_infer.metrics.totals import EARLIER, MODELS
+
+#: Version of the message; what comes in another one is passed over.
+VERSION = 1
+#: Seconds that a rate looks back, and that are kept of each worker.
+RATE, RECENT = 5.0, 30.0
+#: Jobs that are told apart, the latest.
+JOBS = 64
+
+
+@dataclass
+class Message:
+    """What a worker sent with one heartbeat."""
+
+    #: Its clock, in seconds.
+    at: float
+    sums: dict[Label, Sums]
+    #: Its resident replicas, as `replicas()` lists them.
+    replicas: list[dict[str, Any]]
+    #: Its process: seconds of CPU, of all processes of the host, and the cores there.
+    host: dict[str, float]
+    by_model: dict[Label, Sums] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for label, sums in self.sums.items():
+            model = label._replace(job="")
+            self.by_model.setdefault(model, Sums()).add(sums)
+
+    @staticmethod
+    def read(message: Mapping[str, Any]) -> Message:
+        """Return a worker's message, or raise `ValueError` for one of another version."""
+        if message["version"] != VERSION:
+            raise ValueError(message["version"])
+        sums = from_message(message["sums"])
+        return Message(message["at"], sums, message["replicas"], message["host"])
+
+
+class WorkerSums:
+    """The latest message of one worker, and some before it."""
+
+    def __init__(self, message: Message) -> None:
+        self.latest = message
+        #: At least `RATE` seconds apart, over `RECENT` seconds, oldest first.
+        self._before = deque([message])
+
+    def update(self, message: Message) -> None:
+        """Take a newer message."""
+        self.latest = message
+        if message.at - self._before[-1].at >= RATE:
+            self._before.append(message)
+        while len(self._before) > 1 and message.at - self._before[1].at >= RECENT:
+            self._before.popleft()
+
+    def recent(self, seconds: float) -> tuple[float, dict[Label, Sums]]:
+        """Return what was added in about the last `seconds`, and in how many."""
+        now, oldest = self.latest, self._before[0]
+        for message in self._before:
+            if now.at - message.at >= seconds:
+                oldest = message
+        added = {
+            label: sums.since(oldest.by_model.get(label))
+            for label, sums in now.by_model.items()
+        }
+        return now.at - oldest.at, added
+
+
+class ClusterSums:
+    """Sums over all workers, those that left included."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, WorkerSums] = {}
+        #: By model and stage, of workers that left.
+        self.gone: OrderedDict[Label, Sums] = OrderedDict()
+        #: By job, of workers that left or do not tell it apart any more.
+        self._jobs: OrderedDict[Label, Sums] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<ClusterSums {len(self.workers)} workers, {len(self._jobs)} jobs>"
+
+    def update(self, worker: str, message: Message) -> None:
+        """Take what a worker sent."""
+        known = self.workers.get(worker)
+        if known is None:
+            self.workers[worker] = WorkerSums(message)
+        else:
+            before = known.latest.sums
+            self._remember({k: v for k, v in before.items() if k not in message.sums})
+            known.update(message)
+
+    def remove(self, worker: str) -> None:
+        """Keep the last numbers of a worker that left."""
+        left = self.workers.pop(worker, None)
+        if left is None:
+            return
+        self._remember(left.latest.sums)
+        for label, sums in left.latest.by_model.items():
+            _fold(self.gone, label, sums)
+        while len(self.gone) > MODELS:
+            label, older = self.gone.popitem(last=False)
+            _fold(self.gone, Label(EARLIER, label.stage), older)
+
+    def by_model(self) -> dict[Label, Sums]:
+        """Return the sums of each model and stage."""
+        return _total([self.gone, *(w.latest.by_model for w in self.workers.values())])
+
+    def by_job(self) -> dict[Label, Sums]:
+        """Return the sums of each job that is told apart."""
+        result = _total([self._jobs, *(w.latest.sums for w in self.workers.values())])
+        return {label: sums for label, sums in result.items() if label.job}
+
+    def recent(self, seconds: float) -> dict[Label, Sums]:
+        """Return what was added by model and stage in about the last `seconds`."""
+        return _total([w.recent(seconds)[1] for w in self.workers.values()])
+
+    def rates(self, name: str) -> dict[tuple[str, Label], float]:
+        """Return how fast a counter grows, by worker, model and stage."""
+        result = {}
+        for address, worker in self.workers.items():
+            seconds, added = worker.recent(RATE)
+            for label, sums in added.items():
+                rate = sums.counts.get(name, 0) / seconds if seconds else 0.0
+                result[address, label] = rate
+        return result
+
+    def _remember(self, sums: Mapping[Label, Sums]) -> None:
+        for label, each in sums.items():
+            if label.job:
+                _fold(self._jobs, label, each)
+        while len(self._jobs) > JOBS:
+            self._jobs.popitem(last=False)
+
+
+def _fold(into: OrderedDict[Label, Sums], label: Label, sums: Sums) -> None:
+    into.setdefault(label, Sums()).add(sums, levels=False)
+    into.move_to_end(label)
+
+
+def _total(parts: Iterable[Mapping[Label, Sums]]) -> dict[Label, Sums]:
+    result: dict[Label, Sums] = {}
+    for part in parts:
+        for label, sums in part.items():
+            result.setdefault(label, Sums()).add(sums)
+    return result

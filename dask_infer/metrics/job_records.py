@@ -1,0 +1,90 @@
+"""What each job was doing from its first partition to its last.
+
+Stages serve several jobs, so what they did during a job is the growth of their sums
+between its start and its end.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dask_infer.metrics.sums import Label, Sums, to_message
+
+#: Jobs that are kept, the latest.
+KEPT = 32
+
+
+@dataclass
+class JobRecord:
+    """One job of one model."""
+
+    model: str
+    job: str
+    #: Seconds since the epoch when it was first seen to run, and last.
+    start: float
+    end: float
+    #: Sums of its partitions.
+    sums: Sums
+    #: Sums of the model's stages at the start and at the end, by stage.
+    stages_before: dict[int, Sums]
+    stages: dict[int, Sums]
+
+    @property
+    def running(self) -> bool:
+        """Whether partitions of it run now."""
+        return bool(self.sums.levels.get("partitions"))
+
+    def to_message(self) -> dict[str, Any]:
+        """Return it as plain lists and dicts; stages by what they did during the job."""
+        during = {
+            Label(self.model, stage): sums.since(self.stages_before.get(stage))
+            for stage, sums in self.stages.items()
+        }
+        return {
+            "model": self.model,
+            "job": self.job,
+            "start": self.start,
+            "end": self.end,
+            "running": self.running,
+            "sums": to_message({Label(self.model, None, self.job): self.sums}),
+            "stages": to_message(during),
+        }
+
+
+class JobRecords:
+    """Records of the latest jobs."""
+
+    def __init__(self) -> None:
+        self.records: OrderedDict[Label, JobRecord] = OrderedDict()
+
+    def update(
+        self,
+        now: float,
+        by_job: Mapping[Label, Sums],
+        by_model: Mapping[Label, Sums],
+    ) -> None:
+        """Take note of the jobs that went on since the last call."""
+        for label, sums in by_job.items():
+            known = self.records.get(label)
+            if known is not None and known.sums == sums:
+                continue
+            stages = _stages(label.model, by_model)
+            if known is None:
+                known = self.records[label] = JobRecord(
+                    label.model, label.job, now, now, sums, stages, stages
+                )
+            known.end, known.sums, known.stages = now, sums, stages
+            self.records.move_to_end(label)
+        while len(self.records) > KEPT:
+            self.records.popitem(last=False)
+
+
+def _stages(model: str, by_model: Mapping[Label, Sums]) -> dict[int, Sums]:
+    return {
+        label.stage: sums
+        for label, sums in by_model.items()
+        if label.model == model and label.stage is not None
+    }

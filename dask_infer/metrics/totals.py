@@ -1,0 +1,110 @@
+"""The counters of this process: recorders that are open, and sums of those closed.
+
+Bounded whatever runs: of each worker the latest jobs and models are told apart, older
+ones are added to the model, or to `EARLIER`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from dask_infer.metrics.recorder import Recorder, current
+from dask_infer.metrics.sums import Label, Sums
+
+#: Jobs of a worker that are told apart, the latest.
+JOBS = 8
+#: Models and stages of a worker that are told apart, the latest.
+MODELS = 100
+#: Stands for the models before.
+EARLIER = "earlier models"
+
+
+class Totals:
+    """Sums of a process by worker and label, for all threads."""
+
+    def __init__(self, jobs: int = JOBS, models: int = MODELS) -> None:
+        self._most = {True: jobs, False: models}
+        self._open: set[Recorder] = set()
+        #: By worker; the label that was written last is the last one.
+        self._closed: dict[str, OrderedDict[Label, Sums]] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        labels = sum(map(len, self._closed.values()))
+        return f"<Totals {labels} labels, {len(self._open)} open>"
+
+    def open(self, recorder: Recorder) -> None:
+        """Have a recorder seen while it is written."""
+        with self._lock:
+            self._open.add(recorder)
+
+    def close(self, recorder: Recorder) -> None:
+        """Keep the sums of a recorder that will not be written any more."""
+        with self._lock:
+            self._open.discard(recorder)
+            closed = self._closed.setdefault(recorder.worker, OrderedDict())
+            known = recorder.label in closed
+            self._keep(closed, recorder.label, recorder.sums())
+            if not known:
+                self._fold(closed)
+
+    def snapshot(self, worker: str) -> dict[Label, Sums]:
+        """Return all that was ever counted for a worker, and its levels now."""
+        with self._lock:
+            result = {label: Sums() for label in self._closed.get(worker, ())}
+            for label, sums in self._closed.get(worker, {}).items():
+                result[label].add(sums)
+            for recorder in self._open:
+                if recorder.worker == worker:
+                    result.setdefault(recorder.label, Sums()).add(recorder.sums())
+        return result
+
+    def forget(self, worker: str) -> None:
+        """Drop a worker that has ended; others of this process go on."""
+        with self._lock:
+            self._closed.pop(worker, None)
+
+    def _keep(self, closed: OrderedDict[Label, Sums], label: Label, sums: Sums) -> None:
+        closed.setdefault(label, Sums()).add(sums, levels=False)
+        closed.move_to_end(label)
+
+    def _fold(self, closed: OrderedDict[Label, Sums]) -> None:
+        """Add the oldest jobs to their models, and the oldest models to `EARLIER`."""
+        for has_job, most in self._most.items():
+            labels = [label for label in closed if bool(label.job) is has_job]
+            for label in labels[: max(0, len(labels) - most)]:
+                model = label.model if has_job else EARLIER
+                older = closed.pop(label)
+                self._keep(closed, Label(model, label.stage), older)
+
+
+#: Those of this process.
+totals = Totals()
+
+
+@contextlib.contextmanager
+def recording(
+    worker: str, label: Label, activity: str = "other"
+) -> Iterator[Recorder]:
+    """Record the calling thread under a label of a worker.
+
+    Parameters
+    ----------
+    worker
+        Its address, or "local"; several workers may share a process.
+    label
+        What it works for.
+    activity
+        What it does outside all meters.
+    """
+    recorder = Recorder(worker, label, activity)
+    token = current.set(recorder)
+    totals.open(recorder)
+    try:
+        yield recorder
+    finally:
+        totals.close(recorder)
+        current.reset(token)
