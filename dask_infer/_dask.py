@@ -37,6 +37,7 @@ __all__ = [
     "Series",
     "Task",
     "TaskRef",
+    "count_in_fine_metrics",
     "current_task_key",
     "is_filter_pushdown_available",
     "is_fusible",
@@ -46,6 +47,7 @@ __all__ = [
     "register_tensor_dtype",
     "sample_no_faster",
     "schema_columns",
+    "task_start",
 ]
 
 
@@ -76,6 +78,23 @@ def current_task_key() -> Any:
     from distributed import worker
 
     return worker.thread_state.key  # type: ignore[attr-defined]
+
+
+def task_start() -> float | None:
+    """When the task of the calling thread began, in seconds since the epoch."""
+    from distributed import worker
+
+    state = worker.thread_state  # type: ignore[attr-defined]
+    start: float | None = getattr(state, "start_time", None)
+    return start
+
+
+def count_in_fine_metrics(seconds: Mapping[str, float]) -> None:
+    """Show the parts of a task in Dask's fine performance metrics, and in spans."""
+    from distributed.metrics import context_meter
+
+    for activity, amount in seconds.items():
+        context_meter.digest_metric(f"infer-{activity}", amount, "seconds")
 
 
 def sample_no_faster(worker: Any, seconds: float) -> None:

@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from dask.tokenize import tokenize
 
 from dask_infer.batch.outputs.column_dtypes import output_meta
 from dask_infer.errors import make_portable
+from dask_infer.metrics.sums import Label
+from dask_infer.replica.partition_counters import recording_partition
 from dask_infer.spec import Job
 
 
@@ -40,16 +43,17 @@ def run_partition(
         What `request_group` returned, where other workers hold the model.
     """
     with _portable_errors():
-        request = _read_job(job)
-        if len(frame):
-            from dask_infer.run.partition import predict_rows
+        request, label = _read_job(job)
+        with recording_partition(label, len(frame)):
+            if len(frame):
+                from dask_infer.run.partition import predict_rows
 
-            predicted = predict_rows(frame, request)
-        else:
-            predicted = output_meta(
-                request.outputs, request.nullable, request.quarantine
-            )
-        return _result(frame, predicted, emit)
+                predicted = predict_rows(frame, request)
+            else:
+                predicted = output_meta(
+                    request.outputs, request.nullable, request.quarantine
+                )
+            return _result(frame, predicted, emit)
 
 
 def request_group(group: bytes) -> str:
@@ -76,8 +80,14 @@ def _portable_errors() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=256)
-def _read_job(job: bytes) -> Job:
-    return pickle.loads(job)  # type: ignore[no-any-return]
+def _read_job(job: bytes) -> tuple[Job, Label]:
+    request: Job = pickle.loads(job)
+    return request, job_label(request)
+
+
+def job_label(job: Job) -> Label:
+    """Return what a job's partitions are counted under, on clients and workers."""
+    return Label(job.model.label, None, tokenize(job)[:8])
 
 
 def _result(

@@ -42,7 +42,7 @@ class Message:
 
     @staticmethod
     def read(message: Mapping[str, Any]) -> Message:
-        """Return a worker's message, or raise `ValueError` for one of another version."""
+        """Return a worker's message; `ValueError` for one of another version."""
         if message["version"] != VERSION:
             raise ValueError(message["version"])
         sums = from_message(message["sums"])

@@ -38,7 +38,7 @@ class JobRecord:
         return bool(self.sums.levels.get("partitions"))
 
     def to_message(self) -> dict[str, Any]:
-        """Return it as plain lists and dicts; stages by what they did during the job."""
+        """Return it as lists and dicts; stages with what they did during the job."""
         during = {
             Label(self.model, stage): sums.since(self.stages_before.get(stage))
             for stage, sums in self.stages.items()
@@ -59,6 +59,7 @@ class JobRecords:
 
     def __init__(self) -> None:
         self.records: OrderedDict[Label, JobRecord] = OrderedDict()
+        self._seen: Mapping[Label, Sums] = {}
 
     def update(
         self,
@@ -68,9 +69,9 @@ class JobRecords:
     ) -> None:
         """Take note of the jobs that went on since the last call."""
         for label, sums in by_job.items():
-            known = self.records.get(label)
-            if known is not None and known.sums == sums:
+            if self._seen.get(label) == sums:
                 continue
+            known = self.records.get(label)
             stages = _stages(label.model, by_model)
             if known is None:
                 known = self.records[label] = JobRecord(
@@ -78,6 +79,7 @@ class JobRecords:
                 )
             known.end, known.sums, known.stages = now, sums, stages
             self.records.move_to_end(label)
+        self._seen = by_job
         while len(self.records) > KEPT:
             self.records.popitem(last=False)
 

@@ -1,4 +1,6 @@
-"""Ambient counters: code deep down says what it does, and passes no object for that::
+"""Ambient counters: code deep down says what it does, and passes no object for that.
+
+Used as::
 
     with recording("tcp://10.0.0.1:1234", Label("Linear-1a2b3c4d", None, "5e6f7a8b")):
         with meter("encode"):
@@ -9,11 +11,16 @@ Where nothing is recorded, `meter` and `add` do nothing. A recorder belongs to o
 thread, whose time it divides: inside a meter that activity goes on, an inner meter
 interrupts it, and outside all of them it is "other". So the seconds of all activities
 add up to the time for which the recorder is open.
+
+A batch passes eight ends of meters: they are written for speed (benchmarks/seeing).
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
@@ -24,91 +31,142 @@ from dask_infer.metrics.sums import Label, Sums
 class Recorder:
     """Counters of one writer: a partition, the thread of a stage.
 
-    Only its own thread writes, any thread may read, and nobody locks. `switch` writes
-    the seconds that an activity has in all, never an increment. `sums` takes the time
-    first, then the lap, then the seconds: a lap that ends meanwhile is seen whole or
-    for as long as it had gone on, never twice, so no number ever falls.
+    Only its own thread writes, any thread may read, and nobody locks:
+
+    1. A meter takes the time, writes the seconds that the ended activity has in all,
+       never an increment, then the next lap.
+    2. `sums` takes the time, then the lap, then the seconds: a lap that ends meanwhile
+       is seen whole or for as long as it had gone on, never twice.
+    3. A lap may begin after `sums` took the time, or have ended before it by a meter
+       that has not written yet: no lap is negative, and what was once read never falls.
+
+    Parameters
+    ----------
+    worker
+        Address of the worker that it belongs to; several may share a process.
+    label
+        What the thread works for.
+    activity
+        What the thread does outside all meters.
     """
 
-    __slots__ = ("_counts", "_lap", "_seconds", "label", "levels", "thread", "worker")
+    __slots__ = (
+        *("_read", "counts", "interrupted", "label", "lap", "levels", "seconds"),
+        "worker",
+    )
 
     def __init__(self, worker: str, label: Label, activity: str) -> None:
         self.worker = worker
         self.label = label
+        self.counts: dict[str, float] = {}
         self.levels: dict[str, float] = {}
-        #: The thread whose time is divided.
-        self.thread = threading.get_ident()
-        self._counts: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
+        #: By activity, without the lap that is being timed.
+        self.seconds: dict[str, float] = {}
         #: The activity, when it began, and its seconds before that.
-        self._lap = (activity, perf_counter(), 0.0)
+        self.lap = (activity, perf_counter(), 0.0)
+        #: Activities to go on with where the meters end.
+        self.interrupted: list[str] = []
+        self._read: dict[str, float] = {}
 
-    def switch(self, activity: str) -> str:
-        """Begin an activity; return the one that ends with it."""
-        now = perf_counter()
-        ended, began, before = self._lap
-        seconds = self._seconds
-        seconds[ended] = before + now - began
-        self._lap = (activity, now, seconds.get(activity, 0.0))
-        return ended
+    def __repr__(self) -> str:
+        return f"<Recorder of {self.label} on {self.worker}, {self.lap[0]}>"
 
     def add(self, name: str, amount: float = 1) -> None:
-        """Count."""
-        counts = self._counts
+        """Count; other threads than the recorder's do so under names of their own."""
+        counts = self.counts
         counts[name] = counts.get(name, 0) + amount
-
-    def spent(self, activity: str, seconds: float) -> None:
-        """Add time that passed before the recorder was there."""
-        self._seconds[activity] = self._seconds.get(activity, 0.0) + seconds
 
     def sums(self) -> Sums:
         """Return all numbers as they are now; called by any thread."""
         now = perf_counter()
-        activity, began, before = self._lap
-        seconds = self._seconds.copy()
-        running = before + now - began
+        activity, began, before = self.lap
+        seconds = self.seconds.copy()
+        running = before + max(0.0, now - began)
         seconds[activity] = max(seconds.get(activity, 0.0), running)
-        return Sums(self._counts.copy(), seconds, self.levels.copy())
+        for name, once in self._read.items():
+            seconds[name] = max(seconds.get(name, 0.0), once)
+        self._read = seconds.copy()
+        return Sums(self.counts.copy(), seconds, self.levels.copy())
 
 
-#: The recorder of whatever runs in this context.
-current: ContextVar[Recorder | None] = ContextVar("dask_infer_recorder", default=None)
+#: The recorder of the thread, and starts of meters in threads that have none.
+_own = threading.local()
+#: The recorder of whatever runs in this context, in threads beside the recorder's.
+_context: ContextVar[Recorder | None] = ContextVar("dask_infer_recorder", default=None)
 
 
-class meter:
-    """Time of the calling thread goes to `activity` meanwhile.
+class Meter:
+    """Time of the calling thread goes to `activity` meanwhile."""
 
-    In a thread beside the recorder's own, which has the recorder in its context, time
-    is counted as ``<activity>_beside``: it passes while the recorder's thread does
-    something else.
-    """
-
-    __slots__ = ("_activity", "_before", "_began", "_recorder")
+    __slots__ = ("activity",)
 
     def __init__(self, activity: str) -> None:
-        self._activity = activity
+        self.activity = activity
 
     def __enter__(self) -> None:
-        self._recorder = recorder = current.get()
+        recorder = getattr(_own, "recorder", None)
         if recorder is None:
+            _begin_beside()
             return
-        if recorder.thread == threading.get_ident():
-            self._before: str | None = recorder.switch(self._activity)
-        else:
-            self._before, self._began = None, perf_counter()
+        now = perf_counter()
+        ended, began, before = recorder.lap
+        seconds = recorder.seconds
+        seconds[ended] = before + now - began
+        recorder.interrupted.append(ended)
+        activity = self.activity
+        recorder.lap = (activity, now, seconds.get(activity, 0.0))
 
-    def __exit__(self, *error: Any) -> None:
-        recorder = self._recorder
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        recorder = getattr(_own, "recorder", None)
         if recorder is None:
+            _end_beside(self.activity)
             return
-        if self._before is not None:
-            recorder.switch(self._before)
-        else:
-            recorder.add(f"{self._activity}_beside", perf_counter() - self._began)
+        now = perf_counter()
+        ended, began, before = recorder.lap
+        seconds = recorder.seconds
+        seconds[ended] = before + now - began
+        activity = recorder.interrupted.pop()
+        recorder.lap = (activity, now, seconds.get(activity, 0.0))
+
+
+@functools.lru_cache(maxsize=64)
+def meter(activity: str) -> Meter:
+    """Return the meter of an activity, to be entered by any thread at any depth.
+
+    In a thread beside the recorder's own that has the recorder in its context, time is
+    counted as ``<activity>_beside``: it passes while the recorder's thread does
+    something else.
+    """
+    return Meter(activity)
 
 
 def add(name: str, amount: float = 1) -> None:
     """Count in the thread of a recorder; nothing where there is none."""
-    recorder = current.get()
+    recorder = getattr(_own, "recorder", None)
     if recorder is not None:
-        recorder.add(name, amount)
+        counts = recorder.counts
+        counts[name] = counts.get(name, 0) + amount
+
+
+@contextlib.contextmanager
+def ambient(recorder: Recorder) -> Iterator[None]:
+    """Make a recorder that of the calling thread."""
+    outer = getattr(_own, "recorder", None)
+    token = _context.set(recorder)
+    _own.recorder = recorder
+    try:
+        yield
+    finally:
+        _own.recorder = outer
+        _context.reset(token)
+
+
+def _begin_beside() -> None:
+    if _context.get() is not None:
+        vars(_own).setdefault("began", []).append(perf_counter())
+
+
+def _end_beside(activity: str) -> None:
+    recorder = _context.get()
+    if recorder is not None:
+        recorder.add(f"{activity}_beside", perf_counter() - vars(_own)["began"].pop())

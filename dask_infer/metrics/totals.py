@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from dask_infer.metrics.recorder import Recorder, current
+from dask_infer.metrics.recorder import Recorder, ambient
 from dask_infer.metrics.sums import Label, Sums
 
 #: Jobs of a worker that are told apart, the latest.
@@ -86,9 +86,7 @@ totals = Totals()
 
 
 @contextlib.contextmanager
-def recording(
-    worker: str, label: Label, activity: str = "other"
-) -> Iterator[Recorder]:
+def recording(worker: str, label: Label, activity: str = "other") -> Iterator[Recorder]:
     """Record the calling thread under a label of a worker.
 
     Parameters
@@ -101,10 +99,9 @@ def recording(
         What it does outside all meters.
     """
     recorder = Recorder(worker, label, activity)
-    token = current.set(recorder)
     totals.open(recorder)
     try:
-        yield recorder
+        with ambient(recorder):
+            yield recorder
     finally:
         totals.close(recorder)
-        current.reset(token)

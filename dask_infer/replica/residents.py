@@ -88,6 +88,8 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
         {
             "worker": replica.worker,
             "model": replica.spec.name,
+            "label": replica.spec.label,
+            "serving": replica.serving,
             "device": str(replica.device),
             "stage": None if replica.part is None else replica.part.stage,
             "shard": None,

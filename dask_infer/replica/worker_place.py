@@ -19,7 +19,6 @@ from dask.utils import format_bytes
 
 from dask_infer import config
 from dask_infer.device.allocator import give_back_freed_blocks
-from dask_infer.device.threads import share_of_cores
 from dask_infer.errors import ModelLoadError
 from dask_infer.spec import ModelSpec
 
@@ -153,6 +152,9 @@ def _resident_bytes() -> int:
 
 
 def _threads(forwards: int) -> int:
+    # With torch, which comes with the first row; whoever asks who it is needs neither.
+    from dask_infer.device.threads import share_of_cores
+
     configured = config.get("replica.cpu-threads")
     if configured != "auto":
         return int(configured)

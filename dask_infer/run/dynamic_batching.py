@@ -33,6 +33,7 @@ import torch
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.device.out_of_memory import is_out_of_memory
+from dask_infer.metrics.recorder import meter
 from dask_infer.replica.cache import Replica
 from dask_infer.run.runner import Pending
 from dask_infer.spec import Job
@@ -177,7 +178,8 @@ class JoinedOutput:
 
     def _wait(self) -> None:
         assert self._pending is not None
-        fields = list(self._pending.wait())
+        with meter("forward"):
+            fields = list(self._pending.wait())
         if not all(_has_rows(value, self.rows) for _, value in fields):
             raise Undivided
         self._fields = fields

@@ -23,6 +23,7 @@ from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.outputs.assembler import Assembler
 from dask_infer.batch.outputs.generated import Generation
 from dask_infer.faults.step import Step, step
+from dask_infer.metrics.recorder import add, meter
 from dask_infer.model.runtime.tokenizers import load_tokenizer
 from dask_infer.replica.worker_place import cores_of_process
 from dask_infer.run.prefetch import Prefetch, batches_ahead
@@ -95,7 +96,8 @@ class Feeder:
         with self.beside:
             self._run()
         self._report()
-        columns = self.assembler.columns()
+        with meter("decode"):
+            columns = self.assembler.columns()
         if self.job.quarantine:
             columns[ERROR_COLUMN] = self.recovery.errors.finish()
         return columns
@@ -113,7 +115,7 @@ class Feeder:
         """Start a batch."""
         batch = None
         try:
-            with step(self.encodes):
+            with meter("encode"), step(self.encodes):
                 batch = self.encode(rows)
             whole = not self.job.row_wise
             pieces = [rows] if whole else self.encoder.unpadded(rows, batch)
@@ -145,7 +147,7 @@ class Feeder:
         asks = self.job.row_wise and self.job.method != "generate"
         if asks and self.assembler.is_axis_unknown(output, batch.padding):
             self._settle(rows, batch)
-        with step("output"):
+        with meter("decode"), step("output"):
             self._add(self.assembler, rows, output, batch)
 
     def _add(
@@ -181,6 +183,7 @@ class Feeder:
         self.finished = now
         self.recovery.passed(rows)
         self.runner.count(row_count(rows))
+        add("rows", row_count(rows))
 
     def _classify(
         self, rows: Rows, batch: Batch | None, error: Exception, crowded: bool = False

@@ -19,6 +19,7 @@ from dask_infer.device.device import Device
 from dask_infer.device.stream import map_tensors
 from dask_infer.errors import ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within
+from dask_infer.metrics.recorder import add, meter
 from dask_infer.model.runtime.undecided import decided
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place
@@ -153,9 +154,10 @@ class LocalRunner:
         if batcher is not None:
             most = self._most_rows(batch)
             too_many = partial(self._too_many, batch)
-            return batcher.send(batch, self._launch, most, too_many)
-        with self.replica.device.exclusive():
-            pending: Pending = self._in_time(lambda: self._launch(batch))
+            with meter("wait"):
+                return batcher.send(batch, self._forward, most, too_many)
+        with meter("wait"), self.replica.device.exclusive():
+            pending = self._forward(batch)
         return _Timed(self, pending) if self.stream.overlaps else pending
 
     def clock(self) -> float:
@@ -200,6 +202,7 @@ class LocalRunner:
         if policy is None:
             return
         size = policy.on_out_of_memory(rows * (batch.padding.width or 1))
+        add("halvings")
         if self.first_out_of_memory():
             logger.warning(
                 'model "%s" ran out of memory on %s with %d rows; going on with %d %s',
@@ -222,7 +225,8 @@ class LocalRunner:
             dtype=job.dtype,
             timeout=job.timeout,
         )
-        return self._leases.enter_context(lease)
+        with meter("load"):
+            return self._leases.enter_context(lease)
 
     def _renew(self) -> None:
         """Leave the replica to the thread that is stuck in it."""
@@ -238,6 +242,12 @@ class LocalRunner:
         own = self.place.free_bytes()
         on_host = self.replica.device.torch_device.type == "cpu"
         return min(free, own) if on_host and own is not None else free
+
+    def _forward(self, batch: Batch) -> Pending:
+        with meter("forward"):
+            pending: Pending = self._in_time(lambda: self._launch(batch))
+        add("forwards")
+        return pending
 
     def _launch(self, batch: Batch) -> Pending:
         model = self.replica.loaded
@@ -277,4 +287,5 @@ class _Timed:
 
     def wait(self) -> Iterable[tuple[Any, Any]]:
         """Wait for the copies."""
-        return self._runner._in_time(self._pending.wait)
+        with meter("forward"):
+            return self._runner._in_time(self._pending.wait)

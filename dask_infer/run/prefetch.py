@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from dask_infer import config
 from dask_infer.batch.inputs.batch import Batch
+from dask_infer.metrics.recorder import meter
 from dask_infer.run.work import Rows, Work
 
 Encode: TypeAlias = Callable[[Rows], Batch]
@@ -94,7 +95,7 @@ class Prefetch:
 
     def _encode(self, rows: Rows) -> Batch:
         # The user's function may not expect two threads of one partition.
-        with self._encoding:
+        with self._encoding, meter("encode"):
             return self._encoder(rows)
 
     def _fill(self, count: int) -> None:

@@ -22,6 +22,7 @@ from dask_infer.faults.classify import describe, forget_frames, is_nobodys
 from dask_infer.faults.deadline import DeadlineExceeded
 from dask_infer.faults.error_budget import ErrorBudget
 from dask_infer.faults.step import StepFailed, raise_again
+from dask_infer.metrics.recorder import add
 from dask_infer.run.partition_error import partition_error, show
 from dask_infer.run.runner import Runner
 from dask_infer.run.work import Rows, Work, row_count
@@ -160,6 +161,7 @@ class Recovery:
     def _leave_out(self, rows: Rows, message: str) -> None:
         self.assembler.missing(rows)
         self.errors.put(rows, message)
+        add("failed_rows", row_count(rows))
         self.budget.fail(row_count(rows), show(self.labels[rows][0]), message)
         if reason := self.budget.stops():
             self.stop(reason)
@@ -167,6 +169,7 @@ class Recovery:
     def _retry_smaller(self, rows: Rows) -> None:
         self.runner.release_memory()
         size, count = self.work.halve(rows), row_count(rows)
+        add("halvings")
         if self.runner.first_out_of_memory():
             logger.warning(
                 'model "%s" ran out of memory on %s with %d rows; going on with %d. '

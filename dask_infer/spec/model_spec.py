@@ -60,6 +60,11 @@ class ModelSpec:
     #: Projected bytes resident once loaded; 0 where unknown.
     nbytes: int = 0
 
+    @property
+    def label(self) -> str:
+        """Name and content, for counters: models of one name differ in it."""
+        return f"{self.name}-{self.key[:8]}"
+
     def __dask_tokenize__(self) -> object:
         return (type(self).__name__, self.key, self.kind, self.compile)
 

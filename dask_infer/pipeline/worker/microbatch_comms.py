@@ -178,7 +178,7 @@ class MicrobatchComms:
                 return LOST
 
     async def _admitted(self, stage: Stage, header: Header) -> Answer:
-        async with stage.door:
+        async with stage.admitted():
             answer = await self.call(header.feeder, "fetch", header, Payload())
             if answer["status"] != "done":
                 return LOST

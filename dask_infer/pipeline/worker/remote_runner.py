@@ -20,6 +20,7 @@ from dask_infer._dask import current_task_key
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
+from dask_infer.metrics.recorder import meter
 from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.messages.microbatch import Payload, RemoteTraceback
 from dask_infer.pipeline.worker.group_client import Call, GroupClient
@@ -87,7 +88,8 @@ def remote_runner(job: Job, code: Code) -> Iterator[RemoteRunner]:
     wait = Waiting(worker, client, key)
     loop = client.comms.loop
     try:
-        state = wait(asyncio.run_coroutine_threadsafe(client.open(key), loop))
+        with meter("load"):
+            state = wait(asyncio.run_coroutine_threadsafe(client.open(key), loop))
         runner = RemoteRunner(job, code, client, state, wait)
         try:
             yield runner
@@ -240,7 +242,8 @@ class _Sent:
 
     def wait(self) -> Iterable[tuple[Any, Any]]:
         """Return the fields that become columns."""
-        payload = self._runner.answer(self._future)
+        with meter("wait"):
+            payload = self._runner.answer(self._future)
         return self._runner.returned.finish(payload.open(), self._batch)
 
 

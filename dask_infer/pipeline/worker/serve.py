@@ -56,6 +56,7 @@ class _Service:
             order.window,
             self.comms.loop,
             worker.address,
+            order.spec.model.label,
         )
 
     def run(self) -> None:

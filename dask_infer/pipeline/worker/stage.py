@@ -13,13 +13,17 @@ import contextlib
 import functools
 import pickle
 import queue
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from dask_infer.batch.outputs.pick import pick
 from dask_infer.device.stream import Pending, Stream
 from dask_infer.faults.deadline import DeadlineExceeded, within
+from dask_infer.metrics.recorder import Recorder, add, meter
+from dask_infer.metrics.sums import Label
+from dask_infer.metrics.totals import recording
 from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Payload
 from dask_infer.pipeline.worker.group_outputs import called, flattened
 from dask_infer.pipeline.worker.window import Window
@@ -63,7 +67,12 @@ class Stage:
     window: int
     loop: asyncio.AbstractEventLoop
     worker: str
+    #: The model, for counters.
+    label: str
     closed: bool = False
+    #: Counters of the stage while it serves: its thread divides its own time, the event
+    #: loop counts under names of its own.
+    recorder: Recorder | None = None
     _queue: queue.SimpleQueue[_Item] = field(default_factory=queue.SimpleQueue)
     _open: set[asyncio.Future[Any]] = field(default_factory=set)
     _door: Window | None = None
@@ -81,6 +90,24 @@ class Stage:
         if self._door is None:
             self._door = Window(self.window)
         return self._door
+
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """Hold a place in the window; count the wait for it, and the time in it."""
+        asked = perf_counter()
+        async with self.door as door:
+            began = perf_counter()
+            self._count("queued_seconds", began - asked, door)
+            try:
+                yield
+            finally:
+                self._count("inside_seconds", perf_counter() - began, door)
+
+    def _count(self, name: str, amount: float, door: Window | None = None) -> None:
+        if self.recorder is not None:
+            self.recorder.add(name, amount)
+            if door is not None:
+                self.recorder.levels = {"window": door.size, "inside": door.inside}
 
     def admit(self, epoch: int) -> None:
         """Refuse an older epoch; a newer one ends all that is older."""
@@ -109,11 +136,13 @@ class Stage:
         self.admit(header.epoch)
         answer: asyncio.Future[Payload | Failure] = self.loop.create_future()
         self._open.add(answer)
+        began = perf_counter()
         try:
             self._queue.put(_Item(header, payload, answer))
             return await answer
         finally:
             self._open.discard(answer)
+            self._count("stage_seconds", perf_counter() - began)
 
     def close(self) -> None:
         """Answer whoever waits; nothing is taken any more."""
@@ -142,6 +171,17 @@ class Stage:
         Returns whether it is: then the replica is stuck in a forward, and the stage
         goes on with a fresh one.
         """
+        label = Label(self.label, self.index)
+        with recording(self.worker, label, "idle") as self.recorder:
+            return self._serve(replica, place, timeout, wanted)
+
+    def _serve(
+        self,
+        replica: Replica,
+        place: Place,
+        timeout: float | None,
+        wanted: Callable[[], bool],
+    ) -> bool:
         stream = replica.device.stream()
         while wanted():
             try:
@@ -155,6 +195,8 @@ class Stage:
                     item, replica, place, stream, timeout
                 )
                 replica.count(item.header.rows)
+                add("rows", item.header.rows)
+                add("forwards")
             except BaseException as error:  # SystemExit would end the worker
                 result = self._failure(error, replica)
                 if isinstance(error, DeadlineExceeded):
@@ -176,15 +218,17 @@ class Stage:
         The device is held by this thread: one that a timeout abandons would keep it.
         """
         what = f"forward of {replica.spec.name}, stage {self.index}"
-        values = item.payload.open()
-        with replica.device.exclusive():
+        with meter("transfer"):
+            values = item.payload.open()
+        with meter("wait"), replica.device.exclusive(), meter("forward"):
             pending = within(
                 timeout,
                 lambda: _launch(values, item.header, replica, place, stream),
                 what=what,
             )
         wait = timeout if stream.overlaps else None
-        return Payload(values=dict(within(wait, pending.wait, what=what)))
+        with meter("forward"):
+            return Payload(values=dict(within(wait, pending.wait, what=what)))
 
     def _failure(self, error: BaseException, replica: Replica) -> Failure:
         memory = replica.device.is_out_of_memory(error)

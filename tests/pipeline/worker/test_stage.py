@@ -33,7 +33,7 @@ def test_a_forward_that_hangs_is_left_behind_without_the_device(hangs):
 
     async def run():
         loop = asyncio.get_running_loop()
-        stage = Stage("group", 0, 1, 0, 2, loop, "tcp://worker")
+        stage = Stage("group", 0, 1, 0, 2, loop, "tcp://worker", "model-0")
         wanted = threading.Event()
         wanted.set()
         serving = asyncio.create_task(

@@ -1,0 +1,103 @@
+"""What arrived from workers is kept: over lost messages, and after they left."""
+
+from __future__ import annotations
+
+import pytest
+
+from dask_infer.metrics.cluster_sums import ClusterSums, Message
+from dask_infer.metrics.job_records import KEPT, JobRecords
+from dask_infer.metrics.sums import Label, Sums, to_message
+
+MODEL = Label("Linear-1")
+JOB = Label("Linear-1", None, "job")
+
+
+def message(at: float, rows: int, label: Label = JOB, **levels: float) -> Message:
+    sums = {label: Sums({"rows": rows}, {"forward": at}, dict(levels))}
+    return Message(at, sums, [], {})
+
+
+def test_messages_are_cumulative():
+    sums = ClusterSums()
+    sums.update("a", message(0, 10))
+    sums.update("a", message(1, 30))  # whatever came between may be lost
+    sums.update("b", message(1, 5))
+    assert sums.by_model()[MODEL].count("rows") == 35
+    assert sums.by_job()[JOB].count("rows") == 35
+
+
+def test_a_worker_that_left_stays_in_the_sums_without_its_levels():
+    sums = ClusterSums()
+    sums.update("a", message(0, 10, partitions=1))
+    sums.update("b", message(0, 1, partitions=1))
+    sums.remove("a")
+    sums.remove("a")
+    assert sums.by_model()[MODEL].counts == {"rows": 11}
+    assert sums.by_model()[MODEL].levels == {"partitions": 1}
+    assert sums.by_job()[JOB].count("rows") == 11
+    # The same address again starts from nothing.
+    sums.update("a", message(0, 2))
+    assert sums.by_model()[MODEL].count("rows") == 13
+
+
+def test_a_job_that_a_worker_no_longer_tells_apart_keeps_its_rows():
+    sums = ClusterSums()
+    sums.update("a", message(0, 10))
+    sums.update("a", message(1, 10, label=MODEL))  # folded into its model
+    assert sums.by_job()[JOB].count("rows") == 10
+    assert sums.by_model()[MODEL].count("rows") == 10
+    sums.update(
+        "a", Message(2, {MODEL: Sums({"rows": 10}), JOB: Sums({"rows": 3})}, [], {})
+    )
+    assert sums.by_job()[JOB].count("rows") == 13
+    assert sums.by_model()[MODEL].count("rows") == 13
+
+
+def test_rates_look_back_some_seconds():
+    sums = ClusterSums()
+    for at in range(100):
+        sums.update("a", message(at, 10 * at))
+    assert sums.rates("rows") == {("a", MODEL): pytest.approx(10)}
+    for at in range(100, 120):
+        sums.update("a", message(at, 1000))
+    assert sums.rates("rows") == {("a", MODEL): 0}
+    assert sums.recent(30)[MODEL].count("rows") == pytest.approx(100, abs=50)
+
+
+def test_nothing_grows_with_messages_jobs_and_workers():
+    sums, records = ClusterSums(), JobRecords()
+    for number in range(10_000):
+        label = Label("Linear-1", None, f"job-{number}")
+        sums.update(f"worker-{number % 50}", message(number, number, label))
+        if number % 100 == 99:
+            sums.remove(f"worker-{number % 50}")
+            records.update(number, sums.by_job(), sums.by_model())
+    assert len(sums.by_job()) < 150
+    assert len(records.records) == KEPT
+    assert all(len(worker._before) < 20 for worker in sums.workers.values())
+
+
+def test_models_of_workers_that_left_are_bounded():
+    sums = ClusterSums()
+    for number in range(500):
+        sums.update("a", message(0, 1, Label(f"model-{number}", None, "job")))
+        sums.remove("a")
+    assert len(sums.by_model()) <= 101
+    assert sum(each.count("rows") for each in sums.by_model().values()) == 500
+
+
+def test_another_version_of_the_message_is_refused():
+    with pytest.raises(ValueError, match="99"):
+        Message.read({"version": 99})
+
+
+def test_a_job_is_recorded_with_what_stages_did_meanwhile():
+    records = JobRecords()
+    stage = Label("Linear-1", 0)
+    running = {JOB: Sums({"rows": 1}, {}, {"partitions": 2})}
+    records.update(10.0, running, {stage: Sums({"rows": 100})})
+    records.update(12.0, {JOB: Sums({"rows": 9})}, {stage: Sums({"rows": 108})})
+    records.update(99.0, {JOB: Sums({"rows": 9})}, {stage: Sums({"rows": 500})})
+    told = records.records[JOB].to_message()
+    assert (told["start"], told["end"], told["running"]) == (10.0, 12.0, False)
+    assert told["stages"] == to_message({stage: Sums({"rows": 8})})
