@@ -18,6 +18,7 @@ from dask.tokenize import tokenize
 
 from dask_infer.batch.outputs.column_dtypes import output_meta
 from dask_infer.errors import make_portable
+from dask_infer.metrics.recorder import meter
 from dask_infer.metrics.sums import Label
 from dask_infer.replica.partition_counters import recording_partition
 from dask_infer.spec import Job
@@ -46,7 +47,8 @@ def run_partition(
         request, label = _read_job(job)
         with recording_partition(label, len(frame)):
             if len(frame):
-                from dask_infer.run.partition import predict_rows
+                with meter("load"):
+                    from dask_infer.run.partition import predict_rows
 
                 predicted = predict_rows(frame, request)
             else:

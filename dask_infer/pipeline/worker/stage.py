@@ -94,20 +94,26 @@ class Stage:
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
         """Hold a place in the window; count the wait for it, and the time in it."""
-        asked = perf_counter()
-        async with self.door as door:
-            began = perf_counter()
-            self._count("queued_seconds", began - asked, door)
-            try:
-                yield
-            finally:
-                self._count("inside_seconds", perf_counter() - began, door)
+        asked, door = perf_counter(), self.door
+        try:
+            async with door:
+                began = perf_counter()
+                self._count("queued_seconds", began - asked)
+                self._show(door)
+                try:
+                    yield
+                finally:
+                    self._count("inside_seconds", perf_counter() - began)
+        finally:
+            self._show(door)
 
-    def _count(self, name: str, amount: float, door: Window | None = None) -> None:
+    def _count(self, name: str, amount: float) -> None:
         if self.recorder is not None:
             self.recorder.add(name, amount)
-            if door is not None:
-                self.recorder.levels = {"window": door.size, "inside": door.inside}
+
+    def _show(self, door: Window) -> None:
+        if self.recorder is not None and door is self._door:
+            self.recorder.levels = {"window": door.size, "inside": door.inside}
 
     def admit(self, epoch: int) -> None:
         """Refuse an older epoch; a newer one ends all that is older."""
