@@ -55,7 +55,6 @@ KNOWN_TWINS = {
     "Batch",
     "Call",
     "Opened",
-    "Parcel",
     "Part",
     "Pending",
     "Stage",

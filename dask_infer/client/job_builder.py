@@ -17,7 +17,7 @@ from dask_infer.client.call_inputs import call_inputs, kept_columns
 from dask_infer.client.call_outputs import call_outputs
 from dask_infer.client.model_call import ModelCall, recognise_call
 from dask_infer.client.request import Request
-from dask_infer.model.store.blob_store import pickle_held
+from dask_infer.model.store.blob_store import PendingBlob
 from dask_infer.spec import Blob, Code, Job
 
 
@@ -51,14 +51,13 @@ def build_job(request: Request, expr: Any) -> tuple[Job, tuple[Any, ...]]:
 def _code(call: ModelCall) -> Blob:
     """Pickle what the user gave besides the model."""
     request = call.request
-    return pickle_held(
-        Code(
-            preprocess=request.preprocess,
-            postprocess=request.postprocess,
-            tokenizer=call.tokenizer,
-            call_kwargs=dict(request.call_kwargs or {}),
-        )
+    code = Code(
+        preprocess=request.preprocess,
+        postprocess=request.postprocess,
+        tokenizer=call.tokenizer,
+        call_kwargs=dict(request.call_kwargs or {}),
     )
+    return PendingBlob(code, subject="the call").write()
 
 
 def _batch_size(request: Request) -> int | None:

@@ -21,7 +21,12 @@ from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.runtime.compiled import compile_arguments
 from dask_infer.model.source import ModelSource
-from dask_infer.model.store.blob_store import Parcel, Store, default_store, write_held
+from dask_infer.model.store.blob_store import (
+    PendingBlob,
+    Store,
+    default_store,
+    write_pinned,
+)
 from dask_infer.spec.model_spec import Blob, Kind, ModelSpec
 
 
@@ -39,21 +44,21 @@ class Recognised:
     #: A factory that will build a torch module.
     builds_module: bool = False
     #: What `snapshot` writes; None where nothing has to be written.
-    parcel: Parcel | None = None
+    pending: PendingBlob | None = None
     #: The model's own tokenizer, where the user's object has one.
     tokenizer: Any = None
 
     def snapshot(self, store: Store | None = None) -> None:
-        """Write what workers will read; it stays on disk as long as the spec lives.
+        """Write what workers will read; it stays on disk while the spec's blob lives.
 
         Raises
         ------
         ModelLoadError
             If the store cannot take it.
         """
-        if self.parcel is not None:
-            self.parcel.write(store, owner=self.spec)
-            self.parcel = None
+        if self.pending is not None:
+            self.pending.write(store)
+            self.pending = None
 
 
 def recognise(model: Any, method: str | None = None) -> Recognised:
@@ -124,11 +129,11 @@ def _from_source(source: ModelSource) -> Recognised:
 
 def _pickled(model: Any, kind: Kind, live: object | None = None) -> Recognised:
     key = content_key((kind, model))
-    parcel = Parcel(model, key)
+    pending = PendingBlob(model, key)
     spec = ModelSpec(
-        key=key, name=_name(model), kind=kind, blob=parcel.blob, nbytes=parcel.nbytes
+        key=key, name=_name(model), kind=kind, blob=pending.blob, nbytes=pending.nbytes
     )
-    return Recognised(spec, live, parcel=parcel)
+    return Recognised(spec, live, pending=pending)
 
 
 def _name(model: Any) -> str:
@@ -271,7 +276,7 @@ def _from_program(program: Any, kind: Kind, suffix: str, data: bytes) -> Recogni
         nbytes=len(data),
     )
     write = functools.partial(_write_bytes, data)
-    write_held(blob.key, write, store, owner=spec, nbytes=len(data))
+    write_pinned(blob, write, store, nbytes=len(data))
     return Recognised(spec, live=program)
 
 

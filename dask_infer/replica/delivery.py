@@ -123,7 +123,7 @@ def fetch(key: str, store: Store) -> None:
     worker = next((w for w in _workers if w.status.name not in GONE), None)
     if worker is None:
         raise _nobody_has(key)
-    store.receive(key, lambda target: _fetch_to(worker, key, target))
+    store.write(key, lambda target: _fetch_to(worker, key, target))
 
 
 def _fetch_to(worker: Worker, key: str, target: Path) -> None:

@@ -66,7 +66,7 @@ def file_of(spec: ModelSpec) -> Iterator[str]:
         yield str(spec.path)
         return
     store = default_store()
-    with store.hold(spec.blob.key):
+    with store.pin(spec.blob.key):
         yield str(store.require(spec.blob.key))
 
 

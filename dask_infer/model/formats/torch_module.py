@@ -116,7 +116,7 @@ def shared(
     content = (spec.key, spec.kind, variant, torch.__version__, *_versions(spec))
     key = hashlib.sha256(repr(content).encode()).hexdigest()
     store = default_store()
-    with store.hold(key):
+    with store.pin(key):
         store.write(key, lambda target: _save(build(), target))
         return cast(torch.nn.Module, read_blob(Blob(key)))
 

@@ -14,7 +14,12 @@ import torch
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.runtime.kept_memory import KeptMemory
 from dask_infer.model.runtime.loaded_model import LoadedModel
-from dask_infer.model.store.blob_store import Parcel, Store, default_store, read_blob
+from dask_infer.model.store.blob_store import (
+    PendingBlob,
+    Store,
+    default_store,
+    read_blob,
+)
 from dask_infer.spec import Blob, ModelSpec
 from dask_infer.spec.token_rules import TokenRules
 
@@ -61,7 +66,7 @@ _chains: OrderedDict[tuple[Path, str], Blob] = OrderedDict()
 def chain_blob(
     spec: ModelSpec, live: object | None, args: Any, kwargs: Any, **options: Any
 ) -> Blob:
-    """Return a model's chain in the content store, held while the blob lives.
+    """Return a model's chain in the content store, pinned while the blob lives.
 
     Parameters are those of `split`. Pickles of equal chains may differ, so what the
     model is split for makes the key: equal calls share a group, and split once.
@@ -77,8 +82,7 @@ def chain_blob(
         blob = _stored(key, store)
     if blob is None:
         chain = split(spec, live, args, kwargs, **options)
-        parcel = Parcel(chain, key, "the model's layers")
-        blob = parcel.write(store, owner=parcel.blob)
+        blob = PendingBlob(chain, key, "the model's layers").write(store)
     _chains[store.root, key] = blob
     if len(_chains) > MOST_CHAINS:
         _chains.popitem(last=False)
@@ -86,13 +90,13 @@ def chain_blob(
 
 
 def _stored(key: str, store: Store) -> Blob | None:
-    """Return what an entry is read by, held while that lives; None where it is not."""
-    hold = store.hold(key)
+    """Return the blob of an entry, pinned while it lives; None without one."""
+    pin = store.pin(key)
     if not store.has(key):
-        hold.release()
+        pin.release()
         return None
     blob = Blob(key)
-    weakref.finalize(blob, hold.release)
+    weakref.finalize(blob, pin.release)
     return blob
 
 

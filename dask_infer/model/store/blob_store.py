@@ -6,7 +6,7 @@ number of processes use the directory at once:
 - ``<key>`` is an entry, complete from the moment it has its name;
 - ``<key>.<random>.tmp`` becomes one; its writer holds ``<key>.lock`` all the time, so
   one whose lock is free was left by a process that died;
-- ``<key>.hold`` is locked by whoever needs the entry to stay, and exclusively by
+- ``<key>.pin`` is locked by whoever needs the entry to stay, and exclusively by
   whoever removes it;
 - ``learned`` is a directory of small files, see `replica.sizes`;
 - ``<key>.fetch`` is locked by the one process of the host that asks others for it.
@@ -36,21 +36,10 @@ from dask_infer import config
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.identity import pickling
 from dask_infer.model.identity.content_key import content_key
-from dask_infer.model.store.pins import FETCH, HOLD, LOCK, Hold, remove
-from dask_infer.model.store.store_directory import default_place, open_private
+from dask_infer.model.store.pins import FETCH, LOCK, PIN, Pin, remove
+from dask_infer.model.store.store_directory import default_directory, open_private
+from dask_infer.plan.units import in_bytes
 from dask_infer.spec.model_spec import Blob
-
-__all__ = [
-    "Hold",
-    "Parcel",
-    "Store",
-    "default_store",
-    "pickle_blob",
-    "pickle_held",
-    "read_blob",
-    "set_fetcher",
-    "write_held",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +48,7 @@ INLINE = 2048
 
 #: Directory within the store of what was learned about models; no entry.
 LEARNED = "learned"
-_SIDECARS = (LOCK, HOLD, FETCH, ".tmp")
+_SIDECARS = (LOCK, PIN, FETCH, ".tmp")
 _KEY = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*")
 
 Writer = Callable[[Path], None]
@@ -74,7 +63,7 @@ def set_fetcher(fetcher: Fetcher | None) -> None:
     Parameters
     ----------
     fetcher
-        Called with a key and the store, it must `Store.receive` the entry or raise
+        Called with a key and the store, it must `Store.write` the entry or raise
         `ModelLoadError`. One process of a host calls it at a time for one key.
     """
     global _fetcher
@@ -89,8 +78,8 @@ class Store:
     path
         The directory; created where it is missing, for this user alone.
     limit
-        Bytes beyond which entries that nobody holds are removed, least recently used
-        first; None for no limit.
+        Bytes beyond which entries that nobody has pinned are removed, least recently
+        used first; None for no limit.
 
     Raises
     ------
@@ -109,8 +98,8 @@ class Store:
 
     def __repr__(self) -> str:
         used = sum(size for _, size, _ in self._entries())
-        limit = "no limit" if self.limit is None else _gib(self.limit)
-        return f"<Store {self.root} {_gib(used)} of {limit}>"
+        limit = "no limit" if self.limit is None else in_bytes(self.limit)
+        return f"<Store {self.root} {in_bytes(used)} of {limit}>"
 
     def path(self, key: str) -> Path:
         """Where the entry is, or would be."""
@@ -119,7 +108,7 @@ class Store:
         return self.root / key
 
     def has(self, key: str) -> bool:
-        """Whether the entry is there now; `hold` it first where it must stay."""
+        """Whether the entry is there now; `pin` it first where it must stay."""
         return self.path(key).exists()
 
     def write(self, key: str, writer: Writer, nbytes: int = 0) -> Path:
@@ -142,15 +131,12 @@ class Store:
         """
         path = self.path(key)
         with FileLock(f"{path}{LOCK}"):
-            if not _touch(path):
-                self._check_size(nbytes)
-                self._write_new(path, writer)
+            if _touch(path):
+                return path
+            self._check_size(nbytes)
+            self._write_new(path, writer)
         self._evict(keep=path)
         return path
-
-    def receive(self, key: str, writer: Writer) -> Path:
-        """Write an entry that another host sends; for fetchers, inside `require`."""
-        return self.write(key, writer)
 
     def require(self, key: str) -> Path:
         """Path of an entry that must be there, fetched from elsewhere if need be.
@@ -169,13 +155,13 @@ class Store:
         if _touch(path):
             return path
         raise ModelLoadError(
-            f"the weights {key} are on nobody's disk any more; call predict() again "
-            "with the model"
+            f"no host has the weights {key} on its disk any more; call predict() "
+            "again with the model"
         )
 
-    def hold(self, key: str) -> Hold:
+    def pin(self, key: str) -> Pin:
         """Keep an entry, written already or soon, from being evicted by anyone."""
-        return Hold(f"{self.path(key)}{HOLD}")
+        return Pin(f"{self.path(key)}{PIN}")
 
     def _write_new(self, path: Path, writer: Writer) -> None:
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -190,8 +176,9 @@ class Store:
     def _check_size(self, nbytes: int) -> None:
         if self.limit is not None and nbytes > self.limit:
             raise ModelLoadError(
-                f"the model takes {_gib(nbytes)}, more than the content store in "
-                f"{self.root} may hold ({_gib(self.limit)}); raise infer.store.limit"
+                f"the model takes {in_bytes(nbytes)}, more than the content store in "
+                f"{self.root} may hold ({in_bytes(self.limit)}); raise "
+                "infer.store.limit"
             )
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
@@ -211,7 +198,8 @@ class Store:
             if used <= self.limit:
                 return
             if path != keep and remove(path, last_used):
-                logger.info("evicted %s (%s) from %s", path.name, _gib(size), self.root)
+                freed = in_bytes(size)
+                logger.info("evicted %s (%s) from %s", path.name, freed, self.root)
                 used -= size
 
     def _remove_abandoned(self) -> None:
@@ -231,12 +219,6 @@ def _touch(path: Path) -> bool:
     return True
 
 
-def _gib(nbytes: int) -> str:
-    if nbytes < 2**30:
-        return f"{nbytes / 2**20:.1f} MiB"
-    return f"{nbytes / 2**30:.1f} GiB"
-
-
 @contextlib.contextmanager
 def _explain_full_disk(root: Path) -> Iterator[None]:
     try:
@@ -249,7 +231,7 @@ def _explain_full_disk(root: Path) -> Iterator[None]:
         # torch.save hides the errno of its own writes.
         if not full and "PytorchStreamWriter failed writing" not in str(error):
             raise
-        free = _gib(shutil.disk_usage(root).free)
+        free = in_bytes(shutil.disk_usage(root).free)
         raise ModelLoadError(
             f"no space for the model in {root} ({free} free); make room there, or set "
             "infer.store.path to a larger disk"
@@ -262,7 +244,7 @@ _stores: dict[tuple[Path, int | None], Store] = {}
 def default_store() -> Store:
     """Return the store that the configuration names."""
     configured = config.get("store.path")
-    place = Path(configured).expanduser() if configured else default_place()
+    place = Path(configured).expanduser() if configured else default_directory()
     key = (place.absolute(), config.get_bytes("store.limit"))
     store = _stores.get(key)
     if store is None or not store.root.is_dir():
@@ -272,14 +254,13 @@ def default_store() -> Store:
 
 # Blobs
 
+#: Objects of earlier calls, by content key: what surveys of them found.
+MOST_SURVEYED = 256
+_surveyed: OrderedDict[str, tuple[int, bytes | None]] = OrderedDict()
 
-def pickle_blob(
-    obj: object,
-    key: str | None = None,
-    store: Store | None = None,
-    subject: str = "the model",
-) -> Blob:
-    """Pickle an object: inline where it is small, else into the store.
+
+class PendingBlob:
+    """An object that workers will read: surveyed at once, written when asked.
 
     Parameters
     ----------
@@ -288,38 +269,13 @@ def pickle_blob(
         neither changed nor copied.
     key
         Its content key, if it is known.
-    store
-        Where to; the configured one by default.
     subject
         What errors call it.
 
     Raises
     ------
     ModelLoadError
-        If it holds what cannot be pickled (names it), or does not fit the store.
-    """
-    return Parcel(obj, key, subject).write(store)
-
-
-def pickle_held(obj: object, store: Store | None = None) -> Blob:
-    """Pickle an object like `pickle_blob`, and hold its entry while the blob lives."""
-    parcel = Parcel(obj, subject="the call")
-    parcel.write(store, owner=parcel.blob)
-    return parcel.blob
-
-
-#: Objects of earlier calls, by content key: what surveys of them found.
-MOST_SURVEYED = 256
-_surveyed: OrderedDict[str, tuple[int, bytes | None]] = OrderedDict()
-
-
-class Parcel:
-    """An object on its way to the workers: surveyed at once, written when asked.
-
-    Parameters
-    ----------
-    obj, key, subject
-        As of `pickle_blob`.
+        If it holds what cannot be pickled; names that.
     """
 
     #: Names the entry, or holds the pickle.
@@ -347,35 +303,31 @@ class Parcel:
         data = pickling.to_bytes(self._obj, found)
         return data if len(data) <= INLINE else None
 
-    def write(self, store: Store | None = None, owner: object | None = None) -> Blob:
-        """Write the entry if there must be one; it stays as long as `owner` lives."""
+    def write(self, store: Store | None = None) -> Blob:
+        """Write the entry if there must be one; it is pinned while the blob lives."""
         if self.blob.data is None:
-            write_held(self.blob.key, self._write, store, owner, self.nbytes)
+            write_pinned(self.blob, self._write, store, self.nbytes)
         return self.blob
 
     def _write(self, path: Path) -> None:
         pickling.to_file(self._obj, self._survey(), path)
 
 
-def write_held(
-    key: str,
-    writer: Writer,
-    store: Store | None = None,
-    owner: object | None = None,
-    nbytes: int = 0,
+def write_pinned(
+    blob: Blob, writer: Writer, store: Store | None = None, nbytes: int = 0
 ) -> Path:
-    """Write an entry and hold it as long as `owner` lives."""
+    """Write the entry of a blob unless it is there, and pin it while the blob lives.
+
+    Parameters and errors are those of `Store.write`.
+    """
     store = store or default_store()
-    hold = store.hold(key)
+    pin = store.pin(blob.key)
     try:
-        path = store.write(key, writer, nbytes)
+        path = store.write(blob.key, writer, nbytes)
     except BaseException:
-        hold.release()
+        pin.release()
         raise
-    if owner is None:
-        hold.release()
-    else:
-        weakref.finalize(owner, hold.release)
+    weakref.finalize(blob, pin.release)
     return path
 
 
@@ -391,5 +343,5 @@ def read_blob(blob: Blob, store: Store | None = None) -> Any:
     if blob.data is not None:
         return pickling.from_bytes(blob.data)
     store = store or default_store()
-    with store.hold(blob.key):
+    with store.pin(blob.key):
         return pickling.from_file(store.require(blob.key))

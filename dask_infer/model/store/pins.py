@@ -1,4 +1,4 @@
-"""Holds: an entry of the content store stays while any process needs it.
+"""Pins: an entry of the content store stays while any process needs it.
 
 Locks on a file beside the entry, which the system drops with the process that had them.
 """
@@ -18,12 +18,12 @@ except ImportError:  # Windows: recent entries are not evicted instead
     fcntl = None  # type: ignore[assignment]
 
 #: Ends of the names of files beside an entry.
-LOCK, HOLD, FETCH = ".lock", ".hold", ".fetch"
+LOCK, PIN, FETCH = ".lock", ".pin", ".fetch"
 #: Seconds after its last use that an entry stays where locks cannot tell.
 RECENT = 3600.0
 
 
-class Hold:
+class Pin:
     """Keeps an entry from being evicted, until released or garbage collected."""
 
     def __init__(self, path: str) -> None:
@@ -33,7 +33,7 @@ class Hold:
         """Let the entry go; twice is as good as once."""
         self._shared = None
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> Pin:
         return self
 
     def __exit__(
@@ -49,7 +49,7 @@ _living: weakref.WeakValueDictionary[str, _SharedLock] = weakref.WeakValueDictio
 
 
 class _SharedLock:
-    """One shared file lock for all holds of an entry in this process.
+    """One shared file lock for all pins of an entry in this process.
 
     It ends with the last reference. That needs no lock of its own, which a finalizer
     run by the garbage collector could never take safely.
@@ -72,8 +72,8 @@ class _SharedLock:
 def _lock(path: str, exclusive: bool) -> int | None:
     """Open and lock a sidecar; None where this platform or file system cannot.
 
-    1. a remover locks the file, 2. a holder opens it and waits, 3. the remover unlinks
-    it: the holder's lock would be on a file that nobody finds, so it opens a new one.
+    1. a remover locks the file, 2. a reader opens it and waits, 3. the remover unlinks
+    it: the reader's lock would be on a file that nobody finds, so it opens a new one.
     """
     if fcntl is None:
         return None
@@ -94,15 +94,15 @@ def _lock(path: str, exclusive: bool) -> int | None:
 
 
 def remove(path: Path, last_used: float) -> bool:
-    """Remove an entry unless somebody holds it."""
+    """Remove an entry unless somebody has pinned it."""
     try:
-        descriptor = _lock(f"{path}{HOLD}", exclusive=True)
+        descriptor = _lock(f"{path}{PIN}", exclusive=True)
     except BlockingIOError:
         return False
     if descriptor is None and time.time() - last_used < RECENT:
         return False
     try:
-        for end in ("", LOCK, FETCH, HOLD):
+        for end in ("", LOCK, FETCH, PIN):
             with contextlib.suppress(OSError):
                 os.unlink(f"{path}{end}")
     finally:

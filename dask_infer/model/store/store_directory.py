@@ -43,14 +43,14 @@ def _refuse(path: Path, why: str) -> ModelLoadError:
     )
 
 
-def default_place() -> Path:
+def default_directory() -> Path:
     """Return the user's cache directory, or one below the temporary directory."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    place = Path(cache, "dask-infer")
+    directory = Path(cache, "dask-infer")
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(place, os.W_OK):
-            return place
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            return directory
     except OSError:
         pass
     user = os.getuid() if hasattr(os, "getuid") else "user"

@@ -18,12 +18,12 @@ from dask_infer.model.runtime.load_model import (
     load,
     resident_bytes,
 )
-from dask_infer.model.store.blob_store import pickle_blob
+from dask_infer.model.store.blob_store import PendingBlob
 from dask_infer.spec import ModelSpec
 
 
 def spec_of(module: nn.Module, key: str = "k", **fields: object) -> ModelSpec:
-    return ModelSpec(key, "net", "module", blob=pickle_blob(module), **fields)
+    return ModelSpec(key, "net", "module", blob=PendingBlob(module).write(), **fields)
 
 
 class Net(nn.Module):
@@ -202,7 +202,7 @@ def test_close_lets_go_of_the_module() -> None:
 
 
 def test_module_whose_code_is_missing_names_it_and_the_remedy() -> None:
-    blob = pickle_blob(Net())
+    blob = PendingBlob(Net()).write()
     data = pickle.dumps(Net()).replace(
         Net.__module__.encode(), b"x" * len(Net.__module__)
     )
@@ -217,7 +217,7 @@ def test_out_of_memory_is_not_disguised(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("dask_infer.model.formats.torch_module.read_blob", exhausted)
     with pytest.raises(MemoryError):
-        load(ModelSpec("k", "net", "module", blob=pickle_blob(Net())))
+        load(ModelSpec("k", "net", "module", blob=PendingBlob(Net()).write()))
 
 
 def test_loads_of_several_threads_do_not_disturb_each_other() -> None:  # DI-02

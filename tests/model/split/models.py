@@ -12,7 +12,7 @@ from torch import nn
 from dask_infer.model.runtime.load_model import load
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import Chain, load_stage, split
-from dask_infer.model.store.blob_store import Store, pickle_blob
+from dask_infer.model.store.blob_store import PendingBlob, Store
 from dask_infer.spec import ModelSpec
 
 FLOATS = Example("floating", (8,))
@@ -20,7 +20,7 @@ TOKENS = Example("int64", (None,))
 
 
 def spec_of(module: nn.Module, store: Store | None = None) -> ModelSpec:
-    blob = pickle_blob(module, store=store)
+    blob = PendingBlob(module).write(store)
     return ModelSpec(blob.key, type(module).__name__, "module", blob=blob)
 
 
