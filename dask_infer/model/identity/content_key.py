@@ -1,9 +1,9 @@
 """The content key: equal content gives an equal key, in any process.
 
 Dask's `tokenize` of a module changes after a pickle round trip, and names, shapes and
-tensors together miss what ``self.t = 2.0`` or a hook does. So this walk has rules of
-its own. What no rule describes deterministically makes the whole key unique: a model
-is then loaded again, and never taken for another one.
+tensors miss attributes and hooks. So the walk has its own rules, by class. Where an
+object has no deterministic content the whole key is unique: the model is loaded again,
+and never taken for another one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def content_key(obj: object) -> str:
     ----------
     obj
         A model, an estimator, a function, or anything made of them. Weights are read
-        where they lie, without a copy, if they are contiguous and on the CPU.
+        in place, without a copy, if they are contiguous and on the CPU.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def content_key(obj: object) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _warn(why: str) -> None:
-    """Say once what costs a load at every call."""
+    """Warn once of what costs a load at every call."""
     logger.warning(
         "a part of what predict was given has no deterministic content (%s), so each "
         "call sends it to the workers and loads it anew: keep the result of one "

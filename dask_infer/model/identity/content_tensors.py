@@ -1,7 +1,7 @@
 """Content of arrays, frames, tensors and torch modules, for the content key.
 
-Raw bytes are hashed where they lie. Strides, devices, gradients and `training` say
-nothing about what a model computes here (always in ``eval()``), and are left out.
+Raw bytes are hashed in place. Strides, devices, gradients and `training` do not change
+what a model computes here (always in ``eval()``), and are left out.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def _script(walk: Walk, script: Any) -> None:
             path = name.partition("/")[2]
             if path.endswith(".pkl"):
                 walk.emit("record", path)
-                walk.visit(_Skeleton(io.BytesIO(data)).load())
+                walk.visit(_StructureUnpickler(io.BytesIO(data)).load())
             elif path.startswith("code/") and path.endswith(".py"):
                 code.append((_MANGLE.sub("", path), _source(data.decode())))
             elif path.startswith(("data/", "constants/")):
@@ -301,7 +301,7 @@ class _Rebuilt:
         self.state = state
 
 
-class _Skeleton(pickle.Unpickler):
+class _StructureUnpickler(pickle.Unpickler):
     """Reads a pickle whose order of memo entries differs between processes."""
 
     def find_class(self, module: str, name: str) -> type:

@@ -1,4 +1,4 @@
-"""SHA-256 of the pieces of large data, made on several cores, in place of the data.
+"""SHA-256 of large data in chunks, on several cores.
 
 A hash tree of two levels: as hard to forge as one SHA-256 over everything, and the same
 on any number of cores.
@@ -10,28 +10,28 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-#: Bytes of a piece. hashlib lets other threads run while it reads one.
-PIECE = 4 * 2**20
+#: Bytes of a chunk. hashlib lets other threads run while it reads one.
+CHUNK = 4 * 2**20
 #: More threads wait for the memory.
 MOST_THREADS = 8
 
 
 def parallel_hash(data: bytes | memoryview) -> bytes | memoryview:
-    """Return data of one piece as it is, else the SHA-256 of each piece, in order.
+    """Return the SHA-256 of each chunk, in order; data of one chunk as it is.
 
-    The two are told apart by the size of the data, which the caller hashes, too.
+    The size of the data, which the caller hashes too, says which of the two it is.
     """
     whole = memoryview(data)
-    if whole.nbytes <= PIECE:
+    if whole.nbytes <= CHUNK:
         return data
     whole = whole.cast("B")
-    starts = range(0, whole.nbytes, PIECE)
+    starts = range(0, whole.nbytes, CHUNK)
     with ThreadPoolExecutor(min(MOST_THREADS, len(starts), _cores())) as threads:
-        return b"".join(threads.map(lambda at: _sha256(whole[at : at + PIECE]), starts))
+        return b"".join(threads.map(lambda at: _sha256(whole[at : at + CHUNK]), starts))
 
 
-def _sha256(piece: memoryview) -> bytes:
-    return hashlib.sha256(piece).digest()
+def _sha256(chunk: memoryview) -> bytes:
+    return hashlib.sha256(chunk).digest()
 
 
 def _cores() -> int:

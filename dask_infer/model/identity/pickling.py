@@ -1,9 +1,9 @@
 """Pickles of the user's objects: weights without a copy, code by value.
 
-An object is surveyed before anything is written: a dry run of the pickle that counts
-bytes, finds tensors, and refuses in words what cannot travel. What holds tensors is
-written by `torch.save`, everything else as a pickle with its buffers beside it; both
-are mapped when they are read, so that the processes of a host share one copy.
+A dry run of the pickle comes before anything is written: it counts bytes, finds
+tensors, and names what cannot be pickled. `torch.save` writes what contains tensors;
+everything else is a pickle with its buffers beside it. Both are memory-mapped when they
+are read, so that the processes of a host share one copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a fitted estimator returns, told by its own attributes: it is never called.
+"""What a fitted estimator returns, by its own attributes: it is never called.
 
 scikit-learn's conventions (``classes_``, ``n_outputs_``, ``coef_``, ...) are followed
 by its look-alikes, so nothing here asks for a class. Floating outputs are float64.

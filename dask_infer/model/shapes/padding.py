@@ -1,4 +1,4 @@
-"""What a Hugging Face model's config and code tell about padding.
+"""How a call takes padded rows: what a model's class, config and code say.
 
 Attributes only, never a call of the model. Where a model is none of transformers',
 nothing is known but the names of its arguments.
@@ -125,9 +125,9 @@ def generates(module: Any, call_kwargs: Mapping[str, Any]) -> bool:
     if not getattr(own, "__qualname__", "").startswith("GenerationMixin."):
         return False
     configs = (call_kwargs.get("generation_config"), module.generation_config)
-    told = (getattr(c, "return_dict_in_generate", None) for c in configs if c)
     name = "return_dict_in_generate"
-    return _can_generate(module) and not call_kwargs.get(name, any(told))
+    default = any(getattr(config, name, None) for config in configs if config)
+    return _can_generate(module) and not call_kwargs.get(name, default)
 
 
 def _can_generate(module: Any) -> bool:

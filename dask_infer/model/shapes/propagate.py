@@ -310,7 +310,7 @@ class _Call:
             try:
                 return function(*args, **kwargs, **self.extra)
             except Exception as error:
-                cause = strict.unsaid(error)
+                cause = strict.original(error)
                 raise self._attempted(tensors, counts).refusal(cause, module) from cause
 
     def _copy(

@@ -1,9 +1,8 @@
-"""What looking at a model must leave as it was: logs, warnings, torch's switches.
+"""Tracing without side effects: logs, warnings and torch's switches stay as they were.
 
-Tracing runs the user's code without data. It must not be seen from outside, so it runs
-under one lock, and mutes this thread's records while those of other threads pass.
-Random generators are left alone: they are the process's, and putting them back would
-make other threads draw the same numbers twice.
+Tracing runs the user's code without data. It runs under one lock, and mutes the log
+records of its own thread only. Random generators are left alone: they belong to the
+process, and restoring them would make other threads draw the same numbers twice.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class StrictDtypes(TorchDispatchMode):
             return
         raise MixedDtypes(f"it computes {' with '.join(names)}")
 
-    def unsaid(self, error: Exception) -> Exception:
-        """Return the kernel's own error where TorchScript has swallowed its text."""
-        swallowed = "TorchScript interpreter" in str(error)
-        return self.failure if swallowed and self.failure is not None else error
+    def original(self, error: Exception) -> Exception:
+        """Return the kernel's own error where TorchScript has replaced its text."""
+        replaced = "TorchScript interpreter" in str(error)
+        return self.failure if replaced and self.failure is not None else error

@@ -1,4 +1,4 @@
-"""Why a model cannot be looked at without data, in the user's words.
+"""Why the outputs of a model cannot be found without data, in the user's words.
 
 A wrong refusal is worse than a question: only what torch's own checks say about sizes
 and dtypes is called a mismatch; everything else asks for ``meta=``.
@@ -75,8 +75,7 @@ class Attempt:
 
     def describe(self) -> str:
         """Return the arguments in words."""
-        told = (f"{label(key)} is {ex}" for key, ex in self.examples.items())
-        return ", ".join(told)
+        return ", ".join(f"{label(key)} is {ex}" for key, ex in self.examples.items())
 
     def refusal(self, error: Exception, module: torch.nn.Module) -> CannotTrace:
         """Return what to tell the user about `error`, raised by `module`."""

@@ -1,4 +1,4 @@
-"""What a model returned for made-up rows, and which axis of it counts what."""
+"""What a model returned for synthetic rows, and what each axis of it counts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Found:
         as_integers: tuple[int | str, ...],
         dropped: tuple[str, ...] = (),
     ) -> Traced:
-        """Return what is known of it, for whoever reads it."""
+        """Return the trace: this output and how its inputs went in."""
         return Traced(
             self.output,
             *self.counts,

@@ -11,7 +11,7 @@ number of processes use the directory at once:
 - ``learned`` is a directory of small files, see `replica.sizes`;
 - ``<key>.fetch`` is locked by the one process of the host that asks others for it.
 
-Entries are pickles that run as the user, so nobody else may write here.
+Entries are pickles that run as the user, so no other user may write here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Store:
     path
         The directory; created where it is missing, for this user alone.
     limit
-        Bytes beyond which entries that nobody has pinned are removed, least recently
+        Bytes beyond which unpinned entries are removed, least recently
         used first; None for no limit.
 
     Raises

@@ -30,7 +30,7 @@ class Pin:
         self._shared: _SharedLock | None = _SharedLock.of(path)
 
     def release(self) -> None:
-        """Let the entry go; twice is as good as once."""
+        """Unpin the entry; a second call does nothing."""
         self._shared = None
 
     def __enter__(self) -> Pin:
@@ -51,8 +51,8 @@ _living: weakref.WeakValueDictionary[str, _SharedLock] = weakref.WeakValueDictio
 class _SharedLock:
     """One shared file lock for all pins of an entry in this process.
 
-    It ends with the last reference. That needs no lock of its own, which a finalizer
-    run by the garbage collector could never take safely.
+    It ends with the last reference: a finalizer that the garbage collector runs could
+    not take a lock safely.
     """
 
     @classmethod
@@ -73,7 +73,7 @@ def _lock(path: str, exclusive: bool) -> int | None:
     """Open and lock a sidecar; None where this platform or file system cannot.
 
     1. a remover locks the file, 2. a reader opens it and waits, 3. the remover unlinks
-    it: the reader's lock would be on a file that nobody finds, so it opens a new one.
+    it: the reader's lock would be on a file without a name, so it opens a new one.
     """
     if fcntl is None:
         return None
@@ -94,7 +94,7 @@ def _lock(path: str, exclusive: bool) -> int | None:
 
 
 def remove(path: Path, last_used: float) -> bool:
-    """Remove an entry unless somebody has pinned it."""
+    """Remove an entry unless a process has pinned it."""
     try:
         descriptor = _lock(f"{path}{PIN}", exclusive=True)
     except BlockingIOError:

@@ -18,18 +18,18 @@ def test_small_data_stays_as_it_is():
 
 @settings(max_examples=50, deadline=None)
 @given(st.binary(min_size=9, max_size=100), st.integers(1, 8), st.integers(1, 5))
-def test_pieces_are_in_order_on_any_number_of_cores(data, size, cores):
+def test_chunks_are_in_order_on_any_number_of_cores(data, size, cores):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hashing, "PIECE", size)
+        patch.setattr(hashing, "CHUNK", size)
         patch.setattr(hashing, "_cores", lambda: cores)
         found = hashing.parallel_hash(data)
     cut = [data[start : start + size] for start in range(0, len(data), size)]
-    assert found == b"".join(hashlib.sha256(piece).digest() for piece in cut)
+    assert found == b"".join(hashlib.sha256(chunk).digest() for chunk in cut)
 
 
-@pytest.mark.parametrize("place", [0, hashing.PIECE - 1, hashing.PIECE, -1])
+@pytest.mark.parametrize("place", [0, hashing.CHUNK - 1, hashing.CHUNK, -1])
 def test_every_byte_of_a_large_array_counts(place):
-    array = np.zeros(2 * hashing.PIECE + 3, np.uint8)
+    array = np.zeros(2 * hashing.CHUNK + 3, np.uint8)
     before = content_key(array)
     array[place] = 1
     assert content_key(array) != before
@@ -38,6 +38,6 @@ def test_every_byte_of_a_large_array_counts(place):
 
 
 def test_an_array_is_not_its_digests():
-    large = np.arange(2 * hashing.PIECE // 8)
+    large = np.arange(2 * hashing.CHUNK // 8)
     digests = np.frombuffer(hashing.parallel_hash(large.data), large.dtype)
     assert content_key(large) != content_key(digests)

@@ -164,16 +164,16 @@ def described(returned):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("estimator", "target", "method"), CASES)
-def test_what_is_told_is_returned(estimator, target, method):  # DM-01..08
+def test_an_estimator_returns_what_is_described(estimator, target, method):  # DM-01..08
     estimator.fit(X, TARGETS[target])
-    told = [(dtype, shape) for _, dtype, shape in estimator_outputs(estimator, method)]
-    assert told == described(getattr(estimator, method)(X[:5]))
+    found = [(dtype, shape) for _, dtype, shape in estimator_outputs(estimator, method)]
+    assert found == described(getattr(estimator, method)(X[:5]))
 
 
 def test_rows_within_a_radius_are_ragged():
     nearest = NearestNeighbors(radius=0.5).fit(X)
-    told = [(None, "float64", (None,)), (None, "int64", (None,))]
-    assert estimator_outputs(nearest, "radius_neighbors") == told
+    found = [(None, "float64", (None,)), (None, "int64", (None,))]
+    assert estimator_outputs(nearest, "radius_neighbors") == found
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_a_keyword_that_changes_the_output_asks_for_meta(estimator, method, keyw
 def test_no_column_selected_is_rows_of_none():
     nothing = SelectFwe(alpha=1e-9).fit(X, THREE)
     given = dict.fromkeys("abcd", "float64")
-    told = estimator_outputs(nothing, "transform", given=given)
-    assert told == [(None, "float64", (0,))]
+    found = estimator_outputs(nothing, "transform", given=given)
+    assert found == [(None, "float64", (0,))]
 
 
 def test_nothing_is_called():  # DI-01
@@ -222,8 +222,8 @@ def test_frames_name_their_columns():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(X, columns=list("abcd"))
     scaler = StandardScaler().set_output(transform="pandas").fit(frame)
-    told = estimator_outputs(scaler, "transform")
-    assert told == [(name, "float64", ()) for name in "abcd"]
+    found = estimator_outputs(scaler, "transform")
+    assert found == [(name, "float64", ()) for name in "abcd"]
 
 
 class LookAlike:
@@ -247,8 +247,8 @@ class LookAlike:
     ids=["texts", "numbers", "linear", "several", "regressor", "outputs"],
 )
 def test_look_alikes_tell_by_the_same_attributes(attributes, expected):
-    told = estimator_outputs(LookAlike(**attributes))
-    assert told == [(None, *expected)]
+    found = estimator_outputs(LookAlike(**attributes))
+    assert found == [(None, *expected)]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_look_alikes_tell_by_the_same_attributes(attributes, expected):
         (RandomForestRegressor(**FOREST).fit(X, TARGETS["value"]), "decision_path"),
     ],
 )
-def test_what_is_not_told_asks_for_meta(estimator, method):
+def test_what_is_not_found_asks_for_meta(estimator, method):
     with pytest.raises(CannotTrace, match=rf"does not tell what {method} .*meta="):
         estimator_outputs(estimator, method)
 

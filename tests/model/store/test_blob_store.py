@@ -1,4 +1,4 @@
-"""The content store: one copy a host, whoever writes, reads, holds and evicts."""
+"""The content store: one copy a host, however many processes use it."""
 
 from __future__ import annotations
 
@@ -282,10 +282,10 @@ def test_missing_entry_is_fetched_once(store, fetcher):
 
 def test_fetcher_that_fails_is_heard(store, fetcher):
     def fetch(key, store):
-        raise ModelLoadError("nobody has it")
+        raise ModelLoadError("no worker has it")
 
     fetcher(fetch)
-    with pytest.raises(ModelLoadError, match="nobody has it"):
+    with pytest.raises(ModelLoadError, match="no worker has it"):
         store.require("a")
 
 
