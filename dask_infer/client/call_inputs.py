@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,6 @@ from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.client.examples import TOKENIZED
 from dask_infer.client.model_call import ModelCall
 from dask_infer.errors import InputError
-from dask_infer.model.formats.boosting import feature_names
-from dask_infer.model.shapes.fitted import fitted_on
 from dask_infer.model.shapes.trace_errors import ArityMismatch, check_arity
 from dask_infer.spec import Inputs
 
@@ -63,9 +60,9 @@ def call_inputs(call: ModelCall) -> Inputs:
         shapes=request.shapes,
         schema=call.schema,
         tokenizer=call.tokenizer is not None
-        or (call.directory_has_tokenizer and _reads_text(call)),
-        feature_names=feature_names(live, columns) if call.is_estimator else None,
-        fitted=fitted_on(live) if call.is_estimator else None,
+        or (call.format.brings_tokenizer(call.spec) and _reads_text(call)),
+        feature_names=call.format.feature_names(live, columns),
+        fitted=call.format.fitted(live),
         preprocess=request.preprocess is not None,
     )
     _check_arity(call, inputs)
@@ -106,12 +103,9 @@ def _check_arity(call: ModelCall, inputs: Inputs) -> None:
     """Refuse arguments that a function does not take."""
     request, name = call.request, call.spec.name
     unknown = inputs.tokenized or request.preprocess is not None
-    if unknown or call.spec.kind != "callable":
-        return
-    model, method = request.model, request.method
-    try:
-        signature = inspect.signature(getattr(model, method) if method else model)
-    except (TypeError, ValueError):
+    method = request.method
+    signature = call.format.signature(call.recognised.live, method)
+    if unknown or signature is None:
         return
     arguments = inputs.arguments
     places = range(sum(a.keyword is None for a in arguments))

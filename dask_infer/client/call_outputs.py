@@ -24,7 +24,6 @@ from dask_infer.client.tracing import (
     with_traced_dtypes,
 )
 from dask_infer.errors import OutputError
-from dask_infer.model.shapes.estimator_outputs import estimator_outputs
 from dask_infer.model.shapes.propagate import CannotTrace
 from dask_infer.spec import Inputs, Outputs, Undecided
 
@@ -53,7 +52,7 @@ def _inferred(
 ) -> tuple[Outputs, Inputs]:
     """Return what the model says of its outputs; `postprocess` may change them."""
     try:
-        if not call.is_estimator:
+        if not call.format.is_fitted:
             return _traced(call, inputs, kept)
         described = _described(call, inputs)
         return outputs_from_estimator(described, call.request.output, kept), inputs
@@ -94,9 +93,9 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
     if call.interface != "tensor":
         return inputs, None
     grouped = not call.request.parallel.is_local or bool(call.request.resources)
-    declares_shapes = call.spec.kind in ("onnx", "sentence-transformers")
+    declared = call.format.declares_outputs
     try:
-        if declares_shapes or (grouped and undecided_integers(call, inputs)):
+        if declared or (grouped and undecided_integers(call, inputs)):
             return with_traced_dtypes(call, inputs, trace(call, inputs)), None
         check(call, inputs)
         return inputs, undecided_integers(call, inputs)
@@ -106,32 +105,31 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
         return inputs, None
 
 
-# --- estimators ---------------------------------------------------------------------
+# --- fitted models ------------------------------------------------------------------
 
 
 def _returns_list(call: ModelCall) -> bool:
-    """Whether an estimator returns a list of arrays, one a target."""
+    """Whether a fitted model returns a list of arrays, one a target."""
     try:
-        return call.is_estimator and len(_described(call, None)) > 1
+        return call.format.is_fitted and len(_described(call, None)) > 1
     except OutputError:
         return False
 
 
 def _described(call: ModelCall, inputs: Inputs | None) -> Any:
-    """Return what an estimator's attributes say of its outputs."""
+    """Return what a fitted model's attributes say of its outputs."""
+    given = None if inputs is None else _column_dtypes(call, inputs)
+    live, request = call.recognised.live, call.request
     try:
-        return estimator_outputs(
-            call.recognised.live,
-            call.request.method or "predict",
-            call_kwargs=call.request.call_kwargs,
-            given=None if inputs is None else _column_dtypes(call, inputs),
+        return call.format.described_outputs(
+            live, request.method, request.call_kwargs, given
         )
     except CannotTrace as error:
         raise shape_error(call, error) from error
 
 
 def _column_dtypes(call: ModelCall, inputs: Inputs) -> dict[Any, str] | None:
-    """Return the dtypes of the columns that an estimator gets, unless they change."""
+    """Return the dtypes of the columns that a fitted model gets, unless they change."""
     if call.request.preprocess is not None:
         return None
     names = [name for argument in inputs.arguments for name in argument.columns]

@@ -14,8 +14,6 @@ The lock is never held while a model loads, runs or closes.
 from __future__ import annotations
 
 import contextlib
-import json
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -31,15 +29,13 @@ from dask_infer.device.resolve_device import resolve_device
 from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within
+from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.load_model import LoadedModel, load, resident_bytes
 from dask_infer.model.runtime.stage_model import load_part, part_bytes
 from dask_infer.replica.lease_wait import Wait
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place
 from dask_infer.spec import Blob, ModelSpec
-
-#: Kinds of models that no accelerator runs.
-HOST_KINDS = ("estimator", "callable")
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ class ReplicaCache:
         part: Part | None = None,
     ) -> Iterator[Replica]:
         """Hold the replica of `spec`, or a part of it, loading what nobody has yet."""
-        if device == "auto" and spec.kind in HOST_KINDS:
+        if device == "auto" and format_of(spec).on_host:
             device = "cpu"
         where = resolve_device(device)
         key = ReplicaKey(spec.key, dtype, str(where), spec.compile, part)
@@ -352,7 +348,7 @@ def _projected_bytes(replica: Replica) -> int:
         if part is not None:
             return part_bytes(part.chain, part.start, part.stop)
         return resident_bytes(spec, replica.key.dtype)
-    except (OSError, struct.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ModelLoadError) as error:
         raise ModelLoadError(
             f'the weights of model "{spec.name}" in {spec.weights or spec.path} cannot '
             f"be read: {type(error).__name__}: {error}; check the files on the workers"

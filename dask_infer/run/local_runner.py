@@ -20,7 +20,7 @@ from dask_infer.device.stream import map_tensors
 from dask_infer.errors import ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add, meter
-from dask_infer.model.runtime.undecided import decided
+from dask_infer.model.shapes.undecided import decided
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place
 from dask_infer.run.dynamic_batching import Batcher, batcher_of

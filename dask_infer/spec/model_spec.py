@@ -8,18 +8,6 @@ from typing import Literal
 #: How a loaded model wants its batch: tensors, NumPy arrays, or a pandas frame.
 Interface = Literal["tensor", "numpy", "frame"]
 
-Kind = Literal[
-    "module",  # a pickled torch module in the content store
-    "estimator",  # a pickled estimator in the content store
-    "callable",  # a pickled function or callable object
-    "factory",  # a pickled class or function that builds the model on the worker
-    "exported",  # a torch.export program, *.pt2
-    "torchscript",  # *.pt or *.pth, archive or pickled module: trusted only
-    "huggingface",  # a directory with config.json
-    "sentence-transformers",  # a directory with modules.json
-    "onnx",  # *.onnx
-]
-
 
 @dataclass(frozen=True)
 class Blob:
@@ -46,10 +34,11 @@ class ModelSpec:
     key: str
     #: What people call it: class name, file stem or directory name.
     name: str
-    kind: Kind
-    #: Real path of the file or directory, for kinds that live in files.
+    #: Its format, by the name that `dask_infer.model.registry` knows.
+    kind: str
+    #: Real path of the file or directory, for formats that are files.
     path: str | None = None
-    #: The pickled object, for kinds that live in the content store.
+    #: The pickled object, for formats that are pickled.
     blob: Blob | None = None
     #: Real path of a safetensors file that fills a factory's meta tensors.
     weights: str | None = None

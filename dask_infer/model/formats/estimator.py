@@ -1,51 +1,87 @@
-"""Estimators of scikit-learn and its look-alikes, and plain functions."""
+"""Estimators of scikit-learn and its look-alikes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import cloudpickle
 import numpy as np
 import pandas as pd
 
-from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.boosting import feature_names, native_predict
-from dask_infer.model.formats.torch_module import Placement
-from dask_infer.model.runtime.loaded_model import FunctionModel, LoadedModel
+from dask_infer.model.formats.format import Format, Recognised, read_object
+from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.methods import check_method
-from dask_infer.model.store.blob_store import read_blob
+from dask_infer.model.runtime.place_module import Placement
+from dask_infer.model.shapes.boosting import Described, feature_names, native_predict
+from dask_infer.model.shapes.estimator_outputs import estimator_outputs
+from dask_infer.model.shapes.fitted import fitted_on
+from dask_infer.model.source import ModelSource
+from dask_infer.spec import Fitted
 from dask_infer.spec.model_spec import ModelSpec
 
-
-def load_estimator(spec: ModelSpec, placement: Placement) -> LoadedModel:
-    """Unpickle an estimator."""
-    refuse_dtype(spec, placement)
-    return EstimatorModel(spec, _read(spec))
+_PREDICTS = ("predict", "predict_proba", "decision_function")
 
 
-def load_callable(spec: ModelSpec, placement: Placement) -> LoadedModel:
-    """Unpickle a function or a callable object."""
-    refuse_dtype(spec, placement)
-    function = _read(spec)
-    if not callable(function):
-        raise ModelLoadError(f"{spec.name}: {type(function).__name__} is not callable")
-    return FunctionModel(spec, function)
+class EstimatorFormat(Format):
+    """A fitted object; its attributes say what it reads and returns."""
+
+    kind = "estimator"
+    interface = "frame"
+    has_dtype = False
+    is_fitted = True
+    on_host = True
+    extra = "scikit-learn"
+    libraries = ("sklearn",)
+
+    def recognise(self, given: Any, method: str | None) -> Recognised | None:
+        """Return what predicts, was fitted, or has `method` and cannot be called."""
+        if isinstance(given, ModelSource):
+            return self.pickled(given.target) if given.kind == self.kind else None
+        named = method is not None and callable(getattr(given, method, None))
+        if _is_estimator(given) or (named and not callable(given)):
+            return self.pickled(given)
+        return None
+
+    def check_method(self, live: Any, method: str | None) -> None:
+        """Raise `MissingMethodError` where the estimator lacks `method`."""
+        check_method(live, method or "predict")
+
+    def feature_names(self, live: Any, columns: Iterable[Any]) -> list[Any] | None:
+        """Return the columns that the estimator was fitted on."""
+        return feature_names(live, columns)
+
+    def fitted(self, live: Any) -> Fitted:
+        """Return whether it was fitted on a table or on texts."""
+        return fitted_on(live)
+
+    def described_outputs(
+        self,
+        live: Any,
+        method: str | None,
+        call_kwargs: Mapping[str, Any] | None,
+        given: Mapping[Any, str] | None,
+    ) -> list[Described]:
+        """Return what the attributes of the estimator say that it returns."""
+        return estimator_outputs(live, method, call_kwargs=call_kwargs, given=given)
+
+    def load(self, spec: ModelSpec, placement: Placement) -> LoadedModel:
+        """Unpickle the estimator."""
+        return EstimatorModel(spec, read_object(spec))
 
 
-def refuse_dtype(spec: ModelSpec, placement: Placement) -> None:
-    """Raise `ModelLoadError` where a dtype was asked of what has none."""
-    if placement.dtype is not None:
-        raise ModelLoadError(
-            f"{spec.name} is no torch module, so it has no dtype to run in; leave "
-            "dtype= out"
-        )
-
-
-def _read(spec: ModelSpec) -> Any:
-    if spec.blob is None:
-        raise ModelLoadError(f"{spec.name}: its spec holds no pickled object")
-    return read_blob(spec.blob)
+def _is_estimator(model: Any) -> bool:
+    # A Hugging Face pipeline has a predict too, but is meant to be called.
+    bases = type(model).__mro__
+    if any(base.__module__.startswith("transformers.") for base in bases):
+        return False
+    if any(callable(getattr(model, name, None)) for name in _PREDICTS):
+        return True
+    # What is fitted is an estimator, if only to say which methods it has.
+    fitted = ("transform", "get_params")
+    return callable(getattr(model, "fit", None)) and any(
+        callable(getattr(model, name, None)) for name in fitted
+    )
 
 
 class EstimatorModel(LoadedModel):
@@ -73,7 +109,7 @@ class EstimatorModel(LoadedModel):
         return given[fitted] if every else given
 
     def function(self, method: str | None) -> Callable[..., Any]:
-        """Return the method asked for, ``predict`` unless told otherwise."""
+        """Return the method asked for, ``predict`` if none is."""
         name = method or "predict"
         check_method(self.target, name)
         native = native_predict(self.target) if name == "predict" else None
@@ -83,9 +119,9 @@ class EstimatorModel(LoadedModel):
 def _without_names(frame: pd.DataFrame) -> Any:
     """Return an array, as the estimator was fitted on one: it warns of names."""
     named = all(isinstance(name, str) for name in frame.columns)
-    kinds = {getattr(dtype, "kind", "O") for dtype in frame.dtypes}
+    codes = {getattr(dtype, "kind", "O") for dtype in frame.dtypes}
     arrays = all(isinstance(dtype, np.dtype) for dtype in frame.dtypes)
-    if named and arrays and kinds <= set("biufO"):
+    if named and arrays and codes <= set("biufO"):
         return frame.to_numpy()
     if not named or not all(map(pd.api.types.is_numeric_dtype, frame.dtypes)):
         return frame

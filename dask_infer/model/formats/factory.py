@@ -1,62 +1,165 @@
-"""Models that are built on the worker by the user's own class or function."""
+"""Classes and functions that build the model on the worker."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
+import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.estimator import EstimatorModel, refuse_dtype
-from dask_infer.model.formats.torch_module import (
+from dask_infer.model.formats.estimator import EstimatorModel
+from dask_infer.model.formats.format import (
+    Format,
+    NotAModelError,
+    Recognised,
+    no_dtype,
+    read_object,
+    with_article,
+)
+from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.identity.file_key import existing_path, file_key
+from dask_infer.model.runtime.loaded_model import FunctionModel, LoadedModel
+from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
+from dask_infer.model.runtime.place_module import (
     Placement,
     convert,
     in_dtype,
     needs_conversion,
     place,
 )
-from dask_infer.model.runtime.footprint import safetensors_files
-from dask_infer.model.runtime.loaded_model import FunctionModel, LoadedModel
-from dask_infer.model.store.blob_store import read_blob
+from dask_infer.model.runtime.safetensors_files import (
+    safetensors_files,
+    safetensors_header,
+)
+from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.shapes.trace_errors import cannot_trace
+from dask_infer.model.source import ModelSource
 from dask_infer.spec.model_spec import ModelSpec
 
 
-def load_factory(spec: ModelSpec, placement: Placement) -> LoadedModel:
-    """Build the model once; what it is tells how it wants to be called."""
-    if spec.weights is not None:
-        module = build_with_weights(spec)
-        if needs_conversion(module, placement.dtype):
-            module = in_dtype(spec, placement, lambda: build_with_weights(spec))
-        return place(spec, module, placement.device)
-    built = _build(spec)
-    if isinstance(built, torch.nn.Module):
-        if needs_conversion(built, placement.dtype):
-            built = convert(built, cast(torch.dtype, placement.dtype))
-        return place(spec, built, placement.device)
-    refuse_dtype(spec, placement)
-    if callable(built):
-        return FunctionModel(spec, built)
-    if hasattr(built, "predict"):
-        return EstimatorModel(spec, built)
-    raise ModelLoadError(
-        f"{spec.name} builds a {type(built).__name__}, which is neither callable nor "
-        "has predict"
-    )
+class FactoryFormat(Format):
+    """A class, or what `ModelSource.from_factory` holds: built once on each worker."""
+
+    kind = "factory"
+    interface = "numpy"
+
+    def recognise(self, given: Any, method: str | None) -> Recognised | None:
+        """Return a class or a factory; what it builds is not looked at."""
+        if isinstance(given, type):
+            given = ModelSource.from_factory(given)
+        if not isinstance(given, ModelSource) or given.kind != self.kind:
+            return None
+        found = self._build_once(given)
+        builds_module = given.weights is not None or _is_module_class(given.target)
+        return replace(found, interface="tensor" if builds_module else "numpy")
+
+    def _build_once(self, source: ModelSource) -> Recognised:
+        build = source.target
+        if not callable(build):
+            raise NotAModelError(
+                f"ModelSource.from_factory takes a class or function that builds the "
+                f"model, not {with_article(type(build).__name__)}"
+            )
+        if source.args or source.kwargs:
+            build = functools.partial(build, *source.args, **source.kwargs)
+        found = self.pickled(build)
+        if source.weights is None:
+            # The size of what it builds is unknown; that of the pickle says nothing.
+            found.spec = replace(found.spec, nbytes=0)
+            return found
+        path, files = _weights(source.weights)
+        found.spec = replace(
+            found.spec,
+            key=content_key((found.spec.key, file_key("weights", path, files))),
+            weights=str(path),
+            nbytes=sum(file.stat().st_size for file in safetensors_files(path)),
+        )
+        return found
+
+    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+        """Build without memory where a file brings the weights, else never."""
+        if isinstance(live, torch.nn.Module):  # what it built
+            return SourceModel.of(live)
+        if spec.weights is None:
+            reason = "what a class or function builds is only known by calling it"
+            raise cannot_trace(spec.name, reason)
+        build = live if callable(live) else read_object(spec)
+        try:
+            module = _without_memory(build)
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            reason = f"it cannot be built without memory ({cause})"
+            raise cannot_trace(spec.name, reason) from error
+        if not isinstance(module, torch.nn.Module):
+            name = type(module).__name__
+            reason = f"{name} is no torch module, so weights= cannot fill it"
+            raise cannot_trace(spec.name, reason)
+        return SourceModel.of(module)
+
+    def load(self, spec: ModelSpec, placement: Placement) -> LoadedModel:
+        """Build the model; what it is says how it wants to be called."""
+        if spec.weights is not None:
+            module = build_with_weights(spec)
+            if needs_conversion(module, placement.dtype):
+                module = in_dtype(spec, placement, lambda: build_with_weights(spec))
+            return place(spec, module, placement.device)
+        built = _build(spec)
+        if isinstance(built, torch.nn.Module):
+            if needs_conversion(built, placement.dtype):
+                built = convert(built, cast(torch.dtype, placement.dtype))
+            return place(spec, built, placement.device)
+        if placement.dtype is not None:
+            raise no_dtype(spec)
+        if callable(built):
+            return FunctionModel(spec, built)
+        if hasattr(built, "predict"):
+            return EstimatorModel(spec, built)
+        raise ModelLoadError(
+            f"{spec.name} builds a {type(built).__name__}, which is neither callable "
+            "nor has predict"
+        )
+
+    def weight_files(self, spec: ModelSpec) -> list[Path]:
+        """Return the files that fill the module."""
+        return [] if spec.weights is None else safetensors_files(Path(spec.weights))
+
+
+def _without_memory(build: Callable[[], Any]) -> Any:
+    """Build on the meta device; where values are read, as workers do: buffers real."""
+    with suppress(Exception), torch.device("meta"):
+        return build()
+    with parameters_on_meta():
+        return build()
+
+
+def _is_module_class(factory: object) -> bool:
+    return isinstance(factory, type) and issubclass(factory, torch.nn.Module)
+
+
+def _weights(given: str) -> tuple[Path, list[Path]]:
+    """Return the real path of the weights, and the files that they are in."""
+    path = existing_path(given, "there are no weights")
+    if not path.name.endswith((".index.json", ".safetensors")):
+        raise ModelLoadError(
+            f"weights={given!r} is no safetensors file; save the weights with "
+            "safetensors.torch.save_file(model.state_dict(), path)"
+        )
+    files = safetensors_files(path)
+    for file in files:
+        safetensors_header(file)
+    return path, [path, *files]
 
 
 def _build(spec: ModelSpec) -> Any:
-    if spec.blob is None:
-        raise ModelLoadError(f"{spec.name}: its spec holds no pickled object")
-    factory = read_blob(spec.blob)
+    factory: Callable[[], Any] = read_object(spec)
     try:
         return factory()
     except MemoryError:
@@ -88,49 +191,6 @@ def build_with_weights(spec: ModelSpec) -> torch.nn.Module:
         _tie(module, names)
     _refuse_unfilled(spec, module)
     return module
-
-
-class _Building(threading.local):
-    """Whether this thread builds a model whose weights come from a file."""
-
-    #: Stand-ins of parameters: one that is registered twice stays one.
-    twins: WeakTensorKeyDictionary | None = None
-
-
-_building = _Building()
-
-
-@contextlib.contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Let modules built by this thread have parameters without memory.
-
-    Buffers stay real, unlike under ``torch.device("meta")``: those that no checkpoint
-    holds (frequencies of rotary embeddings, masks) are computed as the model is built.
-    """
-    _building.twins = WeakTensorKeyDictionary()
-    try:
-        yield
-    finally:
-        _building.twins = None
-
-
-def _to_meta(
-    _module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter | None
-) -> torch.nn.Parameter | None:
-    """Replace a parameter as it is registered; None leaves it as it is."""
-    twins = _building.twins
-    if twins is None or parameter is None or parameter.is_meta:
-        return None
-    if isinstance(parameter, torch.nn.UninitializedParameter):
-        return None
-    if parameter not in twins:
-        empty = torch.empty_like(parameter, device="meta")
-        twins[parameter] = torch.nn.Parameter(empty, parameter.requires_grad)
-    return twins[parameter]  # type: ignore[no-any-return]
-
-
-# Torch keeps such hooks for the whole process; ours acts in building threads only.
-register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]
 
 
 def _tied_names(module: torch.nn.Module) -> list[list[str]]:

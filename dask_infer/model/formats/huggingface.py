@@ -1,16 +1,12 @@
-"""Directories of Hugging Face and sentence-transformers models.
+"""Directories of Hugging Face models.
 
-Never remote code, never the network, never pickled weights. Both libraries keep their
-registries and settings in module-level state, so one thread at a time imports them
-or builds with them.
+Never remote code, never the network, never pickled weights.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
-import threading
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,56 +14,136 @@ from typing import Any
 import torch
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.torch_module import (
+from dask_infer.model.formats.format import Format
+from dask_infer.model.runtime.footprint import mapped_share
+from dask_infer.model.runtime.import_library import import_library, one_at_a_time
+from dask_infer.model.runtime.loaded_model import ModuleModel
+from dask_infer.model.runtime.place_module import (
     Placement,
-    freeze,
     in_dtype,
     needs_conversion,
     place,
     shared,
 )
-from dask_infer.model.runtime.footprint import mapped_share, safetensors_files
-from dask_infer.model.runtime.loaded_model import ModuleModel, keywords_of
+from dask_infer.model.runtime.safetensors_files import (
+    read_json,
+    safetensors_files,
+    safetensors_header,
+)
+from dask_infer.model.shapes.fake_model import SourceModel
 from dask_infer.spec.model_spec import ModelSpec
 
-_one_at_a_time = threading.RLock()
+#: Files of a model directory that say what it computes.
+_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
 
-EXTRA = 'pip install "dask-infer[huggingface]"'
+#: Weights that only a pickle loader reads.
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+#: Any of them is a tokenizer.
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
-def import_library(name: str, *, what: str) -> Any:
-    """Import transformers or sentence_transformers, one thread at a time.
+class ModelDirectory(Format):
+    """What all directories have in common: json files beside safetensors weights."""
 
-    Raises
-    ------
-    ModelLoadError
-        If it is not installed; names the extra.
-    """
-    with _one_at_a_time:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
+    extra = "huggingface"
+
+    def parts(self, path: Path) -> list[Path]:
+        """Return the directories that may hold weights and a config each.
+
+        Raises
+        ------
+        ModelLoadError
+            If one of them needs code of its own.
+        """
+        return [path]
+
+    def check(self, path: Path, trust: bool) -> None:
+        """Refuse code that comes with a model, and weights that are pickles."""
+        parts = self.parts(path)
+        for part in parts:
+            _check_config(part)
+        if not any([_check_weights(part) for part in parts]):
             raise ModelLoadError(
-                f"{what} needs {error.name}, which this process cannot import; "
-                f"{EXTRA} on the client and the workers"
-            ) from error
+                f"{path} holds no *.safetensors weights; save them there"
+            )
+
+    def files(self, path: Path) -> list[Path]:
+        """Return everything that says what the model computes."""
+        found = []
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            found += [Path(folder, n) for n in sorted(names) if n.endswith(_SUFFIXES)]
+        return found
+
+    def nbytes(self, path: Path) -> int:
+        """Return the bytes of the weights."""
+        files = (file for file in self.files(path) if file.suffix == ".safetensors")
+        return sum(file.stat().st_size for file in files)
+
+    def weight_files(self, spec: ModelSpec) -> list[Path]:
+        """Return the weights of the directory and of those in it."""
+        return sorted(Path(str(spec.path)).rglob("*.safetensors"))
 
 
-def load_huggingface(spec: ModelSpec, placement: Placement) -> ModuleModel:
-    """Load the architecture that ``config.json`` names with its safetensors weights."""
-    module = _in_place(spec, placement, lambda dtype: _build_transformer(spec, dtype))
-    return place(spec, module, placement.device)
+class HuggingFaceFormat(ModelDirectory):
+    """The architecture that ``config.json`` names, from transformers itself."""
+
+    kind = "huggingface"
+    pattern = "config.json (Hugging Face)"
+    libraries = ("transformers", "tokenizers")
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a directory has a config."""
+        return (path / "config.json").is_file()
+
+    def brings_tokenizer(self, spec: ModelSpec) -> bool:
+        """Whether a tokenizer was saved with the model."""
+        return any(Path(str(spec.path), name).exists() for name in _TOKENIZERS)
+
+    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+        """Build the architecture without its weights."""
+        with torch.device("meta"):
+            return SourceModel(build_architecture(spec))
+
+    def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
+        """Load the architecture with its weights."""
+        module = mapped(spec, placement, lambda dtype: _build(spec, dtype))
+        return place(spec, module, placement.device)
 
 
-def load_sentence_transformers(spec: ModelSpec, placement: Placement) -> ModuleModel:
-    """Load a pipeline of ``modules.json``, pooling and normalisation included."""
-    module = _in_place(spec, placement, lambda dtype: _build_sentence(spec, dtype))
-    freeze(module)
-    module.eval()
-    return SentenceModel(spec, module.to(placement.device), placement.device)
+def _check_config(path: Path) -> None:
+    config = path / "config.json"
+    if not config.is_file():
+        return
+    content = read_json(config)
+    if isinstance(content, dict) and content.get("auto_map"):
+        code = ", ".join(sorted(map(str, content["auto_map"].values())))
+        raise ModelLoadError(
+            f"{path} needs code of its own (auto_map in config.json: {code}), which is "
+            "never run from a directory; build the model yourself, if you trust that "
+            "code, and pass the module or ModelSource.from_factory(build)"
+        )
 
 
-def _in_place(
+def _check_weights(path: Path) -> bool:
+    """Whether a directory has safetensors; refuse what only pickle would read."""
+    files = sorted(path.glob("*.safetensors"))
+    for index in path.glob("*.safetensors.index.json"):
+        safetensors_files(index)
+    for file in files:
+        safetensors_header(file)
+    pickled = sorted(file.name for name in _PICKLED for file in path.glob(name))
+    if pickled and not files:
+        raise ModelLoadError(
+            f"{path} has its weights in {pickled[0]} only, which can run code when it "
+            "is loaded; convert them: AutoModel.from_pretrained(old)"
+            ".save_pretrained(new, safe_serialization=True)"
+        )
+    return bool(files)
+
+
+def mapped(
     spec: ModelSpec,
     placement: Placement,
     build: Callable[[torch.dtype | None], torch.nn.Module],
@@ -83,14 +159,12 @@ def _in_place(
     return module
 
 
-def _build_transformer(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
-    directory = _directory(spec)
+def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
+    directory = directory_of(spec)
     transformers = import_library("transformers", what=spec.name)
-    with _quiet(transformers):
-        config = transformers.AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        module, report = _architecture(transformers, spec, config).from_pretrained(
+    with without_progress(transformers):
+        architecture, config = _architecture(spec)
+        module, report = architecture.from_pretrained(
             directory,
             config=config,
             local_files_only=True,
@@ -102,29 +176,22 @@ def _build_transformer(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.M
     return module  # type: ignore[no-any-return]
 
 
-def safetensors_of(spec: ModelSpec) -> list[Path]:
-    """Files of weights that a directory's model is loaded from."""
-    directory = Path(_directory(spec))
-    for name in ("model.safetensors", "model.safetensors.index.json"):
-        if (directory / name).is_file():
-            return safetensors_files(directory / name)
-    return sorted(directory.glob("*.safetensors"))
+def build_architecture(spec: ModelSpec) -> torch.nn.Module:
+    """Build the architecture that ``config.json`` names, without its weights."""
+    architecture, config = _architecture(spec)
+    build = getattr(architecture, "_from_config", None) or architecture.from_config
+    return build(config)  # type: ignore[no-any-return]
 
 
-def _directory(spec: ModelSpec) -> str:
-    directory = Path(str(spec.path))
-    if not any(directory.rglob("*.safetensors")):
-        raise ModelLoadError(
-            f"{directory} holds no safetensors weights; write them with "
-            "model.save_pretrained(directory)"
-        )
-    return str(directory)
-
-
-def _architecture(transformers: Any, spec: ModelSpec, config: Any) -> Any:
-    names = list(config.architectures or ())
+def _architecture(spec: ModelSpec) -> tuple[Any, Any]:
+    """Return the class that ``config.json`` names, and the config."""
+    transformers = import_library("transformers", what=spec.name)
+    config = transformers.AutoConfig.from_pretrained(
+        spec.path, local_files_only=True, trust_remote_code=False
+    )
+    names = list(getattr(config, "architectures", None) or ())
     if not names:
-        return transformers.AutoModel
+        return transformers.AutoModel, config
     found = getattr(transformers, names[0], None)
     if found is None:
         raise ModelLoadError(
@@ -132,7 +199,27 @@ def _architecture(transformers: Any, spec: ModelSpec, config: Any) -> Any:
             f"{transformers.__version__}, and code that comes with a model is never "
             "run; install a version that has it or pass ModelSource.from_factory(build)"
         )
-    return found
+    return found, config
+
+
+def safetensors_of(spec: ModelSpec) -> list[Path]:
+    """Files of weights that a directory's model is loaded from."""
+    directory = Path(directory_of(spec))
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (directory / name).is_file():
+            return safetensors_files(directory / name)
+    return sorted(directory.glob("*.safetensors"))
+
+
+def directory_of(spec: ModelSpec) -> str:
+    """Return the directory of a model, or raise where its weights are gone."""
+    directory = Path(str(spec.path))
+    if not any(directory.rglob("*.safetensors")):
+        raise ModelLoadError(
+            f"{directory} holds no safetensors weights; write them with "
+            "model.save_pretrained(directory)"
+        )
+    return str(directory)
 
 
 def _refuse_gaps(spec: ModelSpec, report: dict[str, Any]) -> None:
@@ -150,36 +237,11 @@ def _refuse_gaps(spec: ModelSpec, report: dict[str, Any]) -> None:
             )
 
 
-def _build_sentence(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
-    directory = _directory(spec)
-    _refuse_foreign_modules(Path(directory))
-    library = import_library("sentence_transformers", what=spec.name)
-    transformers = import_library("transformers", what=spec.name)
-    with _quiet(transformers):
-        module = library.SentenceTransformer(
-            directory,
-            device="cpu",
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True, "dtype": dtype or "auto"},
-        )
-    return module if dtype is None else module.to(dtype)  # type: ignore[no-any-return]
-
-
-def _refuse_foreign_modules(directory: Path) -> None:
-    for entry in json.loads((directory / "modules.json").read_text()):
-        if not str(entry["type"]).startswith("sentence_transformers."):
-            raise ModelLoadError(
-                f"{directory}: modules.json names {entry['type']}, which is no part of "
-                "sentence_transformers; pass ModelSource.from_factory(build)"
-            )
-
-
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def without_progress(transformers: Any) -> Iterator[None]:
     """One thread builds, without progress bars and warnings on the worker's stderr."""
     log = transformers.utils.logging
-    with _one_at_a_time:
+    with one_at_a_time:
         verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
         log.set_verbosity_error()
         log.disable_progress_bar()
@@ -189,24 +251,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
             log.set_verbosity(verbosity)
             if bars:
                 log.enable_progress_bar()
-
-
-class SentenceModel(ModuleModel):
-    """Token ids in, one embedding a row out."""
-
-    def __init__(
-        self, spec: ModelSpec, module: torch.nn.Module, device: torch.device
-    ) -> None:
-        super().__init__(spec, module, device)
-        self.accepts = _accepted_tokens(module)
-
-    def function(self, method: str | None) -> Callable[..., Any]:
-        """Return the pipeline as a function of the tokenizer's tensors."""
-        if method is not None:
-            return super().function(method)
-        return lambda **tokens: self.target(tokens)["sentence_embedding"]
-
-
-def _accepted_tokens(module: Any) -> frozenset[str] | None:
-    inner = getattr(module[0], "auto_model", None)
-    return None if inner is None else keywords_of(inner.forward)

@@ -1,70 +1,127 @@
-"""ONNX models, run by ONNX Runtime on NumPy arrays."""
+"""ONNX files, run by ONNX Runtime."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import mmap
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dask_infer.batch.inputs.integer_ranges import misfits
-from dask_infer.errors import InputError, ModelLoadError
-from dask_infer.model.formats.torch_module import Placement
-from dask_infer.model.formats.zipmap import unzipped
-from dask_infer.model.runtime.loaded_model import LoadedModel
-from dask_infer.model.runtime.methods import MissingMethodError
+from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.array_graph import (
+    ArrayInfo,
+    GraphCall,
+    GraphModel,
+    no_method,
+    output_on_meta,
+)
+from dask_infer.model.formats.format import Declared, Format
+from dask_infer.model.runtime.import_library import import_library
+from dask_infer.model.runtime.place_module import Placement
+from dask_infer.model.runtime.safetensors_files import damaged, refuse_empty
+from dask_infer.model.shapes.trace_errors import Example, cannot_trace
 from dask_infer.spec.model_spec import ModelSpec
 
-#: NumPy dtypes of the element types that arrays can have.
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(bool)": "bool",
-    "tensor(string)": "object",
-}
+WHAT = "ONNX model"
+
+#: Element types of ONNX by the names of their dtypes, where they differ.
+_DTYPES = {"float": "float32", "double": "float64"}
+
+#: What a ZipMap node makes of probabilities.
+_ZIPPED = re.compile(r"seq\(map\((int64|string),tensor\(float\)\)\)")
+
+#: Fields of ONNX's messages, by their numbers (onnx.proto).
+_MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
+_GRAPH, _NODE = 7, 1
+_OUTPUT, _OPERATOR, _ATTRIBUTE = 2, 4, 5
+_INTS, _STRINGS = 8, 9
 
 
-def load_onnx(spec: ModelSpec, placement: Placement) -> OnnxModel:
-    """Open an ONNX file in a session of its own."""
-    if placement.dtype is not None:
-        raise ModelLoadError(
-            f"{spec.name}: the dtype of an ONNX model is part of its file; leave "
-            "dtype= out or convert the file"
+class OnnxFormat(Format):
+    """A graph file; weights beyond 2 GB lie beside it."""
+
+    kind = "onnx"
+    pattern = "*.onnx"
+    suffixes = (".onnx",)
+    extra = "onnx"
+    libraries = ("onnxruntime",)
+    has_dtype = False
+    declares_outputs = True
+
+    def check(self, path: Path, trust: bool) -> None:
+        """Refuse a file that is not one whole message of protocol buffers."""
+        refuse_empty(path)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=1) as data:
+            if not _is_whole(data):
+                damaged(path, "is not a valid ONNX file (truncated?)")
+
+    def files(self, path: Path) -> list[Path]:
+        """Return the file and the weights beside it."""
+        return [path, *sorted(path.parent.glob(f"{path.stem}*data*"))]
+
+    def declared_outputs(
+        self,
+        spec: ModelSpec,
+        examples: Mapping[int | str, Example],
+        counts: tuple[int, int],
+        *,
+        method: str | None,
+        dtype: str | None,
+    ) -> Declared:
+        """Return the outputs of the graph, its sizes worked out by the runtime."""
+        if method is not None:
+            raise no_method(spec, WHAT, method)
+        session = _graph_of(spec, {})
+        inputs = [_info(node) for node in session.get_inputs()]
+        remedy = "export it with a dynamic axis 0"
+        call = GraphCall(spec.name, inputs, examples, counts, remedy=remedy)
+        bound = {
+            size: given
+            for info in call.inputs.values()
+            for size, given in zip(info.shape, call.sizes[info.name], strict=False)
+            if isinstance(size, str)
+        }
+        nodes = session.get_outputs()
+        named = {size for node in nodes for size in node.shape if isinstance(size, str)}
+        if named - set(bound):
+            nodes = _graph_of(spec, bound).get_outputs()  # it works out "2*tokens"
+        outputs = _outputs(spec, nodes, bound, counts[0])
+        return outputs, call.floating, call.integers
+
+    def load(self, spec: ModelSpec, placement: Placement) -> OnnxModel:
+        """Open the file in a session of its own."""
+        onnxruntime = _runtime(spec)
+        options = onnxruntime.SessionOptions()
+        # As many as torch takes in the thread that loads: the worker's share of cores.
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        providers = _providers(onnxruntime, placement.device)
+        return OnnxModel(
+            spec, onnxruntime.InferenceSession(str(spec.path), options, providers)
         )
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ModelLoadError(
-            f"{spec.name} needs {error.name}, which this process cannot import; "
-            'pip install "dask-infer[onnx]" on the client and the workers'
-        ) from error
-    session = onnxruntime.InferenceSession(
-        str(spec.path),
-        sess_options=_options(onnxruntime),
-        providers=_providers(onnxruntime, placement.device),
-    )
-    return OnnxModel(spec, session)
 
 
-def _options(onnxruntime: Any) -> Any:
-    options = onnxruntime.SessionOptions()
-    # As many as torch takes in the thread that loads: the worker's share of cores.
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return options
+class OnnxModel(GraphModel):
+    """A session, which any number of threads may run at once."""
+
+    def __init__(self, spec: ModelSpec, session: Any) -> None:
+        inputs = [_info(node) for node in session.get_inputs()]
+        super().__init__(spec, session, inputs, WHAT)
+        self._outputs = [node.name for node in session.get_outputs()]
+
+    def run(self, feed: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Return all outputs by name."""
+        found = map(unzipped, self.target.run(self._outputs, feed))
+        return dict(zip(self._outputs, found, strict=True))
+
+
+def _runtime(spec: ModelSpec) -> Any:
+    return import_library("onnxruntime", what=spec.name, extra="onnx")
 
 
 def _providers(onnxruntime: Any, device: torch.device) -> list[Any]:
@@ -84,90 +141,139 @@ def _providers(onnxruntime: Any, device: torch.device) -> list[Any]:
     return [cuda, "CPUExecutionProvider"]
 
 
-class OnnxModel(LoadedModel):
-    """A session; arrays in by position or name, arrays out by name."""
-
-    def __init__(self, spec: ModelSpec, session: Any) -> None:
-        super().__init__(spec, "numpy", session, spec.nbytes or _size(spec))
-        self.inputs = {node.name: node for node in session.get_inputs()}
-        self.outputs = [node.name for node in session.get_outputs()]
-        self.accepts = frozenset(self.inputs)
-        self.dtypes = tuple(
-            (name, _DTYPES.get(node.type, "object"))
-            for name, node in self.inputs.items()
-        )
-
-    def function(self, method: str | None) -> Callable[..., Any]:
-        """Return the session as a function."""
-        if method is not None:
-            raise MissingMethodError(
-                f"{self.spec.name}: an ONNX model has no method {method}; leave "
-                "method= out"
-            )
-        return self._run
-
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        feed = self._feed(args, kwargs)
-        results = [unzipped(each) for each in self.target.run(self.outputs, feed)]
-        if len(results) == 1:
-            return results[0]
-        return dict(zip(self.outputs, results, strict=True))
-
-    def _feed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        names = ", ".join(self.inputs)
-        if len(args) > len(self.inputs):
-            raise InputError(
-                f"{self.spec.name} reads {len(self.inputs)} inputs ({names}), not "
-                f"{len(args)}; pass columns= with as many"
-            )
-        given = {**dict(zip(self.inputs, args, strict=False)), **kwargs}
-        unknown = sorted(set(given) - set(self.inputs))
-        missing = sorted(set(self.inputs) - set(given))
-        if unknown or missing:
-            cause = (
-                f"has no input {unknown[0]!r}"
-                if unknown
-                else f"got nothing for input {missing[0]!r}"
-            )
-            raise InputError(
-                f"{self.spec.name} {cause}; its inputs are {names}: pass "
-                "columns={input: column}"
-            )
-        return {name: _fit(value, self.inputs[name]) for name, value in given.items()}
-
-
-def _fit(value: Any, node: Any) -> Any:
-    """Cast to the input's own type and shape where no more than digits are lost."""
-    array = np.asarray(value)
-    wanted = np.dtype(_DTYPES.get(node.type, "object"))
-    if array.dtype.kind in "UT":
-        array = array.astype(object)
-    if array.dtype != wanted and not _castable(array.dtype, wanted):
-        raise InputError(
-            f"input {node.name!r} of the ONNX model is {node.type}, but its column "
-            f"holds {array.dtype}; cast the column"
-        )
-    wrong = misfits(array, wanted)
-    if wrong is not None:
-        raise InputError(
-            f"input {node.name!r} of the ONNX model is {node.type}, which cannot hold "
-            f"{array[wrong][0]!s}; cast the column, or export the model anew"
-        )
-    array = np.ascontiguousarray(array.astype(wanted, copy=False))
-    is_column = len(node.shape) == 2 and not (
-        isinstance(node.shape[1], int) and node.shape[1] != 1
+def _graph_of(spec: ModelSpec, sizes: Mapping[str, int]) -> Any:
+    """Open the graph as written, the sizes that are known so far fixed."""
+    onnxruntime = _runtime(spec)
+    options = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
+    return onnxruntime.InferenceSession(
+        str(spec.path), options, providers=["CPUExecutionProvider"]
     )
-    return array[:, None] if array.ndim == 1 and is_column else array
 
 
-def _castable(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    integers = given.kind in "iu" and wanted.kind in "iu"
-    same_kind = integers or np.can_cast(given, wanted, "same_kind")
-    return wanted.kind != "O" and same_kind
+def _info(node: Any) -> ArrayInfo:
+    """Return an input or output: ``tensor(int64)`` is ``int64``."""
+    name = str(node.type).removeprefix("tensor(").removesuffix(")")
+    return ArrayInfo(node.name, _DTYPES.get(name, name), tuple(node.shape))
 
 
-def _size(spec: ModelSpec) -> int:
-    """Bytes of the file and of weights that it keeps beside itself."""
-    path = Path(str(spec.path))
-    beside = path.parent.glob(f"{path.name}*")
-    return sum(os.path.getsize(file) for file in beside)
+def _outputs(
+    spec: ModelSpec, nodes: Sequence[Any], bound: Mapping[str, int], rows: int
+) -> Any:
+    """Return arrays by name, or the only one; other sequences are left out."""
+    found = {}
+    for node in nodes:
+        if node.type.startswith("tensor"):
+            info = _info(node)
+            sizes = [bound.get(str(size), size) for size in info.shape]
+            found[node.name] = output_on_meta(spec.name, info, sizes, rows)
+    if any(_ZIPPED.fullmatch(node.type) for node in nodes):
+        widths = zipped_widths(str(spec.path))
+        for node in nodes:
+            if node.name in widths:
+                shape = (rows, widths[node.name])
+                found[node.name] = torch.empty(shape, device="meta")
+    if not found:
+        reason = f'output "{nodes[0].name}" is a {nodes[0].type}'
+        raise cannot_trace(spec.name, reason)
+    return found if len(nodes) > 1 else next(iter(found.values()))
+
+
+# Probabilities that scikit-learn's exports zip with the labels of their classes.
+#
+# A ``ZipMap`` node makes a list of ``{label: probability}`` of an ``(n, k)`` tensor.
+# Here it becomes that tensor again, in the order of the labels. How many there are only
+# the node's attributes say, which ONNX Runtime does not show: they are read from the
+# file.
+
+
+def unzipped(output: Any) -> Any:
+    """Return a list of ``{label: number}`` as an array, all else as it is."""
+    if not isinstance(output, list) or not output or not isinstance(output[0], dict):
+        return output
+    labels = sorted(output[0])
+    rows = [[row[label] for label in labels] for row in output]
+    return np.array(rows, dtype=np.float32)
+
+
+def zipped_widths(path: str | Path) -> dict[str, int]:
+    """Return how many labels each output of a ``ZipMap`` node has, by its name."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=1) as data:
+        return dict(_widths(data))
+
+
+def _widths(data: mmap.mmap) -> Iterator[tuple[str, int]]:
+    for _, graph in _fields(data, (0, len(data)), _GRAPH):
+        for _, node in _fields(data, graph, _NODE):
+            names = [data[slice(*at)] for _, at in _fields(data, node, _OPERATOR)]
+            if names == [b"ZipMap"]:
+                ((_, name), *_) = _fields(data, node, _OUTPUT)
+                yield data[slice(*name)].decode(), _labels(data, node)
+
+
+def _labels(data: mmap.mmap, node: tuple[int, int]) -> int:
+    """Count the labels that a node's attributes list."""
+    count = 0
+    for _, attribute in _fields(data, node, _ATTRIBUTE):
+        count += len(list(_fields(data, attribute, _STRINGS)))
+        for packed, (start, stop) in _fields(data, attribute, _INTS):
+            ends = sum(byte < 128 for byte in data[start:stop])
+            count += ends if packed else 1
+    return count
+
+
+def _fields(
+    data: mmap.mmap, within: tuple[int, int], wanted: int
+) -> Iterator[tuple[bool, tuple[int, int]]]:
+    """Yield where the values of a field stand in a message of protocol buffers.
+
+    With each comes whether it is of a length of its own: text, a message, a packed
+    list. Nothing else is read, so weights inside the file cost nothing.
+    """
+    place, stop = within
+    while place < stop:
+        key, place = _varint(data, place)
+        number, wire = key >> 3, key & 7
+        start = place
+        if wire == 0:
+            _, place = _varint(data, place)
+        elif wire == 2:
+            size, start = _varint(data, place)
+            place = start + size
+        else:
+            place += {1: 8, 5: 4}[wire]
+        if number == wanted:
+            yield wire == 2, (start, place)
+
+
+def _is_whole(data: mmap.mmap) -> bool:
+    """Whether all bytes are the fields of a model, a graph among them."""
+    place, fields = 0, set()
+    try:
+        while place < len(data):
+            key, place = _varint(data, place)
+            fields.add(key >> 3)
+            if key >> 3 not in _MODEL_FIELDS or key & 7 not in (0, 2):
+                return False
+            value, place = _varint(data, place)
+            if key & 7 == 2:  # of a length of its own
+                place += value
+    except IndexError:
+        return False
+    return place == len(data) and _GRAPH in fields
+
+
+def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:
+    """Return a number of any length, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place

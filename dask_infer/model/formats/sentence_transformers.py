@@ -1,22 +1,220 @@
-"""Objects of sentence-transformers: modules of token ids, and tokenizers of their own.
+"""sentence-transformers: directories with ``modules.json``, and objects of theirs.
 
-Their classes hold much that no prediction needs (a card, callbacks, caches of devices),
-so only the layers travel, in the order in which the library calls them.
+The classes of objects hold much that no prediction needs (a card, callbacks, caches of
+devices), so only the layers travel, in the order in which the library calls them.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.format import Declared, Recognised
+from dask_infer.model.formats.huggingface import (
+    ModelDirectory,
+    directory_of,
+    mapped,
+    without_progress,
+)
+from dask_infer.model.formats.torch_module import (
+    TorchModuleFormat,
+    module_given,
+    unwrap,
+)
+from dask_infer.model.runtime.footprint import parse_dtype
+from dask_infer.model.runtime.import_library import import_library
+from dask_infer.model.runtime.loaded_model import ModuleModel, keywords_of
+from dask_infer.model.runtime.place_module import Placement, freeze
+from dask_infer.model.runtime.safetensors_files import read_json, safetensors_header
+from dask_infer.model.runtime.tokenizers import PromptTokenizer
+from dask_infer.model.shapes.trace_errors import Example, cannot_trace
+from dask_infer.spec.model_spec import ModelSpec
 
-class Wrapped(NamedTuple):
-    """An object that was taken apart."""
+#: Modules that keep the width of an embedding.
+_KEEP = ("Transformer", "Normalize", "Dropout", "LayerNorm")
+
+
+class SentenceTransformersFormat(ModelDirectory):
+    """A pipeline of modules, pooling and normalisation included."""
+
+    kind = "sentence-transformers"
+    pattern = "modules.json (sentence-transformers)"
+    libraries = ("sentence_transformers",)
+    declares_outputs = True
+
+    def recognise(self, given: Any, method: str | None) -> Recognised | None:
+        """Return the layers of an object as a torch module, with its tokenizer."""
+        model, compile = module_given(given), None
+        if isinstance(model, nn.Module):
+            model, compile = unwrap(model)
+        if (parts := _parts_of(model)) is None:
+            return None
+        found = TorchModuleFormat().recognise(parts.module, method)
+        if found is not None:
+            found.spec = replace(found.spec, name=type(model).__name__, compile=compile)
+            found.tokenizer = parts.tokenizer
+        return found
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a directory lists modules."""
+        return (path / "modules.json").is_file()
+
+    def parts(self, path: Path) -> list[Path]:
+        """Return the directory of each module."""
+        parts = []
+        for module in read_json(path / "modules.json"):
+            name = str(module["type"])
+            if not name.startswith("sentence_transformers."):
+                raise ModelLoadError(
+                    f"{path} needs code of its own ({name} in modules.json), which is "
+                    "never run from a directory; install that code and pass "
+                    "ModelSource.from_factory(build)"
+                )
+            part = path / str(module.get("path", ""))
+            if part.is_dir():
+                parts.append(part)
+        return parts
+
+    def brings_tokenizer(self, spec: ModelSpec) -> bool:
+        """Say yes: it is a module of the pipeline."""
+        return True
+
+    def declared_outputs(
+        self,
+        spec: ModelSpec,
+        examples: Mapping[int | str, Example],
+        counts: tuple[int, int],
+        *,
+        method: str | None,
+        dtype: str | None,
+    ) -> Declared:
+        """Return embeddings of the width and dtype that the config files say."""
+        if method is not None:
+            reason = f"its files do not say what {method} returns"
+            raise cannot_trace(spec.name, reason)
+        folder = Path(str(spec.path))
+        wanted = parse_dtype(dtype) or _stored_dtype(folder)
+        width = embedding_width(folder)
+        if width is None:
+            reason = "its modules do not say how wide an embedding is"
+            raise cannot_trace(spec.name, reason)
+        embeddings = torch.empty(counts[0], width, dtype=wanted, device="meta")
+        return embeddings, str(wanted).removeprefix("torch."), ()
+
+    def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
+        """Load the pipeline with the library itself."""
+        self.parts(Path(str(spec.path)))
+        module = mapped(spec, placement, lambda dtype: _build(spec, dtype))
+        freeze(module)
+        module.eval()
+        return SentenceModel(spec, module.to(placement.device), placement.device)
+
+
+def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
+    directory = directory_of(spec)
+    library = import_library("sentence_transformers", what=spec.name)
+    transformers = import_library("transformers", what=spec.name)
+    with without_progress(transformers):
+        module = library.SentenceTransformer(
+            directory,
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True, "dtype": dtype or "auto"},
+        )
+    return module if dtype is None else module.to(dtype)  # type: ignore[no-any-return]
+
+
+class SentenceModel(ModuleModel):
+    """Token ids in, one embedding a row out."""
+
+    def __init__(
+        self, spec: ModelSpec, module: torch.nn.Module, device: torch.device
+    ) -> None:
+        super().__init__(spec, module, device)
+        self.accepts = _accepted_tokens(module)
+
+    def function(self, method: str | None) -> Callable[..., Any]:
+        """Return the pipeline as a function of the tokenizer's tensors."""
+        if method is not None:
+            return super().function(method)
+        return lambda **tokens: self.target(tokens)["sentence_embedding"]
+
+
+def _accepted_tokens(module: Any) -> frozenset[str] | None:
+    inner = getattr(module[0], "auto_model", None)
+    return None if inner is None else keywords_of(inner.forward)
+
+
+def embedding_width(folder: Path) -> int | None:
+    """Return the width of a sentence-transformers embedding, from its config files.
+
+    The last module that changes it decides: of a dense layer the output features, of
+    a pooling its word embeddings times its modes, of a static embedding the columns of
+    its weights. None where a module of another kind is in between.
+    """
+    width: int | None = None
+    for module in read_json(folder / "modules.json"):
+        path = folder / module.get("path", "")
+        name = module["type"].rsplit(".", 1)[-1]
+        config = _json(path / "config.json")
+        if name == "Pooling":
+            width = _pooled_width(config)
+        elif name == "Dense":
+            output = config.get("module_output_name") or "sentence_embedding"
+            width = (
+                config.get("out_features") if output == "sentence_embedding" else None
+            )
+        elif name == "StaticEmbedding":
+            width = _static_width(path / "model.safetensors")
+        elif name not in _KEEP:
+            return None
+    return width
+
+
+def _pooled_width(config: Mapping[str, Any]) -> int | None:
+    word = config.get("embedding_dimension", config.get("word_embedding_dimension"))
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [
+            key for key in config if key.startswith("pooling_mode_") and config[key]
+        ]
+    count = 1 if isinstance(modes, str) else len(modes) or 1
+    return None if word is None else int(word) * count
+
+
+def _static_width(weights: Path) -> int | None:
+    """Return the columns of the first matrix that a safetensors header lists."""
+    tensors = safetensors_header(weights).values() if weights.is_file() else ()
+    shapes = (entry["shape"] for entry in tensors)
+    return next((int(shape[1]) for shape in shapes if len(shape) == 2), None)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype that the transformer was stored in."""
+    for module in read_json(folder / "modules.json"):
+        config = _json(folder / module.get("path", "") / "config.json")
+        name = config.get("dtype", config.get("torch_dtype"))
+        if isinstance(found := getattr(torch, str(name), None), torch.dtype):
+            return found
+    return torch.float32
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return a file's mapping; an empty one where there is no such file."""
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+class ModelParts(NamedTuple):
+    """What an object of the library runs."""
 
     module: nn.Module
     tokenizer: Any
@@ -59,36 +257,19 @@ class Scores(nn.Module):
         return scores.squeeze(-1) if self.single and scores.ndim > 1 else scores
 
 
-class Prompted:
-    """A tokenizer of texts that begin with a prompt."""
-
-    def __init__(self, tokenizer: Any, prompt: str) -> None:
-        self.tokenizer = tokenizer
-        self.prompt = prompt
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "tokenizer":  # not unpickled yet
-            raise AttributeError(name)
-        return getattr(self.tokenizer, name)
-
-    def __call__(self, texts: Sequence[str], *pairs: Any, **options: Any) -> Any:
-        """Tokenise the texts; a prompt stands before the first of a pair."""
-        return self.tokenizer([self.prompt + text for text in texts], *pairs, **options)
-
-
-def taken_apart(model: Any) -> Wrapped | None:
+def _parts_of(model: Any) -> ModelParts | None:
     """Return the layers and the tokenizer of an object; None where it is another kind.
 
     The caller's object is not changed.
     """
     library = sys.modules.get("sentence_transformers")
     if _is_a(model, library, "CrossEncoder"):
-        return Wrapped(Scores(model), _tokenizer(model, _prompt(model)))
+        return ModelParts(Scores(model), _tokenizer(model, _prompt(model)))
     if _is_a(model, library, "SentenceTransformer"):
         prompt, length = _prompt(model), None
         if prompt:
             length = model.preprocess([""], prompt=prompt).get("prompt_length")
-        return Wrapped(Embeddings(model, length), _tokenizer(model, prompt))
+        return ModelParts(Embeddings(model, length), _tokenizer(model, prompt))
     return None
 
 
@@ -106,4 +287,4 @@ def _tokenizer(model: Any, prompt: str) -> Any:
     longest = model.max_seq_length
     if longest:
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
-    return Prompted(tokenizer, prompt) if prompt else tokenizer
+    return PromptTokenizer(tokenizer, prompt) if prompt else tokenizer

@@ -1,133 +1,114 @@
-"""Torch modules: mapped from one file by all processes of a host."""
+"""Torch modules: pickled as they are at the call, their tensors in one file."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.identity import pickling
-from dask_infer.model.runtime.footprint import tensors_of
+from dask_infer.model.formats.format import (
+    Format,
+    NotAModelError,
+    Recognised,
+    read_object,
+    with_article,
+)
+from dask_infer.model.identity.content_walk import uncompiled
+from dask_infer.model.runtime.compiled import compile_arguments
+from dask_infer.model.runtime.footprint import is_lazy, tensor_bytes
 from dask_infer.model.runtime.loaded_model import ModuleModel
-from dask_infer.model.store.blob_store import default_store, read_blob
-from dask_infer.spec.model_spec import Blob, ModelSpec
+from dask_infer.model.runtime.place_module import (
+    Placement,
+    in_dtype,
+    needs_conversion,
+    place,
+)
+from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.source import ModelSource
+from dask_infer.spec.model_spec import ModelSpec
+
+#: Wrappers of training, which no prediction needs.
+_PARALLEL = (
+    torch.nn.parallel.DataParallel,
+    torch.nn.parallel.DistributedDataParallel,
+)
 
 
-class Placement(NamedTuple):
-    """Where and in which floating dtype a model is to live."""
+class TorchModuleFormat(Format):
+    """A ``torch.nn.Module``; what `torch.compile` wrapped is compiled on the worker."""
 
-    device: torch.device
-    #: None: as it is.
-    dtype: torch.dtype | None = None
+    kind = "module"
+
+    def recognise(self, given: Any, method: str | None) -> Recognised | None:
+        """Return the module below compilation and training wrappers."""
+        model = module_given(given)
+        if not isinstance(model, torch.nn.Module):
+            if model is given:
+                return None
+            raise NotAModelError(
+                "ModelSource.from_module takes a torch.nn.Module, not "
+                f"{with_article(type(model).__name__)}"
+            )
+        module, compile = unwrap(model)
+        _check_weights(module)
+        found = self.pickled(module)
+        nbytes = tensor_bytes(module)
+        found.spec = replace(found.spec, compile=compile, nbytes=nbytes)
+        return found
+
+    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+        """Return the caller's module, else the pickled one, its tensors mapped."""
+        is_module = isinstance(live, torch.nn.Module)
+        return SourceModel.of(live if is_module else read_module(spec))
+
+    def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
+        """Load the module from the content store."""
+        module = read_module(spec)
+        if needs_conversion(module, placement.dtype):
+            module = in_dtype(spec, placement, lambda: read_module(spec))
+        return place(spec, module, placement.device)
 
 
-def load_module(spec: ModelSpec, placement: Placement) -> ModuleModel:
-    """Load a pickled module of the content store."""
-    module = read_module(spec)
-    if needs_conversion(module, placement.dtype):
-        module = in_dtype(spec, placement, lambda: read_module(spec))
-    return place(spec, module, placement.device)
+def module_given(given: Any) -> Any:
+    """Return what `ModelSource.from_module` holds, all else as it is."""
+    is_source = isinstance(given, ModelSource) and given.kind == "module"
+    return given.target if is_source else given
 
 
 def read_module(spec: ModelSpec) -> torch.nn.Module:
     """Unpickle the module of `spec`, its tensors mapped from the store's file."""
-    if spec.blob is None:
-        raise ModelLoadError(f"{spec.name}: its spec holds no pickled object")
-    module = read_blob(spec.blob)
+    module = read_object(spec)
     if not isinstance(module, torch.nn.Module):
         raise ModelLoadError(f"{spec.name}: {type(module).__name__} is no torch module")
     return module
 
 
-def place(
-    spec: ModelSpec, module: torch.nn.Module, device: torch.device
-) -> ModuleModel:
-    """Make `module`, which nobody else holds, ready to run on `device`."""
-    freeze(module)
-    module.eval()
-    _turn_off_cache(module)
-    if device.type != "cpu":
-        module = module.to(device)
-    return ModuleModel(spec, module, device)
+def unwrap(module: Any) -> tuple[Any, tuple[tuple[str, object], ...] | None]:
+    """Return the user's module, and what it was compiled with."""
+    compile = None
+    while True:
+        found = compile_arguments(module)
+        compile = compile if found is None else found
+        if (inner := uncompiled(module)) is not module:
+            module = inner
+        elif isinstance(module, _PARALLEL):
+            module = module.module
+        else:
+            return module, compile
 
 
-def _turn_off_cache(module: torch.nn.Module) -> None:
-    """Compute no key-value cache in a forward; ``generate`` has its own setting."""
-    if not type(module).__module__.startswith("transformers."):
-        return
-    configs: list[Any] = [getattr(part, "config", None) for part in module.modules()]
-    for config in configs:
-        if getattr(config, "use_cache", None):
-            config.use_cache = False
-
-
-def freeze(module: torch.nn.Module) -> None:
-    """Let no parameter ask for gradients (scripts refuse ``requires_grad_``)."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-
-
-def needs_conversion(module: torch.nn.Module, dtype: torch.dtype | None) -> bool:
-    """Whether any floating parameter or buffer has another dtype."""
-    if dtype is None:
-        return False
-    floating = (t for t in tensors_of(module) if t.is_floating_point())
-    return any(tensor.dtype != dtype for tensor in floating)
-
-
-def in_dtype(
-    spec: ModelSpec, placement: Placement, build: Callable[[], torch.nn.Module]
-) -> torch.nn.Module:
-    """Return the module in another dtype, one copy a host unless it leaves the CPU."""
-    dtype = cast(torch.dtype, placement.dtype)
-    if placement.device.type != "cpu":
-        return convert(build(), dtype)
-    return shared(spec, str(dtype), lambda: convert(build(), dtype))
-
-
-def convert(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Cast floating parameters and buffers, in place; what is shared stays shared."""
-    copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def cast_once(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        if id(tensor) not in copies:
-            # The original is kept with its copy: an id may be used again.
-            copies[id(tensor)] = (tensor, tensor.to(dtype))
-        return copies[id(tensor)][1]
-
-    freeze(module)
-    apply: Callable[..., torch.nn.Module] = module._apply
-    return apply(cast_once)
-
-
-def shared(
-    spec: ModelSpec, variant: str, build: Callable[[], torch.nn.Module]
-) -> torch.nn.Module:
-    """Build a module once on this host; every process maps the same file.
-
-    The entry's name depends on the library versions: pickles of modules do.
-    """
-    content = (spec.key, spec.kind, variant, torch.__version__, *_versions(spec))
-    key = hashlib.sha256(repr(content).encode()).hexdigest()
-    store = default_store()
-    with store.pin(key):
-        store.write(key, lambda target: _save(build(), target))
-        return cast(torch.nn.Module, read_blob(Blob(key)))
-
-
-def _versions(spec: ModelSpec) -> tuple[str, ...]:
-    if spec.kind not in ("huggingface", "sentence-transformers"):
-        return ()
-    import transformers
-
-    return (str(transformers.__version__),)
-
-
-def _save(module: torch.nn.Module, target: Path) -> None:
-    pickling.to_file(module, pickling.survey(module), target)
+def _check_weights(module: torch.nn.Module) -> None:
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    for name, tensor in tensors:
+        if is_lazy(tensor):
+            raise ModelLoadError(
+                f"{type(module).__name__} has lazy layers without weights ({name}); "
+                "call it on one batch first"
+            )
+        if tensor.is_meta:
+            raise ModelLoadError(
+                f"{type(module).__name__} is on the meta device and has no weights "
+                f"({name}); pass ModelSource.from_factory(build, weights=path)"
+            )

@@ -1,15 +1,11 @@
-"""Bytes that a model takes: projected before it is loaded, measured after."""
+"""Dtypes and bytes of the tensors that a module holds."""
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
-from dask_infer.spec.model_spec import ModelSpec
 
 #: Floating dtypes a model can be run in, by the names that `dtype=` takes.
 FLOATING = {
@@ -21,9 +17,6 @@ FLOATING = {
 
 #: Linear layers in whole numbers of 8 bits, all else in float32.
 INT8 = "int8"
-
-#: Bytes of one number by the names that safetensors headers use.
-_FLOATING_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
@@ -42,49 +35,6 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
         known = ", ".join(f'"{known}"' for known in (*FLOATING, INT8))
         raise ValueError(f"dtype={name!r} is no floating dtype; pass one of {known}")
     return FLOATING[name]
-
-
-def resident_bytes(spec: ModelSpec, dtype: str | None = None) -> int:
-    """Projected bytes of the model once loaded in `dtype`; 0 where nobody can tell.
-
-    Read from the headers of safetensors files; other weights are taken as float32.
-    """
-    wanted = parse_dtype(dtype)
-    if wanted is None:
-        return spec.nbytes
-    files = list(_safetensors(spec))
-    if not files:
-        return spec.nbytes * wanted.itemsize // torch.float32.itemsize
-    return sum(_bytes_in(path, wanted.itemsize) for path in files)
-
-
-def _safetensors(spec: ModelSpec) -> Iterator[Path]:
-    if spec.weights is not None:
-        yield from safetensors_files(Path(spec.weights))
-    elif spec.path is not None and Path(spec.path).is_dir():
-        yield from sorted(Path(spec.path).rglob("*.safetensors"))
-
-
-def safetensors_files(path: Path) -> list[Path]:
-    """Files of a checkpoint: itself, or those that its ``*.index.json`` names."""
-    if path.suffix != ".json":
-        return [path]
-    index = json.loads(path.read_text())
-    return [path.parent / name for name in sorted(set(index["weight_map"].values()))]
-
-
-def _bytes_in(path: Path, width: int) -> int:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return sum(_tensor_bytes_in(entry, width) for entry in header.values())
-
-
-def _tensor_bytes_in(entry: dict[str, list[int]], width: int) -> int:
-    start, stop = entry["data_offsets"]
-    stored = _FLOATING_WIDTH.get(str(entry["dtype"]))
-    return stop - start if stored is None else (stop - start) * width // stored
 
 
 def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:

@@ -6,13 +6,31 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dask_infer.errors import InputError, ModelLoadError
-from dask_infer.model.formats.huggingface import import_library
-from dask_infer.model.formats.sentence_transformers import Prompted
+from dask_infer.model.runtime.import_library import import_library
+
+
+class PromptTokenizer:
+    """A tokenizer of texts that begin with a prompt."""
+
+    def __init__(self, tokenizer: Any, prompt: str) -> None:
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "tokenizer":  # not unpickled yet
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, texts: Sequence[str], *pairs: Any, **options: Any) -> Any:
+        """Tokenise the texts; a prompt stands before the first of a pair."""
+        return self.tokenizer([self.prompt + text for text in texts], *pairs, **options)
+
 
 _loading = threading.Lock()
 
@@ -78,13 +96,13 @@ def _from_directory(directory: str) -> Any:
         ) from error
     _limit(tokenizer, first / "sentence_bert_config.json")
     prompt = _prompt(Path(directory) / "config_sentence_transformers.json")
-    return Prompted(tokenizer, prompt) if prompt else tokenizer
+    return PromptTokenizer(tokenizer, prompt) if prompt else tokenizer
 
 
 def _prompt(settings: Path) -> str:
     """Return what sentence-transformers puts before each text by default."""
-    told = json.loads(settings.read_text()) if settings.is_file() else {}
-    return (told.get("prompts") or {}).get(told.get("default_prompt_name")) or ""
+    given = json.loads(settings.read_text()) if settings.is_file() else {}
+    return (given.get("prompts") or {}).get(given.get("default_prompt_name")) or ""
 
 
 def _first_module(directory: Path) -> Path:

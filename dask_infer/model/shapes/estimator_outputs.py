@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_infer.model.formats.boosting import Described, boosted_outputs
+from dask_infer.model.shapes.boosting import Described, boosted_outputs
 from dask_infer.model.shapes.kept_dtypes import gives_frames, keeping, own_dtype
 from dask_infer.model.shapes.trace_errors import cannot_trace, require_method
 

@@ -18,24 +18,25 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from dask_infer.errors import ModelLoadError
 from dask_infer.model.runtime.footprint import floating_dtype
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.shapes.padding import token_rules
-from dask_infer.model.shapes.trace_errors import cannot_trace
-from dask_infer.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A model of the client, ready to be looked at."""
+class SourceModel:
+    """A model as the client has it, never changed; its shapes are propagated."""
 
     module: torch.nn.Module
     #: A program that only its loader can read: called as it is, weights and all.
     program: LoadedModel | None = None
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> SourceModel:
+        """Return the source of a module, without what compiled it."""
+        return cls(unwrapped(module))
 
     def weightless(
         self, mode: FakeTensorMode, dtype: torch.dtype | None
@@ -55,7 +56,7 @@ class Opened:
         return getattr(module, method or "__call__")
 
     def signature(self, method: str | None) -> inspect.Signature | None:
-        """Return how a call may look; None where nobody can tell."""
+        """Return how a call may look; None where it is hidden."""
         function = getattr(self.module, method or "forward")
         if (schema := getattr(function, "schema", None)) is not None:
             return _script_signature(schema)
@@ -78,127 +79,11 @@ class Opened:
         return dtype or floating_dtype(self.module) or torch.get_default_dtype()
 
 
-def open_model(spec: ModelSpec, live: object | None) -> Opened:
-    """Return the model with no weights loaded, as far as its kind allows.
-
-    Parameters
-    ----------
-    spec
-        What the model is.
-    live
-        The caller's module; for a factory what builds it when called.
-
-    Raises
-    ------
-    CannotTrace
-        Only calling it would tell what it returns.
-    """
-    if spec.kind not in _OPENERS:
-        reason = f"what this {spec.kind} returns is only known by calling it"
-        raise cannot_trace(spec.name, reason)
-    opened = _OPENERS[spec.kind](spec, live)
-    tensors = chain(opened.module.parameters(), opened.module.buffers())
-    if any(is_lazy(tensor) for tensor in tensors):
-        reason = "lazy layers have no sizes yet: call it once on an example row"
-        raise cannot_trace(spec.name, reason)
-    return opened
-
-
-def _module(spec: ModelSpec, live: object | None) -> Opened:
-    if not isinstance(live, torch.nn.Module):
-        from dask_infer.model.formats.torch_module import read_module
-
-        live = read_module(spec)
-    return Opened(unwrapped(live))
-
-
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     """Return the module that a compiled module wraps."""
     while isinstance(inner := getattr(module, "_orig_mod", None), torch.nn.Module):
         module = inner
     return module
-
-
-def _factory(spec: ModelSpec, live: object | None) -> Opened:
-    """Build without memory where a file brings the weights, else never."""
-    if spec.weights is None:
-        reason = "what a class or function builds is only known by calling it"
-        raise cannot_trace(spec.name, reason)
-    module = _built(spec, builder_of(spec, live))
-    if not isinstance(module, torch.nn.Module):
-        reason = (
-            f"{type(module).__name__} is no torch module, so weights= cannot fill it"
-        )
-        raise cannot_trace(spec.name, reason)
-    return Opened(unwrapped(module))
-
-
-def _built(spec: ModelSpec, build: Callable[[], Any]) -> Any:
-    """Build on the meta device; where values are read, as workers do: buffers real."""
-    from dask_infer.model.formats.factory import parameters_on_meta
-
-    try:
-        with suppress(Exception), torch.device("meta"):
-            return build()
-        with parameters_on_meta():
-            return build()
-    except Exception as error:
-        reason = f"it cannot be built without memory ({type(error).__name__}: {error})"
-        raise cannot_trace(spec.name, reason) from error
-
-
-def builder_of(spec: ModelSpec, live: object | None) -> Callable[[], Any]:
-    """Return what builds the model of a factory."""
-    if callable(live):
-        return live
-    from dask_infer.model.store.blob_store import read_blob
-
-    assert spec.blob is not None
-    builder: Callable[[], Any] = read_blob(spec.blob)
-    return builder
-
-
-def _huggingface(spec: ModelSpec, live: object | None) -> Opened:
-    with torch.device("meta"):
-        return Opened(build_architecture(spec))
-
-
-def build_architecture(spec: ModelSpec) -> torch.nn.Module:
-    """Build the architecture that ``config.json`` names, without its weights."""
-    from dask_infer.model.formats.huggingface import import_library
-
-    transformers = import_library("transformers", what=spec.name)
-    config = transformers.AutoConfig.from_pretrained(
-        spec.path, local_files_only=True, trust_remote_code=False
-    )
-    names = list(getattr(config, "architectures", None) or ())
-    kind = getattr(transformers, names[0], None) if names else transformers.AutoModel
-    if kind is None:
-        raise ModelLoadError(
-            f"{spec.path}: architecture {names[0]} is not part of transformers "
-            f"{transformers.__version__}, and code that comes with a model is never "
-            "run; install a version that has it or pass ModelSource.from_factory(build)"
-        )
-    build = kind._from_config if names else kind.from_config
-    return build(config)  # type: ignore[no-any-return]
-
-
-def _program(spec: ModelSpec, live: object | None) -> Opened:
-    """Load a program file, by the rules of safety that hold for every load."""
-    from dask_infer.model.runtime.load_model import load
-
-    program = load(spec)
-    module: torch.nn.Module = program.target
-    return Opened(module, program if spec.kind == "exported" else None)
-
-
-_OPENERS: dict[str, Callable[[ModelSpec, object | None], Opened]] = {
-    "module": _module,
-    "factory": _factory,
-    "huggingface": _huggingface,
-    "exported": _program,
-    "torchscript": _program,
-}
 
 
 def _exported_signature(signature: inspect.Signature, spec: Any) -> inspect.Signature:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_infer.model.formats.boosting import Described, feature_names
+from dask_infer.model.shapes.boosting import Described, feature_names
 
 #: What is no number: names of dtypes as described outputs have them.
 _OBJECTS = ("string", "object")

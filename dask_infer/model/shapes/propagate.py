@@ -18,12 +18,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from dask_infer.model.runtime.footprint import parse_dtype
-from dask_infer.model.runtime.methods import MissingMethodError
-from dask_infer.model.shapes.fake_model import Opened, open_model
+from dask_infer.model.registry import format_of
+from dask_infer.model.runtime.footprint import is_lazy, parse_dtype
+from dask_infer.model.shapes.fake_model import SourceModel
 from dask_infer.model.shapes.padding import generates
 from dask_infer.model.shapes.sandbox import sandbox
-from dask_infer.model.shapes.static_outputs import declared_outputs
 from dask_infer.model.shapes.strict_dtypes import StrictDtypes
 from dask_infer.model.shapes.trace_errors import (
     ArityMismatch,
@@ -101,16 +100,11 @@ def propagate(
     examples: dict[Key, Example] = dict(enumerate(args))
     examples.update(kwargs.items())
     with sandbox():
-        if spec.kind in ("onnx", "sentence-transformers"):
-            _refuse_method(spec, method)
-            both = []
-            for counts in ((_ROWS[0], _TOKENS[0]), (_ROWS[-1], _TOKENS[1])):
-                declared = declared_outputs(spec, examples, counts, dtype)
-                both.append(Found(declared[0], counts))
-            return compared(*both).traced(*declared[1:])
-        opened = open_model(spec, live)
+        if format_of(spec).declares_outputs:
+            return _declared(spec, examples, method, dtype)
+        source = _source_model(spec, live)
         call = _Call(
-            spec.name, opened, method, examples, dict(call_kwargs or {}), dtype
+            spec.name, source, method, examples, dict(call_kwargs or {}), dtype
         )
         return call.generated() or call.checked().traced()
 
@@ -132,17 +126,31 @@ def check_call(
         return
     examples: dict[Key, Example] = dict(enumerate(args))
     examples.update(kwargs.items())
-    opened = open_model(spec, live)
-    _Call(spec.name, opened, method, examples, dict(call_kwargs or {}), None).checked()
+    source = _source_model(spec, live)
+    _Call(spec.name, source, method, examples, dict(call_kwargs or {}), None).checked()
 
 
-def _refuse_method(spec: ModelSpec, method: str | None) -> None:
-    """Refuse methods of models whose files only tell what the model itself returns."""
-    if method is not None and spec.kind == "onnx":
-        reason = f"an ONNX model has no method {method}; leave method= out"
-        raise MissingMethodError(f"{spec.name}: {reason}")
-    if method is not None:
-        raise cannot_trace(spec.name, f"its files do not tell what {method} returns")
+def _declared(
+    spec: ModelSpec, examples: dict[Key, Example], method: str | None, dtype: str | None
+) -> Traced:
+    """Return what the model's files declare, for two counts of rows and of tokens."""
+    both = []
+    for counts in ((_ROWS[0], _TOKENS[0]), (_ROWS[-1], _TOKENS[1])):
+        output, floating, integers = format_of(spec).declared_outputs(
+            spec, examples, counts, method=method, dtype=dtype
+        )
+        both.append(Found(output, counts))
+    return compared(*both).traced(floating, integers)
+
+
+def _source_model(spec: ModelSpec, live: object | None) -> SourceModel:
+    """Return the model with no weights loaded, as far as its format allows."""
+    source = format_of(spec).source_model(spec, live)
+    tensors = chain(source.module.parameters(), source.module.buffers())
+    if any(is_lazy(tensor) for tensor in tensors):
+        reason = "lazy layers have no sizes yet: call it once on an example row"
+        raise cannot_trace(spec.name, reason)
+    return source
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ class _Call:
     """One model and one way of calling it."""
 
     name: str
-    opened: Opened
+    source: SourceModel
     method: str | None
     examples: dict[Key, Example]
     extra: dict[str, Any]
@@ -159,16 +167,16 @@ class _Call:
 
     @property
     def floating(self) -> torch.dtype:
-        return self.opened.floating(parse_dtype(self.dtype))
+        return self.source.floating(parse_dtype(self.dtype))
 
     def checked(self) -> _Call:
         """Check method and arguments; return the call that can be tried."""
         if self.method is not None:
-            require_method(self.opened.module, self.name, self.method)
+            require_method(self.source.module, self.name, self.method)
             if self.method == "generate":
                 reason = "generate chooses each token by the one before"
                 raise cannot_trace(self.name, reason)
-        signature = self.opened.signature(self.method)
+        signature = self.source.signature(self.method)
         if signature is None:
             return self
         dropped = _unwanted(signature, self.examples)
@@ -178,16 +186,16 @@ class _Call:
         check_arity(self.name, function, signature, examples, self.extra)
         extra = dict(self.extra)
         if (
-            hasattr(self.opened.module, "config")
+            hasattr(self.source.module, "config")
             and "use_cache" in signature.parameters
         ):
             extra.setdefault("use_cache", False)
         rest = (self.method, examples, extra, self.dtype, dropped)
-        return _Call(self.name, self.opened, *rest)
+        return _Call(self.name, self.source, *rest)
 
     def generated(self) -> Traced | None:
         """Return what ``generate`` of transformers returns; None for other calls."""
-        if self.method != "generate" or not generates(self.opened.module, self.extra):
+        if self.method != "generate" or not generates(self.source.module, self.extra):
             return None
         rows, tokens = _ROWS[0], _TOKENS[0]
         sequences = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
@@ -229,7 +237,7 @@ class _Call:
         sizes = self._sizes()
         rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
         tokens = [count for count in _TOKENS if count not in sizes] or list(_TOKENS)
-        if self.opened.one_row(self.method):
+        if self.source.one_row(self.method):
             rows = [1]
         counts, others = (rows[0], tokens[0]), (rows[-1], tokens[1])
         output = self._attempt(as_integers, *counts)
@@ -266,7 +274,7 @@ class _Call:
 
     def _sizes(self) -> set[int]:
         """Return every size that the model's tensors and its inputs have."""
-        module = self.opened.module
+        module = self.source.module
         tensors = chain(module.parameters(), module.buffers())
         own = chain.from_iterable(tensor.shape for tensor in tensors)
         given = chain.from_iterable(example.shape for example in self.examples.values())
@@ -297,7 +305,7 @@ class _Call:
         """Call a weightless copy on fake tensors; refuse in the user's words."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         module = self._copy(mode, weights)
-        function = self.opened.function(module, self.method)
+        function = self.source.function(module, self.method)
         strict = StrictDtypes()
         with torch.no_grad(), mode, strict:
             tensors = {
@@ -317,7 +325,7 @@ class _Call:
         self, mode: FakeTensorMode, weights: torch.dtype | None
     ) -> torch.nn.Module:
         try:
-            return self.opened.weightless(mode, weights)
+            return self.source.weightless(mode, weights)
         except Exception as error:
             reason = f"it cannot be copied ({type(error).__name__}: {error})"
             raise cannot_trace(self.name, reason) from error

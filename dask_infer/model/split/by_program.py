@@ -9,7 +9,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from dask_infer.model.formats.programs import check_dtype, file_of, read_program
+from dask_infer.model.formats.exported_program import check_dtype, read_program
+from dask_infer.model.formats.torchscript import file_of
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.assemble import Parts, assemble
 from dask_infer.model.split.by_export import places_of

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from dask_infer.model.formats.huggingface import import_library
+from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.shapes.sandbox import sandbox
 
 #: Names of a file's tensors, each with the pattern of the rule that it matches.

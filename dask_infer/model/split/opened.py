@@ -13,13 +13,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dask_infer.model.formats.format import read_object
+from dask_infer.model.formats.huggingface import build_architecture
 from dask_infer.model.runtime.footprint import floating_dtype
-from dask_infer.model.shapes.fake_model import (
-    build_architecture,
-    builder_of,
-    structure_copy,
-    unwrapped,
-)
+from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
+from dask_infer.model.shapes.fake_model import structure_copy, unwrapped
 from dask_infer.model.split.refusals import CannotSplit, cause_of
 from dask_infer.model.split.sentence import build_pipeline
 from dask_infer.spec import ModelSpec
@@ -118,8 +116,6 @@ _AS_MODULE = "pass the torch module itself, or its directory"
 
 
 def _open(spec: ModelSpec, live: object | None) -> nn.Module:
-    from dask_infer.model.formats.factory import parameters_on_meta
-
     if spec.kind == "module":
         from dask_infer.model.formats.torch_module import read_module
 
@@ -132,7 +128,7 @@ def _open(spec: ModelSpec, live: object | None) -> nn.Module:
     if spec.kind == "factory" and spec.weights is not None:
         try:
             with parameters_on_meta():
-                module = builder_of(spec, live)()
+                module = live() if callable(live) else read_object(spec)()
         except Exception as error:
             reason = f"it cannot be built without memory: {cause_of(error)}"
             raise CannotSplit(spec.name, reason) from error

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dask_infer.model.formats.huggingface import import_library
+from dask_infer.model.runtime.import_library import import_library
+from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
 from dask_infer.model.split.refusals import CannotSplit
 from dask_infer.spec import ModelSpec
 
@@ -99,8 +100,6 @@ def transformer_of(spec: ModelSpec) -> ModelSpec:
 
 def build_transformer(spec: ModelSpec) -> nn.Module:
     """Build the transformer without its weights, as the library loads it: no head."""
-    from dask_infer.model.formats.factory import parameters_on_meta
-
     transformers = import_library("transformers", what=spec.name)
     config = transformers.AutoConfig.from_pretrained(
         transformer_of(spec).path, local_files_only=True, trust_remote_code=False

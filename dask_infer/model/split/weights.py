@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.huggingface import safetensors_of
-from dask_infer.model.formats.programs import file_of
+from dask_infer.model.formats.huggingface import build_architecture, safetensors_of
 from dask_infer.model.formats.torch_module import read_module
-from dask_infer.model.runtime.footprint import safetensors_files
-from dask_infer.model.shapes.fake_model import build_architecture, named_tensors
+from dask_infer.model.formats.torchscript import file_of
+from dask_infer.model.runtime.safetensors_files import safetensors_files
+from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.archive import tensors_in
 from dask_infer.model.split.huggingface_names import convert
 from dask_infer.model.split.sentence import build_transformer, entries

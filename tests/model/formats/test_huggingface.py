@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.recognise import recognise
@@ -250,3 +251,12 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     with pytest.raises(ModelLoadError, match="no directory"):
         load_tokenizer(tmp_path / "gone")
+
+
+def test_corrupt_weights_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:500])
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelLoadError, match=str(tmp_path)):
+        load(ModelSpec("k", "bert", "huggingface", path=str(tmp_path)))

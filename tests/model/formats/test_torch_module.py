@@ -215,7 +215,7 @@ def test_out_of_memory_is_not_disguised(monkeypatch: pytest.MonkeyPatch) -> None
     def exhausted(blob: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("dask_infer.model.formats.torch_module.read_blob", exhausted)
+    monkeypatch.setattr("dask_infer.model.formats.format.read_blob", exhausted)
     with pytest.raises(MemoryError):
         load(ModelSpec("k", "net", "module", blob=PendingBlob(Net()).write()))
 

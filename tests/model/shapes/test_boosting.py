@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from dask_infer.errors import OutputError
-from dask_infer.model.formats.boosting import feature_names
 from dask_infer.model.recognise import recognise
+from dask_infer.model.shapes.boosting import feature_names
 
 RANDOM = np.random.default_rng(0)
 FRAME = pd.DataFrame(RANDOM.random((60, 4)), columns=list("abcd"))

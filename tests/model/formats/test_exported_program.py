@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from dask_infer.errors import InputError, ModelLoadError
@@ -209,53 +207,3 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
     for kind in ("exported", "torchscript", "onnx", "huggingface"):
         with pytest.raises(ModelLoadError, match="gone"):
             load(spec_of(tmp_path / "gone", kind, trust=True))
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Path:
-    path = tmp_path / "net.pt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.trace(Net().train().body, (X,)).save(path)
-    return path
-
-
-def test_torchscript_needs_trust_and_runs(script: Path) -> None:
-    with pytest.raises(ModelLoadError, match="trust=True"):
-        load(spec_of(script, "torchscript"))
-    model = load(spec_of(script, "torchscript", trust=True))
-    assert model.call((X,), {}).shape == (5, 4)
-    assert not model.target.training
-    assert model.nbytes == 64
-    assert model.accepts == {"input"}
-
-
-def test_torchscript_converts(script: Path) -> None:
-    model = load(spec_of(script, "torchscript", trust=True), dtype="float64")
-    assert model.call((X.double(),), {}).dtype == model.floating == torch.float64
-
-
-def test_pickled_module_needs_trust_and_runs(tmp_path: Path) -> None:
-    net = Net().train()
-    torch.save(net, tmp_path / "net.pth")
-    with pytest.raises(ModelLoadError, match="trust=True"):
-        load(spec_of(tmp_path / "net.pth", "torchscript"))
-    model = load(spec_of(tmp_path / "net.pth", "torchscript", trust=True))
-    assert torch.allclose(model.call((X, SCALE), {})["y"], net(X, SCALE)["y"])
-    assert not model.target.training
-
-
-@pytest.mark.parametrize("trust", [False, True])
-def test_state_dict_points_to_a_factory(tmp_path: Path, trust: bool) -> None:
-    torch.save(Net().state_dict(), tmp_path / "net.pt")
-    with pytest.raises(ModelLoadError, match=r"weights only.*from_factory\(build, w"):
-        load(spec_of(tmp_path / "net.pt", "torchscript", trust=trust))
-
-
-def test_corrupt_weights_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file({"w": torch.ones(1000)}, path)
-    path.write_bytes(path.read_bytes()[:500])
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ModelLoadError, match=str(tmp_path)):
-        load(spec_of(tmp_path, "huggingface"))

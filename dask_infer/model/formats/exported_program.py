@@ -1,37 +1,32 @@
-"""Models in files: ``torch.export`` programs, TorchScript and pickled modules."""
+"""Programs of ``torch.export``, ``*.pt2``: run without the code that they come from."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import re
-import threading
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.formats.archive_vetting import Refused, vet_archive
-from dask_infer.model.formats.huggingface import import_library
-from dask_infer.model.formats.torch_module import (
-    Placement,
-    convert,
-    freeze,
-    in_dtype,
-    needs_conversion,
-    place,
+from dask_infer.model.formats.format import Format, Recognised, load_errors
+from dask_infer.model.formats.torch_module import module_given
+from dask_infer.model.formats.torchscript import (
+    check_zip,
+    file_of,
+    one_program,
+    stored_program,
 )
-from dask_infer.model.runtime.footprint import floating_dtype
+from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.loaded_model import ModuleModel
-from dask_infer.model.store.blob_store import default_store
+from dask_infer.model.runtime.place_module import Placement, freeze
+from dask_infer.model.shapes.fake_model import SourceModel
 from dask_infer.spec.model_spec import ModelSpec
-
-#: Torch deserialises one program at a time (a module-level variable holds it); warnings
-#: are filtered for the whole process.
-_one_program = threading.Lock()
 
 #: How torch words a batch of another size than the exported one.
 _STATIC_ROWS = re.compile(
@@ -42,43 +37,44 @@ _STATIC_ROWS = re.compile(
 _UNREGISTERED = re.compile(r"Deserializing (transformers\.[\w.]+)\.\w+ in pytree")
 
 
-def exported_model(spec: ModelSpec, placement: Placement) -> ModuleModel:
-    """Load a ``*.pt2`` program; without trust only where that runs no code."""
-    with file_of(spec) as path:
-        program = read_program(path, spec.trust)
-    check_dtype(spec, program, placement.dtype)
-    if placement.device.type != "cpu":
-        from torch.export.passes import move_to_device_pass
+class ExportedProgramFormat(Format):
+    """A program with its weights; without trust only what runs no code is read."""
 
-        program = move_to_device_pass(program, placement.device)
-    module = _as_module(program)
-    freeze(module)
-    return ProgramModel(spec, module, placement.device)
+    kind = "exported"
+    pattern = "*.pt2"
+    suffixes = (".pt2",)
 
+    def recognise(self, given: Any, method: str | None) -> Recognised | None:
+        """Return a program of this process, written to the content store at once."""
+        program = module_given(given)
+        if not isinstance(program, torch.export.ExportedProgram):
+            return None
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        return stored_program(self.kind, program, ".pt2", buffer.getvalue())
 
-@contextlib.contextmanager
-def file_of(spec: ModelSpec) -> Iterator[str]:
-    """Path of the program, which stays for the time of a load.
+    def check(self, path: Path, trust: bool) -> None:
+        """Refuse what is no archive."""
+        check_zip(path)
 
-    A program that was an object of the client lies in the content store.
-    """
-    if spec.blob is None:
-        yield str(spec.path)
-        return
-    store = default_store()
-    with store.pin(spec.blob.key):
-        yield str(store.require(spec.blob.key))
+    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+        """Load the program, by the rules of safety that hold for every load."""
+        with load_errors(spec):
+            program = self.load(spec, Placement())
+        return SourceModel(program.target, program)
 
+    def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
+        """Load the program; moving it to a device changes the program itself."""
+        with file_of(spec) as path:
+            program = read_program(path, spec.trust)
+        check_dtype(spec, program, placement.dtype)
+        if placement.device.type != "cpu":
+            from torch.export.passes import move_to_device_pass
 
-def load_exported(path: str, trust: bool) -> torch.nn.Module:
-    """Return a ``*.pt2`` program as a module on the CPU.
-
-    Raises
-    ------
-    ModelLoadError
-        If it is not trusted and loading it could run code.
-    """
-    return _as_module(read_program(path, trust))
+            program = move_to_device_pass(program, placement.device)
+        module = _as_module(program)
+        freeze(module)
+        return ProgramModel(spec, module, placement.device)
 
 
 def _as_module(program: Any) -> torch.nn.Module:
@@ -91,7 +87,7 @@ def read_program(path: str, trust: bool) -> Any:
     """Return a ``*.pt2`` program; without trust only where loading runs no code."""
     if not trust:
         _vet(path)
-    with _one_program:
+    with one_program:
         try:
             return _deserialize(path, trust)
         except NotImplementedError as error:
@@ -193,86 +189,3 @@ def _binding(module: torch.nn.Module) -> Callable[..., Call]:
         )
 
     return bind
-
-
-def torchscript_model(spec: ModelSpec, placement: Placement) -> ModuleModel:
-    """Load a TorchScript archive or a pickled module, both only if trusted."""
-    with file_of(spec) as path:
-        module = load_torchscript(path, spec.trust)
-        if isinstance(module, torch.jit.ScriptModule):
-            return _place_script(spec, module, placement)
-        if needs_conversion(module, placement.dtype):
-            module = in_dtype(spec, placement, lambda: _unpickle(path))
-    return place(spec, module, placement.device)
-
-
-def load_torchscript(path: str, trust: bool) -> torch.nn.Module:
-    """Return the module of a ``*.pt`` or ``*.pth`` file on the CPU.
-
-    Raises
-    ------
-    ModelLoadError
-        If it is not trusted, or holds no module.
-    """
-    if not trust:
-        raise ModelLoadError(_untrusted(path))
-    if not _is_torchscript(path):
-        return _unpickle(path)
-    load: Callable[..., torch.nn.Module] = torch.jit.load
-    with _one_program, warnings.catch_warnings():
-        # The user was told when the script was saved.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return load(path, map_location="cpu")
-
-
-def _place_script(
-    spec: ModelSpec, module: torch.nn.Module, placement: Placement
-) -> ModuleModel:
-    if needs_conversion(module, placement.dtype):
-        module = convert(module, cast(torch.dtype, placement.dtype))
-    elif placement.dtype is not None and floating_dtype(module) is None:
-        raise ModelLoadError(
-            f"{spec.name} is frozen: its weights are part of the program; script it "
-            "again in that dtype or leave dtype= out"
-        )
-    if hasattr(module, "training"):  # a frozen program has no modes
-        return place(spec, module, placement.device)
-    return ModuleModel(spec, module.to(placement.device), placement.device)
-
-
-def _untrusted(path: str) -> str:
-    try:
-        content = torch.load(path, map_location="meta", weights_only=True)
-    except Exception:
-        content = None
-    if isinstance(content, dict):
-        return _weights_only(path)
-    return (
-        f"{path} can run code when loaded; if you trust it pass "
-        "ModelSource.from_path(path, trust=True)"
-    )
-
-
-def _weights_only(path: str) -> str:
-    return (
-        f"{path} holds weights only; save them with safetensors and pass "
-        'ModelSource.from_factory(build, weights="model.safetensors")'
-    )
-
-
-def _is_torchscript(path: str) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _unpickle(path: str) -> torch.nn.Module:
-    module = torch.load(
-        path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=False
-    )
-    if isinstance(module, dict):
-        raise ModelLoadError(_weights_only(path))
-    if not isinstance(module, torch.nn.Module):
-        raise ModelLoadError(f"{path} holds a {type(module).__name__}, no torch module")
-    return module

@@ -7,10 +7,7 @@ and once for each replica, before the first batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
-
-import torch
 
 from dask_infer.batch.inputs.resolve_inputs import with_lists
 from dask_infer.model.runtime.loaded_model import LoadedModel
@@ -41,8 +38,6 @@ def _dtypes(
 ) -> dict[int, str]:
     """Return the dtypes of the arguments that the model decides, by place."""
     spec, module = model.spec, model.target
-    if isinstance(module, torch.nn.Module) and spec.kind == "factory":
-        spec = replace(spec, kind="module")  # what it built
     args, kwargs = undecided.args, undecided.kwargs
     options: dict[str, Any] = {"method": method, "call_kwargs": call_kwargs}
     try:

@@ -1,0 +1,313 @@
+"""What a model format is, and what the rest of the package asks one.
+
+One file of this folder is one format: a subclass of `Format`, of which
+`dask_infer.model.registry` holds one object. Whoever needs to know what a model of
+some kind is like asks that object; no other file compares kinds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dask_infer.device.out_of_memory import is_out_of_memory
+from dask_infer.errors import InferError, ModelLoadError
+from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.identity.file_key import file_key
+from dask_infer.model.runtime.loaded_model import LoadedModel
+from dask_infer.model.runtime.place_module import Placement
+from dask_infer.model.shapes.boosting import Described
+from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.shapes.trace_errors import Example, cannot_trace
+from dask_infer.model.store.blob_store import PendingBlob, Store, read_blob
+from dask_infer.spec import Fitted
+from dask_infer.spec.model_spec import Interface, ModelSpec
+
+#: Output, name of the floating dtype, arguments that go in as integers.
+Declared = tuple[Any, str, tuple[int | str, ...]]
+
+
+class NotAModelError(ModelLoadError, TypeError):
+    """What was given is nothing that can be run."""
+
+
+@dataclass
+class Recognised:
+    """A model on its way to the workers."""
+
+    spec: ModelSpec
+    #: How the model will want its batches, as far as the client can tell.
+    interface: Interface = "tensor"
+    #: What may be looked at here: the user's module, estimator, program, function, or
+    #: what builds the model.
+    live: Any = None
+    #: What `snapshot` writes; None where nothing has to be written.
+    pending: PendingBlob | None = None
+    #: The model's own tokenizer, where the user's object has one.
+    tokenizer: Any = None
+
+    def snapshot(self, store: Store | None = None) -> None:
+        """Write what workers will read; it stays on disk while the spec's blob lives.
+
+        Raises
+        ------
+        ModelLoadError
+            If the store cannot take it.
+        """
+        if self.pending is not None:
+            self.pending.write(store)
+            self.pending = None
+
+
+class Format:
+    """One model format. Its class attributes are facts, its methods the work.
+
+    A subclass needs `kind`, `load`, and either `recognise` or `suffixes`.
+    """
+
+    #: Name of the format in specs.
+    kind: ClassVar[str]
+    #: How errors name its files: ``"*.onnx"``; empty for objects.
+    pattern: ClassVar[str] = ""
+    #: Endings of its files, in small letters.
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    #: Extra of this package that installs what it needs, and the modules thereof.
+    extra: ClassVar[str] = ""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    #: How its models want their batches, if nothing else is known.
+    interface: ClassVar[Interface] = "tensor"
+    #: `dtype=` may choose the floating dtype.
+    has_dtype: ClassVar[bool] = True
+    #: It runs on the CPU unless the user asks for a device.
+    on_host: ClassVar[bool] = False
+    #: Its objects were fitted: `described_outputs` reads their attributes.
+    is_fitted: ClassVar[bool] = False
+    #: Its files say what it returns: `declared_outputs` reads them.
+    declares_outputs: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        _extras.update(dict.fromkeys(cls.libraries, cls.extra))
+
+    # What the user gave
+
+    def recognise(self, given: Any, method: str | None) -> Recognised | None:
+        """Return an object of this format as a model; None where it is of another.
+
+        Parameters
+        ----------
+        given
+            What the user gave, a `ModelSource` included.
+        method
+            What will be called.
+        """
+        return None
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file or directory is of this format, by its names alone."""
+        return not path.is_dir() and path.suffix.lower() in self.suffixes
+
+    def check(self, path: Path, trust: bool) -> None:
+        """Raise `ModelLoadError` for a file that is damaged or not to be trusted.
+
+        Only headers are read: nothing is unpickled or run.
+        """
+
+    def files(self, path: Path) -> list[Path]:
+        """Return the files whose change is a change of the model."""
+        return [path]
+
+    def nbytes(self, path: Path) -> int:
+        """Return the projected bytes resident of the model at `path`."""
+        return sum(file.stat().st_size for file in self.files(path))
+
+    def recognise_path(self, path: Path, trust: bool) -> Recognised:
+        """Return the model at `path`, checked; workers read it at the same path."""
+        self.check(path, trust)
+        spec = ModelSpec(
+            key=file_key((self.kind, trust), path, self.files(path)),
+            name=path.name if path.is_dir() else path.stem,
+            kind=self.kind,
+            path=str(path),
+            trust=trust,
+            nbytes=self.nbytes(path),
+        )
+        return Recognised(spec, self.interface)
+
+    def pickled(self, model: Any) -> Recognised:
+        """Return a model that travels as a pickle of the content store."""
+        key = content_key((self.kind, model))
+        pending = PendingBlob(model, key)
+        spec = ModelSpec(
+            key=key,
+            name=_name(model),
+            kind=self.kind,
+            blob=pending.blob,
+            nbytes=pending.nbytes,
+        )
+        return Recognised(spec, self.interface, live=model, pending=pending)
+
+    # What the call needs to know
+
+    def check_method(self, live: Any, method: str | None) -> None:
+        """Raise `MissingMethodError` where the client sees that there is no such."""
+
+    def signature(self, live: Any, method: str | None) -> inspect.Signature | None:
+        """Return how a call may look; None where shapes or the worker tell."""
+        return None
+
+    def brings_tokenizer(self, spec: ModelSpec) -> bool:
+        """Whether a tokenizer lies beside the model."""
+        return False
+
+    def feature_names(self, live: Any, columns: Iterable[Any]) -> list[Any] | None:
+        """Return the columns that the model was fitted on; None where it knows none."""
+        return None
+
+    def fitted(self, live: Any) -> Fitted | None:
+        """Return what the model was fitted on; None for what was not fitted."""
+        return None
+
+    def described_outputs(
+        self,
+        live: Any,
+        method: str | None,
+        call_kwargs: Mapping[str, Any] | None,
+        given: Mapping[Any, str] | None,
+    ) -> list[Described]:
+        """Return what a fitted object's attributes say that it returns, by array.
+
+        Parameters
+        ----------
+        given
+            Dtypes of the columns that it gets; None where not known.
+
+        Raises
+        ------
+        CannotTrace
+            They do not say.
+        """
+        raise NotImplementedError
+
+    def declared_outputs(
+        self,
+        spec: ModelSpec,
+        examples: Mapping[int | str, Example],
+        counts: tuple[int, int],
+        *,
+        method: str | None,
+        dtype: str | None,
+    ) -> Declared:
+        """Return what the model's files declare, for counts of rows and of tokens.
+
+        Raises
+        ------
+        CannotTrace
+            They leave it open.
+        ArityMismatch, ShapeMismatch
+            The inputs are not those that the files declare.
+        MissingMethodError
+            Models of this format have no such method.
+        """
+        raise NotImplementedError
+
+    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+        """Return the torch module, its weights not read where that can be avoided.
+
+        Parameters
+        ----------
+        live
+            What the user gave; None to read the spec's own.
+
+        Raises
+        ------
+        CannotTrace
+            There is none before the model runs.
+        """
+        reason = f"what this {self.kind} returns is only known by calling it"
+        raise cannot_trace(spec.name, reason)
+
+    # What a worker does
+
+    def load(self, spec: ModelSpec, placement: Placement) -> LoadedModel:
+        """Return the model, ready to be called; `dtype` is None unless `has_dtype`."""
+        raise NotImplementedError
+
+    def weight_files(self, spec: ModelSpec) -> list[Path]:
+        """Return the safetensors files that the weights are read from, if any."""
+        return []
+
+
+def _name(model: Any) -> str:
+    if isinstance(model, functools.partial):
+        return _name(model.func)
+    name = getattr(model, "__name__", None)
+    if not isinstance(name, str):
+        return type(model).__name__
+    return "lambda" if name == "<lambda>" else name
+
+
+def with_article(name: str) -> str:
+    """Return ``"a Net"`` or ``"an Embedder"``."""
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def read_object(spec: ModelSpec) -> Any:
+    """Unpickle what a spec holds, its tensors mapped from the store's file."""
+    if spec.blob is None:
+        raise ModelLoadError(f"{spec.name}: its spec holds no pickled object")
+    return read_blob(spec.blob)
+
+
+def no_dtype(spec: ModelSpec) -> ModelLoadError:
+    """Return the error for a dtype that was asked of what has none."""
+    return ModelLoadError(
+        f"{spec.name} is no torch model: it runs in the dtypes it has; leave dtype= out"
+    )
+
+
+#: Extras by the modules that they install; each format adds its own.
+_extras: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def load_errors(spec: ModelSpec) -> Iterator[None]:
+    """Raise `ModelLoadError`, which names model, cause and remedy, for any failure.
+
+    Memory that ran out stays what it is: the caller answers that.
+    """
+    try:
+        yield
+    except InferError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelLoadError(_explain(spec, error)) from error
+
+
+def _explain(spec: ModelSpec, error: Exception) -> str:
+    where = f" from {spec.path}" if spec.path else ""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return (
+            f"{spec.name}{where} needs the module {error.name}, which this worker "
+            f"cannot import; {_remedy(error.name.partition('.')[0])}"
+        )
+    if isinstance(error, AttributeError) and "Can't get attribute" in str(error):
+        return (
+            f"{spec.name}{where} needs a class that this worker's copy of its module "
+            f"does not have ({error}); install the same version on the workers or send "
+            "it with client.upload_file"
+        )
+    cause = str(error).strip() or "no message"
+    return f"{spec.name}{where} cannot be loaded: {type(error).__name__}: {cause}"
+
+
+def _remedy(library: str) -> str:
+    if library in _extras:
+        return f'pip install "dask-infer[{_extras[library]}]" on the workers'
+    return f"install {library} on the workers or send it with client.upload_file"

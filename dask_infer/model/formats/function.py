@@ -1,0 +1,46 @@
+"""Functions and callable objects: the model is what they compute."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.format import Format, Recognised, read_object
+from dask_infer.model.runtime.loaded_model import FunctionModel
+from dask_infer.model.runtime.methods import check_method
+from dask_infer.model.runtime.place_module import Placement
+from dask_infer.spec.model_spec import ModelSpec
+
+
+class FunctionFormat(Format):
+    """Any callable, called with NumPy arrays as it is."""
+
+    kind = "callable"
+    interface = "numpy"
+    has_dtype = False
+    on_host = True
+
+    def recognise(self, given: Any, method: str | None) -> Recognised | None:
+        """Return any callable."""
+        return self.pickled(given) if callable(given) else None
+
+    def check_method(self, live: Any, method: str | None) -> None:
+        """Raise `MissingMethodError` where the object lacks `method`."""
+        if method is not None:
+            check_method(live, method)
+
+    def signature(self, live: Any, method: str | None) -> inspect.Signature | None:
+        """Return the signature; None for builtins that hide it."""
+        try:
+            return inspect.signature(getattr(live, method) if method else live)
+        except (TypeError, ValueError):
+            return None
+
+    def load(self, spec: ModelSpec, placement: Placement) -> FunctionModel:
+        """Unpickle the function."""
+        function = read_object(spec)
+        if not callable(function):
+            name = type(function).__name__
+            raise ModelLoadError(f"{spec.name}: {name} is not callable")
+        return FunctionModel(spec, function)
