@@ -107,15 +107,21 @@ REASONS = (
         "refused",
         r"^CLIPSeg.*two stages",
         r"cannot be split: .*one number of rows",
-        "torch exports its decoder for one number of rows alone, and its hidden states "
-        "come from hooks",
+        "code around its layers compares the number of rows, so torch exports it for "
+        "one alone",
     ),
     Reason(
         "refused",
-        r"^(Funnel|Jamba|RecurrentGemma).*two stages",
+        r"^Funnel.*two stages",
         r"cannot be split: .*one number of tokens .*loops over them",
-        "code in its layers loops over the tokens, so torch exports it for one length "
-        "alone, and the code around them cannot be followed either",
+        "code around its layers loops over the tokens, so torch exports it for one "
+        "length alone",
+    ),
+    Reason(
+        "refused",
+        r"^RecurrentGemma.*two stages",
+        r"cannot be split: .*recurrent_states",
+        "its layers keep their states between calls",
     ),
     Reason(
         "refused",

@@ -1,10 +1,10 @@
 """A model cut into layer groups: split on the client, loaded stage by stage."""
 
+from dask_infer.model.split.block_costs import BlockCost, profile
 from dask_infer.model.split.chain import Block, Chain
-from dask_infer.model.split.costs import BlockCost, profile
-from dask_infer.model.split.load import LoadedStage, load_stage
-from dask_infer.model.split.refusals import CannotSplit
-from dask_infer.model.split.tiers import split
+from dask_infer.model.split.split_refusals import CannotSplit
+from dask_infer.model.split.splitter import split
+from dask_infer.model.split.stage_loader import LoadedStage, load_stage
 
 __all__ = [
     "Block",

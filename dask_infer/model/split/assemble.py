@@ -1,10 +1,8 @@
-"""The last step of every tier: blocks, their tensors and bytes, and the chain."""
+"""From the graph of a model to its chain: blocks, their tensors and bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import chain as chained
 from itertools import pairwise
 from typing import Any
 
@@ -14,133 +12,132 @@ from torch import nn
 from dask_infer.model.identity import pickling
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.shapes.padding import pad_token, reads_padding
-from dask_infer.model.split.call import Call
-from dask_infer.model.split.chain import Block, Chain, Key, Tensor, Tier, cut_bytes
-from dask_infer.model.split.guards import Guard
-from dask_infer.model.split.opened import Original
-from dask_infer.model.split.program import Held, Program, reads
+from dask_infer.model.split.chain import TOKENS, Block, Chain, Tensor
+from dask_infer.model.split.example_call import ExampleCall
+from dask_infer.model.split.exported_graph import Graph
+from dask_infer.model.split.program import Program, WeightRef
+from dask_infer.model.split.size_guards import Guard
+from dask_infer.model.split.source_model import SourceModel
 
-
-@dataclass(frozen=True)
-class Parts:
-    """What a tier found."""
-
-    program: Program
-    #: Place of the first step of each block, by the module that it starts with.
-    bounds: Mapping[str, int]
-    inputs: Mapping[Key, str]
-    structure: Any
-    constants: Mapping[str, torch.Tensor]
-    #: The model's modules that steps call.
-    modules: list[str]
-    tier: Tier
-    #: Other modules that steps call, by path; they have no tensors of their own.
-    made: Mapping[str, nn.Module] = field(default_factory=dict)
-    #: Sizes of inputs for which the program is what the model's code does.
-    guards: tuple[Guard, ...] = ()
+#: Rows at which bytes a row are counted: masks of positions do not depend on rows.
+_ROWS = 64
 
 
 def assemble(
-    original: Original, call: Call, parts: Parts, *, exact_cuts: bool
+    source: SourceModel,
+    call: ExampleCall,
+    graph: Graph,
+    places: Mapping[str, int],
+    structure: Any,
+    guards: tuple[Guard, ...] = (),
+    *,
+    exact_cuts: bool,
 ) -> Chain:
-    """Return the chain; `exact_cuts` keeps a first block of what comes before."""
-    names, bounds = _blocks(parts, exact_cuts)
-    catalogue = _Catalogue(original, parts)
-    crossings = parts.program.crossings(tuple(bounds))
-    blocks = []
-    for place, (name, (start, stop)) in enumerate(
-        zip(names, pairwise(bounds), strict=True)
-    ):
-        tensors = tuple(catalogue.needed(start, stop))
-        nbytes = sum(catalogue.tensors[tensor].nbytes for tensor in tensors)
-        last = stop == bounds[-1] and place == len(names) - 1
-        crossing = 0 if last else cut_bytes(parts.program, crossings[place + 1])
-        blocks.append(Block(name, tensors, nbytes, crossing))
-    needed = {tensor for block in blocks for tensor in block.tensors}
-    crossed = set(chained.from_iterable(crossings))
+    """Return the chain.
+
+    Parameters
+    ----------
+    places
+        Place of the first step of each block, by the module that it starts with.
+    structure
+        Of the output.
+    exact_cuts
+        Keep a first block of what comes before the first module.
+    """
+    program, module = graph.program, source.on_meta()
+    names, bounds = _blocks(places, len(program.steps), exact_cuts)
+    constants = {**source.unsaved(), **graph.constants}
+    aliases, tensors = _tensors(module, constants)
+    blocks: list[Block] = []
+    crossed = set(program.live(0))
+    for name, (start, stop) in zip(names, pairwise(bounds), strict=True):
+        needed = tuple(
+            dict.fromkeys(
+                aliases.get(tensor, tensor)
+                for tensor in _needed(program, module, start, stop)
+            )
+        )
+        crossing = program.live(stop)
+        crossed |= {*crossing}
+        is_last = len(blocks) == len(names) - 1
+        own = [tensors[tensor] for tensor in needed]
+        blocks.append(
+            Block(
+                name,
+                needed,
+                sum(tensor.numel for tensor in own if tensor.is_parameter),
+                sum(tensor.nbytes for tensor in own),
+                0 if is_last else _row_bytes(program, crossing),
+            )
+        )
+    known = {name: v for name, v in program.values.items() if name in crossed}
+    used = {tensor for block in blocks for tensor in block.tensors}
+    paths = {step.target for step in program.steps if step.kind == "layer"}
     return Chain(
-        original.spec.name,
-        parts.tier,
+        source.spec.name,
         tuple(blocks),
-        _only_values(parts.program, crossed),
+        Program(program.inputs, program.steps, program.outputs, known),
         tuple(bounds),
-        dict(parts.inputs),
+        dict(graph.inputs),
         call.dropped,
-        {name: catalogue.tensors[name] for name in sorted(needed)},
-        catalogue.aliases,
-        {name: t for name, t in parts.constants.items() if name in needed},
-        _pickled(
-            {path: catalogue.hollow.get_submodule(path) for path in parts.modules}
-            | dict(parts.made)
-        ),
-        _pickled(parts.structure),
+        {name: tensors[name] for name in sorted(used)},
+        aliases,
+        {name: tensor for name, tensor in constants.items() if name in used},
+        _pickled({path: module.get_submodule(path) for path in sorted(paths)}),
+        _pickled(structure),
         call.floating,
-        parts.guards,
-        pad_token(original.module),
-        reads_padding(original.module),
+        guards,
+        pad_token(source.module),
+        reads_padding(source.module),
     )
 
 
-def _blocks(parts: Parts, exact_cuts: bool) -> tuple[list[str], list[int]]:
+def _blocks(
+    places: Mapping[str, int], end: int, exact_cuts: bool
+) -> tuple[list[str], list[int]]:
     """Return the blocks' names, and the places between which they are."""
-    ordered = sorted(parts.bounds.items(), key=lambda item: item[1])
-    end = len(parts.program.steps)
+    ordered = sorted(places.items(), key=lambda item: item[1])
     if exact_cuts:
-        return ["inputs", *(name for name, _ in ordered)], [
-            0,
-            *(place for _, place in ordered),
-            end,
-        ]
+        ordered.insert(0, ("inputs", 0))
+        return [name for name, _ in ordered], [*(n for _, n in ordered), end]
     first: dict[int, str] = {}
-    for name, place in ordered:
+    for name, place in ordered or [("whole", 0)]:
         first.setdefault(place, name)
-    names, places = list(first.values()), list(first)
-    if not names:
-        return ["whole"], [0, end]
-    return names, [0, *places[1:], end]
+    return list(first.values()), [0, *list(first)[1:], end]
 
 
-class _Catalogue:
-    """The model's tensors, by their first names."""
-
-    def __init__(self, original: Original, parts: Parts) -> None:
-        self.program, self.made = parts.program, parts.made
-        self.hollow = original.hollow()
-        self.aliases: dict[str, str] = {}
-        self.tensors: dict[str, Tensor] = {}
-        first: dict[int, str] = {}
-        for name, tensor in named_tensors(self.hollow):
-            known = first.setdefault(id(tensor), name)
-            if known != name:
-                self.aliases[name] = known
-                continue
-            self.tensors[name] = _tensor(tensor)
-        for name, tensor in parts.constants.items():
-            self.tensors.setdefault(name, _tensor(tensor))
-
-    def needed(self, start: int, stop: int) -> dict[str, None]:
-        """Return the first names of the tensors that steps [start, stop) need."""
-        found: dict[str, None] = {}
-        for step in self.program.steps[start:stop]:
-            for read in reads(step):
-                if isinstance(read, Held):
-                    found[self.aliases.get(read.name, read.name)] = None
-            if step.kind == "module" and step.target not in self.made:
-                module = self.hollow.get_submodule(step.target)
-                for name, _ in named_tensors(module, step.target):
-                    found[self.aliases.get(name, name)] = None
-        return found
+def _tensors(
+    module: nn.Module, constants: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the first names of tensors by their others, and all tensors by theirs."""
+    aliases, tensors = {}, {}
+    first: dict[int, str] = {}
+    for name, tensor in named_tensors(module):
+        known = first.setdefault(id(tensor), name)
+        if known == name:
+            tensors[name] = Tensor.of(tensor)
+        else:
+            aliases[name] = known
+    for name, tensor in constants.items():
+        if name not in aliases:
+            tensors.setdefault(name, Tensor.of(tensor))
+    return aliases, tensors
 
 
-def _tensor(tensor: torch.Tensor) -> Tensor:
-    is_parameter = isinstance(tensor, torch.nn.Parameter)
-    return Tensor(tensor.dtype, tuple(tensor.shape), is_parameter)
+def _needed(program: Program, module: nn.Module, start: int, stop: int) -> list[str]:
+    """Return the names of the tensors that steps [start, stop) need."""
+    found = []
+    for step in program.steps[start:stop]:
+        found += [read.name for read in step.reads if isinstance(read, WeightRef)]
+        if step.kind == "layer":
+            layer = module.get_submodule(step.target)
+            found += [name for name, _ in named_tensors(layer, step.target)]
+    return found
 
 
-def _only_values(program: Program, names: set[str]) -> Program:
-    """Keep what is known of values that may cross a cut or leave the model."""
-    kept = {name: value for name, value in program.values.items() if name in names}
-    return Program(program.inputs, program.steps, program.outputs, kept)
+def _row_bytes(program: Program, names: tuple[str, ...]) -> int:
+    known = [program.values[name] for name in names if name in program.values]
+    return sum(value.nbytes(_ROWS, TOKENS) for value in known) // _ROWS
 
 
 def _pickled(obj: object) -> bytes:

@@ -7,31 +7,63 @@ modules beside them.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator
 
 from torch import nn
 
-from dask_infer.model.split.refusals import CannotSplit, unknown_cut
+from dask_infer.model.split.split_refusals import CannotSplit
 
 
 def candidates(module: nn.Module) -> list[str]:
-    """Return the paths of the pieces that no automatic cut goes through."""
-    pieces = list(_pieces(module, "", inside=False))
-    while len(pieces) == 1 and (parts := module.get_submodule(pieces[0])._modules):
-        pieces = [f"{pieces[0]}.{name}" for name, part in parts.items() if part]
+    """Return the paths of the modules before which it is worth to cut."""
     # Without tensors of its own a piece is no reason to cut.
-    return [path for path in pieces if _owns_tensors(module.get_submodule(path))]
+    return [
+        path for path in pieces(module) if _owns_tensors(module.get_submodule(path))
+    ]
 
 
-def layers_around(module: nn.Module, path: str) -> list[str]:
+def pieces(module: nn.Module) -> list[str]:
+    """Return the paths of the pieces that no automatic cut goes through."""
+    found = list(_pieces(module, "", inside=False))
+    while len(found) == 1 and (parts := module.get_submodule(found[0])._modules):
+        found = [f"{found[0]}.{name}" for name, part in parts.items() if part]
+    return found
+
+
+def opaque_layers(module: nn.Module, cuts: tuple[str, ...]) -> list[str]:
+    """Return the first paths of pieces that are exported as one call: without a cut."""
+
+    def closed(path: str) -> Iterator[str]:
+        layer = module.get_submodule(path)
+        containers = (nn.ModuleList, nn.ModuleDict)
+        if not any(cut.startswith(f"{path}.") for cut in cuts):
+            if not isinstance(layer, containers):
+                yield first[id(layer)]
+            return
+        for name, child in layer._modules.items():
+            if child is not None:
+                yield from closed(f"{path}.{name}")
+
+    first = {id(layer): path for path, layer in module.named_modules()}
+    found = (layer for path in pieces(module) for layer in closed(path))
+    return list(dict.fromkeys(found))
+
+
+def outermost(module: nn.Module, paths: list[str]) -> list[str]:
+    """Return the outermost items of lists around some modules, or else themselves."""
+    return list(dict.fromkeys([*items_around(module, p), p][0] for p in paths))
+
+
+def items_around(module: nn.Module, path: str) -> list[str]:
     """Return the items of lists that a piece is inside of, outermost first."""
     names = path.split(".")
     around = (".".join(names[:count]) for count in range(1, len(names)))
-    return [outer for outer in around if is_item(module, outer)]
+    return [outer for outer in around if _is_item(module, outer)]
 
 
-def is_item(module: nn.Module, path: str) -> bool:
+def _is_item(module: nn.Module, path: str) -> bool:
     """Whether a module is an item of a list, and no list itself."""
     item = module.get_submodule(path)
     around = module.get_submodule(path.rpartition(".")[0])
@@ -50,7 +82,14 @@ def check_cuts(name: str, module: nn.Module, cuts: tuple[str, ...] | None) -> No
     known = dict(module.named_modules(remove_duplicate=False))
     for cut in cuts or ():
         if not cut or cut not in known:
-            raise unknown_cut(name, cut, known)
+            names = [path for path in known if path]
+            near = difflib.get_close_matches(cut, names, n=3, cutoff=0.4)
+            shown = ", ".join(f'"{path}"' for path in near or names[:5])
+            raise CannotSplit(
+                name,
+                f'it has no module "{cut}" to cut before',
+                f"did you mean {shown}?" if near else f"its modules are {shown}, ...",
+            )
         if (cuts or ()).count(cut) > 1:
             reason = f'"{cut}" is named twice'
             raise CannotSplit(name, reason, "name each module once")

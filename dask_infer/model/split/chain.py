@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from dask_infer.errors import InputError
 from dask_infer.model.identity import pickling
-from dask_infer.model.split.guards import Guard
-from dask_infer.model.split.outputs import put_together
-from dask_infer.model.split.program import Held, Program, Ref, Size, Value, reads
-from dask_infer.model.split.stage import build_stage
+from dask_infer.model.split.build_stage import build_stage
+from dask_infer.model.split.nesting import put_together
+from dask_infer.model.split.program import Program, Value, ValueRef, WeightRef
+from dask_infer.model.split.size_guards import Guard
 
 Key = int | str
-Tier = Literal["sequential", "modules", "export", "layers", "masked"]
 
 #: What a chain's numbers of bytes are given for, where texts may have any length.
 TOKENS = 128
@@ -31,10 +30,21 @@ class Tensor:
     shape: tuple[int, ...]
     is_parameter: bool
 
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Tensor:
+        """Describe a tensor."""
+        is_parameter = isinstance(tensor, nn.Parameter)
+        return cls(tensor.dtype, tuple(tensor.shape), is_parameter)
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it has."""
+        return torch.Size(self.shape).numel()
+
     @property
     def nbytes(self) -> int:
         """Bytes once loaded."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
+        return self.dtype.itemsize * self.numel
 
     def on_meta(self) -> torch.Tensor:
         """Return one without memory."""
@@ -50,32 +60,22 @@ class Block:
     name: str
     #: Names of the parameters and buffers it needs; shared ones are in several blocks.
     tensors: tuple[str, ...]
-    #: Bytes of them.
+    #: Numbers in its parameters.
+    parameters: int
+    #: Bytes of parameters and buffers.
     nbytes: int
-    #: Bytes a row of what crosses to the next block; 0 after the last. What is only
-    #: known once layers have run counts nothing: all but inputs in the tiers "layers"
-    #: and "masked".
+    #: Bytes a row of what crosses to the next block; 0 after the last. Values whose
+    #: size is known only once layers have run count nothing.
     cut_bytes_per_row: int
 
 
 @dataclass(frozen=True, repr=False)
 class Chain:
-    """A model that was split; made by `split`.
+    """A model that was split; made by `split`."""
 
-    Parameters
-    ----------
-    name
-        What people call the model.
-    tier
-        How it was split: along an ``nn.Sequential``, with its own modules between
-        exported steps, exported as a whole, between layers that torch cannot export, or
-        by running all of it in each stage with the layers of others masked.
-    blocks
-        The finest cut, in order.
-    """
-
+    #: What people call the model.
     name: str
-    tier: Tier
+    #: The finest cut, in order.
     blocks: tuple[Block, ...]
     program: Program
     #: Places of the program's steps between which the blocks are.
@@ -91,27 +91,21 @@ class Chain:
     #: Values of tensors that are in no checkpoint.
     constants: Mapping[str, torch.Tensor]
     #: Pickle of the modules that steps call, by path; read by stages alone.
-    modules: bytes
+    pickled_layers: bytes
     #: Pickle of the output's structure; read by whoever takes the outputs.
     structure: bytes
     #: Floating dtype of inputs.
     floating: torch.dtype
     #: Sizes of inputs for which it is what the model's code does.
-    guards: tuple[Guard, ...] = ()
+    guards: tuple[Guard, ...]
     #: The model's padding token; None where it has none.
-    pad: int | None = None
+    pad: int | None
     #: Padding changes what it computes of other tokens.
-    equal_lengths: bool = False
+    equal_lengths: bool
 
     def __repr__(self) -> str:
         blocks, size = len(self.blocks), self.nbytes / 2**20
-        plural = "s" * (blocks != 1)
-        return f"<Chain {self.name} {blocks} block{plural} {size:.1f} MiB {self.tier}>"
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Names that the first stage's carry has."""
-        return self.program.live(0)
+        return f"<Chain {self.name} {blocks} block{'s' * (blocks != 1)} {size:.1f} MiB>"
 
     @property
     def nbytes(self) -> int:
@@ -124,24 +118,12 @@ class Chain:
         return sum(self.tensors[name].nbytes for name in names)
 
     def cut_names(self, place: int) -> tuple[str, ...]:
-        """Return the names of what crosses before block `place`."""
+        """Return the names of what crosses before block `place`: the carry's."""
         return self.program.live(self.bounds[place])
 
-    def table(self) -> list[dict[str, Any]]:
-        """Return a row for each block: its name, tensors, bytes and bytes crossing."""
-        return [
-            {
-                "block": block.name,
-                "parameters": sum(self._count(name) for name in block.tensors),
-                "bytes": block.nbytes,
-                "cut_bytes_per_row": block.cut_bytes_per_row,
-            }
-            for block in self.blocks
-        ]
-
-    def _count(self, name: str) -> int:
-        tensor = self.tensors[name]
-        return torch.Size(tensor.shape).numel() if tensor.is_parameter else 0
+    def first_name(self, name: str) -> str:
+        """Return the first name of a tensor that may have several."""
+        return self.aliases.get(name, name)
 
     def bind(
         self, args: Iterable[torch.Tensor], kwargs: Mapping[str, torch.Tensor]
@@ -162,12 +144,6 @@ class Chain:
                 f"{_listed(self.inputs)}, it gets {_listed(given)}; call predict() "
                 "again with these columns"
             )
-        self._check_sizes(given)
-        wanted = set(self.input_names)
-        named = ((self.inputs[key], value) for key, value in given.items())
-        return {name: value for name, value in named if name in wanted}
-
-    def _check_sizes(self, given: Mapping[Key, Any]) -> None:
         for guard in self.guards:
             if not guard.holds(given):
                 raise InputError(
@@ -175,14 +151,21 @@ class Chain:
                     f"{guard.text}, and gets a batch of which {guard.sizes(given)}; "
                     'use parallel="data", or build it of modules in an nn.Sequential'
                 )
+        named = {self.inputs[key]: value for key, value in given.items()}
+        return {name: named[name] for name in self.cut_names(0)}
 
     def output(self, carry: Mapping[str, Any]) -> Any:
         """Return the model's output from the last stage's carry."""
         flat = [
-            carry[leaf.name] if isinstance(leaf, Ref) else leaf
+            carry[leaf.name] if isinstance(leaf, ValueRef) else leaf
             for leaf in self.program.outputs
         ]
         return put_together(pickling.from_bytes(self.structure), flat)
+
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Return the modules that steps call, by path, their tensors on meta."""
+        layers: Mapping[str, nn.Module] = pickling.from_bytes(self.pickled_layers)
+        return layers
 
     def stage(
         self,
@@ -190,7 +173,7 @@ class Chain:
         stop: int,
         device: str | torch.device = "cpu",
         *,
-        modules: Mapping[str, nn.Module] | None = None,
+        layers: Mapping[str, nn.Module] | None = None,
     ) -> nn.Module:
         """Return blocks [start, stop) as a module with its tensors on meta.
 
@@ -198,8 +181,8 @@ class Chain:
         ----------
         device
             Where tensors that it makes as it runs will live.
-        modules
-            What `own_modules` returned, for stages that share it.
+        layers
+            What `layers` returned, for stages that share it.
 
         Returns
         -------
@@ -212,63 +195,38 @@ class Chain:
                 f"0 <= start < stop <= {len(self.blocks)}"
             )
         first, last = self.bounds[start], self.bounds[stop]
+        reads = (read for step in self.program.steps[first:last] for read in step.reads)
+        weights = {read.name for read in reads if isinstance(read, WeightRef)}
         return build_stage(
             self.program,
             first,
             last,
-            modules=self.own_modules() if modules is None else modules,
-            held={name: self._held(name) for name in self._read(first, last)},
+            layers=self.layers() if layers is None else layers,
+            weights={n: self.tensors[self.first_name(n)].on_meta() for n in weights},
             device=torch.device(device),
         )
 
-    def own_modules(self) -> Mapping[str, nn.Module]:
-        """Return the modules that steps call, by path, their tensors on meta."""
-        modules: Mapping[str, nn.Module] = pickling.from_bytes(self.modules)
-        return modules
-
-    def _read(self, first: int, last: int) -> set[str]:
-        found = (
-            leaf for step in self.program.steps[first:last] for leaf in reads(step)
-        )
-        return {leaf.name for leaf in found if isinstance(leaf, Held)}
-
-    def _held(self, name: str) -> torch.Tensor:
-        return self.tensors[self.aliases.get(name, name)].on_meta()
-
-    def canonical(self, name: str) -> str:
-        """Return the first name of a tensor that has several."""
-        return self.aliases.get(name, name)
-
     def example(self, place: int, rows: int, tokens: int = TOKENS) -> dict[str, Any]:
-        """Return a carry before block `place` with made-up numbers.
+        """Return a carry before block `place` with synthetic numbers.
 
         Raises
         ------
         ValueError
             If what crosses there is not known without running the blocks before.
         """
-        names = self.cut_names(place)
-        return {name: self._made_up(name, rows, tokens) for name in names}
-
-    def _made_up(self, name: str, rows: int, tokens: int) -> Any:
-        value = self.program.values.get(name)
-        if isinstance(value, Size):
-            return value.at(rows, tokens)
-        if not isinstance(value, Value):
-            raise ValueError(f"the size of {name} is known only once it is computed")
-        shape = [size.at(rows, tokens) for size in value.shape]
-        if value.dtype.is_floating_point:
-            return torch.randn(shape, dtype=torch.float32).to(value.dtype)
-        fill = 1 if value.dtype is torch.bool else 0
-        return torch.full(shape, fill, dtype=value.dtype)
+        values = {name: self.program.values.get(name) for name in self.cut_names(place)}
+        return {n: _synthetic(n, value, rows, tokens) for n, value in values.items()}
 
 
-def cut_bytes(program: Program, names: Iterable[str]) -> int:
-    """Return bytes a row of values that cross a cut."""
-    known = (program.values.get(name) for name in names)
-    tensors = [value for value in known if isinstance(value, Value)]
-    rows = 64  # spreads what does not depend on rows, as masks of positions do
-    return sum(tensor.nbytes(rows, TOKENS) for tensor in tensors) // rows
+def _synthetic(name: str, value: Value | None, rows: int, tokens: int) -> Any:
+    if value is None:
+        raise ValueError(f"the size of {name} is known only once it is computed")
+    shape = value.sizes(rows, tokens)
+    if value.dtype is None:
+        return shape[0]
+    if value.dtype.is_floating_point:
+        return torch.randn(shape, dtype=torch.float32).to(value.dtype)
+    return torch.full(shape, int(value.dtype is torch.bool), dtype=value.dtype)
 
 
 def _listed(keys: Iterable[Key]) -> str:

@@ -46,8 +46,8 @@ class Measured:
     blocks: tuple[BlockFacts, ...]
     #: Seconds of each block at `FEW_ROWS` rows; None where bytes stand in for time.
     fewer: tuple[float, ...] | None
-    #: How the model was split, in words.
-    how: str
+    #: What people should know of the figures; may be empty.
+    note: str
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _planned(
         assert isinstance(stages, int) or stages == "auto"
         plan = plan_pipeline(blocks, workers, stages)[0]
     size = rows if isinstance(rows, int) else _rows(plan, measured)
-    told = f"{table.text(plan)}\n{measured.how}"
+    told = f"{table.text(plan)}\n{measured.note}".rstrip()
     if size is not None:
         told += f"\nMicrobatches of {size} rows."
     nbytes = tuple(stage.nbytes for stage in plan.stages)

@@ -25,15 +25,6 @@ WEIGHTS_RATE = 10e9
 #: Tokens of the texts that are timed.
 TOKENS = 32
 
-#: What the tiers of a split are, in words.
-HOW = {
-    "sequential": "Split between the modules of an nn.Sequential",
-    "modules": "Split between the model's own modules, what is around them exported",
-    "export": "Split in the graph of torch.export",
-    "layers": "Split between the model's own layers, what is around them traced by fx",
-    "masked": "Split between calls of layers, all else run by each stage",
-}
-
 
 def measured(spec: GroupSpec) -> Measured:
     """Return the bytes and seconds of each block of a group's model."""
@@ -48,20 +39,20 @@ def measured(spec: GroupSpec) -> Measured:
             chain, 0, blocks, rows, tokens=TOKENS, device=str(device), threads=threads
         )
 
-    how = f"{HOW[chain.tier]}."
+    note = ""
     seconds: tuple[float, ...] | None
     try:
         seconds = tuple(cost.seconds for cost in timed(FEW_ROWS))
         costs = timed(ROWS)
     except Exception as error:  # rows of the job may well pass
-        told = (
+        note = (
             "Balanced by the bytes of weights: made-up rows, by which its blocks are "
             f"timed, fail in it ({type(error).__name__}: {error})."
         )
-        logger.warning('model "%s": %s', spec.model.name, told)
-        seconds, costs, how = None, _by_bytes(chain), f"{how}\n{told}"
+        logger.warning('model "%s": %s', spec.model.name, note)
+        seconds, costs = None, _by_bytes(chain)
     facts, entering = [], 0
-    for block, cost, row in zip(chain.blocks, costs, chain.table(), strict=True):
+    for block, cost in zip(chain.blocks, costs, strict=True):
         facts.append(
             BlockFacts(
                 block.name,
@@ -69,11 +60,11 @@ def measured(spec: GroupSpec) -> Measured:
                 cost.seconds,
                 cut_bytes=entering,
                 activation_bytes=cost.carry_bytes,
-                parameters=row["parameters"],
+                parameters=block.parameters,
             )
         )
         entering = block.cut_bytes_per_row * ROWS
-    return Measured(tuple(facts), seconds, how)
+    return Measured(tuple(facts), seconds, note)
 
 
 def _by_bytes(chain: Chain) -> list[BlockCost]:

@@ -28,7 +28,7 @@ def test_profile_of_texts_is_at_a_number_of_tokens():
 
 def test_profile_leaves_the_modules_without_memory():
     _, chain = split_module(nn.Sequential(Layer(), Layer()), FLOATS)
-    modules = chain.own_modules()
+    modules = chain.layers()
     profile(chain, 0, 2, 4)
     assert all(p.is_meta for module in modules.values() for p in module.parameters())
 
@@ -42,16 +42,14 @@ def test_profile_runs_where_sizes_are_unknown():
     assert [cost.name for cost in profile(chain, 1, 2, 4)] == ["1"]
 
 
-def test_table_and_repr_tell_the_blocks():
+def test_blocks_and_repr_show_sizes():
     _, chain = split_module(Tied(), TOKENS)
-    first, *_, last = chain.table()
-    assert first == {
-        "block": "embed", "parameters": 160, "bytes": 640,
-        "cut_bytes_per_row": 128 * 8 * 4,
-    }  # fmt: skip
-    assert last["bytes"] == 640 and last["cut_bytes_per_row"] == 0
-    assert chain.nbytes == sum(row["bytes"] for row in chain.table()) - 640
-    assert repr(chain) == "<Chain Tied 5 blocks 0.0 MiB modules>"
+    first, *_, last = chain.blocks
+    assert (first.name, first.parameters, first.nbytes) == ("embed", 160, 640)
+    assert first.cut_bytes_per_row == 128 * 8 * 4
+    assert last.nbytes == 640 and last.cut_bytes_per_row == 0
+    assert chain.nbytes == sum(block.nbytes for block in chain.blocks) - 640
+    assert repr(chain) == "<Chain Tied 5 blocks 0.0 MiB>"
 
 
 def test_bytes_that_cross_follow_the_dtype():

@@ -13,7 +13,7 @@ from torch import nn
 from dask_infer.errors import InputError
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import split
-from dask_infer.model.split.guards import guards_of
+from dask_infer.model.split.size_guards import guards_of
 from tests.model.split.models import (
     FLOATS,
     TOKENS,
@@ -81,7 +81,7 @@ def test_optional_arguments_of_a_tokenizer_are_left_out():
     spec, chain = split_module(Tied(), ids=TOKENS, token_type_ids=optional)
     ids = torch.randint(20, (3, 4))
     carry = chain.bind((), {"ids": ids, "token_type_ids": ids})
-    assert list(carry) == list(chain.input_names)
+    assert list(carry) == list(chain.cut_names(0))
     same(
         run(spec, chain, (1,), (), {"ids": ids, "token_type_ids": ids}),
         whole(spec, (ids,), {}),
@@ -124,10 +124,9 @@ def deep(layers: int) -> nn.Sequential:
     return nn.Sequential(*(Layer() for _ in range(layers)))
 
 
-def test_sequence_is_not_traced():
+def test_blocks_of_a_sequence():
     nested = nn.Sequential(nn.Linear(8, 8), nn.Sequential(Layer(), Layer()), nn.ReLU())
     spec, chain = split_module(nested, FLOATS)
-    assert chain.tier == "sequential"
     assert [block.name for block in chain.blocks] == ["0", "1.0", "1.1"]
     assert_exact(spec, chain, torch.randn(3, 8))
 

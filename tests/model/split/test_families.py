@@ -43,8 +43,7 @@ def test_stages_equal_the_model(name):
 def test_layers_run_as_the_models_own():
     model = families.build("BertForSequenceClassification")
     chain = split(spec_of(model), model, [], families.examples(type(model).__name__))
-    own = {path for path in chain.own_modules() if "layer" in path}
-    assert chain.tier == "modules"
+    own = {path for path in chain.layers() if "layer" in path}
     assert own == {f"bert.encoder.layer.{n}" for n in range(3)}
 
 
@@ -63,5 +62,4 @@ def test_residuals_are_not_torn_apart():
 def test_a_loop_over_tokens_inside_layers():
     model = families.build(LOOPS)
     chain = split(spec_of(model), model, [], families.examples(LOOPS))
-    assert chain.tier == "layers"
-    assert {f"backbone.layers.{n}" for n in range(3)} <= chain.own_modules().keys()
+    assert {f"backbone.layers.{n}" for n in range(3)} <= chain.layers().keys()

@@ -77,13 +77,13 @@ class Around(Model):
 @pytest.mark.parametrize("kind", [Model, Around])
 def test_layers_that_look_at_values(kind):  # PP-1, PP-4
     spec, chain = split_module(kind(), FLOATS)
-    assert chain.tier == "layers" and len(chain.blocks) >= 3
+    assert len(chain.blocks) >= 3
     for rows in (1, 2, 5, 13):  # PP-7
         for sign in (1.0, -1.0):
             assert_exact(spec, chain, sign * torch.randn(rows, 8).abs())
 
 
-def test_no_graph_is_printed_where_another_tier_splits(capsys):
+def test_no_graph_is_printed(capsys):
     class Warns(Model):
         def forward(self, x):
             print("one of the user's own lines", file=sys.stderr)
@@ -104,7 +104,6 @@ def test_two_and_three_stages():
 def test_inputs_by_keyword_and_call_kwargs():  # PP-1
     module = Around()
     spec, chain = split_module(module, FLOATS, bias=FLOATS, call_kwargs={"factor": 3.0})
-    assert chain.tier == "layers"
     x, bias = torch.randn(3, 8), torch.randn(3, 8)
     expected = module.eval()(x, bias=bias, factor=3.0)
     same(run(spec, chain, (1, 2), (x,), {"bias": bias}), expected)
@@ -129,7 +128,6 @@ def test_tied_and_twice_called_layers_are_in_both_blocks():  # PP-3
             return self.out(self.again(x))
 
     spec, chain = split_module(Tied(), TOKENS)
-    assert chain.tier == "layers"
     last = [name for block in chain.blocks[2:] for name in block.tensors]
     assert {"embed.weight", "layers.0.dense.weight"} <= set(last)
     for shape in ((1, 1), (3, 4), (2, 9)):  # PP-8
@@ -141,7 +139,6 @@ def test_hooks_of_layers_and_of_the_model_are_kept():
     module.layers[1].register_forward_hook(lambda part, given, made: made * 3)
     module.register_forward_hook(lambda part, given, made: (made, made - 1))
     spec, chain = split_module(module, FLOATS)
-    assert chain.tier == "layers"
     assert_exact(spec, chain, torch.randn(3, 8))
 
 
@@ -163,11 +160,11 @@ def test_training_code_is_that_of_eval():
 
     module = Trains().train()
     spec, chain = split_module(module, FLOATS)
-    assert module.training and chain.tier == "layers"
+    assert module.training
     assert_exact(spec, chain, torch.randn(3, 8))
 
 
-def test_changes_in_place_are_not_torn_apart():  # PP-2
+def test_changes_in_place_through_views():  # PP-2
     class Changes(Model):
         def forward(self, x):
             y = self.layers[0](x)
@@ -178,10 +175,6 @@ def test_changes_in_place_are_not_torn_apart():  # PP-2
             return self.head(self.layers[2](y + z) + left.sum())
 
     spec, chain = split_module(Changes(), FLOATS)
-    assert [block.name for block in chain.blocks] == ["layers.0", "layers.2", "head"]
-    assert_exact(spec, chain, torch.randn(3, 8))
-    spec, chain = split_module(Changes(), FLOATS, cuts=("layers.1",))
-    assert chain.tier == "masked"
     assert_exact(spec, chain, torch.randn(3, 8))
 
 
@@ -208,9 +201,9 @@ def test_nested_lists_fall_back_to_the_layers_around():
     assert_exact(spec, chain, torch.randn(3, 8))
 
 
-def test_costs_are_measured_by_running_the_blocks_before():
+def test_costs_of_layers_that_look_at_values():
     _, chain = split_module(Model(), FLOATS)
-    assert [block.cut_bytes_per_row for block in chain.blocks] == [0, 0, 0, 0]
+    assert [block.cut_bytes_per_row for block in chain.blocks] == [32, 32, 32, 0]
     costs = profile(chain, 0, 4, 3)
     assert [cost.carry_bytes for cost in costs] == [96, 96, 96, 48]
 
@@ -226,7 +219,7 @@ def test_dtype_is_that_of_the_stages():  # PP-11
             self.layers = nn.ModuleList(Branching() for _ in range(2))
 
     spec, chain = split_module(Halves(), FLOATS, dtype="bfloat16")
-    assert chain.tier == "layers" and chain.floating is torch.bfloat16
+    assert chain.floating is torch.bfloat16
     assert_exact(spec, chain, torch.randn(3, 8).bfloat16(), dtype="bfloat16")
 
 
@@ -334,12 +327,17 @@ class Checks(Model):
         return super().forward(x * 2 if isinstance(x, torch.Tensor) else x)
 
 
-@pytest.mark.parametrize("kind", [Casts, Fills, Checks, Swallows])
-def test_what_cannot_be_followed_is_masked(kind):
+@pytest.mark.parametrize("kind", [Fills, Checks, Draws, Writes])
+def test_code_around_layers_is_exported(kind):
     spec, chain = split_module(kind(), FLOATS)
-    assert chain.tier == "masked"
+    if kind is Draws:  # numbers of its own each time
+        x = torch.randn(3, 8)
+        assert run(spec, chain, (1,), (x,), {}).shape == (3, 4)
+        return
     for rows in (1, 5):
-        assert_exact(spec, chain, torch.randn(rows, 8))
+        x = torch.randn(rows, 8)
+        expected = whole(spec, (x.clone(),), {})
+        same(run(spec, chain, (1, 2), (x.clone(),), {}), expected)
 
 
 @pytest.mark.parametrize(
@@ -347,22 +345,21 @@ def test_what_cannot_be_followed_is_masked(kind):
     [
         (Counter, 'it changes its "calls"'),
         (Caches, 'it changes its "seen"'),
-        (Tells, "sum|return other numbers"),
+        (Casts, "mixed precision"),
+        (Swallows, r"test_layers.py:\d+: .*mean\(\) > 5.0"),
+        (Tells, "sum"),
         (Top, r'test_layers.py:\d+: "return super.*x.mean'),
         (Loops, r"range\(len\(x\)\)"),
-        (Draws, "other numbers each time"),
-        (Writes, "changes its input in place"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(kind, why):
     with pytest.raises(CannotSplit, match=why) as refusal:
         split_module(kind(), FLOATS)
     message = str(refusal.value)
-    assert "torch cannot follow it" in message  # the reason of the export, too
-    assert "test_layers.py" in message and 'use parallel="data"' in message
+    assert "torch cannot follow it" in message and 'use parallel="data"' in message
 
 
-def test_layers_that_hand_on_tuples_alone_are_masked():  # PP-2
+def test_layers_that_hand_on_tuples():  # PP-2
     class Pairs(Looks):
         def forward(self, pair):
             return super().forward(pair[0]), pair[1]
@@ -377,7 +374,7 @@ def test_layers_that_hand_on_tuples_alone_are_masked():  # PP-2
     module = Model2()
     module.layers = nn.ModuleList(Pairs() for _ in range(3))
     spec, chain = split_module(module, FLOATS)
-    assert chain.tier == "masked"
+    assert len(chain.blocks) == 3
     assert_exact(spec, chain, torch.randn(3, 8))
 
 
@@ -430,4 +427,4 @@ def test_made_up_weights_take_no_memory():
     module = Model()
     module.layers = nn.ModuleList(Huge() for _ in range(2))
     chain = split(ModelSpec("0", "huge", "module"), module, [FLOATS], {})
-    assert chain.tier == "layers" and chain.nbytes > 2**43
+    assert chain.nbytes > 2**43

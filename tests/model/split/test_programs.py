@@ -42,7 +42,7 @@ def saved(module: Any, place: Path, example: torch.Tensor, axes: int = 1) -> Mod
 def test_program_is_cut_at_the_modules_it_remembers(module, tmp_path):
     spec = saved(module, tmp_path, torch.randn(5, 8))
     chain = split(spec, None, [FLOATS], {})
-    assert chain.tier == "export" and len(chain.blocks) >= 2
+    assert len(chain.blocks) >= 2
     for rows in (1, 4):
         assert_exact(spec, chain, torch.randn(rows, 8))
 

@@ -45,7 +45,7 @@ def test_error_that_the_model_swallows_is_no_export():  # PP-1
 
 
 def test_buffer_that_changes_is_refused():
-    with pytest.raises(CannotSplit, match='changes its buffer "calls"'):
+    with pytest.raises(CannotSplit, match='changes its "calls"'):
         split_module(Counts(), FLOATS)
 
 

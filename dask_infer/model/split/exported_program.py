@@ -12,20 +12,19 @@ from torch.utils import _pytree as pytree
 from dask_infer.model.formats.exported_program import check_dtype, read_program
 from dask_infer.model.formats.torchscript import file_of
 from dask_infer.model.shapes.trace_errors import Example
-from dask_infer.model.split.assemble import Parts, assemble
-from dask_infer.model.split.by_export import places_of
-from dask_infer.model.split.call import Call
+from dask_infer.model.split.assemble import assemble
 from dask_infer.model.split.candidates import candidates, check_cuts
 from dask_infer.model.split.chain import Chain
-from dask_infer.model.split.exported import Graph, GraphReader, Key, decomposed
-from dask_infer.model.split.opened import Original
-from dask_infer.model.split.outputs import Leaf, Node, take_apart
-from dask_infer.model.split.program import Size, Value
-from dask_infer.model.split.refusals import CannotSplit, cause_of
+from dask_infer.model.split.example_call import ExampleCall, Key, is_padded
+from dask_infer.model.split.exported_graph import Graph, GraphReader, functional
+from dask_infer.model.split.glue import places_of
+from dask_infer.model.split.nesting import Leaf, Node, take_apart
+from dask_infer.model.split.source_model import SourceModel
+from dask_infer.model.split.split_refusals import CannotSplit, cause_of
 from dask_infer.spec import ModelSpec
 
 
-def by_program(
+def split_program(
     spec: ModelSpec,
     examples: dict[Key, Example],
     dtype: torch.dtype | None,
@@ -43,29 +42,21 @@ def by_program(
     check_dtype(spec, exported, dtype)
     taken = _taken(spec, exported, examples)
     try:
-        with torch.no_grad():
-            graph = GraphReader(
-                decomposed(exported), lambda k: _padded(taken[k])
-            ).read()
+        tokens_of = {key: is_padded(example) for key, example in taken.items()}
+        graph = GraphReader(functional(exported, {}), tokens_of.__getitem__, {}).read()
         structure = _structure(exported)
     except Exception as error:
         reason = f"its program cannot be cut: {cause_of(error)}"
         raise CannotSplit(spec.name, reason) from error
     _check_sizes(spec, graph, taken)
-    original = Original(spec, _tree(graph), None)
-    check_cuts(spec.name, original.module, cuts)
-    paths = list(cuts) if cuts else candidates(original.module)
-    places = places_of(spec.name, graph, paths, cuts is not None)
+    source = SourceModel(spec, _tree(graph), None)
+    check_cuts(spec.name, source.module, cuts)
+    paths = list(cuts) if cuts else candidates(source.module)
+    places = places_of(spec.name, graph, paths, cuts)
     dropped = tuple(str(key) for key in examples if key not in taken)
-    call = Call(spec.name, taken, {}, dropped, original.floating)
-    parts = Parts(
-        graph.program, places, graph.inputs, structure, graph.constants, [], "export"
-    )
-    return assemble(original, call, parts, exact_cuts=cuts is not None)
-
-
-def _padded(example: Example) -> bool:
-    return None in example.shape
+    call = ExampleCall(spec.name, taken, {}, dropped, source.floating)
+    exact = cuts is not None
+    return assemble(source, call, graph, places, structure, exact_cuts=exact)
 
 
 def _taken(
@@ -100,15 +91,13 @@ def _structure(exported: ExportedProgram) -> Leaf | Node:
 def _check_sizes(spec: ModelSpec, graph: Graph, taken: dict[Key, Example]) -> None:
     """Refuse programs that were exported for one number of rows, or of tokens."""
     for key, name in graph.inputs.items():
-        value = graph.program.values[name]
-        assert isinstance(value, Value)
-        axes = {"rows": 0, "tokens": 1} if _padded(taken[key]) else {"rows": 0}
+        shape = graph.program.values[name].shape
+        axes = {"rows": 0, "tokens": 1} if is_padded(taken[key]) else {"rows": 0}
         for what, axis in axes.items():
-            size = value.shape[axis]
-            if size == Size(size.fixed):
+            if isinstance(shape[axis], int):
                 raise CannotSplit(
                     spec.name,
-                    f"it was exported for exactly {size.fixed} {what}",
+                    f"it was exported for exactly {shape[axis]} {what}",
                     f"export it again with a dynamic dimension {axis}",
                 )
 
@@ -118,33 +107,28 @@ def _tree(graph: Graph) -> nn.Module:
 
     Items of lists have numbers for names.
     """
-    paths = [*graph.spans, *(name.rpartition(".")[0] for name in graph.named)]
-    children: dict[str, list[str]] = {"": []}
-    for path in paths:
-        while path:
-            parent, _, name = path.rpartition(".")
-            known = children.setdefault(parent, [])
-            children.setdefault(path, [])
-            if name not in known:
-                known.append(name)
-            path = parent
-    root = _node("", children)
-    for name in sorted(graph.named):
-        path, _, leaf = name.rpartition(".")
-        tensor = torch.empty_like(graph.held[name], device="meta")
-        if isinstance(graph.held[name], nn.Parameter):
-            parameter = nn.Parameter(tensor, requires_grad=False)
-            root.get_submodule(path).register_parameter(leaf, parameter)
+    children: dict[str, dict[str, None]] = {"": {}}
+    weights = [(*name.rpartition("."), graph.weights[name]) for name in graph.weights]
+    for path in (*graph.places, *(parent for parent, *_ in weights)):
+        names = path.split(".") if path else []
+        for count, name in enumerate(names):
+            children.setdefault(".".join(names[:count]), {})[name] = None
+
+    def node(path: str) -> nn.Module:
+        names = list(children.get(path, ()))
+        is_list = bool(names) and all(name.isdigit() for name in names)
+        made = nn.ModuleList() if is_list else nn.Module()
+        for name in sorted(names, key=int) if is_list else names:
+            made.add_module(name, node(f"{path}.{name}" if path else name))
+        return made
+
+    root = node("")
+    for path, _, name, weight in weights:
+        empty = torch.empty_like(weight, device="meta")
+        holder = root.get_submodule(path)
+        if isinstance(weight, nn.Parameter):
+            parameter = nn.Parameter(empty, requires_grad=False)
+            holder.register_parameter(name, parameter)
         else:
-            root.get_submodule(path).register_buffer(leaf, tensor)
+            holder.register_buffer(name, empty)
     return root
-
-
-def _node(path: str, children: dict[str, list[str]]) -> nn.Module:
-    names = children[path]
-    numbered = bool(names) and all(name.isdigit() for name in names)
-    node = nn.ModuleList() if numbered else nn.Module()
-    for name in sorted(names, key=int) if numbered else names:
-        below = f"{path}.{name}" if path else name
-        node.add_module(name, _node(below, children))
-    return node

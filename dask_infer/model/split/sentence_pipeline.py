@@ -17,7 +17,7 @@ from torch import nn
 
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
-from dask_infer.model.split.refusals import CannotSplit
+from dask_infer.model.split.split_refusals import CannotSplit
 from dask_infer.spec import ModelSpec
 
 #: What may follow the transformer; each maps features to features.

@@ -1,4 +1,4 @@
-"""The structure of a model's output: taken apart where it is traced, and put together.
+"""Nested values: taken apart into leaves and a structure, and put together again.
 
 Torch's own trees know only classes that were registered in the process; this one knows
 tuples, dictionaries, dataclasses and what derives from them, as models return.
@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+_LEAVES = (*_PLAIN, torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
-class UnknownOutput(TypeError):
-    """The model returns an object that cannot be taken apart."""
+
+class UnknownValue(TypeError):
+    """An object that is neither a container nor a plain value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,44 +36,33 @@ class Node:
     items: tuple[Any, ...]
 
 
-def take_apart(output: Any, leaves: list[Any]) -> Leaf | Node:
-    """Append the leaves of an output, and return its structure.
+def take_apart(value: Any, leaves: list[Any]) -> Leaf | Node:
+    """Append the leaves of a value, and return its structure.
 
     Raises
     ------
-    UnknownOutput
-        If it holds what is no tensor, number, text or container of them.
+    UnknownValue
+        If it is neither a tensor, number or text, nor a container of them.
     """
-    kind = type(output)
-    if output is None or isinstance(output, (torch.Tensor, bool, int, float, str)):
-        leaves.append(output)
-        return Leaf(len(leaves) - 1)
-    traced = (torch.SymInt, torch.SymFloat, torch.SymBool, torch.fx.Proxy)
-    if isinstance(output, traced):
-        leaves.append(output)
+    kind = tuple if isinstance(value, torch.Size) else type(value)
+    if isinstance(value, _LEAVES):
+        leaves.append(value)
         return Leaf(len(leaves) - 1)
     keys: tuple[Any, ...] = ()
-    if isinstance(output, dict):
-        keys, items = tuple(output), tuple(output.values())
-    elif isinstance(output, (tuple, list)):
-        items = tuple(output)
-    elif dataclasses.is_dataclass(output):
-        keys = tuple(field.name for field in dataclasses.fields(output))
-        items = tuple(getattr(output, key) for key in keys)
+    if isinstance(value, dict):
+        keys, items = tuple(value), tuple(value.values())
+    elif isinstance(value, (tuple, list)):
+        items = tuple(value)
+    elif dataclasses.is_dataclass(value):
+        keys = tuple(field.name for field in dataclasses.fields(value))
+        items = tuple(getattr(value, key) for key in keys)
     else:
-        raise UnknownOutput(f"it returns a {kind.__name__}, which is no tensor")
+        raise UnknownValue(f"a {kind.__name__} is neither a tensor nor a container")
     return Node(kind, keys, tuple(take_apart(item, leaves) for item in items))
 
 
-def count(structure: Leaf | Node) -> int:
-    """Return how many leaves a structure has."""
-    if isinstance(structure, Leaf):
-        return 1
-    return sum(count(item) for item in structure.items)
-
-
 def put_together(structure: Leaf | Node, leaves: Sequence[Any]) -> Any:
-    """Return the output that has this structure and these leaves."""
+    """Return the value that has this structure and these leaves."""
     if isinstance(structure, Leaf):
         return leaves[structure.place]
     items = [put_together(item, leaves) for item in structure.items]

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-#: What torch itself keeps in every module.
-_OF_TORCH = frozenset(vars(nn.Module()))
+#: What torch itself keeps in every module, and transformers once it has run one.
+_KNOWN = frozenset({*vars(nn.Module()), "_output_capturing_hooks_installed"})
 
 #: How deep objects in attributes are looked into.
 _DEPTH = 6
 
 
-def told(module: nn.Module) -> dict[str, Any]:
+def described(module: nn.Module) -> dict[str, Any]:
     """Return what there is to see of each attribute, parameter and buffer by path."""
     found = {}
     for path, part in module.named_modules():
-        own = {name: v for name, v in vars(part).items() if name not in _OF_TORCH}
+        own = {name: v for name, v in vars(part).items() if name not in _KNOWN}
         for name, value in {**own, **part._parameters, **part._buffers}.items():
-            found[f"{path}.{name}" if path else name] = _told(value, _DEPTH)
+            found[f"{path}.{name}" if path else name] = _described(value, _DEPTH)
     return found
 
 
@@ -33,7 +33,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _told(value: Any, depth: int) -> Any:
+def _described(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return (type(value), repr(value))
     if isinstance(value, torch.Tensor):
@@ -42,9 +42,9 @@ def _told(value: Any, depth: int) -> Any:
         return id(value)
     if isinstance(value, Mapping):
         items = value.items()
-        return tuple((repr(key), _told(item, depth - 1)) for key, item in items)
+        return tuple((repr(key), _described(item, depth - 1)) for key, item in items)
     if isinstance(value, Iterable) and hasattr(value, "__len__"):
         if hasattr(value, "tobytes"):  # an array
             return (id(value), hash(value.tobytes()))
-        return tuple(_told(item, depth - 1) for item in value)
-    return (id(value), _told(getattr(value, "__dict__", {}), depth - 1))
+        return tuple(_described(item, depth - 1) for item in value)
+    return (id(value), _described(getattr(value, "__dict__", {}), depth - 1))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import linecache
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -24,8 +22,8 @@ _LIBRARIES = tuple(
 #: How torch says that an axis may not have any size, and which.
 _FIXED = re.compile(r"size\(\)\[(\d+)\] as dynamic but your code specialized it")
 
-#: How torch tells where traced code stood, in the text of its errors.
-_TOLD = re.compile(r'File "([^"]+)", line (\d+), in \S+')
+#: How torch says where traced code stood, in the text of its errors.
+_PLACE = re.compile(r'File "([^"]+)", line (\d+), in \S+')
 
 
 class CannotSplit(PlacementError, ValueError):
@@ -39,6 +37,10 @@ class CannotSplit(PlacementError, ValueError):
         self.reason = reason
 
 
+class NotExactError(Exception):
+    """Code of which stages would return something else; says so in the user's words."""
+
+
 def is_fixed(error: BaseException) -> bool:
     """Whether torch says that an axis may not have any size."""
     return _FIXED.search(str(error)) is not None
@@ -46,18 +48,20 @@ def is_fixed(error: BaseException) -> bool:
 
 def cause_of(error: BaseException) -> str:
     """Return what went wrong in a line, and the line of the user's code that did it."""
+    if isinstance(error, NotExactError):
+        return str(error)
     if fixed := _FIXED.search(str(error)):
         what = "rows" if fixed[1] == "0" else "tokens (or of another axis)"
         return f"its code takes one number of {what} alone, as loops over them do"
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     said = lines[0].strip().rstrip(".")[:200] if lines else "no message"
-    text = f"{type(error).__name__}: {said}"
-    place = _line(error)
-    return text if place is None else f"{text} (at {place})"
+    place = _place(error)
+    at = "" if place is None else f" (at {line_of(*place)})"
+    return f"{type(error).__name__}: {said}{at}"
 
 
-def _line(error: BaseException) -> str | None:
-    """Return the innermost line that is neither torch's nor ours."""
+def _place(error: BaseException) -> tuple[str, int] | None:
+    """Return the file and the innermost line that is neither torch's nor ours."""
     seen: set[int] = set()
     chain: BaseException | None = error
     found = None
@@ -66,15 +70,16 @@ def _line(error: BaseException) -> str | None:
         found = _innermost(chain.__traceback__) or found
         chain = chain.__cause__ or chain.__context__
     if found is None:
-        told = [(file, int(line)) for file, line in _TOLD.findall(str(error))]
-        found = next((t for t in reversed(told) if is_users_file(t[0])), None)
-    if found is None:
-        return None
-    file, line = found
+        places = [(file, int(line)) for file, line in _PLACE.findall(str(error))]
+        found = next((one for one in reversed(places) if is_users_file(one[0])), None)
+    return found
+
+
+def line_of(file: str, line: int) -> str:
+    """Return a line of code as people look for it."""
     code = linecache.getline(file, line).strip()
-    return (
-        f'{Path(file).name}:{line}: "{code}"' if code else f"{Path(file).name}:{line}"
-    )
+    place = f"{Path(file).name}:{line}"
+    return f'{place}: "{code}"' if code else place
 
 
 def _innermost(trace: TracebackType | None) -> tuple[str, int] | None:
@@ -92,13 +97,3 @@ def is_users_file(file: str) -> bool:
     return not file.startswith((*_LIBRARIES, "<")) and not file.endswith(
         "contextlib.py"
     )
-
-
-def unknown_cut(name: str, cut: str, known: Iterable[str]) -> CannotSplit:
-    """Return the refusal of a module name that the model does not have."""
-    names = [path for path in known if path]
-    near = difflib.get_close_matches(cut, names, n=3, cutoff=0.4)
-    shown = ", ".join(f'"{path}"' for path in near or names[:5])
-    reason = f'it has no module "{cut}" to cut before'
-    remedy = f"did you mean {shown}?" if near else f"its modules are {shown}, ..."
-    return CannotSplit(name, reason, remedy)

@@ -1,4 +1,4 @@
-"""A model opened to be split: parameters without memory, buffers with their values.
+"""The model that is split: parameters without memory, buffers with their values.
 
 Buffers that no checkpoint holds (frequencies, positions) are computed as the model is
 built, so a chain brings them along.
@@ -18,13 +18,13 @@ from dask_infer.model.formats.huggingface import build_architecture
 from dask_infer.model.runtime.footprint import floating_dtype
 from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
 from dask_infer.model.shapes.fake_model import structure_copy, unwrapped
-from dask_infer.model.split.refusals import CannotSplit, cause_of
-from dask_infer.model.split.sentence import build_pipeline
+from dask_infer.model.split.sentence_pipeline import build_pipeline
+from dask_infer.model.split.split_refusals import CannotSplit, cause_of
 from dask_infer.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class Original:
+class SourceModel:
     """The model as the client has it; never changed."""
 
     spec: ModelSpec
@@ -56,17 +56,17 @@ class Original:
             memo[id(parameter)] = nn.Parameter(fake, requires_grad=False)
         for tensor in self.module.buffers():
             memo[id(tensor)] = tensor.detach().to("cpu", self.converted(tensor))
-        return structure_copy(self.module, memo, _copied)  # its code runs
+        return structure_copy(self.module, memo, lambda t: t.detach().clone())
 
-    def hollow(self) -> nn.Module:
+    def on_meta(self) -> nn.Module:
         """Return a copy with parameters and buffers on meta, in eval mode."""
         memo: dict[int, Any] = {}
         for parameter in self.module.parameters():
-            empty = self._on_meta(parameter)
+            empty = self._empty(parameter)
             memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
         for tensor in self.module.buffers():
-            memo[id(tensor)] = self._on_meta(tensor)
-        return structure_copy(self.module, memo, _itself)
+            memo[id(tensor)] = self._empty(tensor)
+        return structure_copy(self.module, memo, torch.Tensor.detach)
 
     def unsaved(self) -> dict[str, torch.Tensor]:
         """Return the buffers that no checkpoint holds, by all of their names."""
@@ -79,23 +79,15 @@ class Original:
                     found[f"{path}.{name}" if path else name] = kept
         return found
 
-    def _on_meta(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _empty(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_strided(
             tensor.shape, tensor.stride(), dtype=self.converted(tensor), device="meta"
         )
 
 
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach()
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone()
-
-
-def open_original(
+def open_source(
     spec: ModelSpec, live: object | None, dtype: torch.dtype | None
-) -> Original:
+) -> SourceModel:
     """Open a model without reading its weights.
 
     Raises
@@ -109,7 +101,7 @@ def open_original(
     if any(nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
         reason = "lazy layers have no sizes yet"
         raise CannotSplit(spec.name, reason, "call it once on an example row")
-    return Original(spec, module, dtype)
+    return SourceModel(spec, module, dtype)
 
 
 _AS_MODULE = "pass the torch module itself, or its directory"

@@ -119,7 +119,7 @@ def _fill(
     """Put each tensor where the stage holds it, one object for all of its names."""
     places = defaultdict(list)
     for name, _ in named_tensors(module):
-        places[chain.canonical(name)].append(name)
+        places[chain.first_name(name)].append(name)
     tied = defaultdict(list)
     for other, first in chain.aliases.items():
         tied[first].append(other)
@@ -137,7 +137,7 @@ def put(
     device: torch.device,
 ) -> None:
     """Put one tensor into a stage under all its names."""
-    expected = chain.tensors[chain.canonical(names[0])]
+    expected = chain.tensors[chain.first_name(names[0])]
     if tuple(tensor.shape) != expected.shape:
         raise ModelLoadError(
             f"{chain.name}: {names[0]} has shape {tuple(tensor.shape)}, its "

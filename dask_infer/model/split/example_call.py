@@ -1,4 +1,4 @@
-"""One call of the model, made up: what its arguments look like."""
+"""One call of the model on synthetic rows: what its arguments look like."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import torch
 
 from dask_infer.model.shapes.propagate import with_mask
 from dask_infer.model.shapes.trace_errors import Example, check_arity, label
-from dask_infer.model.split.opened import Original
-from dask_infer.model.split.program import Size, Value
-from dask_infer.model.split.refusals import CannotSplit
+from dask_infer.model.split.layer_signature import ROWS, TOKENS
+from dask_infer.model.split.source_model import SourceModel
+from dask_infer.model.split.split_refusals import CannotSplit
 
 Key = int | str
 
-#: Rows and tokens of the made-up call: primes that differ, and not 1, which torch
-#: takes as a fixed size.
-ROWS, TOKENS = 5, 11
+
+def is_padded(example: Example) -> bool:
+    """Whether axis 1 of an argument may have any size."""
+    return None in example.shape
 
 
 @dataclass(frozen=True)
-class Call:
+class ExampleCall:
     """The arguments of a call."""
 
     name: str
@@ -36,8 +37,8 @@ class Call:
 
     @classmethod
     def of(
-        cls, original: Original, examples: Mapping[Key, Example], extra: dict[str, Any]
-    ) -> Call:
+        cls, source: SourceModel, examples: Mapping[Key, Example], extra: dict[str, Any]
+    ) -> ExampleCall:
         """Check the arguments against the model's signature.
 
         Raises
@@ -45,7 +46,7 @@ class Call:
         ArityMismatch
             It takes other arguments.
         """
-        signature = inspect.signature(original.module.forward)
+        signature = inspect.signature(source.module.forward)
         parameters = signature.parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         dropped = tuple(
@@ -55,47 +56,25 @@ class Call:
         )
         taken = {key: ex for key, ex in examples.items() if key not in dropped}
         taken = with_mask(signature, taken)
-        check_arity(original.spec.name, "forward", signature, taken, extra)
-        if hasattr(original.module, "config") and "use_cache" in parameters:
+        check_arity(source.spec.name, "forward", signature, taken, extra)
+        if hasattr(source.module, "config") and "use_cache" in parameters:
             extra.setdefault("use_cache", False)
-        return cls(original.spec.name, taken, extra, dropped, original.floating)
+        return cls(source.spec.name, taken, extra, dropped, source.floating)
 
-    def tensors(
-        self, rows: int = ROWS, tokens: int = TOKENS
-    ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    def tensors(self) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         """Return arguments of zeros."""
-        made = {key: self._zeros(key, rows, tokens) for key in self.examples}
+        made = {key: self._zeros(key) for key in self.examples}
         args = tuple(t for key, t in made.items() if isinstance(key, int))
         return args, {key: t for key, t in made.items() if isinstance(key, str)}
 
-    def _zeros(self, key: Key, rows: int, tokens: int) -> torch.Tensor:
+    def _zeros(self, key: Key) -> torch.Tensor:
         example = self.examples[key]
         dtype = {"floating": self.floating, **vars(torch)}.get(example.dtype)
         if not isinstance(dtype, torch.dtype):
             reason = f"{label(key)} holds {example.dtype}, of which no tensor is made"
             raise CannotSplit(self.name, reason)
-        shape = [tokens if size is None else size for size in example.shape]
-        return torch.zeros(rows, *shape, dtype=dtype)
-
-    def values(self, names: Mapping[Key, str]) -> dict[str, Value | Size]:
-        """Return what is known before any layer runs: the sizes of the inputs.
-
-        Parameters
-        ----------
-        names
-            What the program calls them.
-        """
-        args, kwargs = self.tensors(1, 1)
-        given: dict[Key, torch.Tensor] = dict(enumerate(args))
-        given.update(kwargs.items())
-        values: dict[str, Value | Size] = {}
-        for key, name in names.items():
-            shape = [
-                Size(0, per_token=1) if size is None else Size(size)
-                for size in self.examples[key].shape
-            ]
-            values[name] = Value(given[key].dtype, (Size(0, per_row=1), *shape))
-        return values
+        shape = [TOKENS if size is None else size for size in example.shape]
+        return torch.zeros(ROWS, *shape, dtype=dtype)
 
     @property
     def dynamic(self) -> dict[Key, tuple[int, ...]]:
@@ -107,4 +86,4 @@ class Call:
 
     def has_tokens(self, key: Key) -> bool:
         """Whether axis 1 of an argument is padded."""
-        return None in self.examples[key].shape
+        return is_padded(self.examples[key])

@@ -1,0 +1,98 @@
+"""A stage: an interval of a program as a torch module, its tensors on meta."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dask_infer.model.split.nesting import take_apart
+from dask_infer.model.split.program import Program, Step, ValueRef, WeightRef
+
+
+def leaf_of(output: Any, place: int) -> Any:
+    """Return one leaf of what a layer returned."""
+    leaves: list[Any] = []
+    take_apart(output, leaves)
+    return leaves[place]
+
+
+def build_stage(
+    program: Program,
+    start: int,
+    stop: int,
+    *,
+    layers: Mapping[str, nn.Module],
+    weights: Mapping[str, torch.Tensor],
+    device: torch.device,
+) -> fx.GraphModule:
+    """Return steps [start, stop) as a module from carry to carry.
+
+    Parameters
+    ----------
+    layers
+        The model's own modules that steps call, by path.
+    weights
+        What the steps read directly, on meta: parameters, and buffers.
+    device
+        Where tensors that the steps make will live.
+    """
+    root, graph = nn.Module(), fx.Graph()
+    carry = graph.placeholder("carry")
+    nodes = {
+        name: graph.call_function(operator.getitem, (carry, name))
+        for name in program.live(start)
+    }
+    steps = program.steps[start:stop]
+    for path in sorted({step.target for step in steps if step.kind == "layer"}):
+        parent, name = _parent(root, path)
+        if name not in parent._modules:  # it may be part of another layer
+            parent.add_module(name, layers[path])
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, ValueRef):
+            return nodes[value.name]
+        if isinstance(value, WeightRef):
+            _hold(root, value.name, weights[value.name])
+            return graph.get_attr(value.name)
+        return device if isinstance(value, torch.device) else value
+
+    for step in steps:
+        nodes[step.name] = _call(graph, step, leaf)
+    graph.output({name: nodes[name] for name in program.live(stop)})
+    stage = fx.GraphModule(root, graph, "Stage")
+    stage.eval()
+    return stage
+
+
+def _call(graph: fx.Graph, step: Step, leaf: Any) -> fx.Node:
+    args = fx.node.map_aggregate(step.args, leaf)
+    kwargs = fx.node.map_aggregate(dict(step.kwargs), leaf)
+    if step.kind == "layer":
+        return graph.call_module(step.target, args, kwargs)
+    function = step.target
+    if step.kind == "operator":
+        namespace, name, overload = step.target
+        function = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    return graph.call_function(function, args, kwargs)
+
+
+def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Return the module that is to hold `path`, made where it is missing."""
+    *parents, last = path.split(".")
+    for name in parents:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    return root, last
+
+
+def _hold(root: nn.Module, path: str, tensor: torch.Tensor) -> None:
+    parent, last = _parent(root, path)
+    if isinstance(tensor, nn.Parameter) and not hasattr(parent, last):
+        parent.register_parameter(last, tensor)
+    elif not hasattr(parent, last):
+        parent.register_buffer(last, tensor, persistent=False)

@@ -1,0 +1,288 @@
+"""The exported graph of a model, as a program.
+
+Checks of sizes are left out, as they would refuse batches of one row; `size_guards`
+reads those that the model's code asks for.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.printers import PythonPrinter
+
+from dask_infer.model.split.build_stage import leaf_of
+from dask_infer.model.split.layer_operator import OPERATOR, Site
+from dask_infer.model.split.layer_signature import Input
+from dask_infer.model.split.nesting import Leaf, put_together
+from dask_infer.model.split.program import Program, Step, Value, ValueRef, WeightRef
+from dask_infer.model.split.split_refusals import NotExactError
+
+Key = int | str
+
+#: Checks, which compute nothing.
+_CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A program, and where each of the model's modules is in it."""
+
+    program: Program
+    #: Place of the first step of each of the model's modules, by path.
+    places: Mapping[str, int]
+    #: Name of the input at each place or keyword of the call.
+    inputs: Mapping[Key, str]
+    #: Values of tensors that no checkpoint holds.
+    constants: Mapping[str, torch.Tensor]
+    #: Parameters and buffers, by name.
+    weights: Mapping[str, torch.Tensor]
+
+
+def functional(exported: ExportedProgram, sites: Mapping[int, Site]) -> ExportedProgram:
+    """Take out in-place operations and graphs within the graph, where there are any.
+
+    Across a cut they would give wrong numbers (torch 2.13).
+
+    Raises
+    ------
+    NotExactError
+        If they change memory of which layers return views, unseen by torch.
+    """
+    written, shared, is_nested = set(), set(), False
+    for node in exported.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            written |= {_origin(one) for one in node.all_input_nodes[:1]}
+        elif node.target is OPERATOR and sites[_number(node)].signature.shares:
+            shared |= {_origin(one) for one in (*node.all_input_nodes, *node.users)}
+        is_nested = is_nested or node.op == "get_attr"
+    if written & shared:
+        reason = "it changes a tensor in place of which a layer returns a view"
+        raise NotExactError(reason)
+    if not written and not is_nested:
+        return exported
+    with torch.no_grad():
+        result: ExportedProgram = exported.run_decompositions({})
+    return result
+
+
+def _number(node: fx.Node) -> int:
+    number: Any = node.args[0]
+    return int(number)
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """Return the node that made the memory of a tensor."""
+    while node.op == "call_function":
+        first: Any = node.args[0] if node.args else None
+        schema = getattr(node.target, "_schema", None)
+        is_view = schema is not None and schema.arguments[0].alias_info is not None
+        is_part = node.target is operator.getitem and first.target is not OPERATOR
+        if not isinstance(first, fx.Node) or not (is_view or is_part):
+            break
+        node = first
+    return node
+
+
+class GraphReader:
+    """Reads the program out of an export.
+
+    Parameters
+    ----------
+    tokens_of
+        Whether axis 1 of an argument is padded.
+    sites
+        What calls of the layers' operator stand for.
+    """
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        tokens_of: Callable[[Key], bool],
+        sites: Mapping[int, Site],
+    ) -> None:
+        self._exported, self._tokens_of, self._sites = exported, tokens_of, sites
+        #: What stands for each node.
+        self._refs: dict[str, Any] = {}
+        self._inputs: dict[Key, str] = {}
+        self._weights: dict[str, torch.Tensor] = {}
+        self._constants: dict[str, torch.Tensor] = {}
+        self._places: dict[str, int] = {}
+
+    def read(self) -> Graph:
+        """Return the graph.
+
+        Raises
+        ------
+        NotExactError
+            If it changes buffers as it runs, or calls what has no name.
+        """
+        self._read_inputs()
+        steps: list[Step] = []
+        for node in self._exported.graph.nodes:
+            if node.op == "get_attr":
+                reason = f"it runs {node.target}, a graph within its graph"
+                raise NotExactError(reason)
+            if node.op != "call_function" or node.name in self._refs:
+                continue
+            for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+                self._places.setdefault(path.partition("@")[0], len(steps))
+            if node.target is OPERATOR:
+                steps += self._layer(node)
+            elif not _is_check(node):
+                steps.append(self._step(node))
+        program = Program(
+            tuple(self._inputs.values()), tuple(steps), self._outputs(), self._values()
+        )
+        return Graph(
+            program, self._places, self._inputs, self._constants, self._weights
+        )
+
+    def _read_inputs(self) -> None:
+        """Tell tensors that the model holds from those it is given."""
+        given = []
+        tensors = {**self._exported.state_dict, **self._exported.constants}
+        for spec in self._exported.graph_signature.input_specs:
+            if spec.kind is InputKind.USER_INPUT:
+                given.append(spec.arg)
+                continue
+            if spec.kind in (InputKind.CUSTOM_OBJ, InputKind.TOKEN):
+                raise NotExactError(f"it holds an object that is no tensor: {spec.arg}")
+            name = str(spec.target)
+            self._refs[spec.arg.name] = WeightRef(name)
+            if spec.kind is not InputKind.CONSTANT_TENSOR:
+                self._weights[name] = tensors[name]
+            if spec.kind is InputKind.CONSTANT_TENSOR or spec.persistent is False:
+                self._constants[name] = tensors[name]
+        in_spec = self._exported.call_spec.in_spec
+        args, kwargs = pytree.tree_unflatten(given, in_spec)
+        for key, argument in (*enumerate(args), *kwargs.items()):
+            if hasattr(argument, "name"):
+                self._refs[argument.name] = ValueRef(argument.name)
+                if not hasattr(argument, "value"):  # no constant
+                    self._inputs[key] = argument.name
+
+    def _outputs(self) -> tuple[Any, ...]:
+        node = next(n for n in self._exported.graph.nodes if n.op == "output")
+        flat = []
+        specs = self._exported.graph_signature.output_specs
+        for spec, value in zip(specs, node.args[0], strict=True):
+            if spec.kind is OutputKind.BUFFER_MUTATION:
+                raise NotExactError(f'it changes its "{spec.target}" as it runs')
+            if spec.kind is OutputKind.USER_OUTPUT:
+                flat.append(self._leaf(value))
+        return tuple(flat)
+
+    def _leaf(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self._refs.get(value.name, ValueRef(value.name))
+        return value
+
+    def _step(self, node: fx.Node) -> Step:
+        args = fx.node.map_aggregate(node.args, self._leaf)
+        kwargs = fx.node.map_aggregate(node.kwargs, self._leaf)
+        target: Any = node.target
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            reason = f"it runs {target.name()}, a graph within its graph"
+            raise NotExactError(reason)
+        if not isinstance(target, OpOverload):
+            return Step(node.name, "function", target, args, kwargs)
+        if target is torch.ops.aten.view.default:  # strides of layers are not known
+            target = torch.ops.aten.reshape.default
+        namespace, _, name = target._schema.name.partition("::")
+        names = (namespace, name, target._overloadname)
+        return Step(node.name, "operator", names, args, kwargs)
+
+    def _layer(self, node: fx.Node) -> list[Step]:
+        """Return the call of the model's own layer, and what takes apart its output.
+
+        Tensors that it changes are copied before, as others may hold them as well.
+        """
+        arguments: Any = node.args
+        site = self._sites[_number(node)]
+        tensors, sizes = ([*map(self._leaf, part)] for part in arguments[1:])
+        steps: list[Step] = []
+        for made in site.signature.made:
+            if made.changes is not None:
+                copy = ValueRef(f"{node.name}_copy_{made.changes}")
+                clone = ("aten", "clone", "default")
+                given = (tensors[made.changes],)
+                steps.append(Step(copy.name, "operator", clone, given))
+                tensors[made.changes] = copy
+
+        def argument(leaf: Any) -> Any:
+            if not isinstance(leaf, Input):
+                return leaf
+            if leaf.kind is not torch.SymBool:
+                return (tensors if leaf.kind is torch.Tensor else sizes)[leaf.place]
+            flag = ValueRef(f"{node.name}_flag_{leaf.place}")
+            steps.append(Step(flag.name, "function", bool, (sizes[leaf.place],)))
+            return flag
+
+        leaves = [argument(leaf) for leaf in site.call.leaves]
+        args, kwargs = put_together(site.call.structure, leaves)
+        steps.append(Step(node.name, "layer", site.path, args, kwargs))
+        for user in node.users:
+            place: Any = user.args[1]
+            made = site.signature.made[place]
+            if made.changes is not None:
+                self._refs[user.name] = tensors[made.changes]
+            elif isinstance(site.signature.structure, Leaf):
+                self._refs[user.name] = ValueRef(node.name)
+            else:
+                self._refs[user.name] = ValueRef(user.name)
+                part = (ValueRef(node.name), made.place)
+                steps.append(Step(user.name, "function", leaf_of, part))
+        return steps
+
+    # Sizes
+
+    def _values(self) -> dict[str, Value]:
+        nodes = {node.name: node for node in self._exported.graph.nodes}
+        names: dict[Any, Any] = {}
+        for key, name in self._inputs.items():
+            shape = nodes[name].meta["val"].shape
+            sizes = {"rows": shape[0]}
+            sizes.update({"tokens": shape[1]} if self._tokens_of(key) else {})
+            for what, size in sizes.items():
+                if isinstance(size, torch.SymInt):
+                    symbols = size.node.expr.free_symbols
+                    names |= dict.fromkeys(symbols, type(next(iter(symbols)))(what))
+        values = {}
+        for node in nodes.values():
+            value = _value(node.meta.get("val"), names)
+            ref = self._leaf(node)
+            if value is not None and isinstance(ref, ValueRef):
+                values[ref.name] = value
+        return values
+
+
+def _value(found: Any, names: Mapping[Any, Any]) -> Value | None:
+    """Return what is known of a node's value; None where nothing is."""
+    is_tensor = isinstance(found, torch.Tensor)
+    if not is_tensor and type(found) not in (int, torch.SymInt):
+        return None
+    shape: list[int | str] = []
+    for size in found.shape if is_tensor else [found]:
+        if isinstance(size, torch.SymInt):
+            expression = size.node.expr.xreplace(names)
+            if not expression.free_symbols <= set(names.values()):
+                return None  # known only once it runs
+            shape.append(PythonPrinter().doprint(expression))
+        else:
+            shape.append(int(size))
+    return Value(found.dtype if is_tensor else None, tuple(shape))
+
+
+def _is_check(node: fx.Node) -> bool:
+    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    return name.startswith(_CHECKS)

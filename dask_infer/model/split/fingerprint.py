@@ -1,0 +1,48 @@
+"""Fingerprints: equal for layers that compute the same but for their numbers."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from dask_infer.model.identity import pickling
+
+#: What layers of transformers 5 call their own number; alike but for that they are.
+NUMBERS = frozenset({"layer_idx", "layer_id"})
+
+
+def fingerprints(layers: Mapping[str, nn.Module]) -> Callable[[str], bytes | None]:
+    """Return what tells the fingerprint of a layer; None for one like no other.
+
+    Parameters
+    ----------
+    layers
+        By path, their tensors on meta.
+    """
+
+    @functools.cache
+    def fingerprint(path: str) -> bytes | None:
+        written = io.BytesIO()
+        try:
+            _Unnumbered(written).dump(layers[path])
+        except Exception:
+            return None
+        return hashlib.sha256(written.getvalue()).digest()
+
+    return fingerprint
+
+
+class _Unnumbered(pickling.Pickler):
+    """Leaves out the number that a layer of some families has in its model."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how to pickle `obj`; NotImplemented for pickle's own way."""
+        if isinstance(obj, nn.Module) and NUMBERS & vars(obj).keys():
+            state = {k: v for k, v in vars(obj).items() if k not in NUMBERS}
+            return nn.Module, (), {"class": type(obj), **state}
+        return super().reducer_override(obj)
