@@ -11,9 +11,9 @@ from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.candidates import check_cuts
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.example_call import ExampleCall
-from dask_infer.model.split.exported_program import split_program
 from dask_infer.model.split.glue import split_glue
 from dask_infer.model.split.source_model import open_source
+from dask_infer.model.split.split_program import split_program
 from dask_infer.spec import ModelSpec
 
 
