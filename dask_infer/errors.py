@@ -62,6 +62,26 @@ class PlacementError(InferError):
 class PartitionError(InferError):
     """A partition failed on a worker; the cause is chained."""
 
+    #: Number of the partition in the collection that was computed.
+    partition: int | None = None
+    #: Index labels of the rows that failed, a `pandas.Index`; None for the partition.
+    rows: Any = None
+    #: What failed: "input", "preprocess", "forward", "postprocess" or "output".
+    step: str | None = None
+    #: Stage of the pipeline in which it failed; None for a model in one piece.
+    stage: int | None = None
+    #: Address of the worker on which it failed; "local" where there are no workers.
+    worker: str | None = None
+
+    def __init__(self, message: str, **attributes: Any) -> None:
+        super().__init__(message)
+        vars(self).update(attributes)
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The error that was raised on the worker; None after a timeout."""
+        return self.__cause__
+
 
 def make_portable(error: BaseException) -> None:
     """Put what can be pickled in place of an error's causes."""

@@ -22,10 +22,8 @@ import dask_infer
 from dask_infer import ModelLoadError, OutputError, PartitionError
 from dask_infer.faults.deadline import abandoned_threads
 from dask_infer.replica.worker_place import current_place
-from dask_infer.run.feeder import Feeder
 from dask_infer.run.local_runner import local_runner
-from dask_infer.run.partition import predict_rows
-from dask_infer.run.user_code import read_code
+from dask_infer.run.partition import Partition, predict_rows, read_code
 
 N = 40
 BAD = [3, 7, 25]
@@ -442,9 +440,9 @@ def test_memory_of_postprocess_is_free_when_the_error_is_there():  # DI-10
     job = pred.expr.job
     code = replace(read_code(job.code), postprocess=postprocess)  # not a pickled copy
     with local_runner(job, code, current_place()) as runner:
-        feeder = Feeder(pd.DataFrame({"a": [1.0, 2.0]}), job, code, runner)
+        partition = Partition(pd.DataFrame({"a": [1.0, 2.0]}), job, code, runner)
         with pytest.raises(PartitionError, match=r"in postprocess of row 0.*one row"):
-            feeder.columns()
+            partition.columns()
     assert len(held) == 2
     assert [tensor() for tensor in held] == [None, None]
 

@@ -5,7 +5,7 @@ computes. Three streams, ordered by events only::
 
     copy-in      upload i+1  --event-->
     compute                      forward i+1  --event-->
-    copy-out                                      download i+1  --event--> wait()
+    copy-out                                      download i+1  --event--> pending()
 
 The caching allocator may hand a freed block to another stream while a copy still
 reads it; `record_stream` tells it who reads what.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dask_infer.device.device import Accelerator
-from dask_infer.device.stream import Pending, Staged, Stream, map_tensors
+from dask_infer.device.stream import Call, Fields, Pending, Stream, map_tensors
 
 
 class Cuda(Accelerator):
@@ -77,36 +77,26 @@ class CudaStream(Stream):
         self.compute = compute
         self.copy_out = copy_out
 
-    def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
-        """Pin a batch and start its copy on the copy-in stream."""
-        sources: list[torch.Tensor] = []
+    def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Pin a batch, copy it on the copy-in stream, have the compute stream wait."""
 
-        def pin(tensor: torch.Tensor) -> torch.Tensor:
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
             if tensor.is_cuda:
                 return tensor
-            source = tensor.pin_memory()
-            sources.append(source)
-            return source.to(self.device, non_blocking=True)
+            return tensor.pin_memory().to(self.device, non_blocking=True)
 
-        with torch.cuda.device(self.device), torch.cuda.stream(self.copy_in):
-            moved = map_tensors(pin, args), map_tensors(pin, kwargs)
-            event = self.copy_in.record_event()
-        return Staged(*moved, event=event, sources=tuple(sources))
-
-    def enter(self, staged: Staged) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Let the compute stream wait for the copy."""
-        self.compute.wait_event(staged.event)
-
-        def used_here(tensor: torch.Tensor) -> torch.Tensor:
+        def read(tensor: torch.Tensor) -> torch.Tensor:
             if tensor.is_cuda:
                 tensor.record_stream(self.compute)
             return tensor
 
-        return map_tensors(used_here, staged.args), map_tensors(
-            used_here, staged.kwargs
-        )
+        with torch.cuda.device(self.device), torch.cuda.stream(self.copy_in):
+            call = map_tensors(copied, (args, kwargs))
+            event = self.copy_in.record_event()
+        self.compute.wait_event(event)
+        return map_tensors(read, call)  # type: ignore[no-any-return]
 
-    def download(self, fields: list[tuple[Any, Any]]) -> Pending:
+    def download(self, fields: Fields) -> Pending:
         """Start the copies back into pinned memory on the copy-out stream."""
         computed = self.compute.record_event()
         with torch.cuda.device(self.device), torch.cuda.stream(self.copy_out):
@@ -115,7 +105,12 @@ class CudaStream(Stream):
             event = self.copy_out.record_event()
         # A model may reuse its output's memory: the next forward comes after the copy.
         self.compute.wait_event(event)
-        return CudaPending(copied, event)
+
+        def wait() -> Fields:
+            event.synchronize()
+            return copied  # type: ignore[no-any-return]
+
+        return wait
 
     def _to_pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_cuda:
@@ -127,16 +122,3 @@ class CudaStream(Stream):
         target.copy_(tensor, non_blocking=True)
         tensor.record_stream(self.copy_out)
         return target
-
-
-class CudaPending(Pending):
-    """Outputs that are there once their event has happened."""
-
-    def __init__(self, fields: list[tuple[Any, Any]], event: torch.cuda.Event) -> None:
-        super().__init__(fields)
-        self._event = event
-
-    def wait(self) -> list[tuple[Any, Any]]:
-        """Wait for the copies, then return the outputs."""
-        self._event.synchronize()
-        return super().wait()

@@ -10,13 +10,13 @@ import contextlib
 import gc
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 import torch
 
 from dask_infer.device.allocator import give_back_freed_blocks, keep_freed_blocks
-from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Stream
 from dask_infer.device.threads import use_cpu_threads
 
@@ -28,6 +28,10 @@ class Device:
     torch_device: torch.device
     #: Forwards wait for each other.
     one_at_a_time: bool = False
+    #: Seconds by which the forwards of the calling thread are compared. On the CPU the
+    #: thread's own: on a busy machine forwards of 50 ms are all interrupted, and by the
+    #: wall a forward's fixed cost, 30 padded tokens for MiniLM, came out at 11 to 93.
+    clock: Callable[[], float] = staticmethod(time.thread_time)
 
     def __init__(self, torch_device: torch.device) -> None:
         self.torch_device = torch_device
@@ -59,15 +63,6 @@ class Device:
         """Prepare the thread that runs a forward."""
         use_cpu_threads(threads)
 
-    def clock(self) -> float:
-        """Seconds by which the forwards of the calling thread are compared.
-
-        On the CPU the thread's own: on a machine that is busy, forwards of 50 ms are
-        all interrupted, and by the wall a forward's fixed cost, 30 padded tokens for
-        MiniLM, came out between 11 and 93.
-        """
-        return time.thread_time()
-
     def stream(self) -> Stream:
         """Return a fresh channel for the batches of one partition."""
         return Stream()
@@ -88,15 +83,13 @@ class Device:
         gc.collect()
         give_back_freed_blocks()
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether `error` says that memory ran out here, which is no row's fault."""
-        return is_out_of_memory(error)
-
 
 class Accelerator(Device):
     """A device with memory of its own: one forward at a time, copies beside it."""
 
     one_at_a_time = True
+    #: Wall time: the thread only waits.
+    clock = staticmethod(time.perf_counter)
 
     def __init__(self, torch_device: torch.device) -> None:
         super().__init__(torch_device)
@@ -111,7 +104,3 @@ class Accelerator(Device):
 
     def enter_forward(self, threads: int) -> None:
         """Nothing: the CPU's threads do not matter here."""
-
-    def clock(self) -> float:
-        """Wall time: the thread only waits."""
-        return time.perf_counter()

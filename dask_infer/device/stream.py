@@ -1,11 +1,10 @@
-"""The way of a batch to the device and of its outputs back.
+"""Copies of a batch to the device and of its outputs back.
 
 A partition's batches go through one `Stream` in turn::
 
-    staged = stream.upload(args, kwargs)     copies may start
-    args, kwargs = stream.enter(staged)      the forward may read them
-    pending = stream.download(tensors)       copies may start
-    tensors = pending.wait()                 ready on the CPU
+    args, kwargs = stream.upload(args, kwargs)   the forward may read them
+    pending = stream.download(fields)            copies may start
+    fields = pending()                           on the CPU
 
 On the CPU every step is the identity. An accelerator overlaps the copies of the
 neighbouring batches with the forward between them.
@@ -14,31 +13,18 @@ neighbouring batches with the forward between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 
+#: The arguments of a call.
+Call: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
 
-class Staged(NamedTuple):
-    """A batch on its way to the device."""
+#: Values by name.
+Fields: TypeAlias = "list[tuple[Any, Any]]"
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    #: What must have happened before the forward; None on the CPU.
-    event: Any = None
-    #: Pinned sources, kept alive until the copies are done.
-    sources: tuple[Any, ...] = ()
-
-
-class Pending:
-    """Outputs on their way back; on the CPU they are there already."""
-
-    def __init__(self, fields: list[tuple[Any, Any]]) -> None:
-        self._fields = fields
-
-    def wait(self) -> list[tuple[Any, Any]]:
-        """Return the outputs on the CPU."""
-        return self._fields
+#: Waits for the outputs of a batch and returns them on the CPU.
+Pending: TypeAlias = Callable[[], Fields]
 
 
 class Stream:
@@ -48,17 +34,13 @@ class Stream:
     #: once: a model may write its next output into the same memory.
     overlaps: bool = False
 
-    def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
-        """Start to copy a batch to the device."""
-        return Staged(args, kwargs)
+    def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Copy a batch to the device, for the forward that follows."""
+        return args, kwargs
 
-    def enter(self, staged: Staged) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Make a staged batch readable by the forward that follows."""
-        return staged.args, staged.kwargs
-
-    def download(self, fields: list[tuple[Any, Any]]) -> Pending:
+    def download(self, fields: Fields) -> Pending:
         """Start to copy named outputs back to the CPU."""
-        return Pending(fields)
+        return lambda: fields
 
 
 class BlockingStream(Stream):
@@ -67,17 +49,15 @@ class BlockingStream(Stream):
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Staged:
+    def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Copy a batch to the device and wait."""
-        move = self._to_device
-        return Staged(map_tensors(move, args), map_tensors(move, kwargs))
+        call: Call = map_tensors(lambda t: t.to(self.device), (args, kwargs))
+        return call
 
-    def download(self, fields: list[tuple[Any, Any]]) -> Pending:
+    def download(self, fields: Fields) -> Pending:
         """Copy outputs back and wait."""
-        return Pending(map_tensors(lambda t: t.cpu(), fields))
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device)
+        copied = map_tensors(torch.Tensor.cpu, fields)
+        return lambda: copied
 
 
 def map_tensors(f: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:

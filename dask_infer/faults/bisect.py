@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+#: The rows of a batch: consecutive ones, or positions in the partition.
 Rows: TypeAlias = slice | npt.NDArray[Any]
 
 #: First row and number of rows: no two batches that wait share it.
@@ -63,6 +64,8 @@ class Search:
     """What is known of the batches of one partition."""
 
     def __init__(self) -> None:
+        #: Whether a batch has failed: before that there is nothing to search for.
+        self.active = False
         #: Most rows of a batch that is no piece of a failed one; None for no limit.
         self.most: int | None = None
         self._largest = 0
@@ -89,12 +92,12 @@ class Search:
 
     def passed(self, rows: Rows) -> None:
         """Learn that a batch did not fail."""
-        if self.most is None and not self._cuts:
-            return
         key = _key(rows)
         cut = self._cuts.pop(key, None)
         if cut is None:
-            self._widen(key[1])
+            if self.most is not None and key[1] >= self.most:
+                wider = 2 * self.most
+                self.most = wider if wider < self._largest else None
             return
         cut.waiting -= 1
         if not cut.waiting and key != cut.last:
@@ -102,6 +105,7 @@ class Search:
 
     def failed(self, rows: Rows, parts: int) -> Sequence[Rows]:
         """Return the pieces in which a batch that failed is to be run."""
+        self.active = True
         key = _key(rows)
         cut = self._cuts.pop(key, None)
         if cut is not None:
@@ -119,12 +123,6 @@ class Search:
         cut = self._cuts.pop(_key(rows), None)
         if cut is not None:
             cut.waiting = 0
-
-    def _widen(self, count: int) -> None:
-        if self.most is not None and count >= self.most:
-            self.most *= 2
-            if self.most >= self._largest:
-                self.most = None
 
 
 def _key(rows: Rows) -> Key:

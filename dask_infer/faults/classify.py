@@ -1,24 +1,39 @@
-"""Whose error it is: a row's, or nobody's, so that no row can be left out for it."""
+"""Whether a row may cause an error, in which step it was raised, and its text."""
 
 from __future__ import annotations
 
 import traceback
+from typing import Literal, NoReturn, TypeAlias
 
 import torch
 
 from dask_infer.errors import InferError, InputError, OutputError
-from dask_infer.faults.step import Step
+
+#: input: columns to tensors. output: what came back, to columns.
+Step: TypeAlias = Literal["input", "preprocess", "forward", "postprocess", "output"]
 
 #: Characters of a message that are kept of each failed row.
 LONGEST = 1000
 
 
-def is_nobodys(error: BaseException) -> bool:
+class StepFailed(Exception):
+    """An error together with the step in which it was raised; the error is chained."""
+
+    def __init__(self, step: Step, error: Exception) -> None:
+        super().__init__(step, error)
+        self.step = step
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"{self.step}: {type(self.error).__name__}: {self.error}"
+
+
+def is_of_no_row(error: BaseException) -> bool:
     """Whether `error` would meet any other row as well.
 
     A missing library, a lost device, a model that cannot be loaded or placed, an output
-    of another structure than promised. What a row may cause (anything else) is only
-    known to be nobody's once other rows fail, too: see `ErrorBudget`.
+    of another structure than promised. Anything else may be caused by a row, until
+    other rows fail, too: see `ErrorBudget`.
     """
     if isinstance(error, InferError):
         rows_own = isinstance(error, OutputError) and error.of_a_row
@@ -57,3 +72,15 @@ def describe(step: Step, error: BaseException) -> str:
     """Return ``"forward: ValueError: ..."``, as ``infer_error`` holds it."""
     text = f"{step}: {type(error).__name__}: {error}"
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def raise_again(error: BaseException) -> NoReturn:
+    """Raise an error while another that holds it is handled, `StepFailed` say.
+
+    Python would make that one its context, and the two a ring.
+    """
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context

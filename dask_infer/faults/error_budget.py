@@ -67,10 +67,6 @@ class ErrorBudget:
             self._messages[message] = label
         self._counts[message if message in self._messages else ""] += rows
 
-    def succeed(self, rows: int) -> None:
-        """Count rows that have a prediction."""
-        self.succeeded += rows
-
     @property
     def alike(self) -> bool:
         """Whether all failures so far have the same message."""
@@ -84,13 +80,13 @@ class ErrorBudget:
 
     def messages(self) -> str:
         """Return the first few messages: row, text, and how many rows failed so."""
-        told = [
+        texts = [
             f"row {label}: {message} ({self._counts[message]} rows)"
             for message, label in self._messages.items()
         ]
         if self._counts[""]:
-            told.append(f"other messages ({self._counts['']} rows)")
-        return "; ".join(told)
+            texts.append(f"other messages ({self._counts['']} rows)")
+        return "; ".join(texts)
 
     def stops(self) -> str | None:
         """Return why no more rows should be left out, or None."""

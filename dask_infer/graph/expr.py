@@ -79,11 +79,10 @@ class _Prediction:
 
     def _task(self, name: Any, index: int) -> Task:
         frame = TaskRef((self.frame._name, index))
-        arguments = (frame, self._job_bytes, self.emit)
-        if self.group_request is None:
-            return Task(name, run_partition, *arguments)
-        group_request = TaskRef((self.group_request._name, 0))
-        return Task(name, run_partition, *arguments, group_request)
+        request = self.group_request
+        group = None if request is None else TaskRef((request._name, 0))
+        arguments = (frame, self._job_bytes, self.emit, group, index)
+        return Task(name, run_partition, *arguments)
 
     def _required(self, emit: tuple[Any, ...]) -> list[Any]:
         """Input columns that the model and `emit` need, in the frame's order."""

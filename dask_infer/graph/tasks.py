@@ -17,7 +17,7 @@ import pandas as pd
 from dask.tokenize import tokenize
 
 from dask_infer.batch.outputs.column_dtypes import output_meta
-from dask_infer.errors import make_portable
+from dask_infer.errors import PartitionError, make_portable
 from dask_infer.metrics.recorder import meter
 from dask_infer.metrics.sums import Label
 from dask_infer.replica.partition_counters import recording_partition
@@ -29,6 +29,7 @@ def run_partition(
     job: bytes,
     emit: tuple[Any, ...],
     group_request: str | None = None,
+    partition: int | None = None,
 ) -> pd.DataFrame:
     """Return `frame`'s kept columns and the predictions of its rows.
 
@@ -42,8 +43,10 @@ def run_partition(
         Names of the result's columns, in order.
     group_request
         What `request_group` returned, where other workers hold the model.
+    partition
+        Number of the partition, for errors.
     """
-    with _portable_errors():
+    with _portable_errors(partition):
         request, label = _read_job(job)
         with recording_partition(label, len(frame)):
             if len(frame):
@@ -67,11 +70,13 @@ def request_group(group: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _portable_errors() -> Iterator[None]:
-    """Have what is raised inside survive being pickled, where Dask will do that."""
+def _portable_errors(partition: int | None = None) -> Iterator[None]:
+    """Make errors name the partition, and survive pickling where Dask pickles them."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, PartitionError):
+            error.partition = partition
         from dask_infer.replica.worker_place import current_worker
 
         # A child of scheduler="processes", or any worker.

@@ -25,6 +25,7 @@ from dask.utils import format_bytes
 from dask_infer import config
 from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.device import Device
+from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import InferError, ModelLoadError
@@ -88,8 +89,6 @@ class Replica:
     last_used: float = field(default_factory=time.monotonic)
     #: Batch-size policies, shared by all threads.
     sizes: Sizes = field(init=False)
-    #: Whether a batch has ever been too large for the device.
-    out_of_memory: bool = False
 
     def __post_init__(self) -> None:
         key = self.key
@@ -119,18 +118,6 @@ class Replica:
         with _count_lock:
             self.rows += rows
             self.last_used = time.monotonic()
-
-    def learn_from(self, other: Replica) -> None:
-        """Take over what another replica of the same model has found out."""
-        self.sizes.adopt(other.sizes)
-        with _count_lock:
-            self.out_of_memory |= other.out_of_memory
-
-    def first_out_of_memory(self) -> bool:
-        """Whether this is the first time that this replica ran out of memory."""
-        with _count_lock:
-            first, self.out_of_memory = not self.out_of_memory, True
-            return first
 
 
 #: Guards the counters of all replicas; held for moments only.
@@ -357,7 +344,7 @@ def _projected_bytes(replica: Replica) -> int:
 
 def _ran_out_of_memory(replica: Replica, error: Exception) -> bool:
     own = isinstance(error, InferError)
-    return not own and replica.device.is_out_of_memory(error)
+    return not own and is_out_of_memory(error)
 
 
 def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:

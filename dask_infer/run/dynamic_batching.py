@@ -1,22 +1,21 @@
-"""Small batches of several partitions as one forward.
+"""Dynamic batching: small batches of several partitions run as one forward.
 
-Where a device runs one forward at a time, the feeders of a worker wait for it. Each
-lays its batch down before it asks for the device, and whoever gets the device takes
-what lies there with its own batch: a partition of ten rows rides with its neighbours,
-and a forward is as large as the policy says however small the partitions are.
+Where a device runs one forward at a time, the partitions of a worker wait for it. Each
+submits its batch before it asks for the device, and the one that gets the device runs
+the other requests with its own: a forward is as large as the policy allows, however
+small the partitions are.
 
-Only batches that cannot tell the difference are joined: of one job, tensors of one
-dtype and row shape, padded to one length, without a `postprocess` that sees the frame.
-Where a joined forward fails, each of its batches runs alone, so a feeder only ever sees
-the errors of its own rows. What no joined forward can do is not tried for ever: nothing
-is joined any more once an output could not be divided, or after some failures in a row;
-where memory ran out, the policy hears of it.
+Only batches of equal form are joined: of one job, tensors of one dtype and row shape,
+padded to one length, without a `postprocess` that sees the frame. Where a joined
+forward fails, each of its batches runs alone, so a partition only sees the errors of
+its own rows. Nothing is joined any more once an output had no rows to be divided by, or
+after some failures in a row; where memory ran out, the size policy is informed.
 
-Numbered, for two feeders A and B and a device that C holds:
+Numbered, for two partitions A and B and a device that C holds:
 
-1. A and B lay down their batches and wait for the device.
-2. C is done; A gets the device, takes both batches, runs them, and hands B its rows.
-3. B gets the device, finds its batch done, and gives the device back.
+1. A and B submit their batches and wait for the device.
+2. C is done; A gets the device, runs both batches, and leaves B its rows.
+3. B gets the device, finds its batch done, and releases the device.
 """
 
 from __future__ import annotations
@@ -25,23 +24,22 @@ import contextlib
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.device.out_of_memory import is_out_of_memory
+from dask_infer.device.stream import Fields, Pending
 from dask_infer.metrics.recorder import meter
 from dask_infer.replica.cache import Replica
-from dask_infer.run.runner import Pending
 from dask_infer.spec import Job
 
 Run: TypeAlias = Callable[[Batch], Pending]
 TooMany: TypeAlias = Callable[[int], None]
-Fields: TypeAlias = "list[tuple[Any, Any]]"
-
 
 #: Joined forwards that fail in a row before nothing is joined any more.
 FAILURES = 3
@@ -56,25 +54,21 @@ class BatchRequest:
     """A batch that waits for the device."""
 
     batch: Batch
-    #: What batches must have in common to be joined; None for one that goes alone.
-    kind: tuple[Any, ...] | None
-    #: Launches a forward in the runner of its feeder.
+    #: What batches must have in common to be joined; None for one that runs alone.
+    form: tuple[Any, ...] | None
+    #: Launches a forward in the runner of its partition.
     run: Run
-    #: Called with the rows of a joined forward for which memory ran out.
-    too_many: TooMany
-    #: Set by whoever ran it.
+    #: Set by the thread that ran it.
     pending: Pending | None = None
 
 
 @dataclass(eq=False)
 class Batcher:
-    """Where the feeders of one job lay down their batches on the way to one device."""
+    """Joins the batches that the partitions of one job submit to one device."""
 
     device: contextlib.AbstractContextManager[Any]
-    #: Outputs may be overwritten by the next forward: take them while it is held.
+    #: Outputs may be overwritten by the next forward: copy them while it is held.
     at_once: bool = False
-    #: Whether an error says that memory ran out.
-    is_out_of_memory: Callable[[BaseException], bool] = is_out_of_memory
     #: Joined forwards that failed since the last one that did not.
     failed: int = 0
     _waiting: deque[BatchRequest] = field(default_factory=deque)
@@ -83,7 +77,7 @@ class Batcher:
     def send(
         self, batch: Batch, run: Run, most: int, too_many: TooMany = lambda rows: None
     ) -> Pending:
-        """Run a batch, with others that wait or by somebody else.
+        """Run a batch, with others that wait, or as a part of another's forward.
 
         Parameters
         ----------
@@ -96,68 +90,70 @@ class Batcher:
         too_many
             Called with the rows of a joined forward for which memory ran out.
         """
-        own = BatchRequest(batch, kind_of(batch), run, too_many)
+        own = BatchRequest(batch, form_of(batch), run)
         with self._lock:
             self._waiting.append(own)
         try:
             with self.device:
                 if own.pending is None:
-                    self._run(own, most)
+                    self._run(own, most, too_many)
         finally:
             with self._lock, contextlib.suppress(ValueError):
                 self._waiting.remove(own)
         assert own.pending is not None
         return own.pending
 
-    def _run(self, own: BatchRequest, most: int) -> None:
-        together = self._taken(own, most)
-        if len(together) > 1:
-            shared = JoinedOutput(self, together)
-            if shared.start(own) and (not self.at_once or shared.copy()):
+    def _run(self, own: BatchRequest, most: int, too_many: TooMany) -> None:
+        requests = self._joinable(own, most)
+        if len(requests) > 1:
+            output = JoinedOutput(self, requests, too_many)
+            if output.start() and (not self.at_once or output.copy()):
                 start = 0
-                for request in together:
-                    request.pending = Slice(self.device, shared, start, request)
+                for request in requests:
+                    request.pending = partial(output.rows_of, request, start)
                     start += request.batch.rows
                 return
         own.pending = own.run(own.batch)
 
-    def _taken(self, own: BatchRequest, most: int) -> list[BatchRequest]:
-        """Batches to run now, the caller's first; the others in their order."""
-        taken, rows = [own], own.batch.rows
-        if own.kind is None or self.failed >= FAILURES:
-            return taken
+    def _joinable(self, own: BatchRequest, most: int) -> list[BatchRequest]:
+        """Return the requests to run now, the caller's first, the others in order."""
+        joined, rows = [own], own.batch.rows
+        if own.form is None or self.failed >= FAILURES:
+            return joined
         with self._lock:
             for request in self._waiting:
                 fits = rows + request.batch.rows <= most
                 new = request is not own and request.pending is None
-                if new and fits and request.kind == own.kind:
-                    taken.append(request)
+                if new and fits and request.form == own.form:
+                    joined.append(request)
                     rows += request.batch.rows
-        return taken
+        return joined
 
 
 class JoinedOutput:
-    """A joined forward, and its outputs, waited for once."""
+    """The output of a joined forward, waited for once."""
 
-    def __init__(self, batcher: Batcher, together: Sequence[BatchRequest]) -> None:
-        self.rows = sum(request.batch.rows for request in together)
-        self._batcher, self._together = batcher, together
+    def __init__(
+        self, batcher: Batcher, requests: Sequence[BatchRequest], too_many: TooMany
+    ) -> None:
+        self.rows = sum(request.batch.rows for request in requests)
+        self._batcher, self._requests = batcher, requests
+        self._too_many = too_many
         self._pending: Pending | None = None
         self._lock = threading.Lock()
         self._fields: Fields | None = None
 
-    def start(self, own: BatchRequest) -> bool:
-        """Launch it; return whether that went well."""
+    def start(self) -> bool:
+        """Launch the forward, by the first request; return whether that succeeded."""
 
         def launch() -> None:
-            self._pending = own.run(
-                joined([request.batch for request in self._together])
-            )
+            batches = [request.batch for request in self._requests]
+            self._pending = self._requests[0].run(joined(batches))
 
         return self._tried(launch)
 
     def copy(self) -> bool:
-        """Take the outputs now, into memory of their own; return whether it could."""
+        """Copy the output now; return whether the forward succeeded."""
         fields = self.fields()
         if fields is None:
             return False
@@ -165,7 +161,7 @@ class JoinedOutput:
         return True
 
     def fields(self) -> Fields | None:
-        """Return the fields of all rows; whoever asks first waits for the device.
+        """Return the fields of all rows; the first caller waits for the device.
 
         None where it failed: each batch is to be run alone.
         """
@@ -176,16 +172,26 @@ class JoinedOutput:
                 self._pending = None
             return self._fields
 
+    def rows_of(self, request: BatchRequest, start: int) -> Fields:
+        """Return one batch's rows of each field, or run it alone where that failed."""
+        fields = self.fields()
+        if fields is not None:
+            rows = slice(start, start + request.batch.rows)
+            return [(name, value[rows]) for name, value in fields]
+        with self._batcher.device:
+            pending = request.run(request.batch)
+        return pending()
+
     def _wait(self) -> None:
         assert self._pending is not None
         with meter("forward"):
-            fields = list(self._pending.wait())
+            fields = self._pending()
         if not all(_has_rows(value, self.rows) for _, value in fields):
             raise Undivided
         self._fields = fields
 
     def _tried(self, work: Callable[[], None]) -> bool:
-        """Do it; each feeder will meet whatever fails with its own rows alone."""
+        """Do it; each partition will see what fails with its own rows alone."""
         try:
             work()
             return True
@@ -194,34 +200,14 @@ class JoinedOutput:
             return False
         except Exception as error:
             self._batcher.failed += 1
-            too_many = self._batcher.is_out_of_memory(error)
+            too_many = is_out_of_memory(error)
         # Not in the handler, whose traceback holds the joined forward's memory.
         if too_many:
-            self._together[0].too_many(self.rows)
+            self._too_many(self.rows)
         return False
 
 
-@dataclass(eq=False)
-class Slice:
-    """The rows of one batch in a joined forward."""
-
-    device: contextlib.AbstractContextManager[Any]
-    shared: JoinedOutput
-    start: int
-    request: BatchRequest
-
-    def wait(self) -> Iterable[tuple[Any, Any]]:
-        """Return the batch's rows of each field, or run it alone where that fails."""
-        rows = slice(self.start, self.start + self.request.batch.rows)
-        fields = self.shared.fields()
-        if fields is not None:
-            return [(name, value[rows]) for name, value in fields]
-        with self.device:
-            pending = self.request.run(self.request.batch)
-        return pending.wait()
-
-
-def kind_of(batch: Batch) -> tuple[Any, ...] | None:
+def form_of(batch: Batch) -> tuple[Any, ...] | None:
     """Return what the batches of a joined forward have in common, if it can be one."""
     named = [*enumerate(batch.args), *sorted(batch.kwargs.items())]
     if not named or not all(_has_rows(value, batch.rows) for _, value in named):
@@ -234,15 +220,12 @@ def _has_rows(value: Any, rows: int) -> bool:
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """Return the rows of several batches of one kind as one batch."""
-    first = batches[0]
-    args = tuple(
-        torch.cat([batch.args[place] for batch in batches])
-        for place in range(len(first.args))
-    )
+    """Return the rows of several batches of one form as one batch."""
+    columns = zip(*(batch.args for batch in batches), strict=True)
+    args = tuple(torch.cat(values) for values in columns)
     kwargs = {
         name: torch.cat([batch.kwargs[name] for batch in batches])
-        for name in first.kwargs
+        for name in batches[0].kwargs
     }
     return Batch(args, kwargs, rows=sum(batch.rows for batch in batches))
 
@@ -255,18 +238,17 @@ _finding = threading.Lock()
 
 
 def batcher_of(replica: Replica, job: Job, at_once: bool) -> Batcher:
-    """Return the one batcher of a job's feeders at a replica.
+    """Return the one batcher of a job's partitions at a replica.
 
     Where the device takes any number of forwards, the batcher has a lock of its own.
     """
     # The runners that keep a batcher alive keep both of these; a process has one job
-    # object for all partitions (`task`), and not every job can be hashed.
+    # object for all partitions (`run_partition`), and not every job can be hashed.
     key = (id(replica), id(job))
     with _finding:
         found = _batchers.get(key)
         if found is None:
             device = replica.device
-            alone = device.exclusive() if device.one_at_a_time else threading.Lock()
-            memory = device.is_out_of_memory
-            found = _batchers[key] = Batcher(alone, at_once, memory)
+            lock = device.exclusive() if device.one_at_a_time else threading.Lock()
+            found = _batchers[key] = Batcher(lock, at_once)
         return found

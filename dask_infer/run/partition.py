@@ -1,17 +1,49 @@
-"""A partition through its model: the replica of this process, or a group elsewhere."""
+"""One partition through a runner: encode, send, wait, assemble.
+
+Runs in the thread of the partition's task. Batches come back in the order in which
+they were sent, at most `Runner.window` of them in flight; rows that have to be tried
+again go back to the `Work` while others are still in flight.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import functools
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+import torch
 
+from dask_infer import config
+from dask_infer.batch.inputs.batch import Batch
+from dask_infer.batch.inputs.encoder import Encoder
+from dask_infer.batch.outputs.assembler import Assembler
+from dask_infer.batch.outputs.generated import Generation
+from dask_infer.device.stream import Pending
+from dask_infer.faults.bisect import Rows
+from dask_infer.faults.classify import Step
+from dask_infer.metrics.recorder import add, meter
+from dask_infer.model.runtime.tokenizers import load_tokenizer
+from dask_infer.model.store.blob_store import read_blob
 from dask_infer.replica.setup_worker import setup_worker
-from dask_infer.replica.worker_place import current_place, current_worker
-from dask_infer.run.feeder import Feeder
+from dask_infer.replica.worker_place import (
+    cores_of_process,
+    current_place,
+    current_worker,
+)
 from dask_infer.run.local_runner import local_runner
-from dask_infer.run.user_code import read_code
-from dask_infer.spec import Job
+from dask_infer.run.prefetch import Prefetch
+from dask_infer.run.recovery import Outcome, Recovery
+from dask_infer.run.runner import Runner
+from dask_infer.run.work import Work, plan_work, row_count
+from dask_infer.spec import ERROR_COLUMN, Blob, Code, Job
+
+logger = logging.getLogger(__name__)
 
 
 def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
@@ -24,6 +56,265 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
         from dask_infer.pipeline.worker.remote_runner import remote_runner
 
         with remote_runner(job, code) as runner:
-            return Feeder(frame, job, code, runner).columns()
+            return Partition(frame, job, code, runner).columns()
     with local_runner(job, code, current_place()) as runner:
-        return Feeder(frame, job, code, runner).columns()
+        return Partition(frame, job, code, runner).columns()
+
+
+@functools.lru_cache(maxsize=64)
+def read_code(blob: Blob) -> Code:
+    """Return the user's functions of a job, unpickled once in a process."""
+    code: Code = read_blob(blob)
+    return code
+
+
+class Sent(NamedTuple):
+    """A batch in flight."""
+
+    rows: Rows
+    batch: Batch
+    pending: Pending
+    #: Others were in flight when it was sent.
+    crowded: bool
+
+
+class Partition:
+    """The rows of one partition, run by one runner."""
+
+    def __init__(
+        self, frame: pd.DataFrame, job: Job, code: Code, runner: Runner
+    ) -> None:
+        rules = runner.token_rules
+        generation = None
+        if rules.generation is not None:
+            generation = Generation(rules, code.call_kwargs, job.outputs)
+            rules = replace(rules, unseen=generation.unseen)
+            if generation.equal_lengths:
+                rules = replace(rules, equal_lengths=True)
+        if rules.alone:
+            job = replace(job, batch_size=1)
+        self.frame = frame
+        self.job = job
+        #: Cuts padding off generated sequences; `postprocess` sees them as they are.
+        self.generation = None if code.postprocess else generation
+        self.runner = runner
+        self.encoder = Encoder(
+            frame,
+            runner.inputs,
+            interface=runner.interface,
+            floating=runner.floating,
+            preprocess=code.preprocess,
+            tokenizer=_tokenizer(job, code),
+            rules=rules,
+            dtypes=runner.dtypes,
+        )
+        #: Batches may be cut by the lengths of their rows, which the encoder may know.
+        self.unpads, self.has_lengths = job.row_wise, self.encoder.lengths is not None
+        self.assembler = Assembler(job.outputs, len(frame), nullable=job.nullable)
+        self.encode_step: Step = "input" if code.preprocess is None else "preprocess"
+        self.work: Work = plan_work(len(frame), self.encoder, job, runner)
+        self.encode: Callable[[Rows], Batch] = self.encoder.batch
+        #: Entered while batches are run.
+        self.prefetching: contextlib.AbstractContextManager[None]
+        self.prefetching = contextlib.nullcontext()
+        ahead = int(config.get("batch.prefetch"))
+        if code.preprocess is not None and ahead:
+            prefetch = Prefetch(self.work, self.encode, ahead)
+            self.work, self.encode = prefetch, prefetch.batch
+            self.prefetching = prefetch.running()
+        self.recovery = Recovery(job, frame.index, runner, self.work, self.assembler)
+        #: Batches sent and not waited for, oldest first.
+        self.flight: deque[Sent] = deque()
+        self.finished = runner.clock()
+
+    def columns(self) -> dict[str, Any]:
+        """Run every batch and put the outputs in the rows' order."""
+        with self.prefetching:
+            while (rows := self._take()) is not None or self.flight:
+                if rows is None:
+                    self._collect()
+                    continue
+                self._send(rows)
+                while len(self.flight) >= self.runner.window:
+                    self._collect()
+        self.recovery.report()
+        if self.encoder.truncated:
+            logger.warning(
+                "%d of %d texts were truncated at the tokenizer's model_max_length",
+                self.encoder.truncated,
+                len(self.frame),
+            )
+        with meter("decode"):
+            columns = self.assembler.columns()
+        if self.job.quarantine:
+            columns[ERROR_COLUMN] = self.recovery.errors.finish()
+        return columns
+
+    def _take(self) -> Rows | None:
+        """Return the next batch to run, or None when none is left to be taken."""
+        search = self.recovery.search
+        while (rows := self.work.take()) is not None and search.active:
+            pieces = search.instead(rows)
+            if pieces is None:
+                break
+            self.work.put_back(rows, pieces)
+        return rows
+
+    def _send(self, rows: Rows) -> None:
+        """Start a batch."""
+        batch, step = None, self.encode_step
+        try:
+            with meter("encode"):
+                batch = self.encode(rows)
+            if self.unpads and (self.has_lengths or batch.padding.lengths is not None):
+                pieces = self.encoder.unpadded(rows, batch)
+                if len(pieces) > 1:
+                    self.work.put_back(rows, pieces)
+                    return
+            step = "forward"
+            crowded = bool(self.flight)
+            self.flight.append(Sent(rows, batch, self.runner.send(batch), crowded))
+            return
+        except Exception as error:
+            outcome = self._classify(rows, batch, error, step)
+        del batch
+        self._handle(rows, outcome)
+
+    def _collect(self) -> None:
+        """Wait for the outputs of the oldest batch and store them."""
+        rows, batch, pending, crowded = self.flight.popleft()
+        fields: dict[Any, Any] = {}
+        step: Step = "forward"
+        try:
+            fields = dict(pending())
+            if batch.padding.width and self._is_in_doubt(fields, batch):
+                self._settle(rows, batch)
+            step = "output"
+            with meter("decode"):
+                self._add(self.assembler, rows, fields, batch)
+        except Exception as error:
+            outcome = self._classify(rows, batch, error, step, crowded)
+        else:
+            now = self.runner.clock()
+            self.work.observe(rows, now - self.finished)
+            self.finished = now
+            self.recovery.budget.succeeded += row_count(rows)
+            if self.recovery.search.active:
+                self.recovery.search.passed(rows)
+            self.runner.count(row_count(rows))
+            add("rows", row_count(rows))
+            return
+        del batch, pending, fields
+        self._handle(rows, outcome)
+
+    def _add(
+        self, assembler: Assembler, rows: Rows, output: dict[Any, Any], batch: Batch
+    ) -> None:
+        if self.generation is not None:
+            assembler.add(rows, self.generation.unpadded(output, batch))
+            return
+        assembler.add(rows, output, batch.padding)
+
+    def _is_in_doubt(self, fields: dict[Any, Any], batch: Batch) -> bool:
+        if not self.job.row_wise or self.job.method == "generate":
+            return False
+        return self.assembler.is_axis_unknown(fields, batch.padding)
+
+    def _settle(self, rows: Rows, batch: Batch) -> None:
+        """Run the shortest row alone, to see whether an axis is as long as its tokens.
+
+        Only columns declared by ``meta=`` ask, once a partition. Ids that `generate`
+        returns are as long as they are.
+        """
+        assert batch.padding.lengths is not None
+        place = int(np.argmin(batch.padding.lengths))
+        row = rows.start + place if isinstance(rows, slice) else int(rows[place])
+        alone = self.encode(slice(row, row + 1))
+        if alone.padding.width == batch.padding.width:  # padded to a fixed length
+            alone = _wider(alone)
+        output = None  # of a model that takes no other length: nothing is cut off
+        with contextlib.suppress(Exception):
+            output = dict(self.runner.send(alone)())
+        self.assembler.learn_axis(output, alone.padding.width)
+
+    def _classify(
+        self,
+        rows: Rows,
+        batch: Batch | None,
+        error: Exception,
+        step: Step,
+        crowded: bool = False,
+    ) -> Outcome:
+        alone = not (crowded or self.flight)
+        return self.recovery.classify(rows, batch, error, step, alone=alone)
+
+    def _collect_all(self) -> None:
+        while self.flight:
+            self._collect()
+
+    def _handle(self, rows: Rows, outcome: Outcome) -> None:
+        """Run the rows of a failed batch again, or leave them out.
+
+        The error is gone by now: its traceback held the memory of the forward.
+        """
+        if outcome.smaller or outcome.again:
+            self._collect_all()  # what is in flight takes memory, too
+        if outcome.again:
+            self.runner.release_memory()
+            self._send(rows)
+            self._collect_all()
+            return
+        self.recovery.handle(rows, outcome)
+        if draws := self.recovery.budget.draws():
+            self._draw(draws, outcome)
+        self.finished = self.runner.clock()
+
+    def _draw(self, draws: int, outcome: Outcome) -> None:
+        """Try rows drawn at random, each alone; stop where all fail alike."""
+        if outcome.hung or not self.job.row_wise:
+            return
+        self._collect_all()
+        # Always the same rows: a partition that is run again must end the same way.
+        for row in np.random.default_rng(0).choice(len(self.frame), draws, False):
+            if self._failure_of(slice(row, row + 1)) != outcome.message:
+                return
+        self.recovery.stop(f"{draws} rows drawn at random failed like the first ones")
+
+    def _failure_of(self, row: slice) -> str | None:
+        """Run one row for nothing but the message with which it fails."""
+        batch, step = None, self.encode_step
+        try:
+            batch = self.encode(row)
+            step = "forward"
+            output = dict(self.runner.send(batch)())
+            step = "output"
+            once = Assembler(self.job.outputs, 1, nullable=True)
+            self._add(once, slice(0, 1), output, batch)
+        except Exception as error:
+            return self._classify(row, batch, error, step).message
+        return None
+
+
+def _wider(batch: Batch) -> Batch:
+    """Return the batch with its column of padding twice; each row must have one."""
+    padding = batch.padding
+    left = padding.side == "left"
+
+    def padded(value: Any) -> Any:
+        if tuple(getattr(value, "shape", ()))[1:2] != (padding.width,):
+            return value
+        parts = [value[:, :1], value] if left else [value, value[:, -1:]]
+        join = torch.cat if isinstance(value, torch.Tensor) else np.concatenate
+        return join(parts, 1)
+
+    args = tuple(map(padded, batch.args))
+    kwargs = {name: padded(value) for name, value in batch.kwargs.items()}
+    padding = replace(padding, width=padding.width + 1)
+    return replace(batch, args=args, kwargs=kwargs, padding=padding)
+
+
+def _tokenizer(job: Job, code: Code) -> Any:
+    if not job.inputs.tokenized:
+        return None
+    directory, cores = job.model.path, cores_of_process()
+    return load_tokenizer(code.tokenizer, directory=directory, cores=cores)

@@ -1,7 +1,7 @@
-"""An output made the fields that become columns: `postprocess`, then the wanted ones.
+"""The user's `postprocess`, called with what it asks for.
 
-A local replica does this on the device, so that less is copied back; for a replica
-elsewhere the feeder does it on the CPU, since `postprocess` needs the frame.
+A local replica does this on the device, so that less is copied back. For a group the
+partition's thread does it on the CPU, since `postprocess` needs the frame.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ import torch
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.pick import pick
-from dask_infer.faults.step import step
+from dask_infer.device.stream import Fields
+from dask_infer.faults.classify import Step, StepFailed
 from dask_infer.spec import Code, Job
 
 
 class Postprocess:
-    """What is done to each output of a job."""
+    """Makes the fields that become columns of each output of a job."""
 
     def __init__(self, job: Job, code: Code) -> None:
-        self._postprocess = code.postprocess
-        self._gives_inputs = takes_inputs(code.postprocess)
+        self._function = code.postprocess
+        self._takes_inputs = takes_inputs(code.postprocess)
         self._outputs = job.outputs
 
     def __call__(
         self, output: Any, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> list[tuple[Any, Any]]:
+    ) -> Fields:
         """Return what the columns are made of, by name.
 
         Parameters
@@ -38,20 +39,23 @@ class Postprocess:
         args, kwargs
             What it was called with, where the output's tensors are.
         """
-        if self._postprocess is not None:
-            with step("postprocess"):
+        step: Step = "postprocess"
+        try:
+            if self._function is not None:
                 output = self._changed(output, batch, args, kwargs)
-        with step("output"):
+            step = "output"
             return pick(output, self._outputs)
+        except Exception as error:
+            raise StepFailed(step, error) from error
 
     def _changed(
         self, output: Any, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        assert self._postprocess is not None
-        inputs = (as_called(args, kwargs),) if self._gives_inputs else ()
+        assert self._function is not None
+        inputs = (as_called(args, kwargs),) if self._takes_inputs else ()
         # The output is an inference tensor: only here may it be changed in place.
         with torch.inference_mode():
-            return self._postprocess(output, batch.frame, *inputs)
+            return self._function(output, batch.frame, *inputs)
 
 
 def takes_inputs(postprocess: Callable[..., Any] | None) -> bool:

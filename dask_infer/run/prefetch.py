@@ -1,9 +1,8 @@
-"""Batches encoded ahead of the forward, in a thread beside the feeder's.
+"""Batches encoded ahead of the forward, in a second thread of the partition.
 
 `preprocess` may decode images or read files for as long as a forward takes. One thread
-a partition runs it while the feeder waits for the device, so neither stops the other
-and an accelerator's launches are never behind a decoder. What it raises comes out where
-the feeder asks for that batch, and in that order.
+a partition runs it while the partition's own waits for the device, so neither stops the
+other. What `preprocess` raises is raised where that batch is asked for.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
-from dask_infer import config
 from dask_infer.batch.inputs.batch import Batch
+from dask_infer.faults.bisect import Rows
 from dask_infer.metrics.recorder import meter
-from dask_infer.run.work import Rows, Work
+from dask_infer.run.work import Work
 
 Encode: TypeAlias = Callable[[Rows], Batch]
 
 
-class Prefetch:
+class Prefetch(Work):
     """A `Work` whose next batches are encoded before they are taken.
 
-    All but `encode` runs in the feeder's thread, and so does all of the inner work.
+    All but `encode` runs in the partition's thread, the inner work too.
 
     Parameters
     ----------
     work
         Says which rows make the next batch.
     encode
-        Makes a batch of rows; called in the thread beside, one batch at a time.
+        Makes a batch of rows; called in the second thread, one batch at a time.
     ahead
         Most batches encoded, or being encoded, and not yet taken.
     """
@@ -44,7 +43,7 @@ class Prefetch:
         self._encoder = encode
         self._encoding = threading.Lock()
         self._ahead = ahead
-        #: Encoded batches that nobody has taken, in their order.
+        #: Encoded batches that are not taken yet, in their order.
         self._queue: deque[tuple[Rows, Future[Batch]]] = deque()
         #: The batch that was taken last.
         self._taken: tuple[Rows, Future[Batch]] | None = None
@@ -81,17 +80,11 @@ class Prefetch:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """End the thread on the way out, once the batch that it is at is done."""
+        """End the thread at the end, once the batch that it is at is done."""
         try:
             yield
         finally:
-            self._close()
-
-    def _close(self) -> None:
-        for _, future in self._queue:
-            future.cancel()
-        self._queue.clear()
-        self._thread.shutdown(wait=True)
+            self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _encode(self, rows: Rows) -> Batch:
         # The user's function may not expect two threads of one partition.
@@ -103,7 +96,7 @@ class Prefetch:
             rows = self.inner.take()
             if rows is None:
                 return
-            # Whose worker it is, and other ambient things, travel in the context.
+            # The current worker, and all else that is ambient, travels in the context.
             context = contextvars.copy_context()
             future = self._thread.submit(context.run, self._encode, rows)
             self._queue.append((rows, future))
@@ -114,8 +107,3 @@ class Prefetch:
             rows, future = self._queue.pop()
             future.cancel()
             self.inner.put_back(rows, [rows])
-
-
-def batches_ahead() -> int:
-    """Return how many batches are encoded ahead of the forward; 0 for none."""
-    return int(config.get("batch.prefetch"))

@@ -1,9 +1,9 @@
-"""What becomes of the rows of a batch that failed.
+"""What happens to the rows of a batch that failed.
 
-`classify` runs while the error is handled, `act` afterwards: only then does no
+`classify` runs while the error is handled, `handle` afterwards: only then does no
 traceback hold the memory of the failed forward any more. Out-of-memory runs the rows
-again in smaller batches; any other error is looked for in pieces of the batch, until
-the rows that fail are alone and left out. An error that is nobody's row raises.
+again in smaller batches. Any other error that a row may cause is searched for in pieces
+of the batch, until the rows that fail are alone; they are left out. All else raises.
 """
 
 from __future__ import annotations
@@ -11,24 +11,36 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import pandas as pd
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.assembler import Assembler
 from dask_infer.batch.outputs.error_column import ErrorColumn
 from dask_infer.errors import InferError, PartitionError
-from dask_infer.faults.bisect import HALVES, MANY, Search
-from dask_infer.faults.classify import describe, forget_frames, is_nobodys
+from dask_infer.faults.bisect import HALVES, MANY, Rows, Search
+from dask_infer.faults.classify import (
+    Step,
+    StepFailed,
+    describe,
+    forget_frames,
+    is_of_no_row,
+    raise_again,
+)
 from dask_infer.faults.deadline import DeadlineExceeded
 from dask_infer.faults.error_budget import ErrorBudget
-from dask_infer.faults.step import StepFailed, raise_again
 from dask_infer.metrics.recorder import add
-from dask_infer.run.partition_error import partition_error, show
+from dask_infer.replica.worker_place import current_worker
 from dask_infer.run.runner import Runner
-from dask_infer.run.work import Rows, Work, row_count
+from dask_infer.run.work import Work, row_count
 from dask_infer.spec import Job
 
 logger = logging.getLogger(__name__)
+
+#: Topic of the events that say how many rows of a partition failed. They reach every
+#: client: ``client.get_events("infer-errors")`` returns them when a computation is
+#: over, ``client.subscribe_topic`` as they come (distributed 2026.8.0).
+TOPIC = "infer-errors"
 
 #: Timeouts of a partition after which a batch that hangs is not split any more: each
 #: costs the timeout and leaves a thread behind.
@@ -36,13 +48,13 @@ MOST_TIMEOUTS = 8
 
 
 class Outcome(NamedTuple):
-    """What failed, without the error itself, whose traceback holds memory."""
+    """How a batch failed, without the error itself, whose traceback holds memory."""
 
     #: As ``infer_error`` holds it.
-    message: str
+    message: str = ""
     #: Memory ran out, and smaller batches may fit.
     smaller: bool = False
-    #: Memory ran out while other batches were under way: alone these rows may fit.
+    #: Memory ran out while other batches were in flight: alone these rows may fit.
     again: bool = False
     #: The forward did not end in time.
     hung: bool = False
@@ -72,41 +84,51 @@ class Recovery:
         self.cause: Exception | None = None
 
     def classify(
-        self, rows: Rows, batch: Batch | None, error: Exception, *, alone: bool
+        self,
+        rows: Rows,
+        batch: Batch | None,
+        error: Exception,
+        step: Step,
+        *,
+        alone: bool,
     ) -> Outcome:
         """Return what to do about a failed batch, or raise what says where and why.
 
-        `alone` says that no other batch was under way.
+        Parameters
+        ----------
+        rows, batch
+            What failed; None for a batch that could not be made.
+        error, step
+            With what, and where, unless a `StepFailed` knows better.
+        alone
+            No other batch was in flight.
         """
-        failed = error.step if isinstance(error, StepFailed) else "forward"
-        cause = error.error if isinstance(error, StepFailed) else error
+        cause: Exception = error
+        if isinstance(error, StepFailed):
+            step, cause = error.step, error.error
         hung = isinstance(cause, DeadlineExceeded)
         advice = ""
         if self.runner.is_out_of_memory(cause):
             forget_frames(error)
             if self.job.row_wise and row_count(rows) > 1:
-                return Outcome("", smaller=True)
+                return Outcome(smaller=True)
             if not alone:
-                return Outcome("", again=True)
-            advice = self._more_memory(rows)
+                return Outcome(again=True)
+            advice = _more_memory(rows)
         elif hung:
             self.runner.discard()
             advice = "raise timeout=, or pass a smaller batch_size="
-        if self.job.nullable and not is_nobodys(cause):
-            return self._rows_fault(describe(failed, cause), advice, cause, hung)
+        if self.job.nullable and not is_of_no_row(cause):
+            self._keep(cause, hung)
+            message = describe(step, cause)
+            return Outcome(f"{message}; {advice}" if advice else message, hung=hung)
         if isinstance(cause, InferError):
             raise_again(cause)
-        raise partition_error(
-            failed,
-            cause,
-            model=self.job.model.name,
-            labels=self.labels[rows],
-            where=self.runner.where,
-            batch=batch,
-            advice=advice,
-        ) from (None if hung else cause)
+        raise self._error(rows, batch, cause, step, advice) from (
+            None if hung else cause
+        )
 
-    def act(self, rows: Rows, outcome: Outcome) -> None:
+    def handle(self, rows: Rows, outcome: Outcome) -> None:
         """Put the rows back in smaller pieces, or leave them out."""
         if outcome.smaller:
             self._retry_smaller(rows)
@@ -120,64 +142,94 @@ class Recovery:
             self.work.put_back(rows, self.search.failed(rows, parts))
             return
         self.search.alone(rows)
-        self._leave_out(rows, outcome.message)
-
-    def take(self) -> Rows | None:
-        """Return the next batch to run, or None when none is left to be taken."""
-        while (rows := self.work.take()) is not None:
-            pieces = self.search.instead(rows)
-            if pieces is None:
-                break
-            self.work.put_back(rows, pieces)
-        return rows
-
-    def passed(self, rows: Rows) -> None:
-        """Count rows whose outputs are stored."""
-        self.search.passed(rows)
-        self.budget.succeed(row_count(rows))
+        self.assembler.missing(rows)
+        self.errors.put(rows, outcome.message)
+        add("failed_rows", row_count(rows))
+        label = _text(self.labels[rows][0])
+        self.budget.fail(row_count(rows), label, outcome.message)
+        if reason := self.budget.stops():
+            self.stop(reason)
 
     def stop(self, reason: str) -> NoReturn:
         """Raise, because what fails is not the rows' fault."""
         if isinstance(self.cause, InferError) and self.budget.alike:
             raise self.cause
+        worker, stage = None, None
+        if self.cause is not None:
+            worker, stage = self.runner.origin(self.cause)
         raise PartitionError(
             f'model "{self.job.model.name}" on {self.runner.where}: {reason}, which is '
             f"not the fault of single rows: {self.budget.messages()}; see to the "
-            "model, or raise infer.errors.max-fraction if so many rows are bad"
+            "model, or raise infer.errors.max-fraction if so many rows are bad",
+            worker=worker,
+            stage=stage,
         ) from self.cause
 
-    def _rows_fault(
-        self, message: str, advice: str, cause: Exception, hung: bool
-    ) -> Outcome:
+    def report(self) -> None:
+        """Say how many rows are left out, in the worker's log and as a Dask event."""
+        budget, model, where = self.budget, self.job.model.name, self.runner.where
+        if not budget.failed:
+            return
+        logger.warning(
+            '%d of %d rows failed in model "%s" on %s and are missing; first %s',
+            budget.failed, budget.rows, model, where, budget.first,
+        )  # fmt: skip
+        worker = current_worker()
+        if worker is not None:
+            counts = {"failed": budget.failed, "rows": budget.rows}
+            worker.log_event(TOPIC, {"model": model, **counts, "first": budget.first})
+
+    def _keep(self, cause: Exception, hung: bool) -> None:
+        """Keep the first error to be chained, but not what its frames hold."""
         if self.cause is None and not hung:
-            # Kept to be chained, but not what its frames hold.
             forget_frames(cause)
             self.cause = cause
         elif cause is not self.cause:
             # One exception raised again and again would grow a longer one each time.
             cause.__traceback__ = None
-        return Outcome(f"{message}; {advice}" if advice else message, hung=hung)
 
-    def _leave_out(self, rows: Rows, message: str) -> None:
-        self.assembler.missing(rows)
-        self.errors.put(rows, message)
-        add("failed_rows", row_count(rows))
-        self.budget.fail(row_count(rows), show(self.labels[rows][0]), message)
-        if reason := self.budget.stops():
-            self.stop(reason)
+    def _error(
+        self, rows: Rows, batch: Batch | None, cause: Exception, step: Step, advice: str
+    ) -> PartitionError:
+        """Return what failed, on which rows, where, and why."""
+        labels = self.labels[rows]
+        worker, stage = self.runner.origin(cause)
+        inputs = "" if batch is None else f", inputs {batch.shapes()}"
+        return PartitionError(
+            f'model "{self.job.model.name}" failed in {step} of {_span(labels)}{inputs}'
+            f", on {self.runner.where}: {type(cause).__name__}: {cause}"
+            + (f"; {advice}" if advice else ""),
+            rows=labels,
+            step=step,
+            stage=stage,
+            worker=worker,
+        )
 
     def _retry_smaller(self, rows: Rows) -> None:
         self.runner.release_memory()
         size, count = self.work.halve(rows), row_count(rows)
         add("halvings")
-        if self.runner.first_out_of_memory():
+        if self.runner.sizes.first_out_of_memory():
             logger.warning(
                 'model "%s" ran out of memory on %s with %d rows; going on with %d. '
                 "Pass batch_size=%d to start there",
                 self.job.model.name, self.runner.where, count, size, size,
             )  # fmt: skip
 
-    def _more_memory(self, rows: Rows) -> str:
-        if row_count(rows) == 1:
-            return "one row does not fit: use a larger device or a smaller dtype="
-        return "row_wise=False forbids smaller batches: pass a smaller batch_size="
+
+def _more_memory(rows: Rows) -> str:
+    if row_count(rows) == 1:
+        return "one row does not fit: use a larger device or a smaller dtype="
+    return "row_wise=False forbids smaller batches: pass a smaller batch_size="
+
+
+def _span(labels: pd.Index[Any]) -> str:
+    first, last = _text(labels[0]), _text(labels[-1])
+    if len(labels) == 1:
+        return f"row {first}"
+    return f"{len(labels)} rows, {first} to {last}"
+
+
+def _text(label: Any) -> str:
+    """Return an index label as its row is called: ``7``, not ``np.int64(7)``."""
+    return repr(label.item() if isinstance(label, np.generic) else label)

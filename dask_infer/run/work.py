@@ -1,7 +1,7 @@
 """The rows of a partition still to do, as batches.
 
-Rows may come back while other batches are still under way (out-of-memory, a row that
-fails), so this is a queue and no plain list.
+Rows may come back while other batches are in flight (out-of-memory, a row that fails),
+so this is a queue and no plain list.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from math import ceil
-from typing import Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -17,56 +17,62 @@ from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.sizing.boundaries import plan_tokens
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
+from dask_infer.faults.bisect import Rows
 from dask_infer.run.runner import Runner
 from dask_infer.spec import Job
 
-#: The rows of a batch: consecutive ones, or positions in the partition.
-Rows: TypeAlias = "slice | np.ndarray"
 
+class Work:
+    """Batches to run, each row in exactly one of them or in flight."""
 
-class Work(Protocol):
-    """Batches to run, each row in exactly one of them or under way."""
+    def __init__(self) -> None:
+        #: Rows that came back, to be taken first.
+        self.returned: deque[Any] = deque()
 
     def take(self) -> Rows | None:
-        """Rows of the next batch, or None when none is left to be taken."""
+        """Return the rows of the next batch, or None when none is left to be taken."""
+        raise NotImplementedError
 
     def put_back(self, rows: Rows, pieces: Sequence[Rows]) -> None:
         """Take back the `rows` of a batch, to be run next in these pieces."""
+        assert sum(map(row_count, pieces)) == row_count(rows)
+        self.returned.extendleft(reversed(pieces))
 
     def halve(self, rows: Rows) -> int:
         """Put rows back in smaller batches; return the rows of the next one."""
+        raise NotImplementedError
 
     def observe(self, rows: Rows, seconds: float) -> None:
-        """Learn from a finished batch."""
+        """Let the size policy learn from a finished batch."""
+        raise NotImplementedError
 
 
-class ConsecutiveWork:
+class ConsecutiveWork(Work):
     """Consecutive rows, as many at once as the size policy says.
 
     Parameters
     ----------
     wanted
         Batches of about so many rows and of equal size, rather than a small one last:
-        stages that wait for each other are kept up by the largest. `size` still bounds
+        stages that wait for each other are delayed by the largest. `size` still bounds
         them; None to take as many as it says.
     """
 
     def __init__(
         self, rows: int, size: FixedSize, *, wanted: int | None = None
     ) -> None:
+        super().__init__()
         self.rows = rows
         self.size = size
         self.wanted = wanted
         self.start = 0
-        #: Rows that came back, to be taken before those from `start` on.
-        self.returned: deque[slice] = deque()
 
     def take(self) -> Rows | None:
         """Rows of the next batch."""
         # The policy is shared by threads: read it once for each batch.
-        size = self.size.next_size()
+        size = self.size.size if self.size.settled else self.size.next_size()
         if self.returned:
-            back = self.returned.popleft()
+            back: slice = self.returned.popleft()
             if back.stop - back.start <= size:
                 return back
             stop = back.start + size
@@ -82,13 +88,6 @@ class ConsecutiveWork:
         self.start = stop
         return batch
 
-    def put_back(self, rows: Rows, pieces: Sequence[Rows]) -> None:
-        """Queue the pieces before all other rows."""
-        assert sum(map(row_count, pieces)) == row_count(rows)
-        for piece in reversed(pieces):
-            assert isinstance(piece, slice)
-            self.returned.appendleft(piece)
-
     def halve(self, rows: Rows) -> int:
         """Take the rows back; `take` cuts them by the smaller size."""
         count = row_count(rows)
@@ -97,15 +96,16 @@ class ConsecutiveWork:
         return min(count, self.size.size)
 
     def observe(self, rows: Rows, seconds: float) -> None:
-        """Let the policy learn."""
-        self.size.observe(row_count(rows), seconds)
+        """Let the policy learn, unless it has settled."""
+        if not self.size.settled:
+            self.size.observe(row_count(rows), seconds)
 
 
-class SortedWork:
+class SortedWork(Work):
     """Rows of similar length together, longest first, under a budget of tokens.
 
-    The policy is shared by threads and learns on the way: what is left is planned anew
-    when it has changed its mind.
+    The policy is shared by threads and learns while it is used: the rows that are left
+    are planned anew when it has changed.
 
     Parameters
     ----------
@@ -127,6 +127,7 @@ class SortedWork:
         *,
         equal_lengths: bool = False,
     ) -> None:
+        super().__init__()
         self.lengths = lengths
         self.tokens = tokens
         self.rows = rows
@@ -136,13 +137,11 @@ class SortedWork:
         #: The first of `left` as batches, and what they were planned for.
         self.batches: deque[np.ndarray] = deque()
         self.planned_for: tuple[float, ...] = ()
-        #: Rows that came back, to be taken first.
-        self.returned: deque[np.ndarray] = deque()
 
     def take(self) -> Rows | None:
         """Rows of the next batch."""
         if self.returned:
-            return self.returned.popleft()
+            return self.returned.popleft()  # type: ignore[no-any-return]
         if not len(self.left):
             return None
         budget, cost = self.tokens.next_size(), self.tokens.forward_cost
@@ -152,13 +151,6 @@ class SortedWork:
         batch = self.batches.popleft()
         self.left = self.left[len(batch) :]
         return batch
-
-    def put_back(self, rows: Rows, pieces: Sequence[Rows]) -> None:
-        """Queue the pieces before all other rows."""
-        assert sum(map(row_count, pieces)) == row_count(rows)
-        for piece in reversed(pieces):
-            assert not isinstance(piece, slice)
-            self.returned.appendleft(piece)
 
     def halve(self, rows: Rows) -> int:
         """Plan what came back under half of the padded tokens that did not fit."""
@@ -179,7 +171,7 @@ class SortedWork:
         self.tokens.observe(self._padded(rows), seconds)
 
     def _ahead(self, budget: int) -> np.ndarray:
-        """Rows to plan now: while the budget is on trial only some batches of them."""
+        """Rows to plan now: only some batches of them until the budget has settled."""
         if self.tokens.settled:
             return self.left
         far = np.searchsorted(np.cumsum(self.lengths[self.left]), TRIAL * budget)
@@ -199,7 +191,7 @@ class SortedWork:
         return [rows[batch] for batch in plan]
 
 
-#: Budgets' worth of rows that are planned while the budget is on trial.
+#: Budgets' worth of rows that are planned until the budget has settled.
 TRIAL = 8
 
 

@@ -18,12 +18,11 @@ def check_stream(stream, device):
     batches = [torch.arange(6.0).reshape(2, 3) + i for i in range(5)]
     pending = []
     for batch in batches:
-        staged = stream.upload((batch,), {"scale": torch.tensor(2.0)})
-        (x,), kwargs = stream.enter(staged)
+        (x,), kwargs = stream.upload((batch,), {"scale": torch.tensor(2.0)})
         assert x.device.type == device
         pending.append(stream.download([(None, x * kwargs["scale"]), ("n", 3)]))
     for batch, out in zip(batches, pending, strict=True):
-        (_, doubled), (_, n) = out.wait()
+        (_, doubled), (_, n) = out()
         assert doubled.device.type == "cpu"
         assert torch.equal(doubled, batch * 2)
         assert n == 3
@@ -44,8 +43,7 @@ def test_cuda_stream_overlaps_and_keeps_values():
 
 def test_null_stream_copies_nothing():
     batch = torch.ones(3)
-    stream = Stream()
-    (entered,), _ = stream.enter(stream.upload((batch,), {}))
+    (entered,), _ = Stream().upload((batch,), {})
     assert entered is batch
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dask_infer import errors
-from dask_infer.batch.outputs.convert import misfit
-from dask_infer.faults.classify import LONGEST, describe, forget_frames, is_nobodys
+from dask_infer.batch.outputs.convert import error_of_a_row
+from dask_infer.faults.classify import LONGEST, describe, forget_frames, is_of_no_row
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from dask_infer.faults.classify import LONGEST, describe, forget_frames, is_nobo
     ],
     ids=repr,
 )
-def test_nobodys(error):
-    assert is_nobodys(error)
+def test_of_no_row(error):
+    assert is_of_no_row(error)
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,13 @@ def test_nobodys(error):
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         FileNotFoundError("photo.png"),
         errors.InputError("row 7 is ragged"),
-        misfit(errors.OutputError("300 does not fit")),
+        error_of_a_row(errors.OutputError("300 does not fit")),
         torch.OutOfMemoryError("CUDA out of memory"),
     ],
     ids=repr,
 )
 def test_what_a_row_may_cause(error):
-    assert not is_nobodys(error)
+    assert not is_of_no_row(error)
 
 
 def test_description_has_step_type_and_message():

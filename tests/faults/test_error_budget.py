@@ -63,7 +63,7 @@ def test_no_row_is_drawn_where_anything_speaks_for_the_model():
     assert budget(10_000, 1.0, 4).draws() == 0
     assert budget(50, 0.5, 4).draws() == 0
     predicted = budget(10_000, 0.5, 4)
-    predicted.succeed(1)
+    predicted.succeeded += 1
     assert predicted.draws() == 0
 
 

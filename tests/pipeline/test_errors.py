@@ -220,6 +220,32 @@ def test_what_cannot_be_placed(layout, client):
             pred.compute()
 
 
+@pytest.mark.parametrize("layout", [None, *LAYOUTS])
+def test_a_partition_error_says_where(layout, client):  # PP-11
+    frame = pd.DataFrame({"x": [1.0, 2.0, 3.0, 1004.0]}, index=list("abcd"))
+    ddf = dd.from_pandas(frame, npartitions=2)
+    pred = ddf.infer.predict(
+        layers(Fails(plain)), columns=["x"], meta="float32", **LAYOUTS.get(layout, {})
+    )
+    scheduler = {} if layout else {"scheduler": "sync"}
+    with pytest.raises(errors.PartitionError) as raised:
+        pred.compute(**scheduler)
+    error = raised.value
+    assert (error.partition, error.step) == (1, "forward")
+    assert "d" in error.rows
+    assert isinstance(error.cause, ValueError)
+    if layout is None:
+        assert error.worker == "local"
+    else:
+        assert error.worker in client.scheduler_info(n_workers=-1)["workers"]
+    assert (error.stage is None) == (layout in (None, "data"))
+    again = pickle.loads(pickle.dumps(error))
+    assert list(again.rows) == list(error.rows)
+    assert (again.partition, again.stage, again.worker) == (
+        *(error.partition, error.stage, error.worker),
+    )
+
+
 def every_error():
     known = [errors.InferError]
     for kind in known:

@@ -1,8 +1,6 @@
-"""A runner for tests of the feeder: it doubles column "x" and keeps account."""
+"""A runner for tests of a partition: it doubles column "x" and keeps account."""
 
 from __future__ import annotations
-
-import time
 
 import numpy as np
 import pandas as pd
@@ -10,7 +8,9 @@ import pandas as pd
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.faults.deadline import DeadlineExceeded
-from dask_infer.run.feeder import Feeder
+from dask_infer.replica.sizes import Sizes
+from dask_infer.run.partition import Partition
+from dask_infer.run.runner import Runner
 from dask_infer.spec import (
     Argument,
     Blob,
@@ -24,7 +24,7 @@ from dask_infer.spec import (
 from dask_infer.spec.token_rules import TokenRules
 
 
-class Line:
+class Line(Runner):
     """Outputs come when they are waited for, in the order of sending.
 
     Parameters
@@ -46,8 +46,9 @@ class Line:
     dtypes = ()
     token_rules = TokenRules()
     where = "nowhere"
-    microbatch = None
     inputs = Inputs((Argument(("x",)),), ("x",))
+
+    window = 1
 
     def __init__(self, window=1, size=10, *, most=10**9, bad=(), hangs=(), late=False):
         self.window = window
@@ -56,6 +57,7 @@ class Line:
         self.hangs = {*hangs}
         self.late = late
         self.size = FixedSize(size)
+        self.sizes = Sizes("double", ())
         self.under_way = []
         self.peak = 0
         #: Rows of each batch that came back, and of each that was sent.
@@ -78,10 +80,7 @@ class Line:
             raise failure
         self.under_way.append(batch)
         self.peak = max(self.peak, len(self.under_way))
-        return Answer(self, batch, failure)
-
-    def clock(self):
-        return time.perf_counter()
+        return lambda: self._answer(batch, failure)
 
     def count(self, rows):
         self.order.append(rows)
@@ -93,11 +92,14 @@ class Line:
     def is_out_of_memory(self, error):
         return isinstance(error, MemoryError)
 
-    def first_out_of_memory(self):
-        return False
-
     def release_memory(self):
         assert not self.under_way
+
+    def _answer(self, batch, failure):
+        assert self.under_way.pop(0) is batch
+        if failure is not None:
+            raise failure
+        return [(None, batch.args[0] * 2)]
 
     def _failure(self, batch):
         values = {*batch.args[0].tolist()}
@@ -107,19 +109,6 @@ class Line:
         if len(values) > self.most:
             return MemoryError()
         return ValueError("bad") if values & self.bad else None
-
-
-class Answer:
-    """Outputs of one batch."""
-
-    def __init__(self, runner, batch, failure):
-        self.runner, self.batch, self.failure = runner, batch, failure
-
-    def wait(self):
-        assert self.runner.under_way.pop(0) is self.batch
-        if self.failure is not None:
-            raise self.failure
-        return [(None, self.batch.args[0] * 2)]
 
 
 def feed(runner, rows=100, **job):
@@ -132,4 +121,4 @@ def feed(runner, rows=100, **job):
         code=Blob("c"),
         **job,
     )
-    return Feeder(frame, request, Code(), runner).columns()
+    return Partition(frame, request, Code(), runner).columns()

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from dask_infer.batch.inputs.batch import Batch
-from dask_infer.device.stream import Pending
-from dask_infer.run.dynamic_batching import Batcher, joined, kind_of
+from dask_infer.run.dynamic_batching import Batcher, form_of, joined
 
 
 def batch(*values, width=1):
@@ -33,7 +32,7 @@ class Device:
 
     def double(self, given):
         self.sizes.append(given.rows)
-        return Pending([(None, given.args[0][:, 0] * 2)])
+        return lambda: [(None, given.args[0][:, 0] * 2)]
 
 
 def send_all(batches, run=None, most=100, at_once=False, batcher=None, **options):
@@ -48,7 +47,7 @@ def send_all(batches, run=None, most=100, at_once=False, batcher=None, **options
             pending = batcher.send(
                 batches[place], run or device.double, most, **options
             )
-            ((_, value),) = pending.wait()
+            ((_, value),) = pending()
             outcomes[place] = value.tolist()
         except Exception as error:
             outcomes[place] = error
@@ -91,7 +90,7 @@ def test_only_the_feeder_of_a_bad_row_sees_its_error():
     def run(given):
         if (given.args[0] == 3).any():
             raise ValueError("three")
-        return Pending([(None, given.args[0][:, 0] * 2)])
+        return lambda: [(None, given.args[0][:, 0] * 2)]
 
     outcomes, _ = send_all([batch(1, 2), batch(3), batch(4)], run)
     assert outcomes[0] == [2, 4]
@@ -103,7 +102,7 @@ def test_lack_of_memory_for_all_is_no_lack_for_each():  # DI-09
     def run(given):
         if given.rows > 2:
             raise MemoryError
-        return Pending([(None, given.args[0][:, 0])])
+        return lambda: [(None, given.args[0][:, 0])]
 
     outcomes, _ = send_all([batch(1, 2), batch(3), batch(4, 5)], run)
     assert outcomes == [[1, 2], [3], [4, 5]]
@@ -111,7 +110,7 @@ def test_lack_of_memory_for_all_is_no_lack_for_each():  # DI-09
 
 def test_outputs_without_rows_are_computed_by_each():
     def run(given):
-        return Pending([(None, given.args[0].sum()[None])])
+        return lambda: [(None, given.args[0].sum()[None])]
 
     outcomes, _ = send_all([batch(1, 2), batch(3)], run)
     assert outcomes == [[3], [3]]
@@ -123,7 +122,7 @@ def test_what_cannot_be_divided_is_not_joined_again(at_once):
 
     def run(given):
         sizes.append(given.rows)
-        return Pending([(None, given.args[0].sum()[None])])
+        return lambda: [(None, given.args[0].sum()[None])]
 
     batcher = Batcher(threading.Lock(), at_once)
     for _ in range(3):
@@ -139,7 +138,7 @@ def test_what_fails_together_again_and_again_is_not_joined_any_more():
         if given.rows > 2:
             joins.append(given.rows)
             raise ValueError("two at most")
-        return Pending([(None, given.args[0][:, 0])])
+        return lambda: [(None, given.args[0][:, 0])]
 
     batcher = Batcher(threading.Lock())
     for _ in range(6):
@@ -152,13 +151,14 @@ def test_what_fails_together_again_and_again_is_not_joined_any_more():
 def test_the_policy_hears_of_a_joined_forward_that_was_too_large(at_once):
     heard, waits = [], []
 
-    class TooLarge(Pending):
-        def wait(self):
-            waits.append(1)
-            raise MemoryError
-
     def run(given):
-        return (TooLarge if given.rows > 2 else Pending)([(None, given.args[0][:, 0])])
+        def wait():
+            if given.rows > 2:
+                waits.append(1)
+                raise MemoryError
+            return [(None, given.args[0][:, 0])]
+
+        return wait
 
     outcomes, _ = send_all(
         [batch(1, 2), batch(3)], run, at_once=at_once, too_many=heard.append
@@ -168,13 +168,13 @@ def test_the_policy_hears_of_a_joined_forward_that_was_too_large(at_once):
 
 
 def test_a_failure_on_the_way_back_is_met_alone():
-    class Late(Pending):
-        def wait(self):
-            raise RuntimeError("the copy failed")
-
     def run(given):
-        alone = given.rows == 1
-        return (Pending if alone else Late)([(None, given.args[0][:, 0])])
+        def wait():
+            if given.rows > 1:
+                raise RuntimeError("the copy failed")
+            return [(None, given.args[0][:, 0])]
+
+        return wait
 
     outcomes, _ = send_all([batch(1), batch(2)], run)
     assert outcomes == [[1], [2]]
@@ -185,12 +185,12 @@ def test_outputs_that_the_next_forward_overwrites_are_taken_at_once():
 
     def run(given):
         memory[: given.rows] = given.args[0][:, 0]
-        return Pending([(None, memory[: given.rows])])
+        return lambda: [(None, memory[: given.rows])]
 
     batcher = Batcher(contextlib.nullcontext(), at_once=True)
     request = batch(7)
     first = batcher.send(request, run, 10)
-    assert [value.tolist() for _, value in first.wait()] == [[7]]
+    assert [value.tolist() for _, value in first()] == [[7]]
     outcomes, _ = send_all([batch(1, 2), batch(3)], run, at_once=True)
     assert outcomes == [[1, 2], [3]]
 
@@ -198,7 +198,7 @@ def test_outputs_that_the_next_forward_overwrites_are_taken_at_once():
 def test_arguments_by_name_are_joined_by_name():
     one = Batch((), {"a": torch.ones(1, 2), "b": torch.zeros(1)}, rows=1)
     two = Batch((), {"b": torch.ones(2), "a": torch.zeros(2, 2)}, rows=2)
-    assert kind_of(one) == kind_of(two)
+    assert form_of(one) == form_of(two)
     both = joined([one, two])
     assert both.rows == 3
     assert both.kwargs["b"].tolist() == [0, 1, 1]
@@ -206,7 +206,7 @@ def test_arguments_by_name_are_joined_by_name():
 
 @pytest.mark.parametrize("args", [(), (["a", "b"],), (torch.tensor(1.0),)])
 def test_what_has_no_rows_of_tensors_goes_alone(args):
-    assert kind_of(Batch(args, rows=2)) is None
+    assert form_of(Batch(args, rows=2)) is None
 
 
 class Counts(torch.nn.Module):

@@ -25,7 +25,7 @@ class Returned:
     """What comes back of the microbatches of one job."""
 
     def __init__(self, job: Job, code: Code) -> None:
-        self._finish = Postprocess(job, code)
+        self._postprocess = Postprocess(job, code)
         group = job.group
         self._chain = (
             None if group is None or group.chain is None else read_chain(group.chain)
@@ -44,13 +44,15 @@ class Returned:
             return bound
         return {**dict(enumerate(batch.args)), **batch.kwargs, **self._extra}
 
-    def finish(self, values: dict[Any, Any], batch: Batch) -> list[tuple[Any, Any]]:
+    def postprocess(
+        self, values: dict[Any, Any], batch: Batch
+    ) -> list[tuple[Any, Any]]:
         """Return the fields of an answer, after `postprocess`."""
         if self.outputs is not None:
             return list(values.items())
         chain = self._chain
         output = rebuilt(values) if chain is None else chain.output(values)
-        return self._finish(output, batch, batch.args, batch.kwargs)
+        return self._postprocess(output, batch, batch.args, batch.kwargs)
 
 
 def called(values: dict[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

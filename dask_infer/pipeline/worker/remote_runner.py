@@ -8,8 +8,8 @@ import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from functools import partial
 from math import ceil
 from typing import Any, TypeVar
 
@@ -19,20 +19,18 @@ from distributed import Reschedule, Worker
 from dask_infer._dask import current_task_key
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
-from dask_infer.batch.sizing.token_budget import TokenBudget
+from dask_infer.device.stream import Fields, Pending
 from dask_infer.metrics.recorder import meter
 from dask_infer.pipeline.messages.group_state import GroupState
-from dask_infer.pipeline.messages.microbatch import Payload, RemoteTraceback
+from dask_infer.pipeline.messages.microbatch import Failure, Payload, RemoteTraceback
 from dask_infer.pipeline.worker.group_client import Call, GroupClient
 from dask_infer.pipeline.worker.group_outputs import Returned
 from dask_infer.pipeline.worker.group_request import grouped_worker, leave_thread
 from dask_infer.pipeline.worker.microbatch_comms import InFlight, comms_of
 from dask_infer.pipeline.worker.serve import is_wanted
 from dask_infer.replica.sizes import Sizes
-from dask_infer.run.runner import Abandoned, Pending
-from dask_infer.spec import Code, GroupSpec, Inputs, Job
-from dask_infer.spec.model_spec import Interface
-from dask_infer.spec.token_rules import TokenRules
+from dask_infer.run.runner import Abandoned, Runner
+from dask_infer.spec import Code, GroupSpec, Job
 
 T = TypeVar("T")
 
@@ -102,7 +100,7 @@ def remote_runner(job: Job, code: Code) -> Iterator[RemoteRunner]:
         raise Reschedule from None
 
 
-class RemoteRunner:
+class RemoteRunner(Runner):
     """Batches of one partition through a group of other workers."""
 
     def __init__(
@@ -120,34 +118,14 @@ class RemoteRunner:
         self.returned = Returned(job, code)
         self._loop: asyncio.AbstractEventLoop = client.comms.loop
         self._sent: set[concurrent.futures.Future[Payload]] = set()
-        self._memory = _memory(client)
-
-    @property
-    def interface(self) -> Interface:
-        """What the model wants to be called with."""
-        interface: Interface = self.state.facts.interface
-        return interface
-
-    @property
-    def floating(self) -> torch.dtype | None:
-        """The model's floating dtype."""
-        name = self.state.facts.floating
-        return None if name is None else getattr(torch, name)
-
-    @property
-    def inputs(self) -> Inputs:
-        """The job's inputs."""
-        return self.job.inputs
-
-    @property
-    def dtypes(self) -> Sequence[tuple[str, str]]:
-        """Names and dtypes of the arguments that the model casts."""
-        return self.state.facts.dtypes
-
-    @property
-    def token_rules(self) -> TokenRules:
-        """How a call takes tokens."""
-        return self.state.facts.tokens
+        self.sizes = _sizes(client)
+        facts = state.facts
+        self.interface, self.dtypes = facts.interface, facts.dtypes
+        floating = facts.floating
+        self.floating = None if floating is None else getattr(torch, floating)
+        self.token_rules = facts.tokens
+        self.inputs = job.inputs
+        self.microbatch = state.microbatch
 
     @property
     def window(self) -> int:
@@ -157,11 +135,6 @@ class RemoteRunner:
         return state.window * max(1, ceil(ready / max(1, state.feeders)))
 
     @property
-    def microbatch(self) -> int | None:
-        """Rows that the plan found best, or the user named."""
-        return self.state.microbatch
-
-    @property
     def where(self) -> str:
         """The workers of the stages."""
         state = self.client.state or self.state
@@ -169,17 +142,17 @@ class RemoteRunner:
         return f"the stages of {' and '.join(routes) or self.client.spec.key}"
 
     def batch_size(
-        self, signature: Any, bytes_per_row: float, bound: int | None
+        self, signature: object, bytes_per_row: float, bound: int | None
     ) -> FixedSize:
         """Return the policy of this worker's feeders for the group."""
         rows, best = bound, self.microbatch
         if best is not None:
             rows = ceil(STRETCH * best) if bound is None else min(bound, best)
-        return self._memory.sizes.rows(signature, rows, bytes_per_row, _free_bytes)
+        return super().batch_size(signature, bytes_per_row, rows)
 
-    def token_budget(self, signature: Any, bound: int | None) -> TokenBudget:
-        """Return the policy of this worker's feeders for padded batches."""
-        return self._memory.sizes.tokens(signature, bound, _free_bytes)
+    def free_bytes(self) -> int:
+        """Bytes that a forward may take in a stage."""
+        return STAGE_BYTES
 
     def send(self, batch: Batch) -> Pending:
         """Send a microbatch on its way; returns at once, the window is at its door."""
@@ -189,7 +162,7 @@ class RemoteRunner:
         work = self.client.send(in_flight, batch.rows, call)
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._sent.add(future)
-        return _Sent(self, future, batch)
+        return partial(self._fields, future, batch)
 
     def abandon(self) -> None:
         """Give up what is still on its way."""
@@ -197,74 +170,42 @@ class RemoteRunner:
             future.cancel()
         self._sent.clear()
 
-    def clock(self) -> float:
-        """Return wall time: the work is done elsewhere."""
-        return time.perf_counter()
-
-    def count(self, rows: int) -> None:
-        """Nothing: the stages count what they serve."""
-
-    def discard(self) -> None:
-        """Nothing: a stage that is stuck takes a fresh replica by itself."""
-
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether memory ran out in a stage."""
-        link: BaseException | None = error
-        while link is not None and not isinstance(link, RemoteTraceback):
-            link = link.__cause__
-        return link is not None and link.failure.out_of_memory
+        failure = _failure(error)
+        return failure is not None and failure.out_of_memory
 
-    def first_out_of_memory(self) -> bool:
-        """Whether the group never ran out of memory for a feeder of this worker."""
-        return self._memory.first_out_of_memory()
+    def origin(self, error: BaseException) -> tuple[str | None, int | None]:
+        """Return the worker and the stage that raised an error."""
+        failure = _failure(error)
+        return (None, None) if failure is None else (failure.worker, failure.stage)
 
-    def release_memory(self) -> None:
-        """Nothing: the stage has done so."""
-
-    def answer(self, future: concurrent.futures.Future[Payload]) -> Payload:
-        """Wait for the outputs of a microbatch."""
+    def _fields(
+        self, future: concurrent.futures.Future[Payload], batch: Batch
+    ) -> Fields:
+        """Wait for a microbatch; return the fields that become columns."""
         try:
-            return self.wait(future)
+            with meter("wait"):
+                payload = self.wait(future)
         finally:
             self._sent.discard(future)
+        return self.returned.postprocess(payload.open(), batch)
 
 
-class _Sent:
-    """Outputs of a microbatch on their way back."""
-
-    def __init__(
-        self,
-        runner: RemoteRunner,
-        future: concurrent.futures.Future[Payload],
-        batch: Batch,
-    ) -> None:
-        self._runner, self._future, self._batch = runner, future, batch
-
-    def wait(self) -> Iterable[tuple[Any, Any]]:
-        """Return the fields that become columns."""
-        with meter("wait"):
-            payload = self._runner.answer(self._future)
-        return self._runner.returned.finish(payload.open(), self._batch)
-
-
-@dataclass
-class _Memory:
-    """What the feeders of one worker learned of a group's batches."""
-
-    sizes: Sizes
-    out_of_memory: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def first_out_of_memory(self) -> bool:
-        with self.lock:
-            first, self.out_of_memory = not self.out_of_memory, True
-            return first
+def _failure(error: BaseException) -> Failure | None:
+    """Return what a stage reported of an error that it raised."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, RemoteTraceback):
+        link = link.__cause__
+    return None if link is None else link.failure
 
 
 _clients: weakref.WeakKeyDictionary[Worker, dict[str, GroupClient]] = (
     weakref.WeakKeyDictionary()
 )
-_memories: weakref.WeakKeyDictionary[GroupClient, _Memory] = weakref.WeakKeyDictionary()
+_known_sizes: weakref.WeakKeyDictionary[GroupClient, Sizes] = (
+    weakref.WeakKeyDictionary()
+)
 _lock = threading.Lock()
 
 
@@ -277,13 +218,10 @@ def _group_client(worker: Worker, spec: GroupSpec) -> GroupClient:
         return clients[spec.key]
 
 
-def _free_bytes() -> int:
-    return STAGE_BYTES
-
-
-def _memory(client: GroupClient) -> _Memory:
+def _sizes(client: GroupClient) -> Sizes:
+    """Return what the feeders of one worker learned of a group's batches."""
     with _lock:
-        if client not in _memories:
+        if client not in _known_sizes:
             spec = client.spec
-            _memories[client] = _Memory(Sizes(spec.model.name, ("group", spec.key)))
-        return _memories[client]
+            _known_sizes[client] = Sizes(spec.model.name, ("group", spec.key))
+        return _known_sizes[client]

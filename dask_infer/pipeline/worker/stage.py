@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from dask_infer.batch.outputs.pick import pick
+from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Pending, Stream
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import Recorder, add, meter
@@ -234,10 +235,10 @@ class Stage:
             )
         wait = timeout if stream.overlaps else None
         with meter("forward"):
-            return Payload(values=dict(within(wait, pending.wait, what=what)))
+            return Payload(values=dict(within(wait, pending, what=what)))
 
     def _failure(self, error: BaseException, replica: Replica) -> Failure:
-        memory = replica.device.is_out_of_memory(error)
+        memory = is_out_of_memory(error)
         failure = Failure.of(error, self.index, self.stages, self.worker, memory)
         if memory:
             replica.device.release_memory()
@@ -261,7 +262,7 @@ def _launch(
     stream: Stream,
 ) -> Pending:
     replica.device.enter_forward(place.cpu_threads)
-    _, values = stream.enter(stream.upload((), values))
+    _, values = stream.upload((), values)
     return stream.download(_outputs(values, replica, header))
 
 

@@ -1,4 +1,4 @@
-"""The feeder's loop, on a runner whose outputs come when they are waited for."""
+"""The loop of a partition, on a runner whose outputs come when they are waited for."""
 
 import itertools
 
@@ -28,10 +28,11 @@ def test_rows_run_once_each_whatever_is_under_way(window, most, late):  # DI-09
     assert max(runner.order) <= most
 
 
-def test_batches_are_compared_by_the_clock_of_the_lane():
+def test_batches_are_compared_by_the_clock_of_the_runner():
     runner, seen = Line(), []
     ticks = itertools.count(step=7)
     runner.clock = lambda: next(ticks)
+    runner.size.settled = False
     runner.size.observe = lambda rows, seconds: seen.append((rows, seconds))
     feed(runner)
     assert seen == [(10, 7)] * 10
