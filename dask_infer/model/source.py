@@ -54,8 +54,8 @@ class ModelSource:
         Parameters
         ----------
         path
-            ``*.pt2``, ``*.pt``, ``*.pth``, ``*.onnx``, or a directory of a Hugging Face
-            or sentence-transformers model.
+            A model file (``*.pt2``, ``*.onnx``, ...), or the directory of a Hugging
+            Face or sentence-transformers model.
         trust
             The file may run code when it is loaded, as TorchScript archives, pickled
             modules and some exported programs do. Only for files from people you
