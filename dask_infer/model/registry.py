@@ -13,6 +13,7 @@ from dask_infer.model.formats.function import FunctionFormat
 from dask_infer.model.formats.huggingface import HuggingFaceFormat
 from dask_infer.model.formats.onnx import OnnxFormat
 from dask_infer.model.formats.sentence_transformers import SentenceTransformersFormat
+from dask_infer.model.formats.tflite import TFLiteFormat
 from dask_infer.model.formats.torch_module import TorchModuleFormat
 from dask_infer.model.formats.torchscript import TorchScriptFormat
 from dask_infer.spec.model_spec import ModelSpec
@@ -23,6 +24,7 @@ FORMATS: tuple[Format, ...] = (
     FactoryFormat(),
     ExportedProgramFormat(),
     OnnxFormat(),
+    TFLiteFormat(),
     TorchScriptFormat(),
     SentenceTransformersFormat(),
     HuggingFaceFormat(),
