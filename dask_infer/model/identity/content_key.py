@@ -8,10 +8,8 @@ and never taken for another one.
 
 from __future__ import annotations
 
-import enum
 import functools
 import logging
-import pathlib
 import re
 import struct
 import sys
@@ -141,10 +139,6 @@ def _dict(walk: Walk, obj: dict[Any, Any]) -> None:
             walk.visit(value)
 
 
-def _bytearray(walk: Walk, obj: bytearray) -> None:
-    walk.emit_bytes("bytearray", memoryview(obj))
-
-
 # Everything else
 
 
@@ -169,25 +163,11 @@ def _find(kind: type) -> Rule:
         return _EXACT[kind]
     if hasattr(kind, "backend_tokenizer") or kind.__module__ == "tokenizers":
         return _tokenizer
-    rules: dict[type, Rule] = {object: Walk.visit_reduced, enum.Enum: _enum}
-    rules |= {pathlib.PurePath: _path, **content_code.RULES}
+    rules: dict[type, Rule] = {object: Walk.visit_reduced, **content_code.RULES}
     libraries = {str(cls.__module__).partition(".")[0] for cls in kind.__mro__}
     for name in libraries & content_tensors.RULES.keys():
         rules |= content_tensors.RULES[name](sys.modules[name])
     return next(rules[cls] for cls in kind.__mro__ if cls in rules)
-
-
-def _enum(walk: Walk, obj: enum.Enum) -> None:
-    walk.visit(type(obj))
-    walk.emit("member", obj.name)
-
-
-def _path(walk: Walk, obj: pathlib.PurePath) -> None:
-    walk.emit("path", type(obj).__name__, obj)
-
-
-def _partial(walk: Walk, obj: functools.partial[Any]) -> None:
-    walk.visit_all("partial", (obj.func, obj.args, obj.keywords))
 
 
 #: What a call of a tokenizer leaves behind, and what its Rust part repeats.
@@ -227,6 +207,4 @@ _EXACT: dict[type, Rule] = {
     dict: _dict,
     OrderedDict: _dict,
     set: _set,
-    bytearray: _bytearray,
-    functools.partial: _partial,
 }

@@ -19,11 +19,6 @@ from dask_infer.model.identity.content_walk import Rule, Walk
 # NumPy
 
 
-def _numpy_scalar(walk: Walk, obj: Any) -> None:
-    walk.emit("numpy scalar")
-    _array(walk, obj.reshape(1))
-
-
 def _array(walk: Walk, array: Any) -> None:
     import numpy as np
 
@@ -82,10 +77,6 @@ def _values(walk: Walk, values: Any) -> None:
 
 def _named(walk: Walk, obj: Any) -> None:
     walk.emit(type(obj).__name__, obj)
-
-
-def _size(walk: Walk, obj: Any) -> None:
-    walk.visit_all("size", tuple(obj))
 
 
 def _handle(walk: Walk, obj: Any) -> None:
@@ -318,11 +309,6 @@ def _torch_rules(torch: Any) -> dict[type, Rule]:
         torch.jit.ScriptModule: _script,
         torch.jit.ScriptFunction: _script,
         torch.export.ExportedProgram: _program,
-        torch.Size: _size,
-        torch.dtype: _named,
-        torch.layout: _named,
-        torch.memory_format: _named,
-        torch.device: _named,
         torch._ops.OpOverload: _named,
         torch._ops.OpOverloadPacket: _named,
         torch.UntypedStorage: _storage,
@@ -333,7 +319,7 @@ def _torch_rules(torch: Any) -> dict[type, Rule]:
 
 #: Rules for the classes of a library, made once it is imported.
 RULES: dict[str, Callable[[Any], dict[type, Rule]]] = {
-    "numpy": lambda np: {np.ndarray: _array, np.generic: _numpy_scalar},
+    "numpy": lambda np: {np.ndarray: _array},
     "pandas": lambda pd: {
         pd.DataFrame: _frame,
         pd.Series: _column,
