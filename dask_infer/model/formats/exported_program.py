@@ -25,7 +25,7 @@ from dask_infer.model.formats.torchscript import (
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.loaded_model import ModuleModel
 from dask_infer.model.runtime.place_module import Placement, freeze
-from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.spec.model_spec import ModelSpec
 
 #: How torch words a batch of another size than the exported one.
@@ -57,11 +57,11 @@ class ExportedProgramFormat(Format):
         """Refuse what is no archive."""
         check_zip(path)
 
-    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
         """Load the program, by the rules of safety that hold for every load."""
         with load_errors(spec):
             program = self.load(spec, Placement())
-        return SourceModel(program.target, program)
+        return TraceableModel(program.target, program)
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the program; moving it to a device changes the program itself."""

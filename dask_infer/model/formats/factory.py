@@ -39,7 +39,7 @@ from dask_infer.model.runtime.safetensors_files import (
     safetensors_files,
     safetensors_header,
 )
-from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.trace_errors import cannot_trace
 from dask_infer.model.source import ModelSource
 from dask_infer.spec.model_spec import ModelSpec
@@ -84,10 +84,10 @@ class FactoryFormat(Format):
         )
         return found
 
-    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
         """Build without memory where a file brings the weights, else never."""
         if isinstance(live, torch.nn.Module):  # what it built
-            return SourceModel.of(live)
+            return TraceableModel.of(live)
         if spec.weights is None:
             reason = "what a class or function builds is only known by calling it"
             raise cannot_trace(spec.name, reason)
@@ -102,7 +102,7 @@ class FactoryFormat(Format):
             name = type(module).__name__
             reason = f"{name} is no torch module, so weights= cannot fill it"
             raise cannot_trace(spec.name, reason)
-        return SourceModel.of(module)
+        return TraceableModel.of(module)
 
     def load(self, spec: ModelSpec, placement: Placement) -> LoadedModel:
         """Build the model; what it is says how it wants to be called."""

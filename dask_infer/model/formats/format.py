@@ -22,7 +22,7 @@ from dask_infer.model.identity.file_key import file_key
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.shapes.boosting import Described
-from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.trace_errors import Example, cannot_trace
 from dask_infer.model.store.blob_store import PendingBlob, Store, read_blob
 from dask_infer.spec import Fitted
@@ -215,7 +215,7 @@ class Format:
         """
         raise NotImplementedError
 
-    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
         """Return the torch module, its weights not read where that can be avoided.
 
         Parameters

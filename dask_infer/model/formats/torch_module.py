@@ -25,7 +25,7 @@ from dask_infer.model.runtime.place_module import (
     needs_conversion,
     place,
 )
-from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.source import ModelSource
 from dask_infer.spec.model_spec import ModelSpec
 
@@ -58,10 +58,10 @@ class TorchModuleFormat(Format):
         found.spec = replace(found.spec, compile=compile, nbytes=nbytes)
         return found
 
-    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
         """Return the caller's module, else the pickled one, its tensors mapped."""
         is_module = isinstance(live, torch.nn.Module)
-        return SourceModel.of(live if is_module else read_module(spec))
+        return TraceableModel.of(live if is_module else read_module(spec))
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the module from the content store."""

@@ -27,7 +27,7 @@ from dask_infer.model.runtime.place_module import (
     place,
 )
 from dask_infer.model.runtime.safetensors_files import damaged, refuse_empty
-from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.store.blob_store import default_store, write_pinned
 from dask_infer.spec.model_spec import Blob, ModelSpec
 
@@ -60,10 +60,10 @@ class TorchScriptFormat(Format):
         if not trust:
             raise ModelLoadError(_needs_trust(path))
 
-    def source_model(self, spec: ModelSpec, live: Any) -> SourceModel:
+    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
         """Load the script: its shapes are not known without its weights."""
         with load_errors(spec):
-            return SourceModel(self.load(spec, Placement()).target)
+            return TraceableModel(self.load(spec, Placement()).target)
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the archive or the pickled module, both only if trusted."""

@@ -26,7 +26,7 @@ from dask_infer.model.shapes.padding import token_rules
 
 
 @dataclass(frozen=True)
-class SourceModel:
+class TraceableModel:
     """A model as the client has it, never changed; its shapes are propagated."""
 
     module: torch.nn.Module
@@ -34,7 +34,7 @@ class SourceModel:
     program: LoadedModel | None = None
 
     @classmethod
-    def of(cls, module: torch.nn.Module) -> SourceModel:
+    def of(cls, module: torch.nn.Module) -> TraceableModel:
         """Return the source of a module, without what compiled it."""
         return cls(unwrapped(module))
 

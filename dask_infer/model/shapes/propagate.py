@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import is_lazy, parse_dtype
-from dask_infer.model.shapes.fake_model import SourceModel
+from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.padding import generates
 from dask_infer.model.shapes.sandbox import sandbox
 from dask_infer.model.shapes.strict_dtypes import StrictDtypes
@@ -102,7 +102,7 @@ def propagate(
     with sandbox():
         if format_of(spec).declares_outputs:
             return _declared(spec, examples, method, dtype)
-        source = _source_model(spec, live)
+        source = _traceable_model(spec, live)
         call = _Call(
             spec.name, source, method, examples, dict(call_kwargs or {}), dtype
         )
@@ -126,7 +126,7 @@ def check_call(
         return
     examples: dict[Key, Example] = dict(enumerate(args))
     examples.update(kwargs.items())
-    source = _source_model(spec, live)
+    source = _traceable_model(spec, live)
     _Call(spec.name, source, method, examples, dict(call_kwargs or {}), None).checked()
 
 
@@ -143,9 +143,9 @@ def _declared(
     return compared(*both).traced(floating, integers)
 
 
-def _source_model(spec: ModelSpec, live: object | None) -> SourceModel:
+def _traceable_model(spec: ModelSpec, live: object | None) -> TraceableModel:
     """Return the model with no weights loaded, as far as its format allows."""
-    source = format_of(spec).source_model(spec, live)
+    source = format_of(spec).traceable_model(spec, live)
     tensors = chain(source.module.parameters(), source.module.buffers())
     if any(is_lazy(tensor) for tensor in tensors):
         reason = "lazy layers have no sizes yet: call it once on an example row"
@@ -158,7 +158,7 @@ class _Call:
     """One model and one way of calling it."""
 
     name: str
-    source: SourceModel
+    source: TraceableModel
     method: str | None
     examples: dict[Key, Example]
     extra: dict[str, Any]
