@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dask_infer import config
-from dask_infer.client.examples import examples
+from dask_infer.client.examples import examples, split_keys
 from dask_infer.client.model_call import ModelCall
 from dask_infer.model.runtime.stage_model import chain_blob, read_chain
 from dask_infer.spec import Blob, GroupSpec, Inputs, Patience
@@ -54,7 +54,7 @@ def _chain(call: ModelCall, inputs: Inputs) -> Blob:
             'dtype="int8": stages run in floating dtypes only; pass "bfloat16", or '
             'leave out parallel="pipeline"'
         )
-    args, kwargs = examples(call, inputs)
+    args, kwargs = split_keys(examples(call, inputs))
     blob = chain_blob(
         call.spec,
         call.recognised.live,

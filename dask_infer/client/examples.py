@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -14,62 +14,50 @@ from dask_infer.client.model_call import ModelCall
 from dask_infer.model.shapes.propagate import CannotTrace, Example
 from dask_infer.spec import Argument, Inputs
 
+#: An argument of the model's call: its position or its name.
+Key = int | str
+
 #: What tokenizers return where they do not say.
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def examples(
-    call: ModelCall, inputs: Inputs
-) -> tuple[list[Example], dict[str, Example]]:
-    """Return one row of each positional argument, and of each keyword argument.
+def examples(call: ModelCall, inputs: Inputs) -> dict[Key, Example]:
+    """Return one row of each argument, by its position or name in the model's call.
 
     Raises
     ------
     CannotTrace
         If only running `preprocess` or the tokenizer shows what they are.
     """
-    tokens = _token_examples(call) if inputs.tokenized else {}
-    if tokens and not any(map(_is_text, inputs.arguments)):
-        return [], tokens  # preprocess= makes the text
+    made = _token_examples(call) if inputs.tokenized else {}
+    if made and not any(map(_is_text, inputs.arguments)):
+        return made  # preprocess= makes the text
     if call.interface == "tensor":
         _check_traceable(inputs)
-    arguments = inputs.arguments
-    unknown = next((a for a in arguments if a.shape is None), None)
+    unknown = next((a for a in inputs.arguments if a.shape is None), None)
     if call.request.preprocess is not None and unknown is not None:
         raise unknown_shape(unknown, "what preprocess= makes of them is not known")
-    made = {
-        place: _example(argument, call.frame_meta)
-        for place, argument in enumerate(arguments)
-        if not (inputs.tokenized and _is_text(argument))
-    }
-    named = {str(arguments[p].keyword): example for p, example in made.items()}
-    named.pop("None", None)
-    return [made[place] for place in positional(inputs)], tokens | named
+    for key, place in places(inputs).items():
+        made[key] = _example(inputs.arguments[place], call.frame_meta)
+    return made
 
 
-def positional(inputs: Inputs) -> list[int]:
-    """Places of the arguments that the model gets by position; tokens have names."""
-    return [
-        place
-        for place, argument in enumerate(inputs.arguments)
-        if argument.keyword is None and not (inputs.tokenized and _is_text(argument))
-    ]
-
-
-def chosen_places(
-    inputs: Inputs,
-    args: Sequence[Example],
-    kwargs: Mapping[str, Example],
-    chosen: Callable[[Example], bool],
-) -> dict[int | str, int]:
-    """Return the places of the arguments whose examples are chosen, by their keys."""
-    places: dict[int | str, int] = dict(enumerate(positional(inputs)))
+def places(inputs: Inputs) -> dict[Key, int]:
+    """Return where each argument of the call stands in `inputs`; tokens do not."""
+    found: dict[Key, int] = {}
     for place, argument in enumerate(inputs.arguments):
-        if argument.keyword is not None:
-            places[argument.keyword] = place
-    keyed: dict[int | str, Example] = dict(enumerate(args))
-    keyed.update(kwargs)
-    return {key: p for key, p in places.items() if key in keyed and chosen(keyed[key])}
+        if not (inputs.tokenized and _is_text(argument)):
+            position = sum(isinstance(key, int) for key in found)
+            found[position if argument.keyword is None else argument.keyword] = place
+    return found
+
+
+def split_keys(
+    made: Mapping[Key, Example],
+) -> tuple[list[Example], dict[str, Example]]:
+    """Return positional and keyword arguments."""
+    args = [made[key] for key in sorted(k for k in made if isinstance(k, int))]
+    return args, {key: ex for key, ex in made.items() if isinstance(key, str)}
 
 
 def unknown_shape(argument: Argument, reason: str) -> CannotTrace:
@@ -97,7 +85,7 @@ def _example(argument: Argument, frame_meta: pd.DataFrame) -> Example:
     )
 
 
-def _token_examples(call: ModelCall) -> dict[str, Example]:
+def _token_examples(call: ModelCall) -> dict[Key, Example]:
     """Return what the tokenizer's outputs look like."""
     tokenizer = call.tokenizer
     names = getattr(tokenizer, "model_input_names", None)

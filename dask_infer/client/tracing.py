@@ -6,12 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 from dask_infer.batch.inputs.resolve_inputs import with_integers, with_lists
-from dask_infer.client.examples import (
-    chosen_places,
-    examples,
-    positional,
-    unknown_shape,
-)
+from dask_infer.client.examples import examples, places, split_keys, unknown_shape
 from dask_infer.client.model_call import ModelCall
 from dask_infer.errors import InputError, OutputError
 from dask_infer.model.identity.content_key import content_key
@@ -55,7 +50,7 @@ def trace(call: ModelCall, inputs: Inputs) -> Traced:
 def _propagated(call: ModelCall, inputs: Inputs) -> Traced:
     """Propagate shapes, or return those of an equal call before."""
     spec, request = call.spec, call.request
-    args, kwargs = examples(call, inputs)
+    args, kwargs = split_keys(examples(call, inputs))
     options: dict[str, Any] = {
         "method": request.method,
         "call_kwargs": request.call_kwargs,
@@ -73,7 +68,7 @@ def _propagated(call: ModelCall, inputs: Inputs) -> Traced:
 
 def check(call: ModelCall, inputs: Inputs) -> None:
     """Refuse methods and arguments that a module does not take; runs no model code."""
-    args, kwargs = examples(call, inputs)
+    args, kwargs = split_keys(examples(call, inputs))
     check_call(
         call.spec,
         call.recognised.live,
@@ -86,18 +81,27 @@ def check(call: ModelCall, inputs: Inputs) -> None:
 
 def undecided_integers(call: ModelCall, inputs: Inputs) -> Undecided | None:
     """Return the integers that a model may read as floats or as integers."""
-    args, kwargs = examples(call, inputs)
-    places = chosen_places(inputs, args, kwargs, lambda ex: ex.integers or ex.floats)
-    return Undecided(tuple(args), kwargs, places) if places else None
+    made = examples(call, inputs)
+    chosen = {
+        key: place
+        for key, place in places(inputs).items()
+        if key in made and (made[key].integers or made[key].floats)
+    }
+    args, kwargs = split_keys(made)
+    return Undecided(tuple(args), kwargs, chosen) if chosen else None
 
 
 def with_traced_dtypes(call: ModelCall, inputs: Inputs, traced: Traced) -> Inputs:
     """Return `inputs` in the dtypes in which the model took them."""
-    places = positional(inputs)
-    integers = [places[k] if isinstance(k, int) else k for k in traced.as_integers]
+    keys = places(inputs)
+    integers = [keys[k] if isinstance(k, int) else k for k in traced.as_integers]
     inputs = with_integers(inputs, call.frame_meta, integers)
-    args, kwargs = examples(call, inputs)
-    lists = chosen_places(inputs, args, kwargs, lambda ex: ex.unknown or ex.floats)
+    made = examples(call, inputs)
+    lists = {
+        key: place
+        for key, place in keys.items()
+        if key in made and (made[key].unknown or made[key].floats)
+    }
     return with_lists(inputs, traced.dtypes(lists))
 
 
