@@ -17,14 +17,14 @@ from dask_infer.model.split.example_call import ExampleCall
 from dask_infer.model.split.exported_graph import Graph
 from dask_infer.model.split.program import Program, WeightRef
 from dask_infer.model.split.size_guards import Guard
-from dask_infer.model.split.source_model import SourceModel
+from dask_infer.model.split.source_model import SplitSource
 
 #: Rows at which bytes a row are counted: masks of positions do not depend on rows.
 _ROWS = 64
 
 
 def assemble(
-    source: SourceModel,
+    source: SplitSource,
     call: ExampleCall,
     graph: Graph,
     places: Mapping[str, int],

@@ -18,7 +18,6 @@ from torch import nn
 from torch.fx.node import map_aggregate
 
 from dask_infer.device.threads import use_cpu_threads
-from dask_infer.model.runtime.footprint import parse_dtype
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import TOKENS, Chain, Tensor
 from dask_infer.model.split.clock import Clock
@@ -53,7 +52,6 @@ def profile(
     *,
     tokens: int = TOKENS,
     device: str = "cpu",
-    dtype: str | None = None,
     threads: int | None = None,
 ) -> list[BlockCost]:
     """Measure blocks [start, stop) at `rows` rows, without the model's weights.
@@ -65,14 +63,9 @@ def profile(
     ----------
     rows, tokens
         Size of the batch; tokens only where the model takes texts.
-    dtype
-        Floating dtype of the chain, if any is given.
     threads
         Threads of a forward on the CPU; None as they are.
     """
-    wanted = parse_dtype(dtype)
-    if wanted is not None and wanted != chain.floating:
-        raise ValueError(f"dtype={dtype!r}: the chain was split for {chain.floating}")
     if threads is not None:
         use_cpu_threads(threads)
     bench = _Bench(chain, rows, tokens, torch.device(device))
@@ -90,6 +83,8 @@ class _Bench:
         self._layers = chain.layers()
         self._fingerprint = fingerprints(self._layers)
         self._known: dict[bytes, BlockCost] = {}
+        self._is_cpu = device.type == "cpu"
+        self._cache = torch.empty(CACHE if self._is_cpu else 0, dtype=torch.uint8)
 
     def cost(self, block: int) -> BlockCost:
         """Measure a block, or return the cost of one that is like it."""
@@ -107,10 +102,6 @@ class _Bench:
             self._known[mark] = cost
         return replace(self._known[mark], name=made.name)
 
-    @property
-    def _is_cpu(self) -> bool:
-        return self._device.type == "cpu"
-
     def _carry(self, block: int) -> dict[str, Any]:
         """Return what enters a block; by running those before where it is not known."""
         try:
@@ -127,15 +118,14 @@ class _Bench:
         stage = self._chain.stage(block, block + 1, self._device, layers=self._layers)
         held = dict(named_tensors(stage))
         self._fill(stage)
-        cache = torch.empty(CACHE if self._is_cpu else 0, dtype=torch.uint8)
         with torch.inference_mode():
+            handed: dict[str, Any] = stage(carry)  # warms up
             while clock is not None and not clock.enough:
-                cache.fill_(clock.runs)
+                self._cache.fill_(clock.runs)
                 self._wait()
                 with clock:
                     stage(carry)
                     self._wait()
-            handed: dict[str, Any] = stage(carry)
         for name, tensor in held.items():  # other blocks share the modules
             parent, _, leaf = name.rpartition(".")
             setattr(stage.get_submodule(parent), leaf, tensor)

@@ -10,10 +10,10 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-#: Runs at most, after one that warms up.
-RUNS = 15
+#: Runs at most.
+RUNS = 7
 #: Seconds after which nothing is run again.
-ENOUGH = 0.5
+ENOUGH = 0.1
 
 
 class Clock:
@@ -51,8 +51,6 @@ class Clock:
         wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
         self.runs += 1
         self._spent += wall
-        if self.runs == 1:  # warms up
-            return
         if self._alone and _interruptions() > interruptions:
             self._interrupted.append(cpu)
         else:
@@ -61,7 +59,7 @@ class Clock:
     @property
     def enough(self) -> bool:
         """Whether another run would tell little."""
-        return self.runs > RUNS or (self.runs > 1 and self._spent > ENOUGH)
+        return self.runs >= RUNS or self._spent > ENOUGH
 
     @property
     def seconds(self) -> float:

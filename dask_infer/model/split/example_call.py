@@ -12,7 +12,7 @@ import torch
 from dask_infer.model.shapes.propagate import with_mask
 from dask_infer.model.shapes.trace_errors import Example, check_arity, label
 from dask_infer.model.split.layer_signature import ROWS, TOKENS
-from dask_infer.model.split.source_model import SourceModel
+from dask_infer.model.split.source_model import SplitSource
 from dask_infer.model.split.split_refusals import CannotSplit
 
 Key = int | str
@@ -37,7 +37,7 @@ class ExampleCall:
 
     @classmethod
     def of(
-        cls, source: SourceModel, examples: Mapping[Key, Example], extra: dict[str, Any]
+        cls, source: SplitSource, examples: Mapping[Key, Example], extra: dict[str, Any]
     ) -> ExampleCall:
         """Check the arguments against the model's signature.
 

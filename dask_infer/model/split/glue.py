@@ -27,7 +27,7 @@ from dask_infer.model.split.layer_operator import OpaqueLayers
 from dask_infer.model.split.model_state import changed, described
 from dask_infer.model.split.nesting import take_apart
 from dask_infer.model.split.size_guards import Guard, guards_of
-from dask_infer.model.split.source_model import SourceModel
+from dask_infer.model.split.source_model import SplitSource
 from dask_infer.model.split.split_refusals import (
     CannotSplit,
     NotExactError,
@@ -39,7 +39,7 @@ from dask_infer.model.split.split_refusals import (
 
 
 def split_glue(
-    source: SourceModel, call: ExampleCall, cuts: tuple[str, ...] | None
+    source: SplitSource, call: ExampleCall, cuts: tuple[str, ...] | None
 ) -> Chain:
     """Export the code around the layers, and cut between their calls.
 
@@ -116,7 +116,7 @@ def _started(graph: Graph, path: str, places: Mapping[str, int]) -> str:
 
 
 def _read(
-    source: SourceModel, call: ExampleCall, paths: list[str]
+    source: SplitSource, call: ExampleCall, paths: list[str]
 ) -> tuple[Graph, Any, tuple[Guard, ...]]:
     """Return the graph, the structure of the output, and the sizes it is right for."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())

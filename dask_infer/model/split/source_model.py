@@ -24,7 +24,7 @@ from dask_infer.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class SourceModel:
+class SplitSource:
     """The model as the client has it; never changed."""
 
     spec: ModelSpec
@@ -87,7 +87,7 @@ class SourceModel:
 
 def open_source(
     spec: ModelSpec, live: object | None, dtype: torch.dtype | None
-) -> SourceModel:
+) -> SplitSource:
     """Open a model without reading its weights.
 
     Raises
@@ -101,7 +101,7 @@ def open_source(
     if any(nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
         reason = "lazy layers have no sizes yet"
         raise CannotSplit(spec.name, reason, "call it once on an example row")
-    return SourceModel(spec, module, dtype)
+    return SplitSource(spec, module, dtype)
 
 
 _AS_MODULE = "pass the torch module itself, or its directory"

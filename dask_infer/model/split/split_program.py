@@ -19,7 +19,7 @@ from dask_infer.model.split.example_call import ExampleCall, Key, is_padded
 from dask_infer.model.split.exported_graph import Graph, GraphReader, functional
 from dask_infer.model.split.glue import places_of
 from dask_infer.model.split.nesting import Leaf, Node, take_apart
-from dask_infer.model.split.source_model import SourceModel
+from dask_infer.model.split.source_model import SplitSource
 from dask_infer.model.split.split_refusals import CannotSplit, cause_of
 from dask_infer.spec import ModelSpec
 
@@ -49,7 +49,7 @@ def split_program(
         reason = f"its program cannot be cut: {cause_of(error)}"
         raise CannotSplit(spec.name, reason) from error
     _check_sizes(spec, graph, taken)
-    source = SourceModel(spec, _tree(graph), None)
+    source = SplitSource(spec, _tree(graph), None)
     check_cuts(spec.name, source.module, cuts)
     paths = list(cuts) if cuts else candidates(source.module)
     places = places_of(spec.name, graph, paths, cuts)
