@@ -44,7 +44,7 @@ def assemble(
     exact_cuts
         Keep a first block of what comes before the first module.
     """
-    program, module = graph.program, source.on_meta()
+    program, module = graph.program, source.on_meta
     names, bounds = _blocks(places, len(program.steps), exact_cuts)
     constants = {**source.unsaved(), **graph.constants}
     aliases, tensors = _tensors(module, constants)
@@ -141,4 +141,8 @@ def _row_bytes(program: Program, names: tuple[str, ...]) -> int:
 
 
 def _pickled(obj: object) -> bytes:
-    return pickling.to_bytes(obj, pickling.survey(obj))
+    try:
+        return pickling.to_bytes(obj, pickling.Survey())  # without memory to share
+    except Exception:
+        pickling.survey(obj)  # says what cannot be pickled
+        raise

@@ -122,7 +122,7 @@ def _read(
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     module = source.traceable(mode)
     root = _Root(module)
-    marks = fingerprints(dict(source.on_meta().named_modules()))
+    marks = fingerprints(dict(source.on_meta.named_modules()))
     with OpaqueLayers(module, paths, mode, marks) as layers:
         exported = _export(module, call, root)
         # Decompositions lose some guards (torch 2.13: of a minimum of sizes).

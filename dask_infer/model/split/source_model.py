@@ -7,6 +7,7 @@ built, so a chain brings them along.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,8 +59,9 @@ class SplitSource:
             memo[id(tensor)] = tensor.detach().to("cpu", self.converted(tensor))
         return structure_copy(self.module, memo, lambda t: t.detach().clone())
 
+    @cached_property
     def on_meta(self) -> nn.Module:
-        """Return a copy with parameters and buffers on meta, in eval mode."""
+        """A copy with parameters and buffers on meta, in eval mode."""
         memo: dict[int, Any] = {}
         for parameter in self.module.parameters():
             empty = self._empty(parameter)
