@@ -14,7 +14,7 @@ from dask.dataframe.extensions import (
 )
 
 from dask_infer._dask import DataFrame, Series, new_collection
-from dask_infer.batch.inputs.resolve_inputs import several_levels
+from dask_infer.batch.inputs.frame_columns import several_levels
 from dask_infer.batch.tensor.lists import is_list, to_dense
 from dask_infer.client.request import Request
 from dask_infer.graph.expr import Predict, PredictBatches

@@ -72,7 +72,7 @@ KNOWN_TWINS = {
     "_Seen",
     "_Writer",
 }
-KNOWN_LONG = {"batch/inputs/resolve_inputs.py", "replica/cache.py"}
+KNOWN_LONG = {"replica/cache.py"}
 KNOWN_FULL = {"model/split"}
 KNOWN_FILES = {"stage.py"}
 

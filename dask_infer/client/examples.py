@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 from torch import nn
 
-from dask_infer.batch.inputs.resolve_inputs import all_integers
+from dask_infer.batch.inputs.decided_dtypes import all_integers
 from dask_infer.client.model_call import ModelCall
 from dask_infer.model.shapes.propagate import CannotTrace, Example
 from dask_infer.spec import Argument, Inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from dask_infer.batch.inputs.resolve_inputs import with_integers, with_lists
+from dask_infer.batch.inputs.decided_dtypes import with_integers, with_lists
 from dask_infer.client.examples import examples, places, split_keys, unknown_shape
 from dask_infer.client.model_call import ModelCall
 from dask_infer.errors import InputError, OutputError

@@ -48,7 +48,7 @@ def open_argument(
 ) -> ArgumentReader:
     """Open the columns of one argument.
 
-    `none` as of `plain_frame`; `place` is where the argument stands among all.
+    `none` as of `plain_frame`; `place` is the position of the argument among all.
     """
     if options.interface == "frame":
         return FrameArgument(frame, argument, none)

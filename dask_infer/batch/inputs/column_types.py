@@ -1,4 +1,4 @@
-"""What a column holds: as far as its dtype tells, and as its values tell."""
+"""What a column holds, by its dtype or, for objects, by its values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pandas.api.types import infer_dtype
 
 from dask_infer.batch.tensor.lists import is_list, value_dtype
 
-#: "object" may be anything: only its values tell. "other" cannot become a tensor.
+#: "object" may be anything: only its values show. "other" cannot become a tensor.
 ColumnType = Literal[
     "floating",
     "integer",
@@ -75,7 +75,7 @@ REMEDIES: dict[ColumnType, tuple[str, str]] = {
 
 
 def column_type_of(dtype: Any) -> ColumnType:
-    """Tell what a column of `dtype` holds: NumPy, nullable, Arrow and tensor dtypes."""
+    """Return what a column holds, of a NumPy, nullable, Arrow or tensor dtype."""
     if isinstance(dtype, np.dtype):
         return _BY_CODE.get(dtype.kind, "other")
     if is_list(dtype):
@@ -111,13 +111,13 @@ def _arrow_kind(arrow: pa.DataType) -> ColumnType:
 
 
 def number_type_of(dtype: Any) -> ColumnType:
-    """Tell the kind of a column's numbers, or of the numbers in its lists."""
+    """Return the type of a column's numbers, or of the numbers in its lists."""
     kind = column_type_of(dtype)
     return column_type_of(value_dtype(dtype) or dtype) if kind == "list" else kind
 
 
 def content_of(series: pd.Series[Any]) -> ColumnType:
-    """Tell what a column holds; looks at values where the dtype is object."""
+    """Return what a column holds; looks at values where the dtype is object."""
     kind = column_type_of(series.dtype)
     if kind != "object":
         return kind

@@ -20,7 +20,7 @@ from dask_infer.batch.inputs.column_types import (
     is_missing,
     is_number,
 )
-from dask_infer.batch.inputs.integer_ranges import misfits
+from dask_infer.batch.inputs.frame_columns import STACKED, apart
 from dask_infer.batch.inputs.list_columns import (
     check_lengths_known,
     check_same_length,
@@ -29,7 +29,7 @@ from dask_infer.batch.inputs.list_columns import (
     row_error,
     usual_shape,
 )
-from dask_infer.batch.inputs.resolve_inputs import STACKED, apart
+from dask_infer.batch.tensor.integer_ranges import misfits
 from dask_infer.batch.tensor.lists import row_shape, to_dense
 from dask_infer.batch.tensor.rows import Array, Positions, Shape
 from dask_infer.errors import InputError
@@ -194,7 +194,7 @@ def open_column(
     tensor
         They must become numbers: refuse dates and the like.
     stacked
-        They stand beside other columns: refuse lists.
+        They are stacked with other columns: refuse lists.
     """
     known = shape is not None and None not in shape
     fits = known or stacked or row_shape(series.dtype) is not None
@@ -209,7 +209,7 @@ def open_column(
         return opened(series, shape)
     except InputError:
         usual = shape or usual_shape(series)
-        # A batch of missing rows alone would not tell that they are integers.
+        # A batch of missing rows alone would not show that they are integers.
         whole = holds_ids(series)
         return DeferredColumn(series, lambda part: opened(part, usual), whole)
 

@@ -27,7 +27,7 @@ class EncodeOptions:
     floating: torch.dtype = field(default_factory=torch.get_default_dtype)
     tokenizer: Callable[..., Any] | None = None
     rules: TokenRules = field(default_factory=TokenRules)
-    #: Most tokens the model takes, where its tokenizer may not tell.
+    #: Most tokens the model takes, where its tokenizer may not know.
     max_length: int | None = None
     #: Names and dtypes of the arguments, in order; empty where they are not known.
     dtypes: Sequence[tuple[str, str]] = ()

@@ -23,7 +23,6 @@ from dask_infer.batch.inputs.encode_options import (
     EncodeOptions,
     Interface,
 )
-from dask_infer.batch.inputs.integer_ranges import misfits
 from dask_infer.batch.inputs.plain_columns import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.inputs.preprocessed import (
     add_tensors,
@@ -32,6 +31,7 @@ from dask_infer.batch.inputs.preprocessed import (
     table_of,
 )
 from dask_infer.batch.inputs.token_arguments import TextArgument
+from dask_infer.batch.tensor.integer_ranges import misfits
 from dask_infer.batch.tensor.rows import Positions
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
@@ -62,7 +62,7 @@ class Encoder:
         passed, and lists of integers of any length are only padded for a model that
         names an ``attention_mask``.
     max_length
-        Most tokens the model takes, where its tokenizer may not tell.
+        Most tokens the model takes, where its tokenizer may not know.
     dtypes
         Names and dtypes of its arguments, in order, of a model that casts them.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dask_infer.batch.inputs.column_types import column_type_of, content_of
-from dask_infer.batch.inputs.integer_ranges import misfits
+from dask_infer.batch.tensor.integer_ranges import misfits
 from dask_infer.batch.tensor.lists import to_ragged
 from dask_infer.batch.tensor.rows import Array, Positions, Rows, Shape
 from dask_infer.errors import InputError
@@ -64,9 +64,9 @@ def usual_shape(series: pd.Series[Any]) -> Shape | None:
 
 
 def check_lengths_known(series: pd.Series[Any]) -> None:
-    """Name a missing row of which nothing tells whether a list is missing, or how long.
+    """Name a missing row where it is unknown whether a list is missing, or how long.
 
-    What other rows of the partition tell must not matter, for they may be elsewhere.
+    Other rows of the partition must not decide that: they may be in another partition.
     """
     if column_type_of(series.dtype) not in ("list", "object"):
         return

@@ -1,6 +1,6 @@
 """Columns as plain pandas has them, whatever dtype Dask made of them.
 
-Estimators are fitted in pandas, and many tell ``pd.NA`` from NaN and None.
+Estimators are fitted in pandas, and many distinguish ``pd.NA`` from NaN and None.
 """
 
 from __future__ import annotations

@@ -11,13 +11,9 @@ import torch
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.inputs.column_types import column_type_of
+from dask_infer.batch.inputs.decided_dtypes import with_integers, with_lists
 from dask_infer.batch.inputs.encode_options import EncodeOptions, Interface
-from dask_infer.batch.inputs.resolve_inputs import (
-    as_columns,
-    resolve_inputs,
-    with_integers,
-    with_lists,
-)
+from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding, padding_of
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
@@ -54,7 +50,7 @@ def resolve_again(inputs: Inputs, given: pd.DataFrame, interface: Interface) -> 
 
 
 def _known_shapes(inputs: Inputs, meta: pd.DataFrame) -> dict[str, Any]:
-    """Return the row shapes told at the call, of columns that may still hold lists."""
+    """Return the row shapes known at the call, of columns that may still hold lists."""
     return {
         argument.columns[0]: argument.shape
         for argument in inputs.arguments
@@ -63,6 +59,20 @@ def _known_shapes(inputs: Inputs, meta: pd.DataFrame) -> dict[str, Any]:
         and argument.columns[0] in meta.columns
         and column_type_of(meta[argument.columns[0]].dtype) in ("list", "object")
     }
+
+
+def as_columns(inputs: Inputs) -> object:
+    """Return the ``columns=`` that resolve to `inputs`."""
+    elements = [
+        list(argument.columns) if argument.stacked else argument.columns[0]
+        for argument in inputs.arguments
+    ]
+    pairs = [a.columns[1:] for a in inputs.arguments if not a.stacked]
+    elements += [name for pair in pairs for name in pair]
+    keywords = [argument.keyword for argument in inputs.arguments]
+    if any(keyword is not None for keyword in keywords):
+        return dict(zip(keywords, elements, strict=True))
+    return tuple(elements)
 
 
 def table_of(inputs: Inputs, given: Any) -> Any:

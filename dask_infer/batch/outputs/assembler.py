@@ -49,7 +49,7 @@ class Assembler:
             build_writer(column, n, nullable=nullable, cast=outputs.declared)
             for column in outputs.columns
         ]
-        #: Axes of the values that are in doubt, by place.
+        #: Axes of the values whose second axis is unknown, by place.
         self._ranks: dict[int, int] = {}
         self._missing: npt.NDArray[np.bool_] | None = None
         self._filled = 0
@@ -103,10 +103,10 @@ class Assembler:
         }
 
     def is_axis_unknown(self, picked: dict[Any, Any], padding: Padding) -> bool:
-        """Whether an axis as long as the padded one may be another one by chance.
+        """Whether an axis as long as the padded one may still be another axis.
 
         Only of a column declared by ``meta=``: of an inferred one it is known.
-        `learn_axis` tells the answer, for all batches.
+        `learn_axis` sets the answer, for all batches.
         """
         if padding.lengths is None or not padding.cuts:
             return False

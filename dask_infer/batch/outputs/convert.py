@@ -56,7 +56,7 @@ def _column_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def owned(value: Any) -> Any:
-    """Return a row's value in memory that nobody else has, tensors as NumPy arrays.
+    """Return a row's value in memory of its own, tensors as NumPy arrays.
 
     Containers are built anew: a model may fill the same ones again.
     """
@@ -172,17 +172,17 @@ def error_of_a_row(error: OutputError) -> OutputError:
 
 
 def broken_promise(column: OutputColumn, found: str, array: Any) -> OutputError:
-    """Return what was promised, what came, and the ``meta=`` that would tell so."""
+    """Return what was promised, what came, and the ``meta=`` for it."""
     promised = column.dtype
     if column.shape:
         promised = f"{promised} in rows of shape {column.shape}"
-    told = dtype_name(array.dtype)
+    found_dtype = dtype_name(array.dtype)
     shape: tuple[int | None, ...] = tuple(array.shape[1:])
     if shape and column.shape[:1] == (None,):
         shape = (None, *shape[1:])
-    if shape and shape != (1,) and told not in ("object", "string"):
-        told = f"tensor[{told}, {shape}]"
+    if shape and shape != (1,) and found_dtype not in ("object", "string"):
+        found_dtype = f"tensor[{found_dtype}, {shape}]"
     return OutputError(
         f'output column "{column.name}" is promised as {promised}, the model returned '
-        f'{found}; if that is meant, pass meta={{"{column.name}": "{told}"}}'
+        f'{found}; if that is meant, pass meta={{"{column.name}": "{found_dtype}"}}'
     )

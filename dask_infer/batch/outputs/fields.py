@@ -22,7 +22,7 @@ Fields: TypeAlias = list[tuple[Hashable, Any]]
 
 
 def traced_fields(output: Any, rows: int) -> Fields:
-    """Return the fields of the output for a made-up number of rows, on the client.
+    """Return the fields of an output for synthetic rows, on the client.
 
     Scalars, None and nested structures (a loss, a cache, hidden states) are left out. A
     list holds fields where each entry has all the rows, as no entry a row has.

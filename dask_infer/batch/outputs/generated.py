@@ -37,9 +37,9 @@ class Generation:
         self, rules: TokenRules, call_kwargs: Mapping[str, Any], outputs: Outputs
     ) -> None:
         given = vars(call_kwargs.get("generation_config") or TokenRules())
-        told = {name: given.get(name) for name, _ in rules.generation or ()}
-        told = {name: value for name, value in told.items() if value is not None}
-        self._settings = {**dict(rules.generation or ()), **told, **call_kwargs}
+        own = {name: given.get(name) for name, _ in rules.generation or ()}
+        own = {name: value for name, value in own.items() if value is not None}
+        self._settings = {**dict(rules.generation or ()), **own, **call_kwargs}
         #: Sequences begin with the prompt.
         self._continues = rules.left
         columns = outputs.columns

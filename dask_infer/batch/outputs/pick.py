@@ -112,7 +112,7 @@ def _is_read(value: Any) -> bool:
 
 
 def _is_held(key: Any, value: Any) -> bool:
-    """Whether a value that nobody names may be a column, and is no loss or cache."""
+    """Whether a value without a name may be a column, and is no loss or cache."""
     return is_column(value) or (key is None and _is_read(value))
 
 
@@ -154,7 +154,7 @@ def _by_column(values: list[Any], outputs: Outputs) -> Fields:
 
 
 def _rows(value: Any, column: OutputColumn, outputs: Outputs) -> Any:
-    """Return a column's value, its rows in one tensor where nobody keeps them apart."""
+    """Return a column's value; its rows in one tensor, unless it keeps them apart."""
     apart = column.dtype == "object" or isinstance(column.dtype, pd.ArrowDtype)
     ragged = outputs.declared and column.shape[:1] == (None,)
     return value if apart or ragged else stacked(value)
@@ -168,12 +168,12 @@ def _not_found(
         for column in columns
     )
     if None in held:
-        told = "one array without a name"
+        found = "one array without a name"
     elif held:
-        told = "arrays in " + ", ".join(map(repr, held))
+        found = "arrays in " + ", ".join(map(repr, held))
     else:
-        told = "no array with an entry a row"
+        found = "no array with an entry a row"
     return OutputError(
-        f"{wanted} promised, the model returned {told} (a {type(output).__name__}); "
+        f"{wanted} promised, the model returned {found} (a {type(output).__name__}); "
         'pick fields by output={"field": "name"}, or name what comes by meta='
     )

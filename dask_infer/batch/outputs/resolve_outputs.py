@@ -77,7 +77,7 @@ def outputs_from_estimator(
     output: Naming,
     kept: Iterable[Hashable],
 ) -> Outputs:
-    """Return the columns of an estimator that tells what it returns.
+    """Return the columns of an estimator, whose attributes say what it returns.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def outputs_from_meta(
 def check_names(
     outputs: Outputs, kept: Iterable[Hashable], *, quarantine: bool = False
 ) -> Outputs:
-    """Return `outputs` if its names stand beside the kept columns.
+    """Return `outputs` if its names differ from those of the kept columns.
 
     Raises
     ------

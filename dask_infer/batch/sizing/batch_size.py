@@ -11,7 +11,7 @@ FIRST_BATCH = 256 * 1024
 #: Bounds of the first batch, in rows.
 FIRST_ROWS = (8, 4096)
 
-#: Rows of the first batch where nobody knows how large a row is: `preprocess` may make
+#: Rows of the first batch where the size of a row is not known: `preprocess` may make
 #: an image of each.
 UNKNOWN_ROWS = 32
 
@@ -42,11 +42,11 @@ class BatchSize(HillClimber):
         Parameters
         ----------
         bytes_per_row
-            Bytes of one row's tensors; 0 where nobody can tell.
+            Bytes of one row's tensors; 0 where unknown.
         nbytes_model
             Weights still to be loaded into `free_bytes`; 0 once they are resident.
         free_bytes
-            Bytes free on the device; None where it cannot tell.
+            Bytes free on the device; None where unknown.
         """
         self._free = None if free_bytes is None else max(0, free_bytes - nbytes_model)
         self._weighed = bytes_per_row > 0
@@ -59,7 +59,7 @@ class BatchSize(HillClimber):
                 self.limit = self._most(bytes_per_row)
                 self.size = min(1 << (first.bit_length() - 1), self.limit)
                 self.settled = 2 * self.size > self.limit
-                self._way = 0
+                self._direction = 0
                 self._restart()
             return self.size
 

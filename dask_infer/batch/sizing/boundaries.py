@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 
-#: What another forward costs, in padded tokens, where nobody has measured it.
+#: What another forward costs, in padded tokens, until it was measured.
 FORWARD_COST = 64
 
 

@@ -34,14 +34,14 @@ CLEAR_GAIN = 1.1
 #: and fills caches.
 WARM_UP = 3
 
-#: A forward tells of a size when it fills this much of it.
+#: A forward counts for a size when it fills this much of it.
 FULL = 0.75
 
 
 class FixedSize:
     """The user's ``batch_size=n``: an upper bound that only lack of memory lowers."""
 
-    #: Most rows, or padded tokens, of a forward; while two are on trial, the smaller.
+    #: Most rows, or padded tokens, of a forward; while two are compared, the smaller.
     size: int
     #: Whether `size` will only change for lack of memory.
     settled: bool
@@ -97,10 +97,10 @@ class FixedSize:
 class HillClimber(FixedSize):
     """A size that climbs to the fastest, and stays there for good.
 
-    A pair is on trial, a size and its double, and short runs take turns between them,
-    so that both see the same moment of the machine. Where each size had its time, a
-    neighbour that filled the caches just then made a doubling look useless, and climbs
-    ended at 32 rows where 128 were fastest (benchmarks/batch_size).
+    Tests a size against its double in alternating short runs, so that both see the
+    same moment of the machine. With one long run of each, a neighbour that filled the
+    caches just then made a doubling look useless, and the search ended at 32 rows where
+    128 were fastest (benchmarks/batch_size).
     All threads are on one size at a time: where they wait for each other, a forward's
     time holds that of a neighbour, too.
 
@@ -116,8 +116,8 @@ class HillClimber(FixedSize):
         #: Rows, or padded tokens, that went by until the size had settled.
         self.spent = 0
         self.settled = 2 * size > limit
-        #: 1 on the way up, -1 on the way down, 0 while the first pair is on trial.
-        self._way = 0
+        #: 1 on the way up, -1 on the way down, 0 during the first pair.
+        self._direction = 0
         self._seen = 0
         #: Whether the larger of the pair has its turn, and its forwards so far.
         self._larger, self._run = False, 0
@@ -125,12 +125,12 @@ class HillClimber(FixedSize):
         self._runs, self._rates = 0, _no_rates()
 
     def next_size(self) -> int:
-        """Return the size of the next forward: those on trial take turns."""
+        """Return the size of the next forward: the two of the pair take turns."""
         with self._lock:
-            return self._on_trial()
+            return self._current()
 
     def observe(self, amount: int, seconds: float) -> None:
-        """Count one forward; one that fills no size on trial tells nothing of it."""
+        """Count one forward; one that fills neither size of the pair is ignored."""
         with self._lock:
             if self.settled:
                 return
@@ -138,7 +138,7 @@ class HillClimber(FixedSize):
             self._seen += 1
             if self._seen <= WARM_UP or seconds <= 0:
                 return
-            size = self._on_trial()
+            size = self._current()
             if not FULL * size <= amount <= size:
                 return
             self._run += 1
@@ -166,32 +166,32 @@ class HillClimber(FixedSize):
                 self.size = max(1, min(int(state["size"]), self.limit))
                 self.settled = True
 
-    def _on_trial(self) -> int:
+    def _current(self) -> int:
         return 2 * self.size if self._larger and not self.settled else self.size
 
     def _restart(self) -> None:
-        """Put another pair on trial, of which nothing was seen."""
+        """Start to compare another pair, without observations."""
         self._larger, self._run = False, 0
         self._runs, self._rates = 0, _no_rates()
 
     def _decide(self, small: deque[float], large: deque[float]) -> None:
-        """Go on to the next pair, or settle, once the two rates can be told apart."""
+        """Go on to the next pair, or settle, once the two rates differ clearly."""
         gain = _fastest(large) / _fastest(small)
         won = len(large) == OBSERVATIONS and gain > GAIN
         won |= min(large) > max(small) * CLEAR_GAIN
         if not won and self._runs < PATIENCE:
             return
         self._restart()
-        if won and self._way >= 0:
-            self._way, self.size = 1, 2 * self.size
+        if won and self._direction >= 0:
+            self._direction, self.size = 1, 2 * self.size
             self.settled = 2 * self.size > self.limit
-        elif self._way == 0 or (self._way < 0 and gain < 1 / GAIN):
-            self._way = -1
+        elif self._direction == 0 or (self._direction < 0 and gain < 1 / GAIN):
+            self._direction = -1
             self.settled = self.size == 1
             self.size = max(1, self.size // 2)
         else:
             self.settled = True
-            if self._way < 0:
+            if self._direction < 0:
                 self.size *= 2
 
 

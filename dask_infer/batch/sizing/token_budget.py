@@ -24,7 +24,7 @@ FIRST_TOKENS = 1024
 MOST_TOKENS = 1 << 19
 
 #: Bytes of activations alive at once for each padded token: four blocks of 4 x 1,024
-#: floats. Where a model takes more, lack of memory tells.
+#: floats. Where a model takes more, an out-of-memory error lowers it.
 TOKEN_BYTES = 64 * 1024
 
 #: After how many forwards the forward cost is fitted.
@@ -40,15 +40,15 @@ COSTS = (4.0, 16_384.0)
 class TokenBudget(HillClimber):
     """Most padded tokens of a forward: the user's bound, or climbed to.
 
-    Rows come by falling length, so the two budgets on trial see rows of the same
-    length, and a forward of short rows is never compared with one of long rows.
+    Rows come by falling length, so the two budgets that are compared see rows of the
+    same length, and a forward of short rows is never compared with one of long rows.
 
     Parameters
     ----------
     bound
         The user's most padded tokens; None to learn the best.
     free_bytes
-        Bytes free on the device; None where it cannot tell.
+        Bytes free on the device; None where unknown.
     """
 
     unit = "tokens"

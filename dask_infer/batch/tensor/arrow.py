@@ -18,7 +18,7 @@ from dask_infer.batch.tensor.rows import (
     Rows,
     masked,
     offsets_of,
-    upright,
+    row_mask,
 )
 
 
@@ -37,7 +37,7 @@ def is_list(arrow: pa.DataType) -> bool:
 
 
 def arrow_row_shape(arrow: pa.DataType) -> tuple[int, ...] | None:
-    """Shape of one row as the type tells it; None where it does not."""
+    """Shape of one row that the type fixes; None where it fixes none."""
     if isinstance(arrow, pa.FixedShapeTensorType):
         return tuple(arrow.shape)
     if not is_fixed(arrow):
@@ -116,7 +116,7 @@ def _elements(array: pa.Array) -> tuple[Array, Array | None]:
     values, holes = (_inside if is_fixed(array.type) else _uniform)(array)
     if not array.null_count:
         return values, holes
-    absent = np.broadcast_to(upright(_nulls(array), values), values.shape)
+    absent = np.broadcast_to(row_mask(_nulls(array), values), values.shape)
     if values.dtype.kind == "f":
         values = np.where(absent, values.dtype.type(np.nan), values)
     return values, absent if holes is None else absent | holes

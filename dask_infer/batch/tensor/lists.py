@@ -81,7 +81,7 @@ def is_list(dtype: Any) -> bool:
 
 
 def row_shape(dtype: Any) -> Shape | None:
-    """Shape of one row as a pandas dtype tells it; None where it does not."""
+    """Shape of one row that a pandas dtype fixes; None where it fixes none."""
     if isinstance(dtype, TensorDtype):
         return dtype.shape
     arrow = _arrow(dtype)

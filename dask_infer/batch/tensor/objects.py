@@ -34,7 +34,7 @@ def from_objects(values: Array) -> Rows:
     """
     missing = pd.isna(values)
     if missing.all():
-        # Nothing tells a shape: rows without length.
+        # No shape is known: rows without length.
         offsets = np.zeros(len(values) + 1, np.int64)
         return Rows(np.zeros(0), offsets, missing if len(values) else None)
     present = np.flatnonzero(~missing)

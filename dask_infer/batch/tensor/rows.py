@@ -26,7 +26,7 @@ Positions: TypeAlias = slice | npt.NDArray[Any]
 
 
 class BadRow(InputError):
-    """Rows that cannot be stacked; whoever knows the column's name adds it."""
+    """Rows that cannot be stacked; a caller that knows the column adds its name."""
 
     def __init__(self, reason: str, position: int | None = None) -> None:
         super().__init__(reason if position is None else f"row {position} {reason}")
@@ -136,7 +136,7 @@ class Rows:
         if self.missing is None or self.offsets is not None:
             return Rows(self.values.astype(value), self.offsets, self.missing)
         # NaN has no integer: blank the missing rows before they are cast.
-        present = np.where(upright(self.missing, self.values), 0, self.values)
+        present = np.where(row_mask(self.missing, self.values), 0, self.values)
         return masked(present.astype(value), self.missing)
 
     def ragged(self) -> Rows:
@@ -242,7 +242,7 @@ def masked(values: Array, missing: Array) -> Rows:
     if not missing.any():
         return Rows(values)
     blank = _blank(values.dtype)
-    return Rows(np.where(upright(missing, values), blank, values), None, missing)
+    return Rows(np.where(row_mask(missing, values), blank, values), None, missing)
 
 
 def offsets_of(lengths: Array) -> Array:
@@ -268,6 +268,6 @@ def _any(missing: Array | None) -> Array | None:
     return missing if missing is not None and missing.any() else None
 
 
-def upright(missing: Array, values: Array) -> Array:
-    """Stand the mask upright, so that it covers whole rows of `values`."""
+def row_mask(missing: Array, values: Array) -> Array:
+    """Reshape the mask so that it covers whole rows of `values`."""
     return missing.reshape(-1, *[1] * (values.ndim - 1))

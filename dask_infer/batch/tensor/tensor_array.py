@@ -83,7 +83,7 @@ class TensorArray(ExtensionArray):
 
     @classmethod
     def synthetic(cls, dtype: TensorDtype) -> TensorArray:
-        """Two rows of ones, for whoever wants to see what the dtype holds."""
+        """Two rows of ones, as Dask wants examples of a dtype."""
         ones = np.ones((2, *(n or 1 for n in dtype.shape)), dtype.value)
         return cls._conform(Rows(ones), dtype)
 

@@ -55,7 +55,7 @@ def real_tokens(lengths: Array, width: int, side: Side = "right") -> Array:
 
 
 def padding_of(mask: Array) -> Padding:
-    """Return the padding that an ``(n, width)`` mask tells; none if on neither side."""
+    """Return the padding that an ``(n, width)`` mask shows; none if on neither side."""
     lengths, width = mask.sum(axis=1), mask.shape[1]
     sides: tuple[Side, ...] = ("right", "left")
     for side in sides:

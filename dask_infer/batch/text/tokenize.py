@@ -60,7 +60,7 @@ class Tokens:
 
     #: What the tokenizer returned by key: ragged rows, or ``(n, ...)`` arrays.
     keys: Mapping[str, Rows | Array]
-    #: Real tokens of each row; None where nothing tells padding from tokens.
+    #: Real tokens of each row; None where padding cannot be seen.
     lengths: Array | None
     #: What ragged rows are padded with, by key; 0 where nothing is named.
     fills: Mapping[str, int] = field(default_factory=dict)
@@ -165,9 +165,9 @@ def is_hugging_face(tokenizer: object) -> bool:
 
 
 def longest_text(tokenizer: Any, max_length: int | None = None) -> int | None:
-    """Tokens at which texts are truncated; None where nobody tells."""
-    told = getattr(tokenizer, "model_max_length", None)
-    limits = [limit for limit in (told, max_length) if limit and limit < SANE_LENGTH]
+    """Tokens at which texts are truncated; None where that is not known."""
+    own = getattr(tokenizer, "model_max_length", None)
+    limits = [limit for limit in (own, max_length) if limit and limit < SANE_LENGTH]
     return int(min(limits)) if limits else None
 
 

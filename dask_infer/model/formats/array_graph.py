@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dask_infer.batch.inputs.integer_ranges import misfits
+from dask_infer.batch.tensor.integer_ranges import misfits
 from dask_infer.errors import InputError
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.methods import MissingMethodError

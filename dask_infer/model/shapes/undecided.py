@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dask_infer.batch.inputs.resolve_inputs import with_lists
+from dask_infer.batch.inputs.decided_dtypes import with_lists
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.shapes.propagate import propagate
 from dask_infer.model.shapes.trace_errors import CannotTrace

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dask_infer.batch.inputs.columns import ArrayColumn
+from dask_infer.batch.inputs.decided_dtypes import with_integers
 from dask_infer.batch.inputs.encoder import Encoder
-from dask_infer.batch.inputs.resolve_inputs import resolve_inputs, with_integers
+from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs

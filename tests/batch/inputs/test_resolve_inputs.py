@@ -10,12 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dask_infer.batch.inputs.resolve_inputs import (
-    all_integers,
-    as_columns,
-    resolve_inputs,
-    with_integers,
-)
+from dask_infer.batch.inputs.decided_dtypes import all_integers, with_integers
+from dask_infer.batch.inputs.preprocessed import as_columns
+from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 from dask_infer.errors import InputError
 from dask_infer.spec import Argument, Inputs
