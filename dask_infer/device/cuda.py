@@ -63,7 +63,7 @@ class Cuda(Accelerator):
 class CudaStream(Stream):
     """The batches of one partition on their way through a CUDA device."""
 
-    overlaps = True
+    copies = overlaps = True
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ Pending: TypeAlias = Callable[[], Fields]
 class Stream:
     """The null stream: host and device share memory."""
 
+    #: Tensors are copied at all.
+    copies: bool = False
     #: Outputs are fetched while the next forward runs. Without that they are taken at
     #: once: a model may write its next output into the same memory.
     overlaps: bool = False
@@ -45,6 +47,8 @@ class Stream:
 
 class BlockingStream(Stream):
     """Plain copies, for a device without streams."""
+
+    copies = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

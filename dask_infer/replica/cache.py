@@ -84,8 +84,9 @@ class Replica:
     unloading: bool = False
     #: A stage holds a lease as long as it lives: it may be idle even so.
     serving: bool = False
-    #: Rows served so far.
+    #: Rows served so far, and what guards them.
     rows: int = 0
+    counting: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = field(default_factory=time.monotonic)
     #: Batch-size policies, shared by all threads.
     sizes: Sizes = field(init=False)
@@ -115,13 +116,9 @@ class Replica:
 
     def count(self, rows: int) -> None:
         """Add served rows."""
-        with _count_lock:
+        with self.counting:
             self.rows += rows
-            self.last_used = time.monotonic()
-
-
-#: Guards the counters of all replicas; held for moments only.
-_count_lock = threading.Lock()
+        self.last_used = time.monotonic()
 
 
 class ReplicaCache:

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 from dask_infer import config
 from dask_infer.batch.inputs.batch import Batch
+from dask_infer.batch.outputs.pick import pick
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.device import Device
 from dask_infer.device.stream import Fields, Pending, map_tensors
 from dask_infer.errors import ModelLoadError
+from dask_infer.faults.classify import StepFailed
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add, meter
 from dask_infer.model.shapes.undecided import decided
@@ -53,7 +55,7 @@ class LocalRunner(Runner):
         self._leases = leases
         self.replica = self._lease()
         self.device = device = self.replica.device
-        model = self.replica.loaded
+        model = self.model
         #: The replica may be stuck: the next batch needs another one.
         self._stuck = False
         self.stream = device.stream()
@@ -70,7 +72,8 @@ class LocalRunner(Runner):
             self.call_kwargs = map_tensors(
                 lambda t: t.to(model.device), code.call_kwargs
             )
-        self._fields = Postprocess(job, code)
+        self._postprocess = None if code.postprocess is None else Postprocess(job, code)
+        self._device_lock = device.exclusive()
         # Forwards are for one partition only where `postprocess` sees its frame, or
         # where it must be known which one is stuck.
         self._batcher = None
@@ -125,13 +128,14 @@ class LocalRunner(Runner):
             most = self._most_rows(batch)
             with meter("wait"):
                 return self._batcher.send(batch, self._forward, most, too_many)
-        with meter("wait"), self.device.exclusive():
+        with meter("wait"), self._device_lock:
             pending = self._forward(batch)
         return partial(self._copied, pending) if self.stream.overlaps else pending
 
     def count(self, rows: int) -> None:
         """Add served rows to the replica's."""
-        self.replica.count(rows)
+        with self.replica.counting:
+            self.replica.rows += rows
 
     def discard(self) -> None:
         """Have the next batch, and the next lease, load a fresh replica."""
@@ -169,10 +173,20 @@ class LocalRunner(Runner):
             return self._in_time(pending)
 
     def _launch(self, batch: Batch) -> Pending:
-        args, kwargs = self.stream.upload(batch.args, batch.kwargs)
-        model, method = self.replica.loaded, self.job.method
-        output = model.call(args, {**kwargs, **self.call_kwargs}, method)
-        return self.stream.download(self._fields(output, batch, args, kwargs))
+        """Transfer a batch, call the model, and select its fields."""
+        args, kwargs, copies = batch.args, batch.kwargs, self.stream.copies
+        if copies:
+            args, kwargs = self.stream.upload(args, kwargs)
+        options = {**kwargs, **self.call_kwargs}
+        output = self.model.call(args, options, self.job.method)
+        if self._postprocess is not None:
+            fields = self._postprocess(output, batch, args, kwargs)
+        else:
+            try:
+                fields = pick(output, self.job.outputs)
+            except Exception as error:
+                raise StepFailed("output", error) from error
+        return self.stream.download(fields) if copies else lambda: fields
 
     def _in_time(self, work: Callable[[], T]) -> T:
         name, timeout = self.job.model.name, self.job.timeout
@@ -225,7 +239,7 @@ class LocalRunner(Runner):
         )
         with meter("load"):
             replica = self._leases.enter_context(lease)
-        self.sizes = replica.sizes
+        self.model, self.sizes = replica.loaded, replica.sizes
         return replica
 
     def _renew(self) -> None:

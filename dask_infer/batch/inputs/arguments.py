@@ -114,6 +114,7 @@ class ColumnArgument(ArgumentReader):
     ) -> None:
         self._options = options
         self._keyword = argument.keyword
+        self._is_tensor = options.interface == "tensor"
         self._dtype = options.dtype(argument)
         if argument.content == "text" and options.interface == "numpy":
             self._values: Any = TextColumn(series)
@@ -128,19 +129,22 @@ class ColumnArgument(ArgumentReader):
 
     def add_to(self, batch: Batch, positions: Positions) -> None:
         """Add the values of the rows."""
-        dtype, value = self._dtype, None
+        dtype = self._dtype
         if dtype is not None:
             block = self._values.take(positions, _NUMPY.get(dtype, np.float32))
         else:
             block = self._values.take(positions, None)
-            dtype = self._options.dtype_of(block)
+            if self._is_tensor:
+                dtype = self._options.dtype_of(block)
             if dtype is torch.int64 and block.dtype != np.int64:
                 block = self._values.take(positions, np.int64)
+        value: Any = block
         if block.dtype == object:
             value = block.tolist() if self._values.kind == "text" else block
-        batch.add(
-            self._keyword, self._options.wrap(block, dtype) if value is None else value
-        )
+        elif self._is_tensor:
+            value = torch.from_numpy(block)
+            value = value if dtype is None else value.to(dtype)
+        batch.add(self._keyword, value)
 
 
 class StackedArgument(ArgumentReader):

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 
 from dask_infer.batch.outputs.column_dtypes import STRING, pandas_dtype
 from dask_infer.batch.outputs.convert import (
@@ -110,6 +111,8 @@ class NumberWriter(ColumnWriter):
         self.n = n
         self.target = target
         self.dtype = values
+        #: Dtype of a tensor that NumPy takes as it is.
+        self.tensor_dtype = getattr(torch, values.name, None)
         self.cast = cast
         self.shape = tuple(size or 0 for size in column.shape)
         #: Allocated by the first batch.
@@ -119,7 +122,17 @@ class NumberWriter(ColumnWriter):
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Write numbers."""
-        array, missing = numbers(value, self.column, self.dtype)
+        missing = None
+        if type(value) is np.ndarray and value.dtype == self.dtype:
+            array = value
+        elif (
+            type(value) is torch.Tensor
+            and value.dtype is self.tensor_dtype
+            and value.layout is torch.strided
+        ):
+            array = value.numpy(force=True)
+        else:
+            array, missing = numbers(value, self.column, self.dtype)
         if array.shape != (count, *self.shape):
             array = one_per_row(array, self.column, self.shape, count)
         if array.dtype != self.dtype:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 
 from dask_infer.batch.outputs.fields import (
     Fields,
     all_fields,
     is_column,
-    is_tensor,
     stacked,
 )
 from dask_infer.errors import OutputError
@@ -44,7 +44,8 @@ def pick(output: Any, outputs: Outputs) -> Fields:
     OutputError
         If the columns are not found in the output.
     """
-    if is_tensor(output) or (type(output) is np.ndarray and not output.dtype.names):
+    plain = type(output) is np.ndarray and not output.dtype.names
+    if plain or isinstance(output, torch.Tensor):
         return [(None, output)]
     columns = outputs.columns
     if _are_mappings(output, outputs):

@@ -103,6 +103,8 @@ class FunctionModel(LoadedModel):
     ) -> Any:
         """Return what the function makes of one batch."""
         function = self.function(method)
+        if self._kept.keeps is False:
+            return function(*args, **kwargs)
         return self._kept.run(self.target, lambda: function(*args, **kwargs))
 
 
@@ -127,6 +129,8 @@ class ModuleModel(LoadedModel):
             if method is None and self._compiled is not None:
                 return self._call_compiled(self._compiled, args, kwargs)
             function = self.function(method)
+            if self._kept.keeps is False:
+                return function(*args, **kwargs)
             return self._kept.run(self.target, lambda: function(*args, **kwargs))
 
     def token_rules(self, method: str | None) -> TokenRules:
