@@ -37,6 +37,7 @@ __all__ = [
     "Series",
     "Task",
     "TaskRef",
+    "add_dashboard_pages",
     "count_in_fine_metrics",
     "current_task_key",
     "is_filter_pushdown_available",
@@ -47,6 +48,7 @@ __all__ = [
     "register_tensor_dtype",
     "sample_no_faster",
     "schema_columns",
+    "show_page",
     "task_start",
 ]
 
@@ -193,3 +195,81 @@ def _from_table(
     for name in names:
         frame.insert(order.index(name), name, columns[name])
     return frame
+
+
+def add_dashboard_pages(
+    scheduler: Any, pages: Mapping[str, Any], plots: Mapping[str, str], page: str
+) -> bool:
+    """Add pages to a scheduler's dashboard while it runs; False where it has none.
+
+    Parameters
+    ----------
+    pages
+        Functions ``f(scheduler, template_variables, document)`` by path.
+    plots
+        Names of those that are single plots, by path.
+    page
+        The one that the navigation lists.
+    """
+    try:
+        from bokeh.server.tornado import BokehTornado
+        from distributed.dashboard.core import BokehApplication
+        from distributed.dashboard.scheduler import template_variables
+    except ImportError:  # without bokeh there is no dashboard
+        return False
+    from distributed.http.scheduler.info import IndividualPlots
+
+    server = scheduler.http_application
+    first = next((a for a in server.applications if isinstance(a, BokehTornado)), None)
+    if first is None:
+        return False
+    # These very lists are what all pages of the scheduler show.
+    variables = template_variables(scheduler)
+    if page not in variables["pages"]:
+        variables["pages"].insert(-1, page)
+        variables["plots"] += [
+            {"url": path.strip("/"), "name": name} for path, name in plots.items()
+        ]
+    own = BokehApplication(
+        pages, scheduler, prefix=first.prefix, template_variables=variables
+    )
+    own.initialize(first.io_loop)
+    own.start()
+    server.add_application(own)
+    listed = {f"Individual {name}": path for path, name in plots.items()}
+
+    class AllPlots(IndividualPlots):
+        """Dask lists the plots of its own application only."""
+
+        def write(self, chunk: Any) -> None:
+            """Add ours, under names like Dask's."""
+            super().write(chunk | listed if isinstance(chunk, dict) else chunk)
+
+    path = first.prefix.rstrip("/") + "/individual-plots.json"
+    server.add_handlers(".*", [(path, AllPlots, {"dask_server": scheduler})])
+    return True
+
+
+def show_page(
+    document: Any,
+    parts: list[Any],
+    seconds: float,
+    template: str | None,
+    extra: Mapping[str, Any],
+) -> None:
+    """Fill a document with `parts`, which have a `root` and an `update`.
+
+    `template` extends those of Dask's pages, with `extra` as its variables; None shows
+    the parts alone.
+    """
+    from distributed.dashboard.components import add_periodic_callback
+    from distributed.dashboard.components.scheduler import BOKEH_THEME, env
+
+    for part in parts:
+        part.update()
+        document.add_root(part.root)
+        add_periodic_callback(document, part, int(1e3 * seconds))
+    if template is not None:
+        document.template = env.from_string(template)
+    document.template_variables.update(extra)
+    document.theme = BOKEH_THEME

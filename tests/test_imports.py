@@ -19,19 +19,21 @@ LEVELS = (
     # Arithmetic stands low: the coordinator of `pipeline` plans with it.
     {"device", "metrics", "plan"},
     {"model", "batch", "faults", "_dask"},
+    # The scheduler's side; the first task of a worker has it registered.
+    {"dashboard"},
     {"replica"},
     {"run", "pipeline"},
     {"graph", "client"},
-    {"accessor", "dashboard"},
+    {"accessor"},
     {"cli", "__init__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 #: Rooms that know nothing of Dask, so that they are tested without it.
-WITHOUT_DASK = ("batch", "model", "faults", "plan")
+WITHOUT_DASK = ("batch", "model", "faults", "plan", "metrics")
 
 #: Rooms that never import torch.
-WITHOUT_TORCH = ("spec", "plan", "errors", "config")
+WITHOUT_TORCH = ("spec", "plan", "errors", "config", "metrics", "dashboard")
 
 #: Circles that are still to be opened; this set only shrinks.
 KNOWN_CIRCLES = {

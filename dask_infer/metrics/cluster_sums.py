@@ -16,8 +16,9 @@ from dask_infer.metrics.totals import EARLIER, MODELS
 
 #: Version of the message; what comes in another one is passed over.
 VERSION = 1
-#: Seconds that a rate looks back, and that are kept of each worker.
-RATE, RECENT = 5.0, 30.0
+#: Seconds that a rate looks back, that are kept of each worker, and between two of
+#: those.
+RATE, RECENT, STEP = 5.0, 30.0, 1.0
 #: Jobs that are told apart, the latest.
 JOBS = 64
 
@@ -54,28 +55,32 @@ class WorkerSums:
 
     def __init__(self, message: Message) -> None:
         self.latest = message
-        #: At least `RATE` seconds apart, over `RECENT` seconds, oldest first.
-        self._before = deque([message])
+        #: Sums at moments of the last `RECENT` seconds, oldest first.
+        self._before = deque([(message.at, message.by_model)])
 
     def update(self, message: Message) -> None:
         """Take a newer message."""
+        known = self.latest.by_model
+        for label, sums in message.by_model.items():
+            if known.get(label) == sums:  # models that rest take no memory
+                message.by_model[label] = known[label]
         self.latest = message
-        if message.at - self._before[-1].at >= RATE:
-            self._before.append(message)
-        while len(self._before) > 1 and message.at - self._before[1].at >= RECENT:
+        if message.at - self._before[-1][0] >= STEP:
+            self._before.append((message.at, message.by_model))
+        while len(self._before) > 1 and message.at - self._before[1][0] >= RECENT:
             self._before.popleft()
 
     def recent(self, seconds: float) -> tuple[float, dict[Label, Sums]]:
         """Return what was added in about the last `seconds`, and in how many."""
-        now, oldest = self.latest, self._before[0]
-        for message in self._before:
-            if now.at - message.at >= seconds:
-                oldest = message
+        now = self.latest
+        began, before = self._before[0]
+        for at, by_model in self._before:
+            if now.at - at >= seconds:
+                began, before = at, by_model
         added = {
-            label: sums.since(oldest.by_model.get(label))
-            for label, sums in now.by_model.items()
+            label: sums.since(before.get(label)) for label, sums in now.by_model.items()
         }
-        return now.at - oldest.at, added
+        return now.at - began, added
 
 
 class ClusterSums:

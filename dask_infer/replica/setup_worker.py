@@ -13,6 +13,7 @@ from distributed import Worker
 
 from dask_infer import config
 from dask_infer._dask import sample_no_faster
+from dask_infer.dashboard.watch import register_watch
 from dask_infer.metrics.totals import totals
 from dask_infer.replica.delivery import fetch_through
 from dask_infer.replica.partition_counters import heartbeat_message
@@ -34,6 +35,7 @@ def setup_worker(worker: Worker) -> None:
 def _prepare(worker: Worker) -> None:
     fetch_through(worker)
     worker.metrics["infer"] = heartbeat_message
+    worker.loop.add_callback(register_watch, worker)
     weakref.finalize(worker, totals.forget, worker.address)
     # Dask samples the stack of every task 100 times a second, with the interpreter
     # held: 6 % of the CPU of a worker in benchmarks/overhead (distributed 2026.8.0).
