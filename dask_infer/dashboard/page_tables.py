@@ -172,7 +172,7 @@ def summary(counters: ClusterCounters, found: list[Line]) -> str:
     rate = sum(line.rate for line in found if line.label.stage is None)
     models = len({line.label.model for line in found})
     return (
-        f"{models} models on {len(sums.workers)} of {len(counters.states)} workers. "
-        f"{running:.0f} partitions run, {rows:,} rows are predicted, "
-        f"{rate:,.0f} a second, {failed:,} failed."
+        f"{models} models on {len(sums.workers)} of {len(counters.states)} workers · "
+        f"{running:.0f} partitions running · {rows:,} rows predicted · "
+        f"{rate:,.0f} rows/s · {failed:,} failed rows"
     )

@@ -15,6 +15,7 @@ from bokeh.models import (
     HoverTool,
     HTMLTemplateFormatter,
     NumberFormatter,
+    NumeralTickFormatter,
     RadioButtonGroup,
     StringFormatter,
     TableColumn,
@@ -61,9 +62,9 @@ BAD = (
 )
 #: Field, title, width and kind of each column of the table.
 TABLE_COLUMNS = (
-    ("model", "model", 190, "text"),
-    ("part", "part", 90, "text"),
-    ("worker", "worker", 180, "text"),
+    ("model", "model", 180, "text"),
+    ("part", "part", 105, "text"),
+    ("worker", "worker", 190, "text"),
     ("device", "device", 60, "text"),
     ("bytes", "memory", 80, "bytes"),
     ("rows", "rows", 95, "count"),
@@ -177,14 +178,14 @@ class Rows:
         )
         self.root.name = "infer_rows"
         self.root.multi_line(
-            "at", "rate_out", color="color", legend_group="model", line_width=2,
+            "at", "rate_out", color="color", legend_field="model", line_width=2,
             source=self.source,
         )  # fmt: skip
         self.root.multi_line(
             "at", "rate_in", color="color", line_dash="dashed", source=self.source
         )
         self.root.y_range.start = 0
-        self.root.yaxis.formatter.use_scientific = False
+        self.root.yaxis.formatter = NumeralTickFormatter(format="0,0")
         _place_legend(self.root)
 
     def update(self) -> None:
@@ -204,7 +205,7 @@ class Windows:
         self.root = _figure(title, height, options, x_axis_type="datetime")
         self.root.name = "infer_windows"
         self.root.multi_line(
-            "at", "filled", color="color", legend_group="model", line_width=2,
+            "at", "filled", color="color", legend_field="model", line_width=2,
             source=self.source,
         )  # fmt: skip
         self.root.y_range.start, self.root.y_range.end = 0, 105
@@ -302,7 +303,7 @@ class Failures:
             )  # fmt: skip
         self.root.x_range.start = 0
         self.root.ygrid.visible = False
-        self.root.xaxis.formatter.use_scientific = False
+        self.root.xaxis.formatter = NumeralTickFormatter(format="0,0")
         _place_legend(self.root, "bottom_right")
 
     def update(self) -> None:
@@ -339,7 +340,12 @@ def _update(source: ColumnDataSource, data: dict[str, Any]) -> None:
 def _figure(title: str, height: int, options: dict[str, Any], **more: Any) -> Any:
     """Return a figure, which Bokeh's types do not know well enough to be filled."""
     options = {"sizing_mode": "stretch_width"} | options
-    return figure(title=title, height=height, tools="", **more, **options)
+    made = figure(
+        title=title, height=height, tools="", toolbar_location=None, **more, **options
+    )
+    made.title.text_color, made.title.text_font_size = "#444", "11pt"
+    made.outline_line_color = None
+    return made
 
 
 def _place_legend(figure: Any, where: str = "top_left") -> None:

@@ -1,0 +1,85 @@
+"""The series that Prometheus scrapes from the scheduler."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("prometheus_client")
+
+from prometheus_client import REGISTRY, generate_latest
+
+from dask_infer.dashboard.cluster_counters import ClusterCounters
+from dask_infer.dashboard.prometheus import add_series
+from dask_infer.metrics.cluster_sums import VERSION
+from dask_infer.metrics.sums import Label, Sums, to_message
+
+
+def state(rows: int, stage: int | None = None) -> SimpleNamespace:
+    sums = Sums(
+        {"rows": rows, "forwards": 3, "failed_rows": 1, "halvings": 2},
+        {"forward": 0.5},
+        {"partitions": 1, "window": 4, "inside": 2},
+    )
+    message = {
+        "version": VERSION,
+        "at": time.monotonic(),
+        "sums": to_message({Label("Linear-1", stage): sums}),
+        "replicas": [
+            {"label": "Linear-1", "stage": stage, "serving": False, "bytes": 8,
+             "device": "cpu", "rows": rows, "idle": 0.0, "model": "Linear"}
+        ],
+        "host": {},
+    }  # fmt: skip
+    return SimpleNamespace(metrics={"infer": message})
+
+
+def exposed() -> str:
+    text = generate_latest(REGISTRY).decode()
+    return "\n".join(line for line in text.splitlines() if "dask_infer" in line) + "\n"
+
+
+def test_series_are_counted_by_model_stage_and_worker():
+    counters = ClusterCounters({"tcp://a": state(10), "tcp://b": state(7, stage=1)})
+    add_series(counters)
+    text = exposed()
+    whole = '{model="Linear-1",stage="",worker="tcp://a"}'
+    assert f"dask_infer_rows_total{whole} 10.0" in text
+    assert (
+        'dask_infer_rows_total{model="Linear-1",stage="1",worker="tcp://b"} 7.0' in text
+    )
+    assert f"dask_infer_running_partitions{whole} 1.0" in text
+    assert 'activity="forward"' in text
+    assert "dask_infer_replica_bytes" in text
+    # Who left is counted on.
+    counters.remove("tcp://a")
+    assert (
+        'dask_infer_rows_total{model="Linear-1",stage="",worker="gone"} 10.0'
+        in exposed()
+    )
+
+
+def test_a_second_scheduler_takes_over_and_series_come_once():
+    first = ClusterCounters({"tcp://a": state(10)})
+    second = ClusterCounters({"tcp://b": state(20)})
+    add_series(first)
+    add_series(second)
+    text = exposed()
+    assert text.count("# TYPE dask_infer_rows_total ") == 1
+    assert "tcp://a" not in text
+    assert 'worker="tcp://b"} 20.0' in text
+    del second
+    assert "tcp://b" not in exposed()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
+def test_promtool_finds_nothing_to_complain_of():
+    counters = ClusterCounters({"tcp://a": state(10), "tcp://b": state(7, stage=1)})
+    add_series(counters)
+    check = ["promtool", "check", "metrics"]
+    done = subprocess.run(check, input=exposed(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
