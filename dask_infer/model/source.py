@@ -1,4 +1,4 @@
-"""A model said explicitly, where what it is cannot be told by looking at it."""
+"""A model with its format named, where its class does not show it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, repr=False)
 class ModelSource:
-    """A model, and how it is meant to be taken.
+    """A model, and what it is taken as.
 
     Accepted wherever a model is; made by its class methods only. Nothing is opened,
     built or imported until a prediction asks for it.

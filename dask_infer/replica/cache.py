@@ -31,7 +31,8 @@ from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.model.registry import format_of
-from dask_infer.model.runtime.load_model import LoadedModel, load, resident_bytes
+from dask_infer.model.runtime.load_model import load, resident_bytes
+from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.stage_model import load_part, part_bytes
 from dask_infer.replica.lease_wait import Wait
 from dask_infer.replica.sizes import Sizes

@@ -1,6 +1,6 @@
 """What a ``*.pt2`` archive holds, read without running any of it.
 
-``torch.export.load`` runs code from a crafted archive in more ways than one: pickles
+``torch.export.load`` runs code from a crafted archive on several paths: pickles
 that the weights-only loader refused are loaded in full, symbolic sizes are evaluated
 as Python, an operator's name may be any function below ``torch``, names end up in
 generated source, and compiled libraries are opened. So every part is checked first,

@@ -7,7 +7,7 @@ to the input's own type where no more than digits are lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 
 from dask_infer.batch.tensor.integer_ranges import misfits
 from dask_infer.errors import InputError
+from dask_infer.model.formats.format import FileCall
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.methods import MissingMethodError
 from dask_infer.model.shapes.trace_errors import (
     TWO,
     ArityMismatch,
-    Example,
     ShapeMismatch,
     cannot_trace,
     label,
@@ -59,10 +59,8 @@ class GraphCall:
         What errors call the model.
     inputs
         All inputs of the graph, in order.
-    examples
-        One row of each argument.
-    counts
-        Of rows and of tokens.
+    call
+        Its arguments; rows and tokens are counted.
     remedy
         What to do where the graph takes one number of rows only.
 
@@ -78,13 +76,11 @@ class GraphCall:
         self,
         name: str,
         inputs: Sequence[ArrayInfo],
-        examples: Mapping[int | str, Example],
-        counts: tuple[int, int],
-        *,
+        call: FileCall,
         remedy: str,
     ) -> None:
-        self.name, self.examples, self.counts = name, examples, counts
-        self.remedy = remedy
+        self.name, self.remedy = name, remedy
+        self.examples, self.counts = call.examples, call.counts
         #: The input of each argument.
         self.inputs = self._match(inputs)
         #: Size of every axis, by the input's name.

@@ -71,7 +71,7 @@ class EstimatorFormat(Format):
 
 
 def _is_estimator(model: Any) -> bool:
-    # A Hugging Face pipeline has a predict too, but is meant to be called.
+    # A Hugging Face pipeline has a predict too, but users call it.
     bases = type(model).__mro__
     if any(base.__module__.startswith("transformers.") for base in bases):
         return False

@@ -127,10 +127,10 @@ def _vet(path: str) -> None:
 def check_dtype(spec: ModelSpec, program: Any, dtype: torch.dtype | None) -> None:
     """Refuse another floating dtype than the program was exported in."""
     tensors = (*program.state_dict.values(), *program.constants.values())
-    kinds = {t.dtype for t in tensors if isinstance(t, torch.Tensor)}
-    floating = {kind for kind in kinds if kind.is_floating_point}
+    dtypes = {t.dtype for t in tensors if isinstance(t, torch.Tensor)}
+    floating = {d for d in dtypes if d.is_floating_point}
     if dtype is not None and floating - {dtype}:
-        has = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in floating))
+        has = ", ".join(sorted(str(d).removeprefix("torch.") for d in floating))
         raise ModelLoadError(
             f"{spec.name} was exported in {has}, which is part of the program; export "
             f"it again in {str(dtype).removeprefix('torch.')} or leave dtype= out"

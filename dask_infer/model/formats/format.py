@@ -1,8 +1,8 @@
 """What a model format is, and what the rest of the package asks one.
 
 One file of this folder is one format: a subclass of `Format`, of which
-`dask_infer.model.registry` holds one object. Whoever needs to know what a model of
-some kind is like asks that object; no other file compares kinds.
+`dask_infer.model.registry` has one object. The rest of the package asks that object
+what its models need; no other file compares formats.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.errors import InferError, ModelLoadError
@@ -24,12 +24,24 @@ from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.shapes.boosting import Described
 from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.trace_errors import Example, cannot_trace
-from dask_infer.model.store.blob_store import PendingBlob, Store, read_blob
+from dask_infer.model.store.blob_store import PendingBlob, read_blob
 from dask_infer.spec import Fitted
 from dask_infer.spec.model_spec import Interface, ModelSpec
 
 #: Output, name of the floating dtype, arguments that go in as integers.
 Declared = tuple[Any, str, tuple[int | str, ...]]
+
+
+class FileCall(NamedTuple):
+    """A call whose outputs the files of a model declare."""
+
+    #: One row of each argument, by place or by name.
+    examples: Mapping[int | str, Example]
+    #: Counts of rows and of tokens.
+    counts: tuple[int, int]
+    method: str | None = None
+    #: Floating dtype that the model runs in; None as it is.
+    dtype: str | None = None
 
 
 class NotAModelError(ModelLoadError, TypeError):
@@ -38,10 +50,10 @@ class NotAModelError(ModelLoadError, TypeError):
 
 @dataclass
 class Recognised:
-    """A model on its way to the workers."""
+    """What `predict` was given, as the workers will read it."""
 
     spec: ModelSpec
-    #: How the model will want its batches, as far as the client can tell.
+    #: How the model will want its batches, as far as the client can see.
     interface: Interface = "tensor"
     #: What may be looked at here: the user's module, estimator, program, function, or
     #: what builds the model.
@@ -51,7 +63,7 @@ class Recognised:
     #: The model's own tokenizer, where the user's object has one.
     tokenizer: Any = None
 
-    def snapshot(self, store: Store | None = None) -> None:
+    def snapshot(self) -> None:
         """Write what workers will read; it stays on disk while the spec's blob lives.
 
         Raises
@@ -60,7 +72,7 @@ class Recognised:
             If the store cannot take it.
         """
         if self.pending is not None:
-            self.pending.write(store)
+            self.pending.write()
             self.pending = None
 
 
@@ -157,7 +169,7 @@ class Format:
         """Raise `MissingMethodError` where the client sees that there is no such."""
 
     def signature(self, live: Any, method: str | None) -> inspect.Signature | None:
-        """Return how a call may look; None where shapes or the worker tell."""
+        """Return how a call may look; None where shapes or the worker decide."""
         return None
 
     def brings_tokenizer(self, spec: ModelSpec) -> bool:
@@ -193,16 +205,8 @@ class Format:
         """
         raise NotImplementedError
 
-    def declared_outputs(
-        self,
-        spec: ModelSpec,
-        examples: Mapping[int | str, Example],
-        counts: tuple[int, int],
-        *,
-        method: str | None,
-        dtype: str | None,
-    ) -> Declared:
-        """Return what the model's files declare, for counts of rows and of tokens.
+    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Declared:
+        """Return what the model's files declare that a call returns.
 
         Raises
         ------

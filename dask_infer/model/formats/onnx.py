@@ -19,11 +19,11 @@ from dask_infer.model.formats.array_graph import (
     no_method,
     output_on_meta,
 )
-from dask_infer.model.formats.format import Declared, Format
+from dask_infer.model.formats.format import Declared, FileCall, Format
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.runtime.safetensors_files import damaged, refuse_empty
-from dask_infer.model.shapes.trace_errors import Example, cannot_trace
+from dask_infer.model.shapes.trace_errors import cannot_trace
 from dask_infer.spec.model_spec import ModelSpec
 
 WHAT = "ONNX model"
@@ -63,34 +63,26 @@ class OnnxFormat(Format):
         """Return the file and the weights beside it."""
         return [path, *sorted(path.parent.glob(f"{path.stem}*data*"))]
 
-    def declared_outputs(
-        self,
-        spec: ModelSpec,
-        examples: Mapping[int | str, Example],
-        counts: tuple[int, int],
-        *,
-        method: str | None,
-        dtype: str | None,
-    ) -> Declared:
+    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Declared:
         """Return the outputs of the graph, its sizes worked out by the runtime."""
-        if method is not None:
-            raise no_method(spec, WHAT, method)
+        if call.method is not None:
+            raise no_method(spec, WHAT, call.method)
         session = _graph_of(spec, {})
         inputs = [_info(node) for node in session.get_inputs()]
         remedy = "export it with a dynamic axis 0"
-        call = GraphCall(spec.name, inputs, examples, counts, remedy=remedy)
+        matched = GraphCall(spec.name, inputs, call, remedy)
         bound = {
             size: given
-            for info in call.inputs.values()
-            for size, given in zip(info.shape, call.sizes[info.name], strict=False)
+            for info in matched.inputs.values()
+            for size, given in zip(info.shape, matched.sizes[info.name], strict=False)
             if isinstance(size, str)
         }
         nodes = session.get_outputs()
         named = {size for node in nodes for size in node.shape if isinstance(size, str)}
         if named - set(bound):
             nodes = _graph_of(spec, bound).get_outputs()  # it works out "2*tokens"
-        outputs = _outputs(spec, nodes, bound, counts[0])
-        return outputs, call.floating, call.integers
+        outputs = _outputs(spec, nodes, bound, call.counts[0])
+        return outputs, matched.floating, matched.integers
 
     def load(self, spec: ModelSpec, placement: Placement) -> OnnxModel:
         """Open the file in a session of its own."""

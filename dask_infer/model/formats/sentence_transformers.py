@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.format import Declared, Recognised
+from dask_infer.model.formats.format import Declared, FileCall, Recognised
 from dask_infer.model.formats.huggingface import (
     ModelDirectory,
     directory_of,
@@ -35,7 +35,7 @@ from dask_infer.model.runtime.loaded_model import ModuleModel, keywords_of
 from dask_infer.model.runtime.place_module import Placement, freeze
 from dask_infer.model.runtime.safetensors_files import read_json, safetensors_header
 from dask_infer.model.runtime.tokenizers import PromptTokenizer
-from dask_infer.model.shapes.trace_errors import Example, cannot_trace
+from dask_infer.model.shapes.trace_errors import cannot_trace
 from dask_infer.spec.model_spec import ModelSpec
 
 #: Modules that keep the width of an embedding.
@@ -87,26 +87,18 @@ class SentenceTransformersFormat(ModelDirectory):
         """Say yes: it is a module of the pipeline."""
         return True
 
-    def declared_outputs(
-        self,
-        spec: ModelSpec,
-        examples: Mapping[int | str, Example],
-        counts: tuple[int, int],
-        *,
-        method: str | None,
-        dtype: str | None,
-    ) -> Declared:
+    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Declared:
         """Return embeddings of the width and dtype that the config files say."""
-        if method is not None:
-            reason = f"its files do not say what {method} returns"
+        if call.method is not None:
+            reason = f"its files do not say what {call.method} returns"
             raise cannot_trace(spec.name, reason)
         folder = Path(str(spec.path))
-        wanted = parse_dtype(dtype) or _stored_dtype(folder)
+        wanted = parse_dtype(call.dtype) or _stored_dtype(folder)
         width = embedding_width(folder)
         if width is None:
             reason = "its modules do not say how wide an embedding is"
             raise cannot_trace(spec.name, reason)
-        embeddings = torch.empty(counts[0], width, dtype=wanted, device="meta")
+        embeddings = torch.empty(call.counts[0], width, dtype=wanted, device="meta")
         return embeddings, str(wanted).removeprefix("torch."), ()
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:

@@ -18,11 +18,11 @@ from dask_infer.model.formats.array_graph import (
     no_method,
     output_on_meta,
 )
-from dask_infer.model.formats.format import Declared, Format
+from dask_infer.model.formats.format import Declared, FileCall, Format
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.runtime.safetensors_files import damaged, refuse_empty
-from dask_infer.model.shapes.trace_errors import Example, cannot_trace
+from dask_infer.model.shapes.trace_errors import cannot_trace
 from dask_infer.spec.model_spec import ModelSpec
 
 WHAT = "TensorFlow Lite model"
@@ -52,33 +52,25 @@ class TFLiteFormat(Format):
             if file.read(8)[4:] != _IDENTIFIER:
                 damaged(path, "is not a valid TensorFlow Lite file")
 
-    def declared_outputs(
-        self,
-        spec: ModelSpec,
-        examples: Mapping[int | str, Example],
-        counts: tuple[int, int],
-        *,
-        method: str | None,
-        dtype: str | None,
-    ) -> Declared:
+    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Declared:
         """Return the outputs as the file declares them, or as the runtime finds."""
-        if method is not None:
-            raise no_method(spec, WHAT, method)
+        if call.method is not None:
+            raise no_method(spec, WHAT, call.method)
         graph = _Graph(spec, threads=1)
-        call = GraphCall(spec.name, graph.inputs, examples, counts, remedy=_REMEDY)
+        matched = GraphCall(spec.name, graph.inputs, call, _REMEDY)
         if any(size is None for info in graph.outputs for size in info.shape[1:]):
             try:
-                graph.resize(call.sizes)
+                graph.resize(matched.sizes)
             except (RuntimeError, ValueError) as error:
-                reason = _misfit(spec, call.sizes, error)
+                reason = _misfit(spec, matched.sizes, error)
                 raise cannot_trace(spec.name, reason) from error
         found = {
-            info.name: output_on_meta(spec.name, info, info.shape, counts[0])
+            info.name: output_on_meta(spec.name, info, info.shape, call.counts[0])
             for info in graph.outputs
         }
         only = len(found) == 1
         outputs = next(iter(found.values())) if only else found
-        return outputs, call.floating, call.integers
+        return outputs, matched.floating, matched.integers
 
     def load(self, spec: ModelSpec, placement: Placement) -> TFLiteModel:
         """Open the file in an interpreter of its own."""

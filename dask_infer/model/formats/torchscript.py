@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import warnings
 import zipfile
@@ -93,13 +92,12 @@ def stored_program(kind: str, program: Any, suffix: str, data: bytes) -> Recogni
         trust=True,
         nbytes=len(data),
     )
-    write = functools.partial(_write_bytes, data)
+
+    def write(target: Path) -> None:
+        target.write_bytes(data)
+
     write_pinned(blob, write, default_store(), nbytes=len(data))
     return Recognised(spec, live=program)
-
-
-def _write_bytes(data: bytes, target: Path) -> None:
-    target.write_bytes(data)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ class KeptMemory:
         self._one_call = threading.Lock()
 
     def run(self, target: Any, call: Callable[[], Any]) -> Any:
-        """Return ``call()``, whose memory nobody writes to afterwards."""
+        """Return ``call()``, whose memory is not written to afterwards."""
         if self.keeps is False:
             return call()
         with self._one_call:
@@ -87,13 +87,13 @@ def _state(target: Any) -> Iterator[Any]:
         if id(owner) in seen:
             continue
         seen.add(id(owner))
-        held = list(getattr(owner, "__dict__", {}).values())
+        values = list(getattr(owner, "__dict__", {}).values())
         cells = getattr(owner, "__closure__", None) or ()
-        held += [cell.cell_contents for cell in cells if cell != types.CellType()]
+        values += [cell.cell_contents for cell in cells if cell != types.CellType()]
         if isinstance(owner, types.FunctionType):
             found = owner.__globals__
-            held += [found[name] for name in owner.__code__.co_names if name in found]
-        for leaf in pytree.tree_leaves(held):
+            values += [found[name] for name in owner.__code__.co_names if name in found]
+        for leaf in pytree.tree_leaves(values):
             if isinstance(leaf, torch.Tensor | np.ndarray):
                 yield leaf
             elif hasattr(leaf, "__dict__") and not isinstance(leaf, _NO_PARTS):

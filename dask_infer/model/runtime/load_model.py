@@ -13,19 +13,10 @@ from dask_infer.model.formats.format import load_errors, no_dtype
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import INT8, parse_dtype
 from dask_infer.model.runtime.loaded_model import LoadedModel
-from dask_infer.model.runtime.methods import MissingMethodError, check_method
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.runtime.quantized import quantize
 from dask_infer.model.runtime.safetensors_files import bytes_as
 from dask_infer.spec.model_spec import ModelSpec
-
-__all__ = [
-    "LoadedModel",
-    "MissingMethodError",
-    "check_method",
-    "load",
-    "resident_bytes",
-]
 
 
 def load(

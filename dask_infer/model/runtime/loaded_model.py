@@ -50,7 +50,7 @@ class LoadedModel:
     nbytes: int
     #: Dtypes of arguments by their places, by the call that was looked at.
     decided: dict[Any, dict[int, str]]
-    #: Keyword arguments that a call takes; None where any, or nobody can tell.
+    #: Keyword arguments that a call takes; None where any, or unknown.
     accepts: frozenset[str] | None = None
     #: Names and dtypes of its arguments, in order, where it casts what it is given.
     dtypes: tuple[tuple[str, str], ...] = ()
@@ -134,7 +134,7 @@ class ModuleModel(LoadedModel):
             return self._kept.run(self.target, lambda: function(*args, **kwargs))
 
     def token_rules(self, method: str | None) -> TokenRules:
-        """Return how a call of `method` takes tokens, as the module's config tells."""
+        """Return how a call of `method` takes tokens, by the module's config."""
         function = self.target.forward if method is None else self.function(method)
         accepts = self.accepts if method is None else keywords_of(function)
         if accepts is None and method == "generate":
@@ -155,7 +155,7 @@ class ModuleModel(LoadedModel):
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            # Only what the module itself can run tells a failed compilation from
+            # Only what the module itself can run separates a failed compilation from
             # a batch that the model refuses.
             output = self.target(*args, **kwargs)
             self._compiled = None

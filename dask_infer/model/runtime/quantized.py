@@ -83,7 +83,7 @@ class QuantizedLinear(nn.Module):
 
 
 def quantize(model: LoadedModel) -> None:
-    """Exchange the linear layers of a model that nobody else holds.
+    """Exchange the linear layers of a model that has no other user.
 
     Raises
     ------

@@ -51,7 +51,7 @@ def load_tokenizer(
         A tokenizer of Hugging Face or any callable (returned as it is), the directory
         of one (loaded once per process), or None for the model's own `directory`.
     directory
-        Where the model lies, whose tokenizer is meant if `source` is None.
+        Directory of the model, whose tokenizer is loaded if `source` is None.
     cores
         How many cores one call may take; the first tokenizer of a process decides.
 

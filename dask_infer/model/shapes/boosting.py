@@ -51,10 +51,10 @@ def _own_names(estimator: Any) -> list[Any]:
     return []
 
 
-def _given(names: Any, made_up: str) -> list[Any]:
+def _given(names: Any, default: str) -> list[Any]:
     """Return names; none where the library numbered the columns of an array."""
     names = list(names or ())
-    numbered = [made_up.format(place) for place in range(len(names))]
+    numbered = [default.format(place) for place in range(len(names))]
     return [] if names == numbered else names
 
 
@@ -68,7 +68,7 @@ def library_of(estimator: Any) -> str | None:
 
 
 def boosted_outputs(estimator: Any, method: str) -> list[Described] | None:
-    """Return what a method returns where scikit-learn's conventions do not tell it."""
+    """Return what a method returns where scikit-learn's conventions do not say it."""
     library = library_of(estimator)
     return None if library is None else _OUTPUTS[library](estimator, method)
 

@@ -18,6 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from dask_infer.model.formats.format import FileCall
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import is_lazy, parse_dtype
 from dask_infer.model.shapes.fake_model import TraceableModel
@@ -136,9 +137,8 @@ def _declared(
     """Return what the model's files declare, for two counts of rows and of tokens."""
     both = []
     for counts in ((_ROWS[0], _TOKENS[0]), (_ROWS[-1], _TOKENS[1])):
-        output, floating, integers = format_of(spec).declared_outputs(
-            spec, examples, counts, method=method, dtype=dtype
-        )
+        call = FileCall(examples, counts, method, dtype)
+        output, floating, integers = format_of(spec).declared_outputs(spec, call)
         both.append(Found(output, counts))
     return compared(*both).traced(floating, integers)
 

@@ -9,12 +9,9 @@ import pytest
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.recognise import recognise
-from dask_infer.model.runtime.load_model import (
-    LoadedModel,
-    MissingMethodError,
-    check_method,
-    load,
-)
+from dask_infer.model.runtime.load_model import load
+from dask_infer.model.runtime.loaded_model import LoadedModel
+from dask_infer.model.runtime.methods import MissingMethodError, check_method
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 

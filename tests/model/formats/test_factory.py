@@ -13,7 +13,8 @@ from torch import nn
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.recognise import recognise
 from dask_infer.model.runtime.footprint import mapped_share
-from dask_infer.model.runtime.load_model import LoadedModel, load
+from dask_infer.model.runtime.load_model import load
+from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
 from dask_infer.model.source import ModelSource
 

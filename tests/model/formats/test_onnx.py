@@ -13,7 +13,8 @@ import torch
 
 from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.recognise import recognise
-from dask_infer.model.runtime.load_model import LoadedModel, load
+from dask_infer.model.runtime.load_model import load
+from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.methods import MissingMethodError
 from dask_infer.model.shapes.propagate import (
     ArityMismatch,

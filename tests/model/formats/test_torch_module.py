@@ -12,12 +12,9 @@ import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.runtime.load_model import (
-    LoadedModel,
-    MissingMethodError,
-    load,
-    resident_bytes,
-)
+from dask_infer.model.runtime.load_model import load, resident_bytes
+from dask_infer.model.runtime.loaded_model import LoadedModel
+from dask_infer.model.runtime.methods import MissingMethodError
 from dask_infer.model.store.blob_store import PendingBlob
 from dask_infer.spec import ModelSpec
 
