@@ -67,9 +67,9 @@ class DataFrameInfer:
         Parameters
         ----------
         model
-            A torch module, a path (``*.pt2``, ``*.onnx``, a Hugging Face or
-            sentence-transformers directory), a fitted estimator, a class, a callable,
-            or a `ModelSource`.
+            A torch module, a path (``*.pt2``, ``*.onnx``, ``*.tflite``, a Hugging
+            Face or sentence-transformers directory), a fitted estimator, a class, a
+            callable, or a `ModelSource`.
         columns
             What the model reads: one column ``"x"`` (scalars ``(n,)``, lists
             ``(n, *shape)``); a list ``["a", "b"]`` side by side as one ``(n, 2)``
