@@ -125,6 +125,8 @@ class OpaqueLayers:
     def _opaque(self, path: str, args: Any, kwargs: Any) -> Any:
         given: list[Any] = []
         structure = take_apart((args, kwargs), given)
+        if not structure.is_plain:  # fx makes no other objects
+            raise NotOpaqueError(f'"{path}" is given a container of its own class')
         tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
         flags = [leaf for leaf in given if isinstance(leaf, torch.SymBool)]
         sizes = [leaf for leaf in given if isinstance(leaf, torch.SymInt)]

@@ -26,6 +26,11 @@ class Leaf:
 
     place: int
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is made of tuples, lists and dictionaries alone."""
+        return True
+
 
 @dataclasses.dataclass(frozen=True)
 class Node:
@@ -33,7 +38,13 @@ class Node:
 
     kind: type
     keys: tuple[Any, ...]
-    items: tuple[Any, ...]
+    items: tuple[Leaf | Node, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is made of tuples, lists and dictionaries alone."""
+        own = self.kind in (tuple, list, dict)
+        return own and all(item.is_plain for item in self.items)
 
 
 def take_apart(value: Any, leaves: list[Any]) -> Leaf | Node:

@@ -346,9 +346,9 @@ def test_code_around_layers_is_exported(kind):
         (Counter, 'it changes its "calls"'),
         (Caches, 'it changes its "seen"'),
         (Casts, "mixed precision"),
-        (Swallows, r"test_layers.py:\d+: .*mean\(\) > 5.0"),
+        (Swallows, r"test_glue.py:\d+: .*mean\(\) > 5.0"),
         (Tells, "sum"),
-        (Top, r'test_layers.py:\d+: "return super.*x.mean'),
+        (Top, r'test_glue.py:\d+: "return super.*x.mean'),
         (Loops, r"range\(len\(x\)\)"),
     ],
 )

@@ -1,0 +1,373 @@
+"""Layers as calls of one operator: every trap by which stages could differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dask_infer.model.split import CannotSplit, load_stage
+from dask_infer.model.split import layer_operator as module
+from tests.model.split.models import (
+    FLOATS,
+    TOKENS,
+    Layer,
+    assert_exact,
+    run,
+    same,
+    split_module,
+    whole,
+)
+
+
+class Stack(nn.Module):
+    """Layers one after the other; what is around them is for those that derive."""
+
+    def __init__(self, make: Any, count: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(make() for _ in range(count))
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(8, 8)
+
+
+class AddsInPlace(Dense):
+    def forward(self, x: Any) -> Any:
+        x += 1.0
+        return self.dense(x)
+
+
+class AddsToAView(Dense):
+    def forward(self, x: Any) -> Any:
+        x[:, :2].mul_(3.0)
+        return self.dense(x) + x
+
+
+class ReturnsItsArgument(Dense):
+    def forward(self, x: Any) -> Any:
+        return x, self.dense(x)
+
+
+class Numpy(Dense):
+    def forward(self, x: Any) -> Any:
+        made = torch.from_numpy(np.tanh(x.detach().cpu().numpy()))
+        return self.dense(made) * (2.0 if made.sum() > 0 else 3.0)
+
+
+class Drops(Dense):
+    def forward(self, x: Any) -> Any:
+        return self.dense(x)[x.sum(1) > -torch.inf]
+
+
+@pytest.mark.parametrize("make", [AddsInPlace, AddsToAView, Numpy, Drops])
+def test_code_inside_layers_runs_as_it_is(make):
+    spec, chain = split_module(Stack(make), FLOATS)
+    assert len(chain.blocks) == 3
+    for rows in (1, 4):
+        x = torch.randn(rows, 8)
+        expected = whole(spec, (x.clone(),), {})
+        for cuts in ((1,), (1, 2)):
+            same(run(spec, chain, cuts, (x.clone(),), {}), expected)
+
+
+def test_a_change_in_place_reaches_views_and_leaves_the_carry():
+    class Views(Stack):
+        def forward(self, x):
+            x = x * 2
+            view = x[:, 2:]
+            y = self.layers[0](x)
+            return self.layers[1](y + view.sum(1, keepdim=True)) + x
+
+    spec, chain = split_module(Views(AddsInPlace, 2), FLOATS)
+    x = torch.randn(3, 8)
+    assert_exact(spec, chain, x)
+    stage = load_stage(spec, chain, 0, 1)
+    carry = chain.bind((x,), {})
+    before = {name: value.clone() for name, value in carry.items()}
+    stage.call(carry)
+    same(carry, before)  # it may be sent again
+
+
+def test_arguments_that_are_returned_stay_what_they_are():
+    class Both(Stack):
+        def forward(self, x):
+            x = x + 1
+            for layer in self.layers:
+                same, made = layer(x)
+                same.add_(1.0)
+                x = made + x
+            return x
+
+    spec, chain = split_module(Both(ReturnsItsArgument), FLOATS)
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+def test_a_view_that_is_changed_later_is_refused():
+    class Halves(Dense):
+        def forward(self, x):
+            return x[:, :4], self.dense(x)
+
+    class Changes(Stack):
+        def forward(self, x):
+            for layer in self.layers:
+                view, made = layer(x)
+                view.add_(1.0)
+                x = made + x
+            return x
+
+    class Reads(Stack):
+        def forward(self, x):
+            for layer in self.layers:
+                view, made = layer(x)
+                x = made + view.sum(1, keepdim=True)
+            return x
+
+    assert_exact(*split_module(Reads(Halves), FLOATS), torch.randn(3, 8))
+    with pytest.raises(CannotSplit, match="in place of which a layer returns a view"):
+        split_module(Changes(Halves), FLOATS)
+
+
+def test_sizes_and_flags_as_arguments_and_results():
+    class Sized(Dense):
+        def forward(self, x, rows, wide=None, *, scale=1.0):
+            made = self.dense(x) * rows * scale
+            return {"x": -made if wide else made, "rows": len(x), "name": None}
+
+    class Sizes(Stack):
+        def forward(self, x):
+            for n, layer in enumerate(self.layers):
+                wide = x.abs().max().item() > 1
+                found = layer(x, x.shape[0], wide, scale=n + 0.5)
+                x = found["x"] / found["rows"]
+            return x, found["rows"]
+
+    spec, chain = split_module(Sizes(Sized), FLOATS)
+    for rows in (1, 3, 6):
+        for scale in (0.01, 10.0):
+            assert_exact(spec, chain, scale * torch.randn(rows, 8))
+
+
+@dataclasses.dataclass
+class Features:
+    x: Any
+    more: Any = None
+
+
+def test_dataclasses_tuples_and_none():
+    class Nested(Dense):
+        def forward(self, features):
+            x = self.dense(features.x)
+            return Features(x, (x * 2, [x, None]))
+
+    class Wraps(Stack):
+        def forward(self, x):
+            for layer in self.layers:
+                found = layer(Features(x))
+                x = found.x + found.more[1][0] + found.more[0]
+            return Features(x, found.more)
+
+    spec, chain = split_module(Wraps(Nested), FLOATS)
+    same(
+        vars(run(spec, chain, (1,), (torch.ones(2, 8),), {})),
+        vars(whole(spec, (torch.ones(2, 8),), {})),
+    )
+
+
+def test_a_layer_that_is_called_twice_has_two_sites():
+    class Twice(Stack):
+        def forward(self, x):
+            for layer in (*self.layers, *self.layers):
+                x = layer(x, 2.0) if layer is self.layers[0] else layer(x)
+            return x
+
+    class Scaled(Layer):
+        def forward(self, x, scale=1.0):
+            return super().forward(x) * scale
+
+    assert_exact(*split_module(Twice(Scaled), FLOATS), torch.randn(3, 8))
+
+
+def test_hooks_run_once():
+    seen = []
+
+    def hook(layer, given, made):
+        seen.append(len(made))
+        return made * 2
+
+    stack = Stack(Layer)
+    stack.layers[1].register_forward_hook(hook)
+    stack.register_forward_hook(lambda layer, given, made: (made, made + 1))
+    spec, chain = split_module(stack, FLOATS)
+    assert not seen  # the caller's list is not the copy's
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+def test_code_around_layers_that_reads_their_weights():  # PP-3
+    class Reads(Stack):
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x) @ self.layers[0].dense.weight
+            return x
+
+    spec, chain = split_module(Reads(Layer), FLOATS)
+    assert all("layers.0.dense.weight" in block.tensors for block in chain.blocks)
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+class Appends(Dense):
+    def forward(self, x: Any, seen: Any) -> Any:
+        seen.append(x)
+        return self.dense(x)
+
+
+def test_a_layer_that_changes_a_container_is_exported():
+    class Collects(Stack):
+        def forward(self, x):
+            seen = []
+            for layer in self.layers:
+                x = layer(x, seen)
+            return x + sum(seen)
+
+    spec, chain = split_module(Collects(Appends), FLOATS)
+    assert len(chain.blocks) == 3 and not chain.layers()
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+def test_a_layer_called_past_its_module_is_exported():
+    class Direct(Stack):
+        def forward(self, x):
+            return super().forward(self.layers[0].forward(x))
+
+    assert_exact(*split_module(Direct(Layer), FLOATS), torch.randn(3, 8))
+
+
+def test_hooks_that_the_model_adds_as_it_runs_are_exported():
+    class Captures(Stack):
+        def forward(self, x):
+            seen = []
+            handles = [
+                layer.register_forward_hook(lambda *given: seen.append(given[-1]))
+                for layer in self.layers
+            ]
+            x = super().forward(x)
+            for handle in handles:
+                handle.remove()
+            return x, seen
+
+    assert_exact(*split_module(Captures(Layer), FLOATS), torch.randn(3, 8))
+
+
+def test_what_a_layer_sets_up_in_its_first_call_is_no_state():
+    class SetsUp(Dense):
+        ready = False
+
+        def forward(self, x):
+            self.ready = True
+            return self.dense(x)
+
+    class Counts(Dense):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.dense(x)
+
+    class ChangesABuffer(Dense):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("total", torch.zeros(8))
+
+        def forward(self, x):
+            self.total.add_(x.sum(0))
+            return self.dense(x)
+
+    assert_exact(*split_module(Stack(SetsUp), FLOATS), torch.randn(3, 8))
+    with pytest.raises(CannotSplit, match=r'"layers.0" changes its "calls"'):
+        split_module(Stack(Counts), FLOATS)
+    with pytest.raises(CannotSplit, match=r'"layers.0" changes its "total"'):
+        split_module(Stack(ChangesABuffer), FLOATS)
+
+
+def test_a_layer_may_return_its_argument_for_some_rows_alone():
+    class Sometimes(Dense):
+        def forward(self, x):
+            return self.dense(x) if x.max() > 100 else x
+
+    spec, chain = split_module(Stack(Sometimes), FLOATS)
+    for scale in (0.1, 1000.0):
+        assert_exact(spec, chain, scale * torch.ones(3, 8))
+
+
+def test_layers_that_are_alike_are_learned_once(monkeypatch):
+    learned = []
+    learn = module.learn
+    monkeypatch.setattr(
+        module, "learn", lambda path, *rest: learned.append(path) or learn(path, *rest)
+    )
+    split_module(Stack(Layer, 20), FLOATS)
+    assert learned == ["layers.0"]
+
+
+def test_a_loop_over_tokens_inside_layers():  # PP-8
+    class Scans(Dense):
+        def forward(self, x):
+            state, states = x[:, 0], []
+            for place in range(x.shape[1]):
+                state = state * 0.5 + self.dense(x[:, place])
+                states.append(state)
+            return torch.stack(states, 1)
+
+    class Embeds(Stack):
+        def __init__(self):
+            super().__init__(Scans)
+            self.embed = nn.Embedding(20, 8)
+
+        def forward(self, ids):
+            x = super().forward(self.embed(ids))
+            return x + torch.arange(x.shape[1])[None, :, None]
+
+    spec, chain = split_module(Embeds(), TOKENS)
+    for shape in ((1, 1), (2, 17), (3, 40)):
+        assert_exact(spec, chain, torch.randint(20, shape))
+
+
+def test_bfloat16():  # PP-11
+    spec, chain = split_module(Stack(Numpy2), FLOATS, dtype="bfloat16")
+    assert chain.floating is torch.bfloat16
+    assert_exact(spec, chain, torch.randn(3, 8).bfloat16(), dtype="bfloat16")
+
+
+class Numpy2(Dense):
+    def forward(self, x: Any) -> Any:
+        return self.dense(x) * (2.0 if x.sum().item() > 0 else 3.0)
+
+
+def test_a_named_cut_inside_a_layer_opens_it():  # PP-4
+    spec, chain = split_module(Stack(Layer), FLOATS, cuts=("layers.1.norm",))
+    assert set(chain.layers()) >= {"layers.0", "layers.2", "layers.1.dense"}
+    assert_exact(spec, chain, torch.randn(3, 8))
+    with pytest.raises(CannotSplit, match=r"if made.sum\(\) > 0|item|numpy"):
+        split_module(Stack(Numpy), FLOATS, cuts=("layers.1.dense",))
+
+
+def test_two_threads_split_at_once():
+    def both(_: int) -> Any:
+        return split_module(Stack(Layer, 6), FLOATS)
+
+    with ThreadPoolExecutor(2) as pool:
+        for spec, chain in pool.map(both, range(4)):
+            assert_exact(spec, chain, torch.randn(2, 8))
+    assert not module._sites  # nothing is left of an export
