@@ -12,7 +12,8 @@ from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.client.examples import TOKENIZED
 from dask_infer.client.model_call import ModelCall
 from dask_infer.errors import InputError
-from dask_infer.model.shapes.trace_errors import ArityMismatch, check_arity
+from dask_infer.model.shapes.call_arguments import check_arity
+from dask_infer.model.shapes.trace_errors import ArityMismatch
 from dask_infer.spec import Inputs
 
 #: How arguments begin that no model takes as text: its own tokens, images, sounds.

@@ -16,6 +16,7 @@ from dask_infer.model.runtime.footprint import floating_dtype, tensor_bytes
 from dask_infer.model.runtime.kept_memory import KeptMemory
 from dask_infer.model.runtime.methods import check_method
 from dask_infer.model.shapes.padding import names_mask, token_rules
+from dask_infer.plan.units import in_bytes
 from dask_infer.spec.model_spec import Interface, ModelSpec
 from dask_infer.spec.token_rules import TokenRules
 
@@ -63,7 +64,7 @@ class LoadedModel:
         self.decided = {}
 
     def __repr__(self) -> str:
-        size = f"{self.nbytes / 2**20:.1f} MiB"
+        size = in_bytes(self.nbytes)
         return f"<{type(self).__name__} {self.spec.name} {size} {self.device}>"
 
     def call(

@@ -7,7 +7,6 @@ two of each: whoever reads the result knows these axes by their size.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 from dask_infer.model.formats.format import FileCall
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import is_lazy, parse_dtype
+from dask_infer.model.shapes.call_arguments import taken, without_cache
 from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.padding import generates
 from dask_infer.model.shapes.sandbox import sandbox
@@ -32,11 +32,10 @@ from dask_infer.model.shapes.trace_errors import (
     Example,
     ShapeMismatch,
     cannot_trace,
-    check_arity,
     label,
     require_method,
 )
-from dask_infer.model.shapes.traced_outputs import Found, Traced, compared, leaves_of
+from dask_infer.model.shapes.traced_outputs import Traced, compared, leaves_of
 from dask_infer.spec import ModelSpec
 
 __all__ = [
@@ -139,8 +138,8 @@ def _declared(
     for counts in ((_ROWS[0], _TOKENS[0]), (_ROWS[-1], _TOKENS[1])):
         call = FileCall(examples, counts, method, dtype)
         output, floating, integers = format_of(spec).declared_outputs(spec, call)
-        both.append(Found(output, counts))
-    return compared(*both).traced(floating, integers)
+        both.append(Traced(output, *counts, floating, integers))
+    return compared(*both)
 
 
 def _traceable_model(spec: ModelSpec, live: object | None) -> TraceableModel:
@@ -179,19 +178,11 @@ class _Call:
         signature = self.source.signature(self.method)
         if signature is None:
             return self
-        dropped = _unwanted(signature, self.examples)
-        examples = {k: ex for k, ex in self.examples.items() if k not in dropped}
-        examples = with_mask(signature, examples)
         function = self.method or "forward"
-        check_arity(self.name, function, signature, examples, self.extra)
-        extra = dict(self.extra)
-        if (
-            hasattr(self.source.module, "config")
-            and "use_cache" in signature.parameters
-        ):
-            extra.setdefault("use_cache", False)
-        rest = (self.method, examples, extra, self.dtype, dropped)
-        return _Call(self.name, self.source, *rest)
+        examples = taken(self.name, function, signature, self.examples, self.extra)
+        dropped = tuple(str(key) for key in self.examples if key not in examples)
+        extra = without_cache(self.source.module, signature, self.extra)
+        return replace(self, examples=examples, extra=extra, dropped=dropped)
 
     def generated(self) -> Traced | None:
         """Return what ``generate`` of transformers returns; None for other calls."""
@@ -199,8 +190,7 @@ class _Call:
             return None
         rows, tokens = _ROWS[0], _TOKENS[0]
         sequences = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
-        found = Found(sequences, (rows, tokens)).traced(_name(self.floating), ())
-        return replace(found, ragged=True)
+        return Traced(sequences, rows, tokens, _name(self.floating), ragged=True)
 
     def traced(self) -> Traced:
         """Try lists of integers as such; where the model refuses them, floating."""
@@ -226,41 +216,43 @@ class _Call:
             except CannotTrace as error:
                 refused = refused or error
                 continue
-            floats = self._only_floats(found, as_integers)
-            traced = found.traced(_name(self.floating), as_integers, self.dropped)
-            return replace(traced, as_floats=floats)
+            return replace(found, as_floats=self._only_floats(found))
         assert refused is not None
         raise refused
 
-    def _twice(self, as_integers: tuple[Key, ...]) -> Found:
+    def _twice(self, as_integers: tuple[Key, ...]) -> Traced:
         """Trace with two counts of rows and tokens: they tell which axis is which."""
         sizes = self._sizes()
         rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
         tokens = [count for count in _TOKENS if count not in sizes] or list(_TOKENS)
         if self.source.one_row(self.method):
             rows = [1]
-        counts, others = (rows[0], tokens[0]), (rows[-1], tokens[1])
-        output = self._attempt(as_integers, *counts)
-        try:
-            again = self._attempt(as_integers, *others)
-        except CannotTrace:
-            return Found(output, counts)
-        return compared(Found(output, counts), Found(again, others))
+        found = self._traced_with(as_integers, rows[0], tokens[0])
+        with suppress(CannotTrace):
+            other = self._traced_with(as_integers, rows[-1], tokens[1])
+            return compared(found, other)
+        return found
 
-    def _only_floats(
-        self, found: Found, as_integers: tuple[Key, ...]
-    ) -> tuple[Key, ...]:
+    def _traced_with(
+        self, as_integers: tuple[Key, ...], rows: int, tokens: int
+    ) -> Traced:
+        output = self._attempt(as_integers, rows, tokens)
+        floating = _name(self.floating)
+        return Traced(output, rows, tokens, floating, as_integers, self.dropped)
+
+    def _only_floats(self, found: Traced) -> tuple[Key, ...]:
         """Return the objects that the model must not be given as integers.
 
         It refuses them, or they would change the dtype of its output. Lists of unknown
         length may be padded as they are: such an output is refused.
         """
         unknown = tuple(key for key, ex in self.examples.items() if ex.unknown)
+        as_integers = found.as_integers
         if not unknown or set(unknown) <= set(as_integers):
             return ()
         floats = tuple(key for key in unknown if key not in as_integers)
         try:
-            other = self._attempt((*as_integers, *unknown), *found.counts)
+            other = self._attempt((*as_integers, *unknown), found.rows, found.tokens)
         except CannotTrace:
             return floats
         both = (found.output, other)
@@ -350,31 +342,6 @@ class _Call:
             for key, tensor in tensors.items()
         }
         return Attempt(self.name, shown, *counts)
-
-
-def _unwanted(
-    signature: inspect.Signature, examples: Mapping[Key, Example]
-) -> tuple[str, ...]:
-    """Return the optional arguments that a function does not take."""
-    parameters = signature.parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return ()
-    optional = [key for key, example in examples.items() if example.optional]
-    return tuple(str(key) for key in optional if key not in parameters)
-
-
-def with_mask(
-    signature: inspect.Signature, examples: Mapping[Key, Example]
-) -> dict[Key, Example]:
-    """Return the arguments, and the mask under which lists of integers are padded."""
-    name = "attention_mask"
-    if name not in signature.parameters or not any(e.ids for e in examples.values()):
-        return dict(examples)
-    ids = Example("int64", (None,))
-    given = {key: ids if ex.ids else ex for key, ex in examples.items()}
-    taken = list(signature.parameters).index(name)
-    positional = sum(isinstance(key, int) for key in examples)
-    return given if name in given or taken < positional else {**given, name: ids}
 
 
 def _subsets(examples: Mapping[Key, Example]) -> Iterator[tuple[Key, ...]]:

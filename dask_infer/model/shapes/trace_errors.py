@@ -7,9 +7,8 @@ and dtypes is called a mismatch; everything else asks for ``meta=``.
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -181,67 +180,6 @@ def require_method(subject: object, name: str, method: str) -> None:
     kind = type(subject).__name__
     what = kind if kind == name else f"{name} ({kind})"
     raise MissingMethodError(f"{what} has no method {method}; {hint}")
-
-
-def check_arity(
-    name: str,
-    function: str,
-    signature: inspect.Signature,
-    examples: Iterable[int | str],
-    extra: Iterable[str],
-) -> None:
-    """Raise `ArityMismatch` unless columns and `call_kwargs` bind to the signature.
-
-    Parameters
-    ----------
-    examples
-        Places and keywords of what columns give.
-    extra
-        Keywords of `call_kwargs`.
-    """
-    shown = f'model "{name}": {function}{_bare(signature)}'
-    given = tuple(examples)
-    keywords = [key for key in given if isinstance(key, str)]
-    if twice := sorted(set(keywords) & set(extra)):
-        raise ArityMismatch(
-            f"{shown} gets {_listed(twice)} from columns and call_kwargs"
-        )
-    known = _keywords(signature)
-    unknown = [key for key in extra if known is not None and key not in known]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known or (), n=1)
-        hint = f"; did you mean {_listed(near)}?" if near else ""
-        raise ArityMismatch(f"{shown} takes no {_listed(unknown)} of call_kwargs{hint}")
-    try:
-        places = [None] * (len(given) - len(keywords))
-        signature.bind(*places, **dict.fromkeys((*keywords, *extra)))
-    except TypeError as error:
-        columns = f"columns give {len(given)} argument{'s' * (len(given) != 1)}"
-        columns += f" ({_listed(keywords)} by name)" if keywords else ""
-        raise ArityMismatch(f"{shown}: {error}, {columns}; {TWO}") from None
-
-
-def _keywords(signature: inspect.Signature) -> Sequence[str] | None:
-    """Return the keywords that may be passed; None where any may."""
-    parameters = signature.parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return [
-        p.name
-        for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-
-
-def _bare(signature: inspect.Signature) -> inspect.Signature:
-    """Return the signature without annotations, short enough for a message."""
-    empty = inspect.Signature.empty
-    parameters = [p.replace(annotation=empty) for p in signature.parameters.values()]
-    return inspect.Signature(parameters)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
 
 
 def _first(message: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Traced:
-    """What a model returned for fake rows."""
+    """What a model returned for one count of rows and one of tokens."""
 
     #: The model's output structure, fake or meta tensors in place of tensors.
     output: Any
@@ -21,11 +21,10 @@ class Traced:
     rows: int
     #: Size of the padded axis.
     tokens: int
-    #: Some stacked list had to go in as int64.
-    integers: bool
     #: Name of the model's floating dtype.
     floating: str
-    #: Which had to: places of positional arguments, keywords of others.
+    #: Stacked lists that have to go in as int64: places of positional arguments,
+    #: keywords of others.
     as_integers: tuple[int | str, ...] = ()
     #: Optional arguments that the model does not take.
     dropped: tuple[str, ...] = ()
@@ -45,34 +44,8 @@ class Traced:
         }
 
 
-@dataclass(frozen=True)
-class Found:
-    """An output for one count of rows and one of tokens."""
-
-    output: Any
-    counts: tuple[int, int]
-    uneven: frozenset[int] = frozenset()
-
-    def traced(
-        self,
-        floating: str,
-        as_integers: tuple[int | str, ...],
-        dropped: tuple[str, ...] = (),
-    ) -> Traced:
-        """Return the trace: this output and how its inputs went in."""
-        return Traced(
-            self.output,
-            *self.counts,
-            integers=bool(as_integers),
-            floating=floating,
-            as_integers=as_integers,
-            dropped=dropped,
-            uneven=self.uneven,
-        )
-
-
-def compared(one: Found, two: Found) -> Found:
-    """Return one of two outputs, and which of its tensors hold no row's values.
+def compared(one: Traced, two: Traced) -> Traced:
+    """Return one of two traces, and which of its tensors hold no row's values.
 
     Of an output that is a row's, the first axis counts the rows, the second may count
     the tokens, and every other has the same size both times.
@@ -83,9 +56,9 @@ def compared(one: Found, two: Found) -> Found:
         return one
     sizes = [list(zip(a.shape, b.shape, strict=True)) for a, b in pairs]
     same = {x for axes in sizes for x, y in axes[1:] if x == y}
-    if same & {*one.counts} and not same & {*two.counts}:
+    if same & {one.rows, one.tokens} and not same & {two.rows, two.tokens}:
         return compared(two, one)  # a size is one of the counts by chance
-    rows, tokens = zip(one.counts, two.counts, strict=True)
+    rows, tokens = (one.rows, two.rows), (one.tokens, two.tokens)
     uneven = {
         id(leaf)
         for leaf, axes in zip(leaves, sizes, strict=True)
@@ -93,7 +66,7 @@ def compared(one: Found, two: Found) -> Found:
         or any(x != y for x, y in axes[2:])
         or any(x != y and (x, y) != tokens for x, y in axes[1:2])
     }
-    return Found(one.output, one.counts, frozenset(uneven))
+    return replace(one, uneven=frozenset(uneven))
 
 
 def leaves_of(output: Any) -> list[torch.Tensor]:

@@ -15,6 +15,7 @@ from dask_infer.model.split.build_stage import build_stage
 from dask_infer.model.split.nesting import put_together
 from dask_infer.model.split.program import Program, Value, ValueRef, WeightRef
 from dask_infer.model.split.size_guards import Guard
+from dask_infer.plan.units import in_bytes
 
 Key = int | str
 
@@ -104,8 +105,8 @@ class Chain:
     equal_lengths: bool
 
     def __repr__(self) -> str:
-        blocks, size = len(self.blocks), self.nbytes / 2**20
-        return f"<Chain {self.name} {blocks} block{'s' * (blocks != 1)} {size:.1f} MiB>"
+        blocks, size = len(self.blocks), in_bytes(self.nbytes)
+        return f"<Chain {self.name} {blocks} block{'s' * (blocks != 1)} {size}>"
 
     @property
     def nbytes(self) -> int:

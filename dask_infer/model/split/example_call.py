@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from dask_infer.model.shapes.propagate import with_mask
-from dask_infer.model.shapes.trace_errors import Example, check_arity, label
+from dask_infer.model.shapes.call_arguments import taken, without_cache
+from dask_infer.model.shapes.trace_errors import Example, label
 from dask_infer.model.split.layer_signature import ROWS, TOKENS
 from dask_infer.model.split.source_model import SplitSource
 from dask_infer.model.split.split_refusals import CannotSplit
@@ -37,7 +37,10 @@ class ExampleCall:
 
     @classmethod
     def of(
-        cls, source: SplitSource, examples: Mapping[Key, Example], extra: dict[str, Any]
+        cls,
+        source: SplitSource,
+        examples: Mapping[Key, Example],
+        extra: Mapping[str, Any],
     ) -> ExampleCall:
         """Check the arguments against the model's signature.
 
@@ -46,20 +49,11 @@ class ExampleCall:
         ArityMismatch
             It takes other arguments.
         """
-        signature = inspect.signature(source.module.forward)
-        parameters = signature.parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        dropped = tuple(
-            str(key)
-            for key, example in examples.items()
-            if example.optional and key not in parameters and not takes_any
-        )
-        taken = {key: ex for key, ex in examples.items() if key not in dropped}
-        taken = with_mask(signature, taken)
-        check_arity(source.spec.name, "forward", signature, taken, extra)
-        if hasattr(source.module, "config") and "use_cache" in parameters:
-            extra.setdefault("use_cache", False)
-        return cls(source.spec.name, taken, extra, dropped, source.floating)
+        name, signature = source.spec.name, inspect.signature(source.module.forward)
+        found = taken(name, "forward", signature, examples, extra)
+        dropped = tuple(str(key) for key in examples if key not in found)
+        extra = without_cache(source.module, signature, extra)
+        return cls(name, found, extra, dropped, source.floating)
 
     def tensors(self) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         """Return arguments of zeros."""

@@ -15,6 +15,7 @@ from dask_infer.model.runtime.footprint import parse_dtype, tensor_bytes
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.weights import read_tensors
+from dask_infer.plan.units import in_bytes
 from dask_infer.spec.model_spec import ModelSpec
 
 
@@ -49,7 +50,7 @@ class LoadedStage:
         self.nbytes = tensor_bytes(module)
 
     def __repr__(self) -> str:
-        size = f"{self.nbytes / 2**20:.1f} MiB"
+        size = in_bytes(self.nbytes)
         return f"<LoadedStage {self._name} {size} {self.device}>"
 
     def call(self, carry: Mapping[str, Any]) -> dict[str, Any]:

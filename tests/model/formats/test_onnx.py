@@ -123,7 +123,7 @@ def test_stacked_integers_go_in_as_the_graph_says(graph):
         {"x": (LONG, ["n", 3])}, {"y": (LONG, ["n", 3])}, ("Neg", ["x"], ["y"])
     )
     traced = propagate(spec, None, (floats(3, integers=True),), {})
-    assert traced.integers
+    assert traced.as_integers
 
 
 def test_text_outputs_are_arrays_of_text(graph):

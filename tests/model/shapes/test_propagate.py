@@ -155,7 +155,7 @@ def test_one_tensor(build, shape, expected):
     traced = trace(build(), floats(*shape))
     assert row_shape(traced) == expected
     assert (traced.output.dtype, traced.floating) == (torch.float32, "float32")
-    assert not traced.integers
+    assert not traced.as_integers
 
 
 def test_lstm_returns_its_state_with_rows_on_the_second_axis():
@@ -253,7 +253,7 @@ def test_call_kwargs_reach_the_model():  # BM-26
 )
 def test_stacked_integers_go_in_floating_unless_refused(build, integers):
     traced = trace(build(), floats(5, integers=True))
-    assert traced.integers is integers
+    assert bool(traced.as_integers) is integers
     assert traced.as_integers == ((0,) if integers else ())
 
 

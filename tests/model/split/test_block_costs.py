@@ -49,7 +49,7 @@ def test_blocks_and_repr_show_sizes():
     assert first.cut_bytes_per_row == 128 * 8 * 4
     assert last.nbytes == 640 and last.cut_bytes_per_row == 0
     assert chain.nbytes == sum(block.nbytes for block in chain.blocks) - 640
-    assert repr(chain) == "<Chain Tied 5 blocks 0.0 MiB>"
+    assert repr(chain) == "<Chain Tied 5 blocks 1.7 KiB>"
 
 
 def test_bytes_that_cross_follow_the_dtype():
