@@ -41,7 +41,7 @@ from dask_infer.spec import Blob, ModelSpec
 
 
 @dataclass(frozen=True)
-class Part:
+class StageLayers:
     """The layers of a model that one stage of a pipeline holds."""
 
     #: The model as a chain of blocks.
@@ -62,7 +62,7 @@ class ReplicaKey:
     device: str
     #: How it is compiled.
     compile: tuple[tuple[str, object], ...] | None
-    part: Part | None = None
+    part: StageLayers | None = None
 
 
 @dataclass(eq=False)
@@ -81,7 +81,7 @@ class Replica:
     #: Set once `state` is "ready".
     model: LoadedModel | None = None
     leases: int = 0
-    #: It is not to be used by anybody after those who do, or who load it.
+    #: It is to be closed after its users, or those who load it.
     unloading: bool = False
     #: A stage holds a lease as long as it lives: it may be idle even so.
     serving: bool = False
@@ -105,7 +105,7 @@ class Replica:
         )
 
     @property
-    def part(self) -> Part | None:
+    def part(self) -> StageLayers | None:
         """The layers that live here; None for the whole model."""
         return self.key.part
 
@@ -152,9 +152,9 @@ class ReplicaCache:
         device: str = "auto",
         dtype: str | None = None,
         timeout: float | None = None,
-        part: Part | None = None,
+        part: StageLayers | None = None,
     ) -> Iterator[Replica]:
-        """Hold the replica of `spec`, or a part of it, loading what nobody has yet."""
+        """Hold the replica of `spec`, or a part of it; load it where it is not yet."""
         if device == "auto" and format_of(spec).on_host:
             device = "cpu"
         where = resolve_device(device)
@@ -203,7 +203,7 @@ class ReplicaCache:
             replica = Replica(key, spec, device, place.worker, nbytes=0, leases=1)
             self._replicas[key] = replica
         try:
-            # Reads files, so not under the lock; while "waiting" nobody counts it.
+            # Reads files, so not under the lock; while "waiting" it is not counted.
             replica.nbytes = _projected_bytes(replica)
             self._make_room(replica, place, wait)
             if device.torch_device.type == "cpu":
@@ -226,37 +226,37 @@ class ReplicaCache:
         self, replica: Replica, threads: int, timeout: float | None
     ) -> LoadedModel:
         """Load; where memory runs out, once more without the idle replicas."""
-        try:
-            return _load(replica, threads, timeout)
-        except Exception as error:
-            if not _ran_out_of_memory(replica, error):
-                raise
-        # Out of the except block, whose traceback would hold what was allocated.
-        self._evict_idle(replica.device)
-        replica.device.release_memory()
-        give_back_freed_blocks()
-        try:
-            return _load(replica, threads, timeout)
-        except Exception as error:
-            if not _ran_out_of_memory(replica, error):
-                raise
-            raise ModelLoadError(
-                f'model "{replica.spec.name}" needs {format_bytes(replica.nbytes)}, '
-                f"for which memory ran out on {replica.device} of worker "
-                f"{replica.worker}: use a larger device or fewer workers on it, or "
-                'pass dtype="bfloat16"'
-            ) from error
+        device = replica.device
+        for again in (False, True):
+            try:
+                return _load(replica, threads, timeout)
+            except Exception as error:
+                if isinstance(error, InferError) or not is_out_of_memory(error):
+                    raise
+                if again:
+                    raise ModelLoadError(
+                        f'model "{replica.spec.name}" needs '
+                        f"{format_bytes(replica.nbytes)}, for which memory ran out on "
+                        f"{device} of worker {replica.worker}: use a larger device or "
+                        'fewer workers on it, or pass dtype="bfloat16"'
+                    ) from error
+            # Out of the except block, whose traceback would hold what was allocated.
+            with self._changed:
+                idle = self._idle(device)
+                for other in idle:
+                    self._retire(other)
+            _close(idle)
+            device.release_memory()
+            give_back_freed_blocks()
+        raise AssertionError
 
-    def _evict_idle(self, device: Device) -> None:
-        with self._changed:
-            idle = [
-                r
-                for r in self._replicas.values()
-                if r.device is device and r.state == "ready" and not r.leases
-            ]
-            for replica in idle:
-                self._retire(replica)
-        _close(idle)
+    def _idle(self, device: Device) -> list[Replica]:
+        """Return the replicas on a device that are not in use."""
+        return [
+            r
+            for r in self._replicas.values()
+            if r.device is device and r.state == "ready" and not r.leases
+        ]
 
     def _make_room(self, newcomer: Replica, place: Place, wait: Wait) -> None:
         """Evict idle replicas until the newcomer fits, or wait for their leases."""
@@ -276,13 +276,12 @@ class ReplicaCache:
                 others = [
                     r
                     for r in self._replicas.values()
-                    if r.key.device == newcomer.key.device
-                    and r.state in ("loading", "ready")
+                    if r.device is newcomer.device and r.state in ("loading", "ready")
                 ]
                 if sum(r.nbytes for r in others) + newcomer.nbytes <= limit:
                     newcomer.state = "loading"
                     return
-                idle = [r for r in others if r.state == "ready" and not r.leases]
+                idle = self._idle(newcomer.device)
                 if not idle:
                     names = sorted({f'"{r.spec.name}"' for r in others})
                     wait(f"{', '.join(names)}, in use on {newcomer.device}")
@@ -340,11 +339,6 @@ def _projected_bytes(replica: Replica) -> int:
         ) from error
 
 
-def _ran_out_of_memory(replica: Replica, error: Exception) -> bool:
-    own = isinstance(error, InferError)
-    return not own and is_out_of_memory(error)
-
-
 def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
     name = replica.spec.name
 
@@ -358,11 +352,7 @@ def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
         return load_part(replica.spec, *blocks, device=device, dtype=dtype)
 
     try:
-        model = within(
-            timeout,
-            work,
-            what=f"load of {name}",
-        )
+        model = within(timeout, work, what=f"load of {name}")
     except DeadlineExceeded:
         raise ModelLoadError(
             f'model "{name}" was not loaded within {timeout:g} s on worker '

@@ -1,4 +1,4 @@
-"""A lease's wait for other threads: told of once, and ended by its timeout."""
+"""A lease's wait for other threads: logged once, and ended by its timeout."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Wait:
         self._place = place
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._told = False
+        self._logged = False
 
     def __call__(self, whom: str) -> None:
         """Wait until something changed; the lock is held by the caller."""
-        if not self._told:
-            self._told = True
+        if not self._logged:
+            self._logged = True
             logger.info('model "%s" waits for %s', self._spec.name, whom)
         if self._deadline is None:
             self._changed.wait()

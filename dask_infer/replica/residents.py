@@ -1,4 +1,4 @@
-"""What is resident on a cluster, told and let go of from the client."""
+"""The replicas resident on a cluster, listed and freed from the client."""
 
 from __future__ import annotations
 
@@ -43,11 +43,24 @@ def replicas(client: Any = None) -> pd.DataFrame | Awaitable[pd.DataFrame]:
         batches that the replica has found, or is trying. An awaitable of it where the
         client is asynchronous.
     """
-    return _everywhere(client, rows_here, (), _frame)  # type: ignore[no-any-return]
+    client = client or _current_client()
+    if client is None:
+        return _frame({"local": rows_here()})
+    answers = client.run(rows_here)
+    if not inspect.isawaitable(answers):
+        return _frame(answers)
+
+    async def later() -> pd.DataFrame:
+        return _frame(await answers)
+
+    return later()
 
 
 def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
-    """Free a model on all workers, or every model, once its users are done.
+    """Free a model on all workers, or every model.
+
+    A replica in use is freed when its last user is done; a group of workers that hold
+    a model together stops serving. A later prediction loads the model again.
 
     Parameters
     ----------
@@ -55,6 +68,20 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
         Anything that `predict` takes; None for all models.
     client
         As of `replicas`.
+
+    Returns
+    -------
+    None
+        Once every worker has answered; replicas in use may still be resident then. An
+        awaitable of it where the client is asynchronous.
+
+    Raises
+    ------
+    TypeError, ModelLoadError
+        If `model` is not something that `predict` takes, or cannot be read. A model
+        that is not resident is no error.
+    OSError
+        If the client has lost its scheduler.
     """
     content = None
     if model is not None:
@@ -62,17 +89,17 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
 
         content = recognise(model).spec.key
     client = client or _current_client()
-    groups = None if client is None else client.run_on_scheduler(_release, content)
-    freed = _everywhere(
-        client, unload_on_worker, (content,), lambda answers: None, unload_here
-    )
+    if client is None:
+        unload_here(content)
+        return None
+    released = client.run_on_scheduler(_release, content)
+    freed = client.run(unload_on_worker, content)
     if not inspect.isawaitable(freed):
         return None
 
     async def both() -> None:
-        for later in (groups, freed):
-            if later is not None:
-                await later
+        await released
+        await freed
 
     return both()
 
@@ -95,7 +122,10 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
             "shard": None,
             "bytes": replica.nbytes,
             "rows": replica.rows,
-            "idle": 0.0 if _in_use(replica) else now - replica.last_used,
+            # A stage's own lease does not count: it may be idle.
+            "idle": 0.0
+            if replica.leases > replica.serving
+            else now - replica.last_used,
             "batches": replica.sizes.describe(),
         }
         for replica in cache.replicas()
@@ -103,20 +133,15 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
     ]
 
 
-def _in_use(replica: Any) -> bool:
-    """Whether it runs a batch, or may: a stage's lease alone tells nothing."""
-    return bool(replica.leases > replica.serving)
-
-
 def unload_here(content: str | None) -> None:
-    """Let go of replicas of this process."""
+    """Free replicas of this process."""
     cache = _cache()
     if cache is not None:
         cache.unload(content)
 
 
 def _cache() -> Any | None:
-    """Return this process's cache; None where nothing was ever loaded.
+    """Return this process's cache; None where none was ever loaded.
 
     A task's thread may be importing the module right now.
     """
@@ -125,12 +150,12 @@ def _cache() -> Any | None:
 
 
 async def unload_on_worker(content: str | None) -> None:
-    """Let go of replicas while the worker's event loop goes on."""
+    """Free replicas while the worker's event loop goes on."""
     await asyncio.to_thread(unload_here, content)
 
 
 def _release(content: str | None, dask_scheduler: Any) -> None:
-    """Let groups of workers that hold a model together go; runs on the scheduler."""
+    """Release groups of workers that hold a model together; runs on the scheduler."""
     coordinator = dask_scheduler.plugins.get(COORDINATOR)
     if coordinator is not None:
         coordinator.unload(content)
@@ -139,26 +164,9 @@ def _release(content: str | None, dask_scheduler: Any) -> None:
 def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     rows = [row for answer in answers.values() for row in answer]
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-    # No column: what a replica is stands in the table, how it fares beside it.
+    # Not a column: it is a state that changes, of use in messages only.
     frame.attrs["batches"] = [row.get("batches", []) for row in rows]
     return frame
-
-
-def _everywhere(
-    client: Any, function: Any, args: tuple[Any, ...], combine: Any, here: Any = None
-) -> Any:
-    """Run `function` on every worker, or `here` in this process without a client."""
-    client = client or _current_client()
-    if client is None:
-        return combine({"local": (here or function)(*args)})
-    answers = client.run(function, *args)
-    if not isinstance(answers, dict):
-
-        async def later() -> Any:
-            return combine(await answers)
-
-        return later()
-    return combine(answers)
 
 
 def _current_client() -> Any | None:

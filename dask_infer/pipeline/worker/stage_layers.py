@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dask_infer.pipeline.messages.stage_order import StageOrder
-from dask_infer.replica.cache import Part
+from dask_infer.replica.cache import StageLayers
 
 
-def part_of(order: StageOrder) -> Part | None:
+def part_of(order: StageOrder) -> StageLayers | None:
     """Return what a stage holds; None where it is the whole model."""
     if order.spec.chain is None:
         return None
-    return Part(order.spec.chain, order.start, order.stop, order.index)
+    return StageLayers(order.spec.chain, order.start, order.stop, order.index)
