@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dask_infer"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
@@ -26,6 +27,25 @@ def test_readme_shows_only_code_that_the_docs_run() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+\.md)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_paths_of_the_architecture_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    text = text[text.index("## Architecture") : text.index("## How the code reads")]
+    paths = set(re.findall(r"(?<![/.\w])[\w-]+(?:/[\w-]+)+(?:\.\w+)?(?![\w<])", text))
+    missing = {
+        path
+        for path in paths
+        for base in [ROOT if path.startswith(("docs", "tests", "dask_")) else PACKAGE]
+        if not ((base / path).exists() or (base / f"{path}.py").exists())
+    }
+    assert missing <= {"pipeline/worker/admission.py", "plan/window.py"}
+
+
+def test_every_room_is_in_the_architecture() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = [p for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("__")]
+    assert [room.name for room in rooms if f"| `{room.name}/` |" not in text] == []
 
 
 def test_every_make_target_that_is_documented_exists() -> None:
