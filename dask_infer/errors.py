@@ -1,9 +1,9 @@
-"""What can go wrong, by name. Every message says the cause, then the remedy.
+"""The errors that users catch, and how errors travel between processes.
 
-Errors travel between processes: to the client by Dask, between stages in the package's
-own messages. `make_portable` prepares one for that, so that it arrives with its class,
-its message, and a cause: where the cause's class does not pickle, or cannot be imported
-where it arrives, at least as the cause's text.
+Every message names the cause, then the remedy. Dask sends errors to the client, and
+the package sends them between stages. `make_portable` prepares an error for that: it
+arrives with its class, its message and its cause. A cause whose class does not pickle,
+or cannot be imported where it arrives, arrives as its text.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import cloudpickle
 
-#: Links of a chain of causes that travel; code that retries can make thousands.
+#: Errors of a chain of causes that travel; code that retries can make thousands.
 MOST_LINKS = 20
 
-#: Bytes of a pickled cause; one that holds a batch travels as its text.
+#: Bytes of a pickled cause; a larger one, which may hold a batch, travels as its text.
 MOST_BYTES = 1_000_000
 
-#: Characters of a message: Dask takes longer ones apart (distributed 2026.8.0).
+#: Characters of a message: Dask splits longer ones up (distributed 2026.8.0).
 MOST_TEXT = 9_000
 
 
@@ -29,8 +29,8 @@ class InferError(Exception):
     """Base of every error of dask_infer."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not by calling the class, whose `__init__` may want more; with the cause,
-        # which Python leaves behind.
+        # Without a call of the class, whose `__init__` may need other arguments; with
+        # the cause, which Python does not pickle.
         return _revived, (
             type(self),
             self.args,
@@ -46,8 +46,8 @@ class InputError(InferError, ValueError):
 class OutputError(InferError, ValueError):
     """What the model returned cannot become the promised columns."""
 
-    #: Structure, shape and dtype are as promised and only a value does not fit: then it
-    #: is the fault of its row, and else of no row.
+    #: Only a value does not fit, so it is the fault of its row; structure, shape and
+    #: dtype are as promised. Otherwise it is not the fault of a row.
     of_a_row: bool = False
 
 
@@ -84,17 +84,14 @@ class PartitionError(InferError):
 
 
 def make_portable(error: BaseException) -> None:
-    """Put what can be pickled in place of an error's causes."""
+    """Replace the causes of an error by ones that can be pickled."""
     error.__cause__, error.__context__ = _portable(_chain(error)[1:]), None
     if isinstance(error, InferError) and len(str(error)) > MOST_TEXT:
         error.args = (f"{str(error)[:MOST_TEXT]}...",)
 
 
 class PickledError(Exception):
-    """Stands for an error, and those that caused it, while they travel.
-
-    Unpickled it is that error again.
-    """
+    """An error and its causes while they travel; unpickling returns that error."""
 
     def __init__(self, data: bytes | None, text: str) -> None:
         super().__init__(text)
@@ -108,7 +105,7 @@ class PickledError(Exception):
 
 
 def pickled(error: BaseException) -> bytes:
-    """Return an error and its causes, without frames; unpickle it with `pickle`."""
+    """Return an error and its causes pickled, without frames."""
     return pickle.dumps(_portable(_chain(error), frames=False))
 
 
@@ -118,7 +115,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     link: BaseException | None = error
     while link is not None and len(chain) <= MOST_LINKS:
         if any(link is known for known in chain):
-            break  # a ring, on which pickling would recurse
+            break  # a circle of causes, in which pickling would not end
         chain.append(link)
         shown = link.__cause__ is None and not link.__suppress_context__
         link = link.__context__ if shown else link.__cause__
@@ -146,7 +143,7 @@ def _described(error: BaseException) -> str:
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """Return an error alone, without its causes and frames; None where it refuses."""
+    """Return an error pickled without causes and frames; None if it does not pickle."""
     for whole in (True, False):
         for reduce in (_bare, _by_itself):
             try:
@@ -161,7 +158,7 @@ def _pickled(error: BaseException) -> bytes | None:
 
 
 def _lighter(reduced: Any, whole: bool) -> tuple[Any, ...]:
-    """Return the parts of an error, without attributes that do not pickle."""
+    """Return the parts of an error; unless `whole`, only attributes that pickle."""
     make, args, *rest = reduced
     state = rest[0] if rest else {}
     if not whole and isinstance(state, dict):
@@ -177,9 +174,9 @@ def _passes(value: object) -> bool:
 
 
 def _bare(error: BaseException) -> Any:
-    """Return an error as its parts, where Python's own pickling calls `__init__`.
+    """Return the parts of an error for whose class pickle would call `__init__`.
 
-    That may want other arguments than were given to `Exception.__init__`.
+    That may need other arguments than were passed to `Exception.__init__`.
     """
     own = type(error)
     if own.__reduce__ is not InferError.__reduce__ and (
