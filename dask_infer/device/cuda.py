@@ -61,7 +61,7 @@ class Cuda(Accelerator):
 
 
 class CudaStream(Stream):
-    """The batches of one partition on their way through a CUDA device."""
+    """The copies of one partition's batches to a CUDA device and back."""
 
     copies = overlaps = True
 

@@ -6,9 +6,9 @@ rules stop a partition, neither before four failures:
 - all its rows failed with the same words;
 - it has ten rows or more, and more of them failed than the share allows.
 
-A model that fails on everything is found out sooner: where the first four failures are
-alike and nothing has succeeded, rows drawn at random are tried alone. If all fail the
-same way, too, more than the share is bad with a certainty of a million to one.
+A model that fails on everything is detected sooner: where the first four failures are
+alike and nothing has succeeded, rows drawn at random are tried alone. If all of them
+fail with the same words, more than the share is bad, with one error in a million.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `Predict` says what it knows of its parents: which columns it reads, that rows do not
 influence each other, that its index is its input's. From that Dask's optimizer moves
 projections, filters, `head`, `len` and `partitions` below the model, and removes a
-prediction that nobody reads.
+prediction that is never read.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Prediction:
         columns = projected_columns(self, parent, dependents)  # type: ignore[arg-type]
         emit = tuple(c for c in self.emit if c in columns)
         if not columns & set(self.job.names):
-            # Nobody reads a prediction: nothing is predicted.
+            # No prediction is read: nothing is predicted.
             return type(parent)(self.frame, *parent.operands[1:])
         if emit == self.emit:
             return None

@@ -5,7 +5,7 @@ Dask 2026.8.0 fuses in `DataFrame.optimize` and `DataFrame.persist`, but not in
 dataframe's expression, and is never fused. Each partition then meets the scheduler once
 for every operation, and its rows stay in memory in between. So a lowered prediction
 fuses itself, by Dask's own rule: with operations on the same partition whose result
-nobody outside the task reads. What others read, too, stays a task of its own, run once.
+is read inside the task only. What others read, too, stays a task of its own, run once.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Models resident in this process: loaded once, used under a lease, let go by age."""
+"""Models resident in this process: loaded once, used under a lease, evicted by age."""

@@ -68,7 +68,7 @@ def offer_to_workers() -> None:
 
 @dataclass
 class _Request:
-    """One entry on its way to this process."""
+    """One entry that this process is receiving."""
 
     target: Path
     #: The client whose offer was taken; others are refused.
@@ -86,7 +86,7 @@ class _Rounds:
     limit: float | None
     #: Seconds without progress after which another source is asked.
     patience: float
-    #: Whether anyone had the entry in this round.
+    #: Whether any process had the entry in this round.
     offered: bool = False
     last_progress: float = field(default_factory=time.monotonic)
 
@@ -95,9 +95,9 @@ class _Rounds:
         self.last_progress = time.monotonic()
 
     def next(self, key: str) -> None:
-        """Go on with another round, or say why there is none."""
+        """Start another round, or raise why there is none."""
         if not self.offered:
-            raise _nobody_has(key)
+            raise _not_found(key)
         silent = time.monotonic() - self.last_progress
         if self.limit is not None and silent >= self.limit:
             raise ModelLoadError(
@@ -122,7 +122,7 @@ def fetch(key: str, store: Store) -> None:
     """Bring the entry `key` into `store`, or raise `ModelLoadError`."""
     worker = next((w for w in _workers if w.status.name not in GONE), None)
     if worker is None:
-        raise _nobody_has(key)
+        raise _not_found(key)
     store.write(key, lambda target: _fetch_to(worker, key, target))
 
 
@@ -137,7 +137,7 @@ def _fetch_to(worker: Worker, key: str, target: Path) -> None:
 
 
 def _ask_around(worker: Worker, key: str, target: Path) -> str:
-    """Receive the entry from anyone, again where the sender leaves midway."""
+    """Receive the entry from any holder, again where the sender leaves midway."""
     limit = config.get_seconds("delivery.timeout")
     rounds = _Rounds(limit, PATIENCE if limit is None else limit / 3)
     while True:
@@ -149,7 +149,7 @@ def _ask_around(worker: Worker, key: str, target: Path) -> str:
         rounds.next(key)
 
 
-def _nobody_has(key: str) -> ModelLoadError:
+def _not_found(key: str) -> ModelLoadError:
     return ModelLoadError(
         f"the weights {key} are not on this host, and no worker or connected client "
         "has them any more: call predict() again with the model, and keep that client "
@@ -157,16 +157,12 @@ def _nobody_has(key: str) -> ModelLoadError:
     )
 
 
-def _on_loop(worker: Worker, coroutine: Any) -> Any:
-    loop = worker.loop.asyncio_loop  # type: ignore[attr-defined]
-    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
-
-
 def _from_workers(
     worker: Worker, key: str, target: Path, rounds: _Rounds
 ) -> str | None:
     copy = _copy_from_workers(worker, key, target, rounds)
-    return _on_loop(worker, copy)  # type: ignore[no-any-return]
+    loop = worker.loop.asyncio_loop  # type: ignore[attr-defined]
+    return asyncio.run_coroutine_threadsafe(copy, loop).result()
 
 
 async def _copy_from_workers(
@@ -237,7 +233,7 @@ def take_offer(request_id: str, client: str) -> bool:
 
 
 async def receive_chunk(request_id: str, start: int, data: bytes, last: bool) -> bool:
-    """On the asking worker: write one chunk; False where nobody waits any more."""
+    """On the asking worker: write one chunk; False if no one waits for it any more."""
     request = _requests.get(request_id)
     if request is None:
         return False
@@ -255,7 +251,7 @@ def _write_at(path: Path, start: int, data: bytes) -> None:
         file.write(data)
 
 
-# --- whoever has it ------------------------------------------------------------------
+# --- the process that has the entry --------------------------------------------------
 
 
 def size_here(key: str) -> int:

@@ -30,11 +30,11 @@ class Wait:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._logged = False
 
-    def __call__(self, whom: str) -> None:
+    def __call__(self, awaited: str) -> None:
         """Wait until something changed; the lock is held by the caller."""
         if not self._logged:
             self._logged = True
-            logger.info('model "%s" waits for %s', self._spec.name, whom)
+            logger.info('model "%s" waits for %s', self._spec.name, awaited)
         if self._deadline is None:
             self._changed.wait()
             return
@@ -42,7 +42,7 @@ class Wait:
         if left <= 0:
             raise ModelLoadError(
                 f'model "{self._spec.name}" waited {self._timeout:g} s on worker '
-                f"{self._place.worker} for {whom}: raise timeout= or "
+                f"{self._place.worker} for {awaited}: raise timeout= or "
                 "infer.replica.memory-limit"
             )
         self._changed.wait(left)

@@ -28,7 +28,7 @@ def setup_worker(worker: Worker) -> None:
         if worker in _attached:
             return
         _prepare(worker)
-        # Last: whoever finds it here may rely on all of the above.
+        # Last: a thread that finds it here may rely on all of the above.
         _attached.add(worker)
 
 

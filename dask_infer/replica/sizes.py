@@ -4,7 +4,7 @@ What a policy has learned is kept beside the content store, a small file for eac
 dtype, kind of device and input signature. So the other processes of the host, and those
 that are started later, begin where one has settled. Hosts learn each for themselves:
 their cores and memory differ. A file is a hint and no more: one that cannot be read or
-written is passed over, one that is old is learned anew, and one that is wrong gives way
+written is ignored, one that is old is learned anew, and one that is wrong is replaced
 when memory runs out.
 """
 
@@ -82,7 +82,7 @@ class Sizes:
         bytes_per_row
             Bytes of one row's tensors.
         free_bytes
-            Tells what a forward may take; asked for a new policy only.
+            Returns what a forward may take; called for a new policy only.
         """
 
         def build() -> FixedSize:
@@ -127,7 +127,7 @@ class Sizes:
             return policy  # type: ignore[no-any-return]
 
     def _remembered(self, policy: Policy, what: tuple[Any, ...]) -> Policy:
-        """Start from what is known, and write down what is learned."""
+        """Start from what is known, and store what is learned."""
         key = repr((self.owner, what))
 
         def learned(changed: FixedSize) -> None:
@@ -143,7 +143,7 @@ class Sizes:
 
 
 def remember(key: str, state: Mapping[str, float]) -> None:
-    """Write down what was learned; the last writer wins."""
+    """Store what was learned; the last writer wins."""
     if config.get_seconds("batch.remember") is None:
         return
     with contextlib.suppress(OSError, InferError):

@@ -41,7 +41,7 @@ class Place:
     cpu_threads: int
     #: Bytes of the process that are neither models nor data held by Dask.
     used_bytes: Callable[[], int]
-    #: Bytes at which the worker's nanny intervenes; None where nobody watches.
+    #: Bytes at which the worker's nanny intervenes; None without a limit.
     memory_limit: int | None = None
     #: Bytes at which Dask pauses the worker.
     pause_at: int | None = None
@@ -54,7 +54,7 @@ class Place:
         return limit
 
     def free_bytes(self) -> int | None:
-        """Bytes that this process may still take; None where nobody watches."""
+        """Bytes that this process may still take; None without a limit."""
         if not self.memory_limit:
             return None
         return max(0, self.memory_limit - _resident_bytes())
@@ -152,7 +152,7 @@ def _resident_bytes() -> int:
 
 
 def _threads(forwards: int) -> int:
-    # With torch, which comes with the first row; whoever asks who it is needs neither.
+    # Imports torch, which `current_worker` does not need.
     from dask_infer.device.threads import share_of_cores
 
     configured = config.get("replica.cpu-threads")

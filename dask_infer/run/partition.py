@@ -274,7 +274,7 @@ class Partition:
         if outcome.hung or not self.job.row_wise:
             return
         self._collect_all()
-        # Always the same rows: a partition that is run again must end the same way.
+        # Always the same rows: a partition that is run again must have the same result.
         for row in np.random.default_rng(0).choice(len(self.frame), draws, False):
             if self._failure_of(slice(row, row + 1)) != outcome.message:
                 return
