@@ -58,9 +58,7 @@ class EncodeOptions:
         return dtype
 
     def dtype_of(self, values: Array) -> torch.dtype | None:
-        """Return the dtype of a column that nothing was known about."""
-        if self.interface != "tensor":
-            return None
+        """Return the dtype of a tensor whose column nothing was known about."""
         by_code = {"f": self.floating, "i": torch.int64, "u": torch.int64}
         return by_code.get(values.dtype.kind)
 

@@ -78,7 +78,7 @@ class Assembler:
             If rows, fields, dtypes or shapes are not those promised. Then nothing of
             the batch counts as written.
         """
-        count = _count(rows, self.n)
+        count = len(range(self.n)[rows]) if isinstance(rows, slice) else len(rows)
         values = self._values(picked, count)
         for writer, value in zip(self._writers, values, strict=True):
             writer.write(rows, count, value, padding)
@@ -91,7 +91,7 @@ class Assembler:
         if self._missing is None:
             self._missing = np.zeros(self.n, bool)
         self._missing[rows] = True
-        self._filled += _count(rows, self.n)
+        self._filled += len(np.arange(self.n)[rows])
 
     def columns(self) -> Columns:
         """Return the finished columns by name: arrays of `n` values for a frame."""
@@ -146,12 +146,6 @@ class Assembler:
         if len(columns) == 1 and columns[0].index is None:
             return [picked[None]]
         return _spread(picked[None], len(columns), count)
-
-
-def _count(rows: Positions, n: int) -> int:
-    if isinstance(rows, slice):
-        return len(range(*rows.indices(n)))
-    return len(rows)
 
 
 def _spread(value: Any, width: int, count: int) -> list[Any]:
