@@ -311,12 +311,12 @@ class Failures:
         sums = self.counters.sums.by_model()
         found = {label: each for label, each in sums.items() if label.stage is None}
         names = [label.model for label in found][-LINES:]
-        told = [found[Label(name)] for name in names]
+        counters = [found[Label(name)] for name in names]
         table = {
             "model": names,
-            "failed": [each.count("failed_rows") for each in told],
-            "halvings": [each.count("halvings") for each in told],
-            "rows": [each.count("rows") for each in told],
+            "failed": [each.count("failed_rows") for each in counters],
+            "halvings": [each.count("halvings") for each in counters],
+            "rows": [each.count("rows") for each in counters],
         }
         _update(self.source, table)
         if self.root.y_range.factors != names[::-1]:

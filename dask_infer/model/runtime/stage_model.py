@@ -73,8 +73,8 @@ def chain_blob(
     """
     from dask_infer.model.split import split
 
-    told = content_key((args, kwargs, options))
-    content = (spec.key, spec.kind, told, torch.__version__, _code())
+    request = content_key((args, kwargs, options))
+    content = (spec.key, spec.kind, request, torch.__version__, _code())
     key = hashlib.sha256(repr(content).encode()).hexdigest()
     store = default_store()
     blob = _chains.pop((store.root, key), None)
