@@ -14,6 +14,7 @@ The lock is never held while a model loads, runs or closes.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from dask_infer.device.resolve_device import resolve_device
 from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within
+from dask_infer.metrics.recorder import add
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.load_model import load, resident_bytes
 from dask_infer.model.runtime.loaded_model import LoadedModel
@@ -38,6 +40,8 @@ from dask_infer.replica.lease_wait import Wait
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place
 from dask_infer.spec import Blob, ModelSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -351,6 +355,7 @@ def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
         blocks = (part.chain, part.start, part.stop)
         return load_part(replica.spec, *blocks, device=device, dtype=dtype)
 
+    began = time.perf_counter()
     try:
         model = within(timeout, work, what=f"load of {name}")
     except DeadlineExceeded:
@@ -359,6 +364,13 @@ def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
             f"{replica.worker}: raise timeout=, or look at what its constructor waits "
             "for"
         ) from None
+    logger.info(
+        'model "%s"%s loaded in %.2f s: %s on %s of worker %s, from %s',
+        *(name, "" if replica.part is None else f", stage {replica.part.stage}"),
+        *(time.perf_counter() - began, format_bytes(model.nbytes), replica.device),
+        *(replica.worker, replica.spec.origin),
+    )
+    add("loads")
     give_back_freed_blocks()
     return model
 

@@ -54,6 +54,13 @@ class ModelSpec:
         """Name and content, for counters: models of one name differ in it."""
         return f"{self.name}-{self.key[:8]}"
 
+    @property
+    def origin(self) -> str:
+        """Where its weights come from, for the log."""
+        inline = self.blob is not None and self.blob.data is not None
+        stored = "the task" if inline else "the content store"
+        return self.weights or self.path or stored
+
     def __dask_tokenize__(self) -> object:
         return (type(self).__name__, self.key, self.kind, self.compile)
 

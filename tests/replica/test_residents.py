@@ -1,7 +1,12 @@
 """What is resident, told by a process that may not have loaded anything yet."""
 
+import logging
 import sys
 import types
+
+import dask.dataframe as dd
+import pandas as pd
+import torch
 
 from dask_infer.replica.residents import rows_here, unload_here
 
@@ -12,3 +17,14 @@ def test_a_process_that_is_importing_has_no_replicas_yet(monkeypatch):
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     assert rows_here() == []
     unload_here(None)
+
+
+def test_a_load_is_logged_with_what_it_took(caplog):
+    frame = dd.from_pandas(pd.DataFrame({"a": [1.0, 2.0]}), npartitions=1)
+    with caplog.at_level(logging.INFO, "dask_infer.replica"):
+        model = torch.nn.Linear(1, 1)
+        frame.infer.predict(model, columns=["a"]).compute(scheduler="sync")
+        frame.infer.predict(model, columns=["a"]).compute(scheduler="sync")
+    (line,) = [text for text in caplog.messages if " loaded in " in text]
+    assert line.startswith('model "Linear" loaded in ')
+    assert line.endswith("8 B on cpu of worker local, from the content store")
