@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXAMPLES := $(sort $(wildcard examples/*.py))
 
-.PHONY: env demo test slow lint format docs examples clean
+.PHONY: env demo test slow lint format docs screenshots examples clean
 .DEFAULT_GOAL := env
 
 env: $(STAMP)
@@ -43,6 +43,10 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python -m pytest docs
+
+# The pictures of docs/images, taken in a headless Chromium.
+screenshots: $(STAMP)
+	$(BIN)/python -m tests.dashboard.screenshots docs/images
 
 examples: $(STAMP)
 	set -e; for example in $(EXAMPLES); do \

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +12,9 @@ from dask_infer.dashboard.cluster_counters import ClusterCounters, replica_label
 from dask_infer.metrics.cluster_sums import RECENT
 from dask_infer.metrics.sums import ACTIVITIES, Label, Sums
 
+#: Seconds for which lines are fresh, at least, and more for each line: workers of a
+#: large cluster report as rarely (benchmarks/seeing).
+FRESH, FRESH_LINE = 0.4, 0.002
 #: Lines of a table that are read at a glance; more are added up by model and stage.
 GLANCE = 12
 
@@ -66,14 +71,30 @@ class Line:
 
 
 def lines(counters: ClusterCounters) -> list[Line]:
-    """Return a line for each worker's replicas, stages, and feeders of stages."""
+    """Return a line for each worker's replicas, stages, and feeders of stages.
+
+    All parts of all open pages share them for a while.
+    """
+    made, known = _lines.get(counters, (0.0, []))
+    if time.monotonic() - made > max(FRESH, FRESH_LINE * len(known)):
+        known = _made(counters)
+        _lines[counters] = time.monotonic(), known
+    return known
+
+
+_lines: weakref.WeakKeyDictionary[ClusterCounters, tuple[float, list[Line]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _made(counters: ClusterCounters) -> list[Line]:
     sums = counters.sums
     rates = sums.rates("rows")
     found: list[Line] = []
     for address, worker in sums.workers.items():
         latest = worker.latest
         by_label: dict[Label, Line] = {}
-        recent = worker.recent(RECENT)[1]
+        recent = worker.recent(RECENT)
         for replica in latest.replicas:
             label = replica_label(replica)
             line = by_label.setdefault(label, Line(label, [address], resident=True))

@@ -24,6 +24,7 @@ COUNTERS = {
     "forwards": "Forwards of batches and microbatches",
     "halvings": "Batches halved because memory ran out",
     "partitions": "Partitions predicted",
+    "loads": "Models loaded",
 }
 #: Gauges by their names in `Sums`.
 GAUGES = {

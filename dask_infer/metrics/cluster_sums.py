@@ -70,17 +70,22 @@ class WorkerSums:
         while len(self._before) > 1 and message.at - self._before[1][0] >= RECENT:
             self._before.popleft()
 
-    def recent(self, seconds: float) -> tuple[float, dict[Label, Sums]]:
-        """Return what was added in about the last `seconds`, and in how many."""
-        now = self.latest
+    def recent(self, seconds: float) -> dict[Label, Sums]:
+        """Return what was added in about the last `seconds`."""
+        _, before = self.before(seconds)
+        return {
+            label: sums.since(before.get(label))
+            for label, sums in self.latest.by_model.items()
+        }
+
+    def before(self, seconds: float) -> tuple[float, dict[Label, Sums]]:
+        """Return the sums of about so many seconds ago, and how many it were."""
+        now = self.latest.at
         began, before = self._before[0]
         for at, by_model in self._before:
-            if now.at - at >= seconds:
+            if now - at >= seconds:
                 began, before = at, by_model
-        added = {
-            label: sums.since(before.get(label)) for label, sums in now.by_model.items()
-        }
-        return now.at - began, added
+        return now - began, before
 
 
 class ClusterSums:
@@ -129,16 +134,18 @@ class ClusterSums:
 
     def recent(self, seconds: float) -> dict[Label, Sums]:
         """Return what was added by model and stage in about the last `seconds`."""
-        return _total([w.recent(seconds)[1] for w in self.workers.values()])
+        return _total([w.recent(seconds) for w in self.workers.values()])
 
     def rates(self, name: str) -> dict[tuple[str, Label], float]:
         """Return how fast a counter grows, by worker, model and stage."""
         result = {}
         for address, worker in self.workers.items():
-            seconds, added = worker.recent(RATE)
-            for label, sums in added.items():
-                rate = sums.counts.get(name, 0) / seconds if seconds else 0.0
-                result[address, label] = rate
+            seconds, before = worker.before(RATE)
+            for label, sums in worker.latest.by_model.items():
+                added = sums.count(name)
+                if label in before:
+                    added -= before[label].count(name)
+                result[address, label] = added / seconds if seconds else 0.0
         return result
 
     def _remember(self, sums: Mapping[Label, Sums]) -> None:

@@ -89,8 +89,18 @@ class Recorder:
         return Sums(self.counts.copy(), seconds, self.levels.copy())
 
 
-#: The recorder of the thread, and starts of meters in threads that have none.
-_own = threading.local()
+class _Own(threading.local):
+    """What belongs to one thread."""
+
+    #: Its recorder. On the class, so that it is found fast where there is none.
+    recorder: Recorder | None = None
+
+    def __init__(self) -> None:
+        #: Starts of the meters in a thread that has none.
+        self.began: list[float] = []
+
+
+_own = _Own()
 #: The recorder of whatever runs in this context, in threads beside the recorder's.
 _context: ContextVar[Recorder | None] = ContextVar("dask_infer_recorder", default=None)
 
@@ -104,7 +114,7 @@ class Meter:
         self.activity = activity
 
     def __enter__(self) -> None:
-        recorder = getattr(_own, "recorder", None)
+        recorder = _own.recorder
         if recorder is None:
             _begin_beside()
             return
@@ -117,7 +127,7 @@ class Meter:
         recorder.lap = (activity, now, seconds.get(activity, 0.0))
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        recorder = getattr(_own, "recorder", None)
+        recorder = _own.recorder
         if recorder is None:
             _end_beside(self.activity)
             return
@@ -142,7 +152,7 @@ def meter(activity: str) -> Meter:
 
 def add(name: str, amount: float = 1) -> None:
     """Count in the thread of a recorder; nothing where there is none."""
-    recorder = getattr(_own, "recorder", None)
+    recorder = _own.recorder
     if recorder is not None:
         counts = recorder.counts
         counts[name] = counts.get(name, 0) + amount
@@ -151,7 +161,7 @@ def add(name: str, amount: float = 1) -> None:
 @contextlib.contextmanager
 def ambient(recorder: Recorder) -> Iterator[None]:
     """Make a recorder that of the calling thread."""
-    outer = getattr(_own, "recorder", None)
+    outer = _own.recorder
     token = _context.set(recorder)
     _own.recorder = recorder
     try:
@@ -163,10 +173,10 @@ def ambient(recorder: Recorder) -> Iterator[None]:
 
 def _begin_beside() -> None:
     if _context.get() is not None:
-        vars(_own).setdefault("began", []).append(perf_counter())
+        _own.began.append(perf_counter())
 
 
 def _end_beside(activity: str) -> None:
     recorder = _context.get()
     if recorder is not None:
-        recorder.add(f"{activity}_beside", perf_counter() - vars(_own)["began"].pop())
+        recorder.add(f"{activity}_beside", perf_counter() - _own.began.pop())

@@ -78,7 +78,7 @@ def to_message(sums: Mapping[Label, Sums]) -> list[list[Any]]:
 def from_message(message: Iterable[Any]) -> dict[Label, Sums]:
     """Return what `to_message` made a message of."""
     return {
-        Label(model, stage, job): Sums(dict(counts), dict(seconds), dict(levels))
+        Label(model, stage, job): Sums(counts, seconds, levels)
         for model, stage, job, counts, seconds, levels, *_ in message
     }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +20,9 @@ from dask_infer.dashboard.cluster_counters import ClusterCounters
 from dask_infer.dashboard.prometheus import add_series
 from dask_infer.metrics.cluster_sums import VERSION
 from dask_infer.metrics.sums import Label, Sums, to_message
+
+ROOT = Path(__file__).parents[2]
+WATCHING, GRAFANA = ROOT / "docs/watching.md", ROOT / "examples/grafana.json"
 
 
 def state(rows: int, stage: int | None = None) -> SimpleNamespace:
@@ -74,6 +80,21 @@ def test_a_second_scheduler_takes_over_and_series_come_once():
     assert 'worker="tcp://b"} 20.0' in text
     del second
     assert "tcp://b" not in exposed()
+
+
+def test_documentation_and_grafana_name_series_that_exist():
+    counters = ClusterCounters({"tcp://a": state(10), "tcp://b": state(7, stage=1)})
+    add_series(counters)
+    exist = set(re.findall(r"# TYPE (dask_infer_\w+)", exposed()))
+    documented = set(re.findall(r"`(dask_infer_\w+)`", WATCHING.read_text()))
+    assert documented == exist
+    queries = [
+        target["expr"]
+        for panel in json.loads(GRAFANA.read_text())["panels"]
+        for target in panel["targets"]
+    ]
+    assert len(queries) > 8
+    assert set(re.findall(r"dask_infer_\w+", " ".join(queries))) <= exist
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
