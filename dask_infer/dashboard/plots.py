@@ -161,7 +161,7 @@ class Replicas(ByWorker):
     def update(self) -> None:
         """Show the numbers of the moment."""
         found = self.found()
-        self.table.height = 40 + 26 * min(max(3, len(found)), GLANCE)
+        self.table.height = 32 + 25 * min(max(3, len(found)), GLANCE)
         _update(self.source, replica_table(found))
 
 

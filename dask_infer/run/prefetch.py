@@ -51,11 +51,13 @@ class Prefetch(Work):
 
     def take(self) -> Rows | None:
         """Rows of the next batch, whose encoding has begun."""
-        self._fill(1)
-        if not self._queue:
-            return None
-        self._taken = self._queue.popleft()
-        self._fill(self._ahead)
+        # Whoever starts a batch may wait until the thread lets the interpreter go.
+        with meter("encode"):
+            self._fill(1)
+            if not self._queue:
+                return None
+            self._taken = self._queue.popleft()
+            self._fill(self._ahead)
         return self._taken[0]
 
     def batch(self, rows: Rows) -> Batch:

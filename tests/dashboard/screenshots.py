@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from distributed import Client, LocalCluster, wait
+from PIL import Image
 
 import dask_infer
 from tests.dashboard.browser import browser
@@ -43,7 +44,7 @@ def fails_now_and_then(frame: pd.DataFrame) -> pd.DataFrame:
 async def pictures(base: str, folder: Path) -> None:
     """Wait until both jobs are to be seen, then take them."""
     async with browser() as page:
-        await page.open(f"{base}/infer", 1300, 1060)
+        await page.open(f"{base}/infer", 1300, 1180)
         while len((await page.source("infer_rows"))["model"]) < 2:
             await asyncio.sleep(0.2)
         await asyncio.sleep(8)
@@ -83,6 +84,8 @@ def main(folder: Path) -> None:
         running = one.persist(), two.partitions[30:].persist()
         asyncio.run(pictures(f"http://127.0.0.1:{services['dashboard']}", folder))
         client.cancel(list(running))
+    for picture in folder.glob("infer-*.png"):
+        Image.open(picture).convert("RGB").quantize(96).save(picture, optimize=True)
 
 
 if __name__ == "__main__":
