@@ -52,7 +52,7 @@ OLD_CLASSES = {"Exchange", "Feed", "Held", "Load", "Opened", "Part", "Ref", "Sha
 KNOWN_WORDS = {"door", "told", "way"}
 KNOWN_CLASSES: set[str] = set()
 KNOWN_TWINS = {"Rows", "Stage"}
-KNOWN_FULL = {"model/split"}
+KNOWN_FULL: set[str] = set()
 
 
 def name(module: Path) -> str:

@@ -103,7 +103,7 @@ def _stored(key: str, store: Store) -> Blob | None:
 @functools.cache
 def _code() -> str:
     """Digest of the code that makes chains and reads them."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

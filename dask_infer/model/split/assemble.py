@@ -13,11 +13,11 @@ from dask_infer.model.identity import pickling
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.shapes.padding import pad_token, reads_padding
 from dask_infer.model.split.chain import TOKENS, Block, Chain, Tensor
-from dask_infer.model.split.example_call import ExampleCall
-from dask_infer.model.split.exported_graph import Graph
+from dask_infer.model.split.export.example_call import ExampleCall
+from dask_infer.model.split.export.exported_graph import Graph
+from dask_infer.model.split.export.size_guards import Guard
+from dask_infer.model.split.export.source_model import SplitSource
 from dask_infer.model.split.program import Program, WeightRef
-from dask_infer.model.split.size_guards import Guard
-from dask_infer.model.split.source_model import SplitSource
 
 #: Rows at which bytes a row are counted: masks of positions do not depend on rows.
 _ROWS = 64

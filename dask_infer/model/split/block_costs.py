@@ -21,7 +21,7 @@ from dask_infer.device.threads import use_cpu_threads
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import TOKENS, Chain, Tensor
 from dask_infer.model.split.clock import Clock
-from dask_infer.model.split.fingerprint import fingerprints
+from dask_infer.model.split.export.fingerprint import fingerprints
 from dask_infer.model.split.program import ValueRef, WeightRef
 from dask_infer.model.split.stage_loader import put
 

@@ -12,9 +12,9 @@ from torch import nn
 from dask_infer.errors import InputError
 from dask_infer.model.identity import pickling
 from dask_infer.model.split.build_stage import build_stage
+from dask_infer.model.split.export.size_guards import Guard
 from dask_infer.model.split.nesting import put_together
 from dask_infer.model.split.program import Program, Value, ValueRef, WeightRef
-from dask_infer.model.split.size_guards import Guard
 from dask_infer.plan.units import in_bytes
 
 Key = int | str

@@ -8,12 +8,12 @@ from typing import Any
 from dask_infer.model.runtime.footprint import parse_dtype
 from dask_infer.model.shapes.sandbox import sandbox
 from dask_infer.model.shapes.trace_errors import Example
-from dask_infer.model.split.candidates import check_cuts
 from dask_infer.model.split.chain import Chain
-from dask_infer.model.split.example_call import ExampleCall
-from dask_infer.model.split.glue import split_glue
-from dask_infer.model.split.source_model import open_source
-from dask_infer.model.split.split_program import split_program
+from dask_infer.model.split.export.candidates import check_cuts
+from dask_infer.model.split.export.example_call import ExampleCall
+from dask_infer.model.split.export.glue import split_glue
+from dask_infer.model.split.export.source_model import open_source
+from dask_infer.model.split.export.split_program import split_program
 from dask_infer.spec import ModelSpec
 
 

@@ -21,8 +21,8 @@ from dask_infer.model.formats.torchscript import file_of
 from dask_infer.model.runtime.safetensors_files import safetensors_files
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.archive import tensors_in
+from dask_infer.model.split.export.sentence_pipeline import build_transformer, entries
 from dask_infer.model.split.huggingface_names import convert
-from dask_infer.model.split.sentence_pipeline import build_transformer, entries
 from dask_infer.spec.model_spec import ModelSpec
 
 Tensors = dict[str, torch.Tensor]

@@ -46,7 +46,7 @@ def measured(spec: GroupSpec) -> Measured:
         costs = timed(ROWS)
     except Exception as error:  # rows of the job may well pass
         note = (
-            "Balanced by the bytes of weights: made-up rows, by which its blocks are "
+            "Balanced by the bytes of weights: synthetic rows, by which its blocks are "
             f"timed, fail in it ({type(error).__name__}: {error})."
         )
         logger.warning('model "%s": %s', spec.model.name, note)

@@ -13,7 +13,7 @@ from torch import nn
 from dask_infer.errors import InputError
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import split
-from dask_infer.model.split.size_guards import guards_of
+from dask_infer.model.split.export.size_guards import guards_of
 from tests.model.split.models import (
     FLOATS,
     TOKENS,

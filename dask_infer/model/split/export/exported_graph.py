@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.printers import PythonPrinter
 
 from dask_infer.model.split.build_stage import leaf_of
-from dask_infer.model.split.layer_operator import OPERATOR, Site
-from dask_infer.model.split.layer_signature import Input
+from dask_infer.model.split.export.layer_operator import OPERATOR, Site
+from dask_infer.model.split.export.layer_signature import Input
 from dask_infer.model.split.nesting import Leaf, put_together
 from dask_infer.model.split.program import Program, Step, Value, ValueRef, WeightRef
 from dask_infer.model.split.split_refusals import NotExactError

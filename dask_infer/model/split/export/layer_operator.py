@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dask_infer.model.shapes.fake_model import private_copy
-from dask_infer.model.split.layer_signature import (
+from dask_infer.model.split.export.layer_signature import (
     Input,
     LayerCall,
     Made,

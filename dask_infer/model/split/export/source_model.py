@@ -19,7 +19,7 @@ from dask_infer.model.formats.huggingface import build_architecture
 from dask_infer.model.runtime.footprint import floating_dtype
 from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
 from dask_infer.model.shapes.fake_model import structure_copy, unwrapped
-from dask_infer.model.split.sentence_pipeline import build_pipeline
+from dask_infer.model.split.export.sentence_pipeline import build_pipeline
 from dask_infer.model.split.split_refusals import CannotSplit, cause_of
 from dask_infer.spec import ModelSpec
 

@@ -13,21 +13,21 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from dask_infer.model.split.assemble import assemble
-from dask_infer.model.split.candidates import (
+from dask_infer.model.split.chain import Chain
+from dask_infer.model.split.export.candidates import (
     candidates,
     items_around,
     opaque_layers,
     outermost,
 )
-from dask_infer.model.split.chain import Chain
-from dask_infer.model.split.example_call import ExampleCall
-from dask_infer.model.split.exported_graph import Graph, GraphReader, functional
-from dask_infer.model.split.fingerprint import fingerprints
-from dask_infer.model.split.layer_operator import OpaqueLayers
-from dask_infer.model.split.model_state import changed, described
+from dask_infer.model.split.export.example_call import ExampleCall
+from dask_infer.model.split.export.exported_graph import Graph, GraphReader, functional
+from dask_infer.model.split.export.fingerprint import fingerprints
+from dask_infer.model.split.export.layer_operator import OpaqueLayers
+from dask_infer.model.split.export.model_state import changed, described
+from dask_infer.model.split.export.size_guards import Guard, guards_of
+from dask_infer.model.split.export.source_model import SplitSource
 from dask_infer.model.split.nesting import take_apart
-from dask_infer.model.split.size_guards import Guard, guards_of
-from dask_infer.model.split.source_model import SplitSource
 from dask_infer.model.split.split_refusals import (
     CannotSplit,
     NotExactError,

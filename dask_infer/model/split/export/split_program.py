@@ -13,13 +13,13 @@ from dask_infer.model.formats.exported_program import check_dtype, read_program
 from dask_infer.model.formats.torchscript import file_of
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.assemble import assemble
-from dask_infer.model.split.candidates import candidates, check_cuts
 from dask_infer.model.split.chain import Chain
-from dask_infer.model.split.example_call import ExampleCall, Key, is_padded
-from dask_infer.model.split.exported_graph import Graph, GraphReader, functional
-from dask_infer.model.split.glue import places_of
+from dask_infer.model.split.export.candidates import candidates, check_cuts
+from dask_infer.model.split.export.example_call import ExampleCall, Key, is_padded
+from dask_infer.model.split.export.exported_graph import Graph, GraphReader, functional
+from dask_infer.model.split.export.glue import places_of
+from dask_infer.model.split.export.source_model import SplitSource
 from dask_infer.model.split.nesting import Leaf, Node, take_apart
-from dask_infer.model.split.source_model import SplitSource
 from dask_infer.model.split.split_refusals import CannotSplit, cause_of
 from dask_infer.spec import ModelSpec
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from dask_infer.model.shapes.fake_model import structure_copy
-from dask_infer.model.split.model_state import changed, described
+from dask_infer.model.split.export.model_state import changed, described
 from dask_infer.model.split.nesting import (
     Leaf,
     Node,

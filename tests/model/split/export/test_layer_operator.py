@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dask_infer.model.split import CannotSplit, load_stage
-from dask_infer.model.split import layer_operator as module
+from dask_infer.model.split.export import layer_operator as module
 from tests.model.split.models import (
     FLOATS,
     TOKENS,
