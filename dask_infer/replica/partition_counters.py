@@ -24,7 +24,7 @@ from dask_infer.replica.residents import rows_here
 from dask_infer.replica.worker_place import current_worker
 
 #: Columns of `replicas` that travel with each heartbeat.
-TOLD = ("label", "model", "device", "stage", "serving", "bytes", "rows", "idle")
+REPORTED = ("label", "model", "device", "stage", "serving", "bytes", "rows", "idle")
 
 #: Activities that Dask's own metrics show as the task's.
 _OUTSIDE = ("read", "other")
@@ -68,7 +68,7 @@ def heartbeat_message(worker: Any) -> dict[str, Any]:
         "version": VERSION,
         "at": time.monotonic(),
         "sums": to_message(totals.snapshot(worker.address)),
-        "replicas": [{name: row[name] for name in TOLD} for row in replicas],
+        "replicas": [{name: row[name] for name in REPORTED} for row in replicas],
         "host": {
             "cpu": time.process_time(),
             "busy": sum(busy) - busy.idle - getattr(busy, "iowait", 0.0),
