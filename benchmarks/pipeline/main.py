@@ -119,7 +119,7 @@ def _calls(first: Run | None, runs: list[Run]) -> list[str]:
 def _microbatch(dask_scheduler: Any) -> int:
     from dask_infer.spec.group_spec import COORDINATOR
 
-    (group,) = dask_scheduler.plugins[COORDINATOR].groups.values()
+    (group,) = dask_scheduler.plugins[COORDINATOR].table.groups.values()
     return int(group.microbatch)
 
 

@@ -20,18 +20,17 @@ Times = dict[str, list[float]]
 
 def prepare(dask_worker: Any) -> str:
     """Take up the two handlers that are compared."""
-    from dask_infer.pipeline.messages.microbatch import Load
+    from dask_infer.pipeline.messages.microbatch import Header, Payload
     from dask_infer.pipeline.worker.microbatch_comms import DONE, comms_of
 
-    async def hop(way: dict[str, Any], load: Any) -> dict[str, Any]:
-        Load(load).open()
+    async def hop(header: Header, payload: Payload) -> dict[str, Any]:
+        payload.open()
         return DONE
 
     async def bare(data: Any) -> dict[str, Any]:
         return {"status": "done"}
 
-    comms_of(dask_worker)
-    dask_worker.handlers["infer_hop"] = hop
+    comms_of(dask_worker).handlers["hop"] = hop
     dask_worker.handlers["bare"] = bare
     return str(dask_worker.address)
 
@@ -40,11 +39,12 @@ async def hops(to: str, nbytes: int, rounds: int, dask_worker: Any) -> Times:
     """Send a tensor and an array of this size in turns; seconds until the answer."""
     from distributed.protocol.serialize import to_serialize
 
-    from dask_infer.pipeline.messages.microbatch import Load, Way
+    from dask_infer.pipeline.messages.microbatch import Header, Payload, Target
     from dask_infer.pipeline.worker.microbatch_comms import comms_of
 
     comms = comms_of(dask_worker)
-    way = Way("group", 0, (to,), dask_worker.address, number=0, attempt=0)
+    target = Target("group", 0, (to,))
+    header = Header(target, dask_worker.address, number=0, attempt=0)
     numbers = np.random.default_rng(0).random(nbytes // 4, dtype=np.float32)
     tensor = torch.from_numpy(numbers.copy())
     times: Times = {"bare": [], "hop": []}
@@ -53,7 +53,7 @@ async def hops(to: str, nbytes: int, rounds: int, dask_worker: Any) -> Times:
         await dask_worker.rpc(to).bare(data=to_serialize(numbers))
         times["bare"].append(time.perf_counter() - start)
         start = time.perf_counter()
-        await comms.call(to, "hop", way, Load(values={"x": tensor}))
+        await comms.call(to, "hop", header, Payload(values={"x": tensor}))
         times["hop"].append(time.perf_counter() - start)
     return {name: seconds[3:] for name, seconds in times.items()}  # 3 warm up
 

@@ -1,12 +1,17 @@
-"""Groups of workers that hold a model together, and the streams through them.
+"""Groups of workers that hold a model, and the microbatches that run through them.
 
-Who is where, and which file tells it::
+The folder says where a file runs::
 
-    a worker with partitions          the scheduler            a worker with a stage
-    ticket   asks for the group  -->  coordinator   owns groups
-    remote   the feeder's runner      planning, placer, roster, places
-    feed     sends, sends again  <--  state    what is told
-                                      stage_tasks, order  -->  serve  the stage's task
-    comms_of  <-------- microbatch over the wire ------->   comms_of, stage,
-                                                               window
+    worker/ (feeder)              scheduler/                  worker/ (stage)
+
+    group_request  asks   ------> coordinator  owns groups
+                                  placer       finds workers
+                                  stage_tasks  submits -----> serve      loads, serves
+    remote_runner  batches                                    stage      runs forwards
+    group_client   sends  <------ group        its state      admission  the window
+          |                                                       |
+          +------- microbatch_comms <-- messages/ --> microbatch_comms
+
+`messages/` is what travels between them. `plan/` has the arithmetic: where a model is
+cut, and in `plan/window.py` how many microbatches may be in flight.
 """

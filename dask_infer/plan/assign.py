@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
 from dask_infer.plan.infeasible import no_workers, stage_fits_nowhere, too_few_workers
-from dask_infer.plan.stages import StagePlan, lay_out, need
+from dask_infer.plan.stage_plan import StagePlan, stage_plan
 
 
 def assign(
@@ -32,7 +32,7 @@ def assign(
     cuts
         The first block of each stage but the first one, rising.
     link
-        The way between two stages.
+        The connection between two stages.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def replicate(
     for place, index in enumerate(falling):
         chosen[index].append(free[taken[place]])
     return tuple(
-        lay_out(blocks, bounds, [stage[r] for stage in chosen], link or Link())
+        stage_plan(blocks, bounds, [stage[r] for stage in chosen], link or Link())
         for r in range(replicas)
     )
 

@@ -1,7 +1,7 @@
 """The exact minimum of the slowest stage, under the memory of each worker.
 
-Dynamic programming over prefixes of the chain and over how many workers of each kind
-are in use (`best[used][j] = min over i, kind of max(best[used - kind][i],
+Dynamic programming over prefixes of the chain and over how many workers of each class
+are in use (`best[used][j] = min over i, class of max(best[used - class][i],
 time(i, j) / speed, cut(i))`). Two passes: the first finds the slowest stage's seconds;
 the second, among all layouts that keep them, the one with the fewest cut bytes, and
 among those the most even. One pass could not: a prefix that is slower than need be may
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
 from dask_infer.plan.infeasible import no_cut_fits, too_few_blocks, too_few_workers
-from dask_infer.plan.stages import StagePlan, lay_out, need
-from dask_infer.plan.worker_classes import Kind, Used, kinds_of, uses
+from dask_infer.plan.stage_plan import StagePlan, stage_plan
+from dask_infer.plan.worker_classes import Used, WorkerClass, uses, worker_classes
 
-#: Cut bytes, unevenness, where the last stage starts, its kind. The first two decide.
+#: Cut bytes, unevenness, where the last stage starts, its class. The first two decide.
 _Step = tuple[int, float, int, int]
 
 
@@ -34,7 +34,7 @@ def balance(
     A stage is as slow as its blocks on its worker or as its message from the stage
     before, whichever takes longer: the two overlap. Ties go to fewer cut bytes.
 
-    Exact as long as the kinds of workers need not be merged: see `kinds.STEPS`.
+    Exact unless classes of workers are merged: see `worker_classes.STEPS`.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def balance(
     stages
         How many stages; each holds a block at least.
     link
-        The way between two stages.
+        The connection between two stages.
 
     Raises
     ------
@@ -61,9 +61,9 @@ def balance(
     slowest = search.slowest()
     if slowest == inf:
         raise no_cut_fits(blocks, workers, stages)
-    bounds, kinds = search.cheapest(slowest)
-    chosen = _neighbours([search.kinds[kind] for kind in kinds])
-    return lay_out(blocks, bounds, chosen, link)
+    bounds, classes = search.cheapest(slowest)
+    chosen = _neighbours([search.classes[which] for which in classes])
+    return stage_plan(blocks, bounds, chosen, link)
 
 
 @dataclass
@@ -77,15 +77,17 @@ class _Search:
 
     def __post_init__(self) -> None:
         length = len(self.blocks)
-        self.kinds = kinds_of(self.workers, self.stages, length, need(self.blocks))
-        self.uses = list(uses(self.kinds, self.stages))
+        self.classes = worker_classes(
+            self.workers, self.stages, length, need(self.blocks)
+        )
+        self.uses = list(uses(self.classes, self.stages))
         self.cuts = [0, *(block.cut_bytes for block in self.blocks[1:])]
         self.hops = [0.0, *(self.link.seconds(cut) for cut in self.cuts[1:])]
-        #: For each kind and end of a stage: its seconds with 1, 2, ... blocks, as long
+        #: For each class and end of a stage: its seconds with 1, 2, ... blocks, as long
         #: as they fit.
         self.times = [
-            [_times(self.blocks, stop, kind) for stop in range(length + 1)]
-            for kind in self.kinds
+            [_times(self.blocks, stop, which) for stop in range(length + 1)]
+            for which in self.classes
         ]
 
     def slowest(self) -> float:
@@ -94,8 +96,8 @@ class _Search:
         best = {self.uses[0]: [0.0] + [inf] * length}
         for used in self.uses[1:]:
             row = [inf] * (length + 1)
-            for kind, before in _predecessors(used):
-                self._improve(row, best[before], self.times[kind], sum(used))
+            for which, before in _predecessors(used):
+                self._improve(row, best[before], self.times[which], sum(used))
             best[used] = row
         return min(
             (row[length] for used, row in best.items() if sum(used) == self.stages),
@@ -127,14 +129,14 @@ class _Search:
             row[stop] = least
 
     def cheapest(self, slowest: float) -> tuple[list[int], list[int]]:
-        """Bounds and kinds of the layout with the fewest cut bytes under `slowest`."""
+        """Bounds and classes of the layout with the fewest cut bytes."""
         length = len(self.blocks)
         first: list[_Step | None] = [(0, 0.0, 0, 0), *[None] * length]
         best = {self.uses[0]: first}
         for used in self.uses[1:]:
             row: list[_Step | None] = [None] * (length + 1)
-            for kind, before in _predecessors(used):
-                self._cheapen(row, best[before], kind, slowest)
+            for which, before in _predecessors(used):
+                self._cheapen(row, best[before], which, slowest)
             best[used] = row
         ends = [
             (step[:2], used)
@@ -147,12 +149,12 @@ class _Search:
         self,
         row: list[_Step | None],
         before: list[_Step | None],
-        kind: int,
+        which: int,
         slowest: float,
     ) -> None:
         for stop in range(1, len(row)):
             least, start = row[stop], stop
-            for seconds in self.times[kind][stop]:
+            for seconds in self.times[which][stop]:
                 if seconds > slowest:
                     break
                 start -= 1
@@ -162,11 +164,13 @@ class _Search:
                 cuts = prefix[0] + self.cuts[start]
                 uneven = prefix[1] + seconds * seconds
                 if least is None or (cuts, uneven) < least[:2]:
-                    least = (cuts, uneven, start, kind)
+                    least = (cuts, uneven, start, which)
             row[stop] = least
 
 
-def _times(blocks: Sequence[BlockFacts], stop: int, kind: Kind) -> list[float]:
+def _times(
+    blocks: Sequence[BlockFacts], stop: int, workers: WorkerClass
+) -> list[float]:
     """Seconds of the stages that end before `stop` and fit, the shortest first."""
     times: list[float] = []
     nbytes = activations = 0
@@ -174,18 +178,18 @@ def _times(blocks: Sequence[BlockFacts], stop: int, kind: Kind) -> list[float]:
     for block in reversed(blocks[:stop]):
         nbytes += block.nbytes
         activations = max(activations, block.activation_bytes)
-        if nbytes + activations > kind.room:
+        if nbytes + activations > workers.room:
             break
         seconds += block.seconds
-        times.append(seconds / kind.speed)
+        times.append(seconds / workers.speed)
     return times
 
 
 def _predecessors(used: Used) -> list[tuple[int, Used]]:
-    """Each kind whose worker may hold the last stage, and what was in use before it."""
+    """Each class that may hold the last stage, and what was in use before it."""
     return [
-        (kind, (*used[:kind], number - 1, *used[kind + 1 :]))
-        for kind, number in enumerate(used)
+        (which, (*used[:which], number - 1, *used[which + 1 :]))
+        for which, number in enumerate(used)
         if number
     ]
 
@@ -193,23 +197,23 @@ def _predecessors(used: Used) -> list[tuple[int, Used]]:
 def _trace(
     best: dict[Used, list[_Step | None]], used: Used, stop: int
 ) -> tuple[list[int], list[int]]:
-    bounds, kinds = [stop], []
+    bounds, classes = [stop], []
     while stop:
         step = best[used][stop]
         assert step is not None
-        _, _, stop, kind = step
+        _, _, stop, which = step
         bounds.append(stop)
-        kinds.append(kind)
-        used = (*used[:kind], used[kind] - 1, *used[kind + 1 :])
-    return bounds[::-1], kinds[::-1]
+        classes.append(which)
+        used = (*used[:which], used[which] - 1, *used[which + 1 :])
+    return bounds[::-1], classes[::-1]
 
 
-def _neighbours(kinds: Sequence[Kind]) -> list[WorkerFacts]:
-    """Pick a worker of each kind, on the host of the stage before if it has one."""
-    free = {id(kind): list(kind.workers) for kind in kinds}
+def _neighbours(classes: Sequence[WorkerClass]) -> list[WorkerFacts]:
+    """Pick a worker of each class, on the host of the stage before if it has one."""
+    free = {id(which): list(which.workers) for which in classes}
     chosen: list[WorkerFacts] = []
-    for kind in kinds:
-        group = free[id(kind)]
+    for which in classes:
+        group = free[id(which)]
         near = [w for w in group if chosen and w.host == chosen[-1].host]
         worker = (near or group)[0]
         group.remove(worker)

@@ -1,16 +1,17 @@
-"""What is known of a model's blocks and of the workers before they are put together."""
+"""What is known of a model's blocks and of the workers before stages are planned."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class BlockFacts:
-    """One block of the chain that a model was taken apart into.
+    """One block of the chain that a model is split into.
 
-    Seconds and bytes of activations are those of the same number of rows, one
-    microbatch, for all blocks of a chain.
+    Seconds and bytes of activations are those of one microbatch of the same number of
+    rows for all blocks of a chain.
 
     Parameters
     ----------
@@ -21,8 +22,8 @@ class BlockFacts:
     seconds
         Time of one microbatch on a worker of speed 1.
     cut_bytes
-        Bytes of a microbatch that travel if a stage begins with this block. Of no
-        account for the first block: what the feeder sends is the same in every layout.
+        Bytes of a microbatch that travel if a stage begins with this block. Not read
+        for the first block: what the feeder sends is the same in every layout.
     activation_bytes
         Most bytes that a microbatch occupies while the block runs.
     parameters
@@ -35,6 +36,19 @@ class BlockFacts:
     cut_bytes: int = 0
     activation_bytes: int = 0
     parameters: int = 0
+
+
+@dataclass(frozen=True)
+class ChainFacts:
+    """What a group request measured of the blocks of a chain."""
+
+    #: Their seconds and activations are those of `microbatch_size.ROWS` rows.
+    blocks: tuple[BlockFacts, ...]
+    #: Seconds of each block at `microbatch_size.FEW_ROWS` rows; None where the model
+    #: refused synthetic rows, and bytes stand in for time.
+    fewer: tuple[float, ...] | None
+    #: What people should know of the figures; may be empty.
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ class WorkerFacts:
 
 @dataclass(frozen=True)
 class Link:
-    """The way from one stage to the next.
+    """The connection from one stage to the next.
 
     Parameters
     ----------
@@ -87,3 +101,9 @@ class Link:
     def seconds(self, nbytes: int) -> float:
         """Time of one message."""
         return self.latency + nbytes / self.bandwidth
+
+
+def need(blocks: Sequence[BlockFacts]) -> int:
+    """Bytes that blocks take on one worker: all weights, the largest activations."""
+    most = max((block.activation_bytes for block in blocks), default=0)
+    return sum(block.nbytes for block in blocks) + most

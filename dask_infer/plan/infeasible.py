@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan.facts import BlockFacts, WorkerFacts
-from dask_infer.plan.stages import need
+from dask_infer.plan.facts import BlockFacts, WorkerFacts, need
 from dask_infer.plan.units import count, in_bytes
 
 SMALLER = 'start workers with more memory, or pass dtype="bfloat16"'
 
 
 def no_workers() -> PlacementError:
-    """There is nobody."""
+    """No worker is free."""
     return PlacementError("no worker is free to hold a stage: start workers")
 
 
@@ -58,12 +57,12 @@ def stage_fits_nowhere(
 ) -> PlacementError:
     """One stage, its `blocks`, is larger than the worker `left` for it."""
     remedy = "cut it further" if left else 'ask for more stages, or for stages="auto"'
-    told = largest(workers)
+    memory = largest(workers)
     if left is not None and left.room < max(worker.room for worker in workers):
-        told += f", and the one left for it, {left.address}, {in_bytes(left.room)}"
+        memory += f", and the one left for it, {left.address}, {in_bytes(left.room)}"
     return PlacementError(
         f"stage {index} of {stages}, {span(blocks)}, needs {in_bytes(need(blocks))}; "
-        f"{told}: {remedy}, or {SMALLER}"
+        f"{memory}: {remedy}, or {SMALLER}"
     )
 
 
@@ -138,9 +137,9 @@ def largest(workers: Sequence[WorkerFacts]) -> str:
 
 def _rooms(workers: Sequence[WorkerFacts], stages: int) -> str:
     rooms = sorted((worker.room for worker in workers), reverse=True)[:stages]
-    told = ", ".join(in_bytes(room) for room in rooms[:8])
+    memory = ", ".join(in_bytes(room) for room in rooms[:8])
     more = ", ..." if len(rooms) > 8 else ""
-    return f"{count(len(rooms), 'largest worker')} have {told}{more} for models"
+    return f"{count(len(rooms), 'largest worker')} have {memory}{more} for models"
 
 
 def too_few_replicas(

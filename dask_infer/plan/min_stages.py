@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dask_infer.plan.facts import BlockFacts, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, WorkerFacts, need
 from dask_infer.plan.infeasible import block_fits_nowhere, no_workers, too_large
-from dask_infer.plan.stages import need
-from dask_infer.plan.worker_classes import Used, kinds_of, uses
+from dask_infer.plan.worker_classes import Used, uses, worker_classes
 
 
 def min_stages(blocks: Sequence[BlockFacts], workers: Sequence[WorkerFacts]) -> int:
@@ -39,16 +38,16 @@ def reach(
 ) -> int:
     """Return how many leading blocks fit into up to `stages` workers."""
     equal = [WorkerFacts(w.address, w.memory, host=w.host) for w in workers]
-    kinds = kinds_of(equal, stages, len(blocks), need(blocks))
+    classes = worker_classes(equal, stages, len(blocks), need(blocks))
     starts = range(len(blocks))
-    ends = [[_end(blocks, start, kind.room) for start in starts] for kind in kinds]
+    ends = [[_end(blocks, start, which.room) for start in starts] for which in classes]
     furthest: dict[Used, int] = {}
-    for used in uses(kinds, stages):
+    for used in uses(classes, stages):
         at = 0
-        for kind, number in enumerate(used):
+        for which, number in enumerate(used):
             if number:
-                start = furthest[(*used[:kind], number - 1, *used[kind + 1 :])]
-                at = max(at, start if start == len(blocks) else ends[kind][start])
+                start = furthest[(*used[:which], number - 1, *used[which + 1 :])]
+                at = max(at, start if start == len(blocks) else ends[which][start])
         furthest[used] = at
     return max(furthest.values())
 

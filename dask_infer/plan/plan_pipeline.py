@@ -1,4 +1,4 @@
-"""A pipeline's layout: facts and the user's wishes in, plans and reasons out."""
+"""A pipeline's layout: facts and the user's layout in, plans and reasons out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dask_infer.plan.balance import balance
 from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
 from dask_infer.plan.infeasible import too_few_replicas
 from dask_infer.plan.min_stages import min_stages
-from dask_infer.plan.stages import StagePlan
+from dask_infer.plan.stage_plan import StagePlan
 from dask_infer.plan.units import count, in_bytes, in_seconds
 
 
@@ -22,7 +22,7 @@ def plan_pipeline(
     replicas: int | Literal["auto"] = 1,
     link: Link | None = None,
 ) -> tuple[StagePlan, ...]:
-    """Lay out the replicas of a pipeline.
+    """Plan the stages of each replica of a pipeline.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def plan_pipeline(
     replicas
         A number, or ``"auto"`` for as many as fit beside each other.
     link
-        The way between two stages.
+        The connection between two stages.
 
     Returns
     -------
@@ -74,19 +74,19 @@ def _why_stages(plan: StagePlan, asked: object) -> str:
 
 
 def _why_balance(plans: Sequence[StagePlan]) -> str:
-    """Name what holds the pipeline back."""
+    """Name the bottleneck."""
     plan = max(plans, key=lambda plan: plan.slowest)
     slow = max(
         range(len(plan.stages)),
         key=lambda i: max(plan.stages[i].seconds, plan.stages[i].transfer),
     )
     stage = plan.stages[slow]
-    told = in_seconds(plan.slowest)
+    seconds = in_seconds(plan.slowest)
     if stage.transfer > stage.seconds:
         cut = in_bytes(stage.cut_bytes)
-        return f"The way into stage {slow} is the slowest: {told} for {cut}."
+        return f"The message into stage {slow} is the slowest: {seconds} for {cut}."
     busy = sum(s.seconds for s in plan.stages) / (len(plan.stages) * plan.slowest or 1)
-    return f"Stage {slow} is the slowest: {told} a microbatch; mean load {busy:.0%}."
+    return f"Stage {slow} is the slowest: {seconds} a microbatch; mean load {busy:.0%}."
 
 
 def _why_replicas(plans: Sequence[StagePlan], most: int) -> str:

@@ -1,12 +1,12 @@
-"""Kinds of workers: equal memory and speed, so a search need not tell them apart.
+"""Classes of workers: equal memory and speed, so a search need not tell them apart.
 
-A search over kinds counts how many workers of each are used, so its cost grows with the
-number of such counts. Three steps keep it small; the first two change no answer.
+A search over classes counts how many workers of each are used, so its cost grows with
+the number of such counts. Three steps keep it small; the first two change no answer.
 
 1. Memory beyond what the whole model needs is no limit.
 2. A worker is left out when as many others as there are stages have no less memory and
    are no slower: any layout with it can be moved to one of those that it leaves free.
-3. Beyond `STEPS`, kinds that differ least are merged under the smaller memory and the
+3. Beyond `STEPS`, classes that differ least are merged under the smaller memory and the
    lower speed. What is found still fits, but need no longer be the best.
 """
 
@@ -18,18 +18,18 @@ from dataclasses import dataclass
 
 from dask_infer.plan.facts import WorkerFacts
 
-#: Most steps of a search before kinds are merged (cuts tried: counts of workers, times
-#: kinds, times blocks squared). 70 blocks on 8 workers that all differ, and 500 blocks
-#: on 100 equal ones, stay below it. A search took 0.2 s at most; with 16 times the
-#: steps 3 s, and it runs on the scheduler's event loop.
+#: Most steps of a search before classes are merged (cuts tried: counts of workers,
+#: times classes, times blocks squared). 70 blocks on 8 workers that all differ, and 500
+#: blocks on 100 equal ones, stay below it. A search took 0.2 s at most; with 16 times
+#: the steps 3 s, and it runs on the scheduler's event loop.
 STEPS = 1 << 24
 
-#: How many workers of each kind are in use.
+#: How many workers of each class are in use.
 Used = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Kind:
+class WorkerClass:
     """Workers that are alike."""
 
     room: float
@@ -37,10 +37,10 @@ class Kind:
     workers: tuple[WorkerFacts, ...]
 
 
-def kinds_of(
+def worker_classes(
     workers: Sequence[WorkerFacts], stages: int, blocks: int, whole: int
-) -> list[Kind]:
-    """Return the kinds of workers that a search for `stages` stages looks at.
+) -> list[WorkerClass]:
+    """Return the classes of workers that a search for `stages` stages looks at.
 
     Parameters
     ----------
@@ -56,22 +56,22 @@ def kinds_of(
     alike: dict[tuple[float, float], list[WorkerFacts]] = {}
     for worker in _useful(workers, stages, whole):
         alike.setdefault((_room(worker, whole), worker.speed), []).append(worker)
-    kinds = [Kind(*key, tuple(group)) for key, group in sorted(alike.items())]
-    while len(kinds) > 1 and _steps(kinds, stages, blocks) > STEPS:
-        kinds = _merge(kinds)
-    return kinds
+    classes = [WorkerClass(*key, tuple(group)) for key, group in sorted(alike.items())]
+    while len(classes) > 1 and _steps(classes, stages, blocks) > STEPS:
+        classes = _merge(classes)
+    return classes
 
 
-def uses(kinds: Sequence[Kind], stages: int) -> Iterator[Used]:
-    """Every way to use up to `stages` workers, the fewest first."""
-    ways: list[Used] = [()]
-    for kind in kinds:
-        ways = [
+def uses(classes: Sequence[WorkerClass], stages: int) -> Iterator[Used]:
+    """Return all counts of up to `stages` workers by class, the fewest first."""
+    counts: list[Used] = [()]
+    for each in classes:
+        counts = [
             (*used, number)
-            for used in ways
-            for number in range(min(len(kind.workers), stages - sum(used)) + 1)
+            for used in counts
+            for number in range(min(len(each.workers), stages - sum(used)) + 1)
         ]
-    yield from sorted(ways, key=sum)
+    yield from sorted(counts, key=sum)
 
 
 def _room(worker: WorkerFacts, whole: int) -> float:
@@ -98,27 +98,27 @@ def _useful(
     return kept
 
 
-def _steps(kinds: Sequence[Kind], stages: int, blocks: int) -> int:
+def _steps(classes: Sequence[WorkerClass], stages: int, blocks: int) -> int:
     """Cuts that a search tries at most."""
-    ways = [1] + [0] * stages
-    for kind in kinds:
-        most = min(len(kind.workers), stages)
-        ways = [sum(ways[max(0, n - most) : n + 1]) for n in range(stages + 1)]
-    return sum(ways) * len(kinds) * blocks**2
+    counts = [1] + [0] * stages
+    for each in classes:
+        most = min(len(each.workers), stages)
+        counts = [sum(counts[max(0, n - most) : n + 1]) for n in range(stages + 1)]
+    return sum(counts) * len(classes) * blocks**2
 
 
-def _merge(kinds: list[Kind]) -> list[Kind]:
+def _merge(classes: list[WorkerClass]) -> list[WorkerClass]:
     """Merge the two neighbours that lose least memory and speed by it."""
 
     def loss(at: int) -> float:
-        one, two = kinds[at], kinds[at + 1]
+        one, two = classes[at], classes[at + 1]
         rooms = 0.0 if one.room == two.room else 1 - one.room / two.room
         speeds = sorted((one.speed, two.speed))
         return rooms + 1 - speeds[0] / speeds[1]
 
-    at = min(range(len(kinds) - 1), key=loss)
-    one, two = kinds[at], kinds[at + 1]
-    merged = Kind(
+    at = min(range(len(classes) - 1), key=loss)
+    one, two = classes[at], classes[at + 1]
+    merged = WorkerClass(
         min(one.room, two.room), min(one.speed, two.speed), one.workers + two.workers
     )
-    return [*kinds[:at], merged, *kinds[at + 2 :]]
+    return [*classes[:at], merged, *classes[at + 2 :]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,7 +122,7 @@ def groups(client: Client) -> list[dict[str, Any]]:
 
     def look(dask_scheduler: Any) -> list[dict[str, Any]]:
         coordinator = dask_scheduler.plugins.get(COORDINATOR)
-        groups = coordinator.groups.values() if coordinator else []
-        return [group.state().to_message() for group in groups]
+        groups = coordinator.table if coordinator else []
+        return [dataclasses.asdict(group.state()) for group in groups]
 
     return client.run_on_scheduler(look)

@@ -11,7 +11,7 @@ import torch
 
 import dask_infer
 from dask_infer import Layout, PartitionError, PlacementError
-from dask_infer.pipeline.scheduler.coordinator import TOPIC
+from dask_infer.pipeline.scheduler.group_table import TOPIC
 from dask_infer.spec.group_spec import COORDINATOR
 
 from .conftest import groups, held, near, wait_until
@@ -76,14 +76,16 @@ def test_two_workers_of_a_spare_replica_are_lost_at_once(
     async def lose(dask_scheduler):
         import asyncio
 
+        from dask_infer.pipeline.scheduler.placer import Placer
+
         coordinator = dask_scheduler.plugins[COORDINATOR]
-        (group,) = coordinator.groups.values()
+        (group,) = coordinator.table
         group.feeders.add("somebody")
         instance = group.instances[-1]
         gone = {dask_scheduler.workers[a] for a in instance.addresses}
         dask_scheduler.running -= gone
         for worker in gone:
-            coordinator.lose(group, instance, worker.address)
+            Placer(coordinator.table, group).lose(instance, worker.address)
         await asyncio.sleep(0.3)
         dask_scheduler.running |= gone
         group.feeders.discard("somebody")
@@ -103,15 +105,17 @@ def test_a_replica_dropped_before_it_is_submitted_is_never_submitted(
     async def drop(dask_scheduler):
         import asyncio
 
+        from dask_infer.pipeline.scheduler.placer import Placer
+
         coordinator = dask_scheduler.plugins[COORDINATOR]
-        (group,) = coordinator.groups.values()
+        (group,) = coordinator.table
         instance = group.instances[-1]
         (address, *_) = instance.addresses
         group.feeders.add("somebody")
         async with coordinator.tasks._connecting:
-            coordinator.lose(group, instance, address)
+            Placer(coordinator.table, group).lose(instance, address)
             await asyncio.sleep(0.3)
-            coordinator.drop(group, instance, "is not wanted")
+            coordinator.table.drop(group, instance, "is not wanted")
         await asyncio.sleep(0.3)
         group.feeders.discard("somebody")
         return [k for k in dask_scheduler.tasks if instance.name in str(k)]
@@ -224,8 +228,8 @@ class Picky(torch.nn.Module):
         return x - 1000
 
 
-def test_a_model_that_refuses_made_up_rows_is_balanced_by_bytes(client, pdf):
-    # Blocks are timed with made-up rows, and what these raised ended the job.
+def test_a_model_that_refuses_synthetic_rows_is_balanced_by_bytes(client, pdf):
+    # Blocks are timed with synthetic rows, and what these raised ended the job.
     torch.manual_seed(4)
     model = torch.nn.Sequential(
         Picky(), torch.nn.Linear(2, 64), torch.nn.Linear(64, 64),
@@ -236,8 +240,8 @@ def test_a_model_that_refuses_made_up_rows_is_balanced_by_bytes(client, pdf):
         model, parallel=Layout(stages=2, replicas=1)
     )
     near(pred.compute(), by_hand(model, large), large)
-    told = [str(event) for _, event in client.get_events(TOPIC)]
-    (planned,) = [text for text in told if "bytes of weights" in text]
+    events = [str(event) for _, event in client.get_events(TOPIC)]
+    (planned,) = [text for text in events if "bytes of weights" in text]
     assert "ValueError: rows start at 500" in planned
     rows = dask_infer.replicas().sort_values("stage")
     assert list(rows.bytes) == [4 * (192 + 4160), 4 * (4160 + 65)]

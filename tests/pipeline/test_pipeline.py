@@ -116,7 +116,9 @@ def test_the_window_is_reached_and_never_exceeded(client, pdf, model):  # PP-9
         from dask_infer.pipeline.worker.microbatch_comms import comms_of
 
         return [
-            s.door.peak for s in comms_of(dask_worker).stages.values() if not s.index
+            stage.window.peak
+            for stage in comms_of(dask_worker).stages.values()
+            if not stage.index
         ]
 
     assert [peak for found in client.run(peaks).values() for peak in found] == [3, 3]

@@ -15,7 +15,7 @@ ROLES = ("scheduler", "worker", "client")
 
 @pytest.fixture
 def papers(tmp_path):
-    """What each role shows, and the authority for all; as `dask scheduler` is told."""
+    """What each role shows, and the authority for all; as `dask scheduler` gets it."""
     if not shutil.which("openssl"):
         pytest.skip("no openssl")
     for role in ROLES:

@@ -6,8 +6,8 @@ from itertools import combinations, pairwise, permutations
 
 from hypothesis import strategies as st
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
-from dask_infer.plan.stages import lay_out, need
+from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
+from dask_infer.plan.stage_plan import stage_plan
 
 #: Bytes cost as many eighths of a second, so that sums of floats are exact.
 LINK = Link(bandwidth=8.0)
@@ -51,4 +51,4 @@ def every_layout(blocks, workers, stages):
         needs = [need(blocks[a:b]) for a, b in pairwise(bounds)]
         for chosen in permutations(workers, stages):
             if all(n <= w.room for n, w in zip(needs, chosen, strict=True)):
-                yield lay_out(blocks, bounds, chosen, LINK)
+                yield stage_plan(blocks, bounds, chosen, LINK)

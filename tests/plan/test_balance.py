@@ -7,7 +7,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan import worker_classes as kinds
+from dask_infer.plan import worker_classes as classes
 from dask_infer.plan.balance import balance
 from dask_infer.plan.facts import Link, WorkerFacts
 from tests.plan.chains import LINK, chain, chains, crew, crews, every_layout
@@ -108,25 +108,25 @@ def test_long_chains_and_many_workers():
 def test_a_search_looks_at_few_of_many_workers():
     # 100 workers that all differ: those with most memory are as good as any.
     workers = crew(*range(1000, 1100))
-    assert len(kinds.kinds_of(workers, 4, 50, 5000)) == 4
+    assert len(classes.worker_classes(workers, 4, 50, 5000)) == 4
 
 
 def test_many_workers_none_better_than_another():
     workers = [WorkerFacts(f"w{i}", 100 + i, 200 - i) for i in range(30)]
     blocks = chain([1] * 20, nbytes=[5] * 20)
-    assert len(kinds.kinds_of(workers, 2, 20, 500)) == 30
+    assert len(classes.worker_classes(workers, 2, 20, 500)) == 30
     plan = balance(blocks, workers, 2, LINK)
     assert plan.bounds == (0, 10, 20)
     assert set(plan.workers) == {"w0", "w1"}
 
 
-def test_merged_kinds_still_fit(monkeypatch):
+def test_merged_classes_still_fit(monkeypatch):
     workers = [WorkerFacts(f"w{i}", 20 + 7 * i, 1 + i / 8) for i in range(6)]
     blocks = chain([1 + i % 3 for i in range(30)], nbytes=[4] * 30)
     exact = balance(blocks, workers, 5, LINK)
-    monkeypatch.setattr(kinds, "STEPS", 2000)
+    monkeypatch.setattr(classes, "STEPS", 2000)
     merged = balance(blocks, workers, 5, LINK)
-    assert len(kinds.kinds_of(workers, 5, 30, 120)) < 6
+    assert len(classes.worker_classes(workers, 5, 30, 120)) < 6
     rooms = {worker.address: worker.room for worker in workers}
     assert all(stage.memory <= rooms[stage.worker] for stage in merged.stages)
     assert exact.slowest <= merged.slowest <= 2 * exact.slowest

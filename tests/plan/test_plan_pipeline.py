@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan import stage_table as table
 from dask_infer.plan.facts import BlockFacts
 from dask_infer.plan.plan_pipeline import plan_pipeline
 from tests.plan.chains import LINK, chain, crew
@@ -43,16 +42,18 @@ def test_cuts_of_the_user_are_kept():
     assert plan.reasons[0].startswith("2 stages: cut where you said")
 
 
-def test_a_slow_way_is_named():
+def test_a_slow_message_is_named():
     blocks = chain([1, 1], cuts=[0, 80])
     (plan,) = plan_pipeline(blocks, crew(None, None), 2, link=LINK)
-    assert plan.reasons[1] == "The way into stage 1 is the slowest: 10.00 s for 80 B."
+    assert (
+        plan.reasons[1] == "The message into stage 1 is the slowest: 10.00 s for 80 B."
+    )
 
 
 def test_one_stage_and_blocks_that_take_no_time():
     (plan,) = plan_pipeline(chain([0.0, 0.0]), crew(None), 1)
     assert plan.bounds == (0, 2)
-    assert [row["of slowest"] for row in table.rows(plan)] == [1.0]
+    assert plan.table().splitlines()[1].split()[-2:] == ["100%", "w0"]
 
 
 def test_more_replicas_than_fit_are_refused():
@@ -64,17 +65,9 @@ def test_more_replicas_than_fit_are_refused():
 def test_the_table_as_text():
     blocks = [*layers(3), BlockFacts("head", 2 * MIB, 0.004, 64, parameters=500_000)]
     (plan,) = plan_pipeline(blocks, crew(None, None), 2)
-    assert table.text(plan).splitlines() == [
+    assert plan.table().splitlines() == [
         "stage  blocks     parameters    bytes  projected  of slowest  worker",
         "    0  h.0..h.1      524,288  2.0 MiB    20.0 ms        100%  w0",
         "    1  h.2..head     762,144  3.0 MiB    14.0 ms         70%  w1",
         *plan.reasons,
     ]
-
-
-def test_the_table_as_rows():
-    (plan,) = plan_pipeline(layers(2), crew(None, None), 2)
-    rows = table.rows(plan)
-    assert tuple(rows[0]) == table.COLUMNS
-    assert [row["blocks"] for row in rows] == ["h.0", "h.1"]
-    assert [row["bytes"] for row in rows] == [MIB, MIB]

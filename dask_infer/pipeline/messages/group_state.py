@@ -1,14 +1,15 @@
-"""What the coordinator tells feeders of a group; travels as plain data."""
+"""The state of a group, as the coordinator describes it to feeders; travels pickled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
+from dask_infer.spec.model_spec import Interface
 from dask_infer.spec.token_rules import TokenRules
 
 #: forming: not all stages serve yet. ready: at least one instance does. refused: it
-#: cannot be placed, or its stages cannot be loaded. released: let go of.
+#: cannot be placed, or a stage cannot be loaded. released: its stages were cancelled.
 Status = Literal["forming", "ready", "refused", "released"]
 
 
@@ -25,27 +26,16 @@ class InstanceState:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """What feeders must know of a model that is not in their process."""
 
-    interface: Any = "tensor"
+    interface: Interface = "tensor"
     #: Name of the model's floating dtype; None where it has none.
     floating: str | None = None
     #: Names and dtypes of arguments that it casts, in order.
     dtypes: tuple[tuple[str, str], ...] = ()
     #: How a call takes tokens.
     tokens: TokenRules = field(default_factory=TokenRules)
-
-    def to_message(self) -> dict[str, Any]:
-        """Return what goes over the wire."""
-        return {**vars(self), "tokens": self.tokens.to_message()}
-
-    @classmethod
-    def from_message(cls, message: dict[str, Any]) -> Facts:
-        """Return the facts that a message tells."""
-        dtypes = tuple((name, dtype) for name, dtype in message["dtypes"])
-        tokens = TokenRules.from_message(message["tokens"])
-        return cls(**{**message, "dtypes": dtypes, "tokens": tokens})
 
 
 @dataclass(frozen=True)
@@ -56,34 +46,10 @@ class GroupState:
     version: int
     status: Status
     instances: tuple[InstanceState, ...] = ()
-    facts: Facts = field(default_factory=Facts)
-    #: Microbatches that one instance admits.
-    window: int = 2
+    facts: ModelFacts = field(default_factory=ModelFacts)
     #: Rows of a microbatch; None where the feeders' own policy finds them.
     microbatch: int | None = None
     #: Tasks that feed it now.
     feeders: int = 0
-    #: The pickled exception of a group that was refused.
+    #: The exception of a group that was refused, pickled: it may not be importable.
     error: bytes | None = None
-
-    def to_message(self) -> dict[str, Any]:
-        """Return what goes over the wire."""
-        return {
-            **vars(self),
-            "facts": self.facts.to_message(),
-            "instances": [dict(vars(instance)) for instance in self.instances],
-        }
-
-    @classmethod
-    def from_message(cls, message: dict[str, Any]) -> GroupState:
-        """Return the state that a message tells."""
-        return cls(
-            **{
-                **message,
-                "facts": Facts.from_message(message["facts"]),
-                "instances": tuple(
-                    InstanceState(**{**each, "route": tuple(each["route"])})
-                    for each in message["instances"]
-                ),
-            }
-        )

@@ -1,4 +1,4 @@
-"""A microbatch on its way: what travels with it, and what comes back of it."""
+"""A microbatch between workers: its header, its payload, and what may fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dask_infer.pipeline.messages.wire import Message, copied, pack, unpack
 
 
 class Target(NamedTuple):
-    """An instance of a group, as it is offered a microbatch."""
+    """An instance of a group to which a microbatch can be sent."""
 
     name: str
     epoch: int
@@ -22,52 +22,35 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """Where a microbatch goes and what is done with it; travels with every message.
+    """Where a microbatch goes and what is called; travels with every message.
 
-    A stage needs no configuration: the header tells it who comes next.
+    Stages need no configuration: the header has the route.
     """
 
-    #: Name of the group's instance.
-    group: str
-    #: Counts the re-formations of the instance; older ones are refused.
-    epoch: int
-    #: Addresses of the stages, in order.
-    route: tuple[str, ...]
+    #: The instance; of several `candidates` the first.
+    target: Target
     #: Address of the feeder's worker.
     feeder: str
-    #: The microbatch, and how often it has been sent: answers to older attempts are
-    #: not for anyone any more.
+    #: The microbatch at its feeder, and how often it was sent before: answers to older
+    #: attempts are ignored.
     number: int
     attempt: int
     rows: int = 0
     #: Method of a whole model to call; None for the model itself.
     method: str | None = None
-    #: Instances of which the first one's worker is to choose; none where it is chosen.
-    among: tuple[Target, ...] = ()
     #: The columns, pickled, that a whole model's output becomes; None for all of it.
     outputs: bytes | None = None
-
-    def to_message(self) -> dict[str, Any]:
-        """Return what goes over the wire."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_message(cls, message: dict[str, Any]) -> Header:
-        """Return the header that a message tells."""
-        told: dict[str, Any] = dict(message)
-        told["route"] = tuple(told["route"])
-        among = tuple(Target(n, e, tuple(route)) for n, e, route in told["among"])
-        return cls(**{**told, "among": among})
+    #: Instances of which the first one's worker chooses; empty where it is chosen.
+    candidates: tuple[Target, ...] = ()
 
     def to(self, target: Target) -> Header:
-        """Return the header through one instance."""
-        name, epoch, route = target
-        return replace(self, group=name, epoch=epoch, route=route, among=())
+        """Return the header for one of the candidates."""
+        return replace(self, target=target, candidates=())
 
 
 @dataclass(frozen=True)
 class Payload:
-    """Values by name, still as a message of another process, or already native."""
+    """Values by name, as a message of another process or already native."""
 
     message: Message | None = None
     values: dict[Any, Any] = field(default_factory=dict)
@@ -83,7 +66,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong with a microbatch in a stage, told to its feeder as data."""
+    """What went wrong with a microbatch in a stage; travels to its feeder."""
 
     #: The pickled exception.
     error: bytes
@@ -91,7 +74,7 @@ class Failure:
     stage: int
     stages: int
     worker: str
-    #: Traceback as text: the frames stay where they are.
+    #: Traceback as text: frames do not travel.
     trace: str
     out_of_memory: bool = False
 
@@ -107,7 +90,7 @@ class Failure:
         return cls(pickled(error), stage, stages, worker, trace, memory)
 
     def exception(self) -> BaseException:
-        """Return the stage's exception; its first cause is where that was raised."""
+        """Return the stage's exception; its first cause says where it was raised."""
         error: BaseException = pickle.loads(self.error)
         last = error
         while last.__cause__ is not None:
@@ -126,4 +109,4 @@ class RemoteTraceback(Exception):
 
 
 class Lost(Exception):
-    """The group as it was is no more: the microbatch has to be sent again."""
+    """The instance changed, or a worker is gone: the microbatch must be sent again."""

@@ -1,4 +1,4 @@
-"""Values as messages between workers: every dtype passes, nothing is copied but by it.
+"""Values as messages between workers, for tensors of every dtype and without copies.
 
 Dask's own serialisation fails for bfloat16 and float8 (distributed 2026.8.0), so
 tensors travel as dtype, shape and raw bytes. All else goes as Dask sends it.
@@ -53,12 +53,6 @@ def copied(values: Mapping[Any, Any]) -> dict[Any, Any]:
         name: value.clone() if isinstance(value, torch.Tensor) else value
         for name, value in values.items()
     }
-
-
-def nbytes(values: Mapping[Any, Any]) -> int:
-    """Bytes of the tensors and arrays among the values."""
-    sizes = (getattr(value, "nbytes", 0) for value in values.values())
-    return sum(size for size in sizes if isinstance(size, int))
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

@@ -1,1 +1,1 @@
-"""The scheduler's side: groups are placed, watched and released."""
+"""What runs on the scheduler: groups are placed, watched and released."""

@@ -1,40 +1,40 @@
 """A group as the coordinator keeps it: its users, its instances and their stages.
 
-Lives on the scheduler's event loop. Only states and their changes are here; `Placer`
-finds workers, `GroupCoordinator` talks to them.
+Only states and their changes; lives on the scheduler's event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, ClassVar
 
 from dask_infer.errors import pickled
 from dask_infer.pipeline.messages.group_state import (
-    Facts,
     GroupState,
     InstanceState,
+    ModelFacts,
     Status,
 )
-from dask_infer.pipeline.messages.stage_order import StageOrder
-from dask_infer.plan.schedule import window
+from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.spec import GroupSpec
 
 
 @dataclass(eq=False)
-class Placed:
+class PlacedStage:
     """One stage on one worker."""
 
-    order: StageOrder
+    spec: StageSpec
     address: str
-    #: The stage's Dask task.
-    future: Any
+    #: The stage's Dask task, once it is submitted.
+    future: Any = None
     ready: bool = False
-    #: It is not wanted any more; whoever is about to submit it does not.
-    given_up: bool = False
+    #: Set where it is cancelled before it was submitted.
+    cancelled: bool = False
 
 
 @dataclass(eq=False)
@@ -44,12 +44,12 @@ class Instance:
     name: str
     #: First block of each stage, and the end of the last.
     bounds: tuple[int, ...]
-    #: Bytes of each stage's weights; 0 where nobody knows.
+    #: Bytes of each stage's weights.
     nbytes: tuple[int, ...]
     #: The worker that each stage was planned for.
     planned: tuple[str, ...] = ()
     epoch: int = 0
-    placed: dict[int, Placed] = field(default_factory=dict)
+    placed: dict[int, PlacedStage] = field(default_factory=dict)
 
     @property
     def stages(self) -> int:
@@ -58,7 +58,7 @@ class Instance:
 
     @property
     def addresses(self) -> list[str]:
-        """Workers that hold or will hold a stage."""
+        """Workers that hold or will hold a stage, in order."""
         return [self.placed[index].address for index in sorted(self.placed)]
 
     @property
@@ -71,13 +71,9 @@ class Instance:
         """Whether all stages serve."""
         return not self.missing and all(p.ready for p in self.placed.values())
 
-    def state(self) -> InstanceState:
-        """Return what feeders are told."""
-        return InstanceState(self.name, self.epoch, tuple(self.addresses), self.ready)
-
 
 class Group:
-    """All instances of one group, and who uses them."""
+    """All instances of one model on workers of its own, and who uses them."""
 
     _versions: ClassVar[Iterator[int]] = itertools.count(1)
     _names: ClassVar[Iterator[int]] = itertools.count()
@@ -85,21 +81,24 @@ class Group:
     def __init__(self, spec: GroupSpec) -> None:
         self.spec = spec
         self.status: Status = "forming"
-        #: Keys of the requests that are alive, and of the feeders that run.
+        #: Keys of the group requests that Dask keeps, and of the feeders that run.
         self.requests: set[Any] = set()
         self.feeders: set[Any] = set()
         self.instances: list[Instance] = []
-        self.facts = Facts()
+        self.facts = ModelFacts()
+        #: Rows of a microbatch, once planned; None where feeders find them.
         self.microbatch: int | None = None
         self.error: bytes | None = None
         self.version = self.next_version()
+        #: Set, and replaced, at every change.
         self.changed = asyncio.Event()
         #: Workers on which it could not be loaded.
         self.unfit: set[str] = set()
-        #: Loop time since which nobody uses it.
+        #: `time.monotonic()` when its last user left; None while it has users.
         self.idle_since: float | None = None
-        #: Whether it goes as soon as nobody uses it.
+        #: Whether it is released as soon as it has no user.
         self.unloading = False
+        #: What the coordinator does for it now.
         self.tasks: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
@@ -115,25 +114,23 @@ class Group:
 
     @property
     def used(self) -> bool:
-        """Whether anybody uses it."""
+        """Whether it has users."""
         return bool(self.requests or self.feeders)
 
     @property
-    def window(self) -> int:
-        """Microbatches that an instance admits: twice its stages unless told."""
-        told = self.spec.layout.window
-        if told != "auto":
-            return told
-        return window(max((each.stages for each in self.instances), default=1))
+    def idle(self) -> float:
+        """Seconds without a user; infinite for one that never had any."""
+        return time.monotonic() - (self.idle_since or -inf)
+
+    @property
+    def placed(self) -> list[PlacedStage]:
+        """The stages of all instances that have a worker."""
+        return [stage for each in self.instances for stage in each.placed.values()]
 
     def is_spare(self, instance: Instance) -> bool:
         """Whether the group can do without this instance."""
         several = len(self.instances) > 1 and instance in self.instances
         return several and self.spec.layout.replicas == "auto"
-
-    def is_on(self, workers: set[str]) -> bool:
-        """Whether one of these workers holds a stage of it."""
-        return any(workers & set(each.addresses) for each in self.instances)
 
     def new_instance(self, bounds: Sequence[int], nbytes: Sequence[int]) -> Instance:
         """Add an instance that has no workers yet."""
@@ -142,10 +139,10 @@ class Group:
         self.instances.append(instance)
         return instance
 
-    def order(self, instance: Instance, index: int) -> StageOrder:
-        """Return the order for a stage of an instance as it is now."""
+    def place(self, instance: Instance, index: int, address: str) -> PlacedStage:
+        """Note the worker of a stage, under the instance's epoch."""
         start, stop = instance.bounds[index : index + 2]
-        return StageOrder(
+        spec = StageSpec(
             self.spec,
             instance.name,
             index,
@@ -153,11 +150,12 @@ class Group:
             instance.epoch,
             start,
             stop,
-            self.window,
         )
+        placed = instance.placed[index] = PlacedStage(spec, address)
+        return placed
 
-    def tell(self) -> None:
-        """Let everyone who watches know of a change."""
+    def notify(self) -> None:
+        """Wake everyone who watches, after a change."""
         if self.status in ("forming", "ready"):
             ready = any(instance.ready for instance in self.instances)
             self.status = "ready" if ready else "forming"
@@ -167,18 +165,18 @@ class Group:
 
     def refuse(self, error: BaseException) -> None:
         """End with an error that every user gets."""
-        self.status = "refused"
-        self.error = pickled(error)
-        self.tell()
+        self.status, self.error = "refused", pickled(error)
 
     def state(self) -> GroupState:
-        """Return what feeders are told."""
+        """Return what feeders must know."""
         return GroupState(
             self.version,
             self.status,
-            tuple(instance.state() for instance in self.instances),
+            tuple(
+                InstanceState(each.name, each.epoch, tuple(each.addresses), each.ready)
+                for each in self.instances
+            ),
             self.facts,
-            self.window,
             self.microbatch,
             len(self.feeders),
             self.error,

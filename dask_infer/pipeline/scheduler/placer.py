@@ -1,8 +1,7 @@
-"""Workers found for the stages of a group: planned, placed all or none, or refused.
+"""The placement of one group: stages planned, placed all or none, replaced, refused.
 
-Runs on the scheduler's event loop, for one group at a time. Between looking at the
-workers and noting a stage as placed nothing is awaited, so two groups never count on
-the same place.
+Runs on the scheduler's event loop. Nothing is awaited between reading the workers and
+noting a stage as placed, so two groups never count on the same worker.
 """
 
 from __future__ import annotations
@@ -10,114 +9,153 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
-from dask_infer.errors import PlacementError
-from dask_infer.pipeline.scheduler.group import Group, Instance
-from dask_infer.pipeline.scheduler.placement import (
+from dask_infer.errors import InferError, ModelLoadError, PlacementError
+from dask_infer.pipeline.scheduler.group import Group, Instance, PlacedStage
+from dask_infer.pipeline.scheduler.group_table import GroupTable
+from dask_infer.pipeline.scheduler.worker_states import (
     WorkerState,
     candidates,
     remedy,
     shortage,
 )
+from dask_infer.plan.facts import ChainFacts, WorkerFacts
+from dask_infer.plan.microbatch_size import microbatch_rows
+from dask_infer.plan.plan_pipeline import plan_pipeline
+from dask_infer.plan.stage_plan import StagePlan
 from dask_infer.plan.units import in_bytes
+from dask_infer.spec import GroupSpec
 
-if TYPE_CHECKING:
-    from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
-
-logger = logging.getLogger(__name__)
-
-#: Seconds between two looks at the workers while a place is missing.
+#: Seconds between two looks at the workers while one is missing.
 LOOK = 0.1
-#: Seconds that a group which gives way may take to do so.
-GIVES_WAY = 1.0
+#: Seconds that a group which makes room may take to free its workers.
+MAKES_ROOM = 1.0
+#: Seconds in which users may come back that were lost with the same worker.
+RETURN = 5.0
 
 
 class Placer:
-    """The search for the workers of one group."""
+    """Finds workers for one group."""
 
-    def __init__(self, coordinator: GroupCoordinator, group: Group) -> None:
-        self.coordinator, self.group = coordinator, group
+    def __init__(self, table: GroupTable, group: Group) -> None:
+        self.table, self.group = table, group
         self.spec = group.spec
         self.resources = group.spec.resources
 
     async def form(self) -> None:
-        """Place the first instance, then as many more as are wanted and find room."""
-        from dask_infer.pipeline.scheduler.planning import plan_stages
-
-        plan = await plan_stages(self)
-        self.group.microbatch = plan.microbatch
-        if plan.told:
-            self.coordinator.tell(self.group, f"planned\n{plan.told}")
-        wanted = self.spec.layout.replicas
-        count = 1 if wanted == "auto" else wanted
-        for number in range(count):
-            instance = self.group.new_instance(plan.bounds, plan.nbytes)
-            instance.planned = plan.workers if number == 0 else ()
-            await self.fill(instance, f"replica {number + 1} of {count}")
-        if wanted == "auto":
-            self.grow()
-
-    def grow(self) -> None:
-        """Add instances as long as there are free workers for all of their stages."""
-        first = self.group.instances[0]
-        while True:
-            found = self.find(first, range(first.stages), taken=())
-            if found is None:
-                return
-            more = self.group.new_instance(first.bounds, first.nbytes)
-            self._place(more, found)
-
-    async def mend(self, instance: Instance) -> None:
-        """Place the stages that an instance lost, or do without it."""
-        if instance not in self.group.instances:  # given up meanwhile
-            return
-        others = [i for i in self.group.instances if i is not instance and i.ready]
-        if others and self.spec.layout.replicas == "auto":
-            found = self.find(instance, instance.missing, instance.addresses)
-            if found is None:
-                self.coordinator.drop(self.group, instance, "has no place any more")
-                return
-        await self.fill(instance, "lost")
-
-    async def fill(self, instance: Instance, what: str) -> None:
-        """Place all missing stages; wait up to the grace where workers are missing.
+        """Place the first instance, then as many more as are wanted and fit.
 
         Raises
         ------
         PlacementError
-            If there is no room; says what is missing and who has it.
+            If there are too few workers after the grace.
+        """
+        bounds: tuple[int, ...] = (0, 1)
+        nbytes: tuple[int, ...] = (self.spec.model.nbytes,)
+        planned: tuple[str, ...] = ()
+        asked = self.spec.layout.microbatch
+        self.group.microbatch = None if asked == "auto" else asked
+        if self.spec.chain is not None:
+            plan = await self._plan(self.table.chains[self.spec.key])
+            bounds, planned = plan.bounds, plan.workers
+            nbytes = tuple(stage.nbytes for stage in plan.stages)
+        wanted = self.spec.layout.replicas
+        count = 1 if wanted == "auto" else wanted
+        for number in range(count):
+            instance = self.group.new_instance(bounds, nbytes)
+            instance.planned = planned if number == 0 else ()
+            await self._fill(instance)
+        if wanted == "auto":
+            self.grow()
+
+    async def _plan(self, chain: ChainFacts) -> StagePlan:
+        """Plan the stages, once there are workers that could hold them.
+
+        Every worker counts that could hold a stage, busy or not: a plan made for the
+        few that are free at this moment would stay.
         """
         deadline = time.monotonic() + self.spec.patience.grace
-        told, gave_way = False, -GIVES_WAY
+        while True:
+            able = [w for w in self._workers() if w.has(self.resources)]
+            try:
+                plan = plan_stages(self.spec, chain, able)
+                break
+            except PlacementError as error:
+                if time.monotonic() >= deadline:
+                    raise PlacementError(
+                        f'model "{self.spec.model.name}": {error} (waited '
+                        f"{self.spec.patience.grace:g} s, infer.placement.grace); "
+                        f"{remedy(self.resources)}"
+                    ) from error
+            await asyncio.sleep(LOOK)
+        lines = ["planned", plan.table(), *filter(None, [chain.note])]
+        if self.group.microbatch is None:
+            self.group.microbatch = microbatch_rows(plan, chain)
+        if self.group.microbatch is not None:
+            lines.append(f"Microbatches of {self.group.microbatch} rows.")
+        self.table.notify(self.group, "\n".join(lines))
+        return plan
+
+    def grow(self) -> None:
+        """Add instances as long as there are free workers for all of their stages."""
+        first = self.group.instances[0]
+        while (found := self._find(first, range(first.stages), taken=())) is not None:
+            self._place(self.group.new_instance(first.bounds, first.nbytes), found)
+
+    def lose(self, instance: Instance, worker: str) -> None:
+        """Place the stages of a worker that is gone again, under a higher epoch."""
+        lost = [i for i, p in instance.placed.items() if p.address == worker]
+        instance.epoch += 1
+        for index in lost:
+            self.table.tasks.cancel(instance.placed.pop(index))
+        names = ", ".join(f"stage {index}" for index in lost)
+        self.table.notify(
+            self.group, f"worker {worker} is gone, and {names} of {instance.name}"
+        )
+        if self.group.used or self.group.idle < RETURN:
+            self.table.start(self.group, self._replace(instance))
+        else:
+            self.table.release(self.group, "it has no user")
+
+    async def _replace(self, instance: Instance) -> None:
+        """Place the stages that an instance lost, or drop it where it is spare."""
+        others = [i for i in self.group.instances if i is not instance and i.ready]
+        spare = others and self.group.is_spare(instance)
+        found = self._find(instance, instance.missing, instance.addresses)
+        if spare and found is None:
+            self.table.drop(self.group, instance, "has no place any more")
+        else:
+            await self._fill(instance)
+
+    async def _fill(self, instance: Instance) -> None:
+        """Place all missing stages; wait up to the grace where workers are missing."""
+        deadline = time.monotonic() + self.spec.patience.grace
+        notified, made_room = False, -MAKES_ROOM
         while instance in self.group.instances:
-            missing = instance.missing
-            found = self.find(instance, missing, instance.addresses)
+            found = self._find(instance, instance.missing, instance.addresses)
             if found is not None:
                 self._place(instance, found)
                 return
-            # What gives way frees its place in a moment: one after the other.
-            waited = time.monotonic() - gave_way > GIVES_WAY
-            if waited and self.coordinator.make_room(self.group, self._held(instance)):
-                gave_way = time.monotonic()
-            if not told:
-                told = True
-                self.coordinator.tell(self.group, f"waits: {self._shortage(instance)}")
+            # A group that makes room frees its workers in a moment: one at a time.
+            waited = time.monotonic() - made_room > MAKES_ROOM
+            if waited and self.table.make_room(self.group, self._occupied(instance)):
+                made_room = time.monotonic()
+            if not notified:
+                notified = True
+                self.table.notify(self.group, f"waits: {self._shortage(instance)}")
             if time.monotonic() >= deadline:
                 raise self._refusal(instance)
             await asyncio.sleep(LOOK)
 
-    def find(
-        self,
-        instance: Instance,
-        missing: list[int] | range,
-        taken: list[str] | tuple[()],
+    def _find(
+        self, instance: Instance, missing: Sequence[int], taken: Collection[str]
     ) -> dict[int, str] | None:
         """Return a worker for each missing stage, or None; the largest choose first."""
-        free = candidates(self.workers(), self.resources, taken)
+        free = candidates(self._workers(), self.resources, taken)
         found: dict[int, str] = {}
         for index in sorted(missing, key=lambda i: -instance.nbytes[i]):
-            fits = [w for w in free if _fits(instance.nbytes[index], w)]
+            fits = [w for w in free if w.fits(instance.nbytes[index])]
             if not fits:
                 return None
             planned = instance.planned[index] if instance.planned else None
@@ -130,34 +168,62 @@ class Placer:
             found[index] = best.address
         return found
 
-    def workers(self) -> list[WorkerState]:
-        """Return what the scheduler knows of every worker that can load a stage."""
-        workers = self.coordinator.workers(self.spec)
+    def _workers(self) -> list[WorkerState]:
+        workers = self.table.workers(self.spec)
         return [w for w in workers if w.address not in self.group.unfit]
 
-    def _held(self, instance: Instance) -> set[str]:
-        """Workers that would do if others gave way; none where they were too few."""
+    def _occupied(self, instance: Instance) -> set[str]:
+        """Workers that others could free; empty where all of them were too few."""
         taken = set(instance.addresses)
-        able = {w.address for w in self.workers() if w.has(self.resources)} - taken
+        able = {w.address for w in self._workers() if w.has(self.resources)} - taken
         return able if len(able) >= len(instance.missing) else set()
 
     def _place(self, instance: Instance, found: dict[int, str]) -> None:
         for index, address in sorted(found.items()):
-            self.coordinator.place(self.group, instance, index, address)
+            placed = self.group.place(instance, index, address)
+            self.table.start(self.group, self._run(instance, placed))
         where = ", ".join(f"stage {i} on {a}" for i, a in sorted(found.items()))
-        self.coordinator.tell(self.group, f"{instance.name}: {where}")
+        self.table.notify(self.group, f"{instance.name}: {where}")
+
+    async def _run(self, instance: Instance, placed: PlacedStage) -> None:
+        """Run a stage's task; decide for the group where it ends by itself."""
+        error = await self.table.tasks.run(placed)
+        index, address = placed.spec.index, placed.address
+        if placed.cancelled or instance.placed.get(index) is not placed:
+            return
+        if address not in self.table.scheduler.workers:  # `remove_worker` does the rest
+            return
+        if error is None:
+            self.lose(instance, address)
+            return
+        if not isinstance(error, InferError):
+            cause, error = (
+                error,
+                ModelLoadError(
+                    f'stage {index} of model "{self.spec.model.name}" ended on worker '
+                    f"{address}: {type(error).__name__}: {error}"
+                ),
+            )
+            error.__cause__ = cause
+        if self.group.is_spare(instance):
+            self.group.unfit.add(address)
+            why = f"cannot be loaded: {error}"
+            self.table.drop(self.group, instance, why, logging.WARNING)
+        else:
+            self.table.refuse(self.group, error)
 
     def _shortage(self, instance: Instance) -> str:
-        missing, taken = instance.missing, instance.addresses
-        workers = self.workers()
-        told = shortage(workers, self.resources, len(missing), taken)
+        missing, workers = instance.missing, self._workers()
+        lacks = shortage(workers, self.resources, len(missing), instance.addresses)
         largest = max(instance.nbytes[index] for index in missing)
         able = [w for w in workers if w.has(self.resources)]
-        if able and not any(_fits(largest, worker) for worker in able):
+        if able and not any(worker.fits(largest) for worker in able):
             most = max(worker.memory or 0 for worker in able)
-            told += f"; stage of {in_bytes(largest)} fits none: models may take "
-            told += in_bytes(most)
-        return told
+            lacks += (
+                f"; a stage of {in_bytes(largest)} fits no worker: models may take "
+                f"{in_bytes(most)}"
+            )
+        return lacks
 
     def _refusal(self, instance: Instance) -> PlacementError:
         names = [f"stage {index}" for index in instance.missing]
@@ -169,5 +235,19 @@ class Placer:
         )
 
 
-def _fits(nbytes: int, worker: WorkerState) -> bool:
-    return worker.memory is None or nbytes <= worker.memory
+def plan_stages(
+    spec: GroupSpec, chain: ChainFacts, able: Sequence[WorkerState]
+) -> StagePlan:
+    """Plan the stages of one instance for the workers that could hold them.
+
+    Raises
+    ------
+    PlacementError
+        If they fit nowhere.
+    """
+    workers = [WorkerFacts(w.address, w.memory, host=w.host) for w in able]
+    stages = spec.layout.stages
+    if isinstance(stages, tuple):  # the chain has no other places to be cut at
+        cuts = tuple(range(1, len(chain.blocks)))
+        return plan_pipeline(chain.blocks, workers, cuts)[0]
+    return plan_pipeline(chain.blocks, workers, stages)[0]

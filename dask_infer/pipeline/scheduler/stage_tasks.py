@@ -1,7 +1,7 @@
-"""The Dask tasks that are stages, as the coordinator submits, hastens and cancels them.
+"""The Dask tasks that are stages, submitted and cancelled on the scheduler.
 
-Lives on the scheduler's event loop. They are submitted through a client of its own:
-those submitted by a user's client or a feeder end with them (distributed 2026.8.0).
+They are submitted through a client of their own: tasks of a user's client or of a
+feeder end with it (distributed 2026.8.0).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from distributed import Client, Scheduler
 
-from dask_infer.pipeline.scheduler.group import Placed
+from dask_infer.pipeline.scheduler.group import PlacedStage
+from dask_infer.spec.group_spec import COORDINATOR
 
 #: The urgency of stage tasks, so that they start before queued partitions.
 PRIORITY = 1000
@@ -25,8 +26,8 @@ class StageTasks:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        #: Workers that know how to make way.
-        self.attached: set[str] = set()
+        #: Workers that asked for groups, whose feeders can leave their threads.
+        self.clients: set[str] = set()
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
         self._cancelling: set[asyncio.Future[Any]] = set()
@@ -34,24 +35,24 @@ class StageTasks:
     def __repr__(self) -> str:
         return f"<StageTasks of {self.scheduler.address}>"
 
-    async def run(self, placed: Placed) -> Exception | None:
+    async def run(self, placed: PlacedStage) -> Exception | None:
         """Run a stage's task until it ends, which it should not by itself.
 
         Returns what it raised; None where it was cancelled or its worker is gone.
         """
-        from dask_infer.pipeline.worker.serve import serve_stage
+        from dask_infer.pipeline.worker.serve_stage import serve_stage
 
         client = await self._connected()
-        order = placed.order
-        if placed.given_up:
+        spec = placed.spec
+        if placed.cancelled:
             return None
         placed.future = client.submit(
             serve_stage,
-            pickle.dumps(order),
-            key=order.key,
+            pickle.dumps(spec),
+            key=spec.key,
             workers=[placed.address],
             allow_other_workers=False,
-            resources=dict(order.spec.resources) or None,
+            resources=dict(spec.group.resources) or None,
             priority=PRIORITY,
             retries=0,
             pure=False,
@@ -66,20 +67,20 @@ class StageTasks:
             return None if placed.future.cancelled() else raised
         return None
 
-    async def make_way(self, placed: Placed) -> None:
-        """Have one waiting feeder leave its thread to the stage, where all are busy."""
+    async def request_thread(self, placed: PlacedStage) -> None:
+        """Ask one feeder to leave its thread to the stage, where all are busy."""
         worker = self.scheduler.workers.get(placed.address)
-        if worker is None or placed.address not in self.attached:
+        if worker is None or placed.address not in self.clients:
             return
         if len(worker.processing) < worker.nthreads:
             return
         with contextlib.suppress(OSError):
             rpc = self.scheduler.rpc(placed.address)
-            await rpc.infer_make_way(key=placed.order.key)
+            await rpc.infer_request_thread(key=placed.spec.key)
 
-    def cancel(self, placed: Placed) -> None:
-        """Let a stage go; its thread finds out by itself."""
-        placed.given_up = True
+    def cancel(self, placed: PlacedStage) -> None:
+        """Cancel a stage's task; its thread finds out by itself."""
+        placed.cancelled = True
         if placed.future is None:
             return
         cancelling = placed.future.cancel()
@@ -89,7 +90,7 @@ class StageTasks:
             task.add_done_callback(self._cancelling.discard)
 
     async def close(self) -> None:
-        """Let go of the client."""
+        """Close the client."""
         if self._client is not None:
             await self._client.close()
 
@@ -104,15 +105,15 @@ class StageTasks:
                     asynchronous=True,
                     set_as_default=False,
                     security=_as_client(self.scheduler.security),
-                    name="dask-infer-groups",
+                    name=COORDINATOR,
                 )
             return self._client
 
 
 def _as_client(security: Any) -> Any:
-    """Return what a client on the scheduler needs: it shows the scheduler's papers.
+    """Return the security of a client on the scheduler, with the scheduler's own.
 
-    ``dask scheduler --tls-cert`` is told no client's (distributed 2026.8.0).
+    ``dask scheduler --tls-cert`` sets no client's certificate (distributed 2026.8.0).
     """
     if security.tls_client_cert:
         return security

@@ -1,61 +1,97 @@
-"""The workers of a cluster as places for stages, read from the scheduler's state."""
+"""The workers of a cluster as the coordinator sees them, and who can hold a stage."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from distributed import Scheduler
+from distributed.scheduler import WorkerState as DaskWorkerState
 
-from dask_infer.pipeline.scheduler.group import Group, Placed
-from dask_infer.pipeline.scheduler.placement import WorkerState, models_bytes
+from dask_infer.pipeline.scheduler.group import PlacedStage
 from dask_infer.spec import GroupSpec
+
+#: Bytes of a worker process that has imported torch and what splits models (torch
+#: 2.13.0), before it holds any.
+PROCESS_BYTES = 480 * 2**20
+
+Resources = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """One worker: what it has, what is free, and which stages it holds."""
+
+    address: str
+    #: Dask resources in all, and those that no task holds.
+    total: Mapping[str, float] = field(default_factory=dict)
+    free: Mapping[str, float] = field(default_factory=dict)
+    #: Bytes that models may take; None where the worker has no memory limit.
+    memory: int | None = None
+    host: str = ""
+    #: Stages that it holds, by the name of their model.
+    holds: tuple[str, ...] = ()
+
+    def has(self, resources: Resources) -> bool:
+        """Whether it could ever hold a stage."""
+        return all(self.total.get(name, 0) >= amount for name, amount in resources)
+
+    def is_free(self, resources: Resources) -> bool:
+        """Whether it can hold one now; without resources it holds no other."""
+        if not resources:
+            return not self.holds
+        return all(self.free.get(name, 0) >= amount for name, amount in resources)
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether it has the memory for a stage."""
+        return self.memory is None or nbytes <= self.memory
 
 
 def worker_states(
-    scheduler: Scheduler, groups: Iterable[Group], spec: GroupSpec
+    scheduler: Scheduler, placed: Iterable[PlacedStage], spec: GroupSpec
 ) -> list[WorkerState]:
-    """Return what each worker that is heard of has, has free, and holds.
+    """Return the state of each worker that sends heartbeats.
 
     Parameters
     ----------
-    groups
-        The groups whose stages the workers hold.
+    placed
+        The stages of all groups.
     spec
         The group that is to be placed.
     """
-    placed: dict[str, list[Placed]] = {}
-    for group in groups:
-        for instance in group.instances:
-            for stage in instance.placed.values():
-                placed.setdefault(stage.address, []).append(stage)
+    stages: dict[str, list[PlacedStage]] = {}
+    for stage in placed:
+        stages.setdefault(stage.address, []).append(stage)
     return [
-        _place(scheduler, worker, placed.get(worker.address, []), spec)
+        _state(scheduler, worker, stages.get(worker.address, []), spec)
         for worker in scheduler.running
         if not is_silent(scheduler, worker.address, spec.patience.stall)
     ]
 
 
 def is_silent(scheduler: Scheduler, address: str, seconds: float) -> bool:
-    """Whether a worker sent no heartbeat for so long: it blocks its loop, or froze."""
+    """Whether a worker sent no heartbeat for so long: it is blocked or frozen."""
     worker = scheduler.workers.get(address)
     return worker is not None and time.time() - worker.last_seen > seconds
 
 
-def _place(
-    scheduler: Scheduler, worker: Any, stages: list[Placed], spec: GroupSpec
+def _state(
+    scheduler: Scheduler,
+    worker: DaskWorkerState,
+    stages: list[PlacedStage],
+    spec: GroupSpec,
 ) -> WorkerState:
     free = {
         name: total - worker.used_resources.get(name, 0)
         for name, total in worker.resources.items()
     }
     for stage in stages:
-        task = scheduler.tasks.get(stage.order.key)
-        if task is None or task.processing_on is not worker:  # counted in a moment
-            for name, amount in stage.order.spec.resources:
+        task = scheduler.tasks.get(stage.spec.key)
+        if task is None or task.processing_on is not worker:  # Dask counts it later
+            for name, amount in stage.spec.group.resources:
                 free[name] = free.get(name, 0) - amount
-    # What fits an accelerator is not known here: its worker says so as it loads.
+    # What fits an accelerator is not known here: its worker finds out as it loads.
     on_device = spec.device not in ("auto", "cpu") or "GPU" in dict(spec.resources)
     limit = None if on_device else worker.memory_limit
     return WorkerState(
@@ -64,5 +100,67 @@ def _place(
         free,
         models_bytes(limit) if limit else None,
         worker.host,
-        tuple(stage.order.spec.model.name for stage in stages),
+        tuple(stage.spec.group.model.name for stage in stages),
+    )
+
+
+def models_bytes(limit: int) -> int:
+    """Bytes that models may take under a worker's memory limit, as Dask's defaults are.
+
+    60 % of it, and what is left below the 80 % at which Dask pauses the worker.
+    """
+    return max(0, min(int(0.6 * limit), int(0.8 * limit) - PROCESS_BYTES))
+
+
+def candidates(
+    workers: Iterable[WorkerState], resources: Resources, taken: Collection[str] = ()
+) -> list[WorkerState]:
+    """Return the workers that can hold a stage now, those without stages first.
+
+    Parameters
+    ----------
+    taken
+        Workers that hold another stage of the same instance.
+    """
+    free = [w for w in workers if w.address not in taken and w.is_free(resources)]
+    return sorted(free, key=lambda worker: (len(worker.holds), worker.address))
+
+
+def shortage(
+    workers: Collection[WorkerState],
+    resources: Resources,
+    needed: int,
+    taken: Collection[str] = (),
+) -> str:
+    """Describe how many workers are missing, and who uses the others."""
+    names = ", ".join(f"{name}={amount:g}" for name, amount in resources)
+    able = [worker for worker in workers if worker.has(resources)]
+    free = candidates(workers, resources, taken)
+    what = f"workers with {names}" if resources else "workers of their own"
+    has = f"have {names}" if resources else "could hold one"
+    missing = (
+        f"{needed} {what} are needed and {len(free)} are free "
+        f"(of {len(workers)} workers, {len(able)} {has})"
+    )
+    held = [
+        f"{worker.address} holds {', '.join(sorted(set(worker.holds)))}"
+        for worker in able
+        if worker.holds and worker.address not in taken
+    ]
+    busy = [
+        f"{worker.address} has its {names} in use by other tasks"
+        for worker in able
+        if not worker.holds and not worker.is_free(resources)
+    ]
+    return "; ".join([missing, *held, *busy])
+
+
+def remedy(resources: Resources) -> str:
+    """Describe how to get more workers."""
+    if not resources:
+        return "start more workers, or pass fewer stages"
+    start = " ".join(f"{name}={amount:g}" for name, amount in resources)
+    return (
+        f'start more workers with them (dask worker --resources "{start}"), or pass '
+        "fewer stages"
     )

@@ -1,1 +1,1 @@
-"""The workers' side: feeders send microbatches, stages run them."""
+"""What runs on workers: feeders send microbatches, stages run them."""

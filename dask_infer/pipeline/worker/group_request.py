@@ -1,7 +1,7 @@
 """The task that asks for a group, before any partition that is fed to it starts.
 
 Partition tasks depend on it, so feeders cannot hold every thread while a stage waits
-for one: this task leaves its thread while it waits. As long as its key is alive the
+for one: this task leaves its thread while it waits. As long as Dask keeps its key, the
 group has a user.
 """
 
@@ -17,7 +17,7 @@ from dask_infer._dask import current_task_key
 from dask_infer.errors import PlacementError
 from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 from dask_infer.pipeline.worker.group_client import GroupClient
-from dask_infer.pipeline.worker.measure import measured
+from dask_infer.pipeline.worker.measure import measure_chain
 from dask_infer.pipeline.worker.microbatch_comms import comms_of
 from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import current_worker
@@ -33,28 +33,30 @@ def request_group(spec: GroupSpec) -> str:
     PlacementError
         If it cannot be placed; what its load raised where that failed.
     """
-    worker = grouped_worker(spec)
+    worker = worker_for(spec)
     setup_worker(worker)
     leave_thread()
+    user = current_task_key()
     client = GroupClient(comms_of(worker), spec)
 
-    async def knows() -> bool:
-        await _ensure_coordinator(worker)
+    async def is_measured() -> bool:
+        await worker.scheduler.register_scheduler_plugin(
+            plugin=pickle.dumps(GroupCoordinator()), name=COORDINATOR, idempotent=True
+        )
         return bool(await worker.scheduler.infer_knows(key=spec.key))
 
-    async def wait() -> None:
-        await client.open(current, is_request=True, measured=told)
-        await client.close(current)
+    async def wait(chain: bytes | None) -> None:
+        await client.open(user, is_request=True, chain=chain)
+        await client.close(user)
 
-    current = current_task_key()
-    known = sync(worker.loop, knows)
-    told = None if known or spec.chain is None else pickle.dumps(measured(spec))
-    sync(worker.loop, wait)
+    known = sync(worker.loop, is_measured) or spec.chain is None
+    chain = None if known else pickle.dumps(measure_chain(spec))
+    sync(worker.loop, wait, chain)
     return spec.key
 
 
-def grouped_worker(spec: GroupSpec) -> Worker:
-    """Return the worker of the calling thread, without which there are no groups."""
+def worker_for(spec: GroupSpec) -> Worker:
+    """Return the worker of the calling thread; groups need one."""
     worker: Worker | None = current_worker()
     if worker is None:
         raise PlacementError(
@@ -70,13 +72,7 @@ _left = threading.local()
 
 
 def leave_thread() -> None:
-    """Let another task have this thread; twice is as good as once."""
+    """Let another task have this thread; a second call does nothing."""
     if getattr(_left, "key", None) != current_task_key():
         _left.key = current_task_key()
         secede()
-
-
-async def _ensure_coordinator(worker: Worker) -> None:
-    await worker.scheduler.register_scheduler_plugin(
-        plugin=pickle.dumps(GroupCoordinator()), name=COORDINATOR, idempotent=True
-    )

@@ -1,4 +1,4 @@
-"""What the blocks of a chain weigh and take, measured once by a group request.
+"""The bytes and seconds of the blocks of a chain, measured once by a group request.
 
 The worker that runs the group request times each block with synthetic weights, one at a
 time, so that a worker which could never hold the model can do it. Only the proportions
@@ -13,8 +13,8 @@ import logging
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split import BlockCost, Chain, profile
-from dask_infer.pipeline.scheduler.planning import FEW_ROWS, ROWS, Measured
-from dask_infer.plan.facts import BlockFacts
+from dask_infer.plan.facts import BlockFacts, ChainFacts
+from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS
 from dask_infer.replica.worker_place import current_place
 from dask_infer.spec import GroupSpec
 
@@ -26,7 +26,7 @@ WEIGHTS_RATE = 10e9
 TOKENS = 32
 
 
-def measured(spec: GroupSpec) -> Measured:
+def measure_chain(spec: GroupSpec) -> ChainFacts:
     """Return the bytes and seconds of each block of a group's model."""
     assert spec.chain is not None
     chain = read_chain(spec.chain)
@@ -64,7 +64,7 @@ def measured(spec: GroupSpec) -> Measured:
             )
         )
         entering = block.cut_bytes_per_row * ROWS
-    return Measured(tuple(facts), seconds, note)
+    return ChainFacts(tuple(facts), seconds, note)
 
 
 def _by_bytes(chain: Chain) -> list[BlockCost]:

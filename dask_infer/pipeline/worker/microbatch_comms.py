@@ -1,14 +1,14 @@
-"""A worker's handlers for microbatches: where its stages and its feeders are called.
+"""The calls by which microbatches travel: between the feeders and stages of workers.
 
-One a worker, on its event loop. A microbatch goes feeder -> stage 0 -> stage 1 -> ...
-by nested calls over the cluster's own comms::
+One object a worker, on its event loop. A microbatch goes feeder -> stage 0 -> stage 1
+-> ... by nested calls over the cluster's own comms::
 
-    feeder    offer(header)                      no bytes yet: it waits at the door
-    (stage 0 of the first of several instances passes it to the idlest one's door)
-    stage 0   fetch(number) from the feeder   once there is a place in the window
-    stage k   forward(header, payload) to stage k+1
-    last      outputs(header, payload) to the feeder
-              the answers come back along the calls: done, failed, lost or stale
+    feeder    offer to stage 0                without payload: it waits for admission
+    (of several instances, the first one's stage 0 offers it to the idlest)
+    stage 0   fetch from the feeder           once it is admitted: the payload
+    stage k   forward to stage k+1            the values between two stages
+    last      outputs to the feeder
+              the answers come back along the calls: done, failed or lost
 
 A handler answers with data and never raises what means a closed connection: Dask would
 close its caller's connection without an answer (distributed 2026.8.0), and the wrong
@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
+import pickle
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from distributed import Worker
 
@@ -34,16 +34,15 @@ from dask_infer.pipeline.messages.microbatch import (
     Payload,
     Target,
 )
-from dask_infer.pipeline.worker.dispatcher import Dispatcher
-from dask_infer.pipeline.worker.stage import Stage
+from dask_infer.pipeline.worker.admission import Dispatcher
+from dask_infer.pipeline.worker.stage_server import StageServer
 
-logger = logging.getLogger(__name__)
+Answer: TypeAlias = dict[str, Any]
+Handler: TypeAlias = Callable[[Header, Payload], Coroutine[Any, Any, Answer]]
 
-Answer = dict[str, Any]
-
-#: Answers of a stage to its caller.
 DONE: Answer = {"status": "done"}
 LOST: Answer = {"status": "lost"}
+EMPTY = Payload()
 
 
 class InFlight:
@@ -51,221 +50,213 @@ class InFlight:
 
     _numbers: ClassVar[itertools.count[int]] = itertools.count()
 
-    def __init__(self, payload: Payload, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        payload: Payload,
+        rows: int,
+        method: str | None = None,
+        outputs: bytes | None = None,
+    ) -> None:
         self.number = next(self._numbers)
-        self.payload = payload
+        self.payload, self.rows = payload, rows
+        #: As of `Header`.
+        self.method, self.columns = method, outputs
+        #: How often it was sent in vain.
         self.attempt = 0
         #: The instance that fetched it in this attempt.
         self.taken: Target | None = None
-        self.outputs: asyncio.Future[Payload] = loop.create_future()
+        #: What the last stage sent; of the event loop that sends it.
+        self.outputs: asyncio.Future[Payload] = asyncio.Future()
 
 
 class MicrobatchComms:
-    """The stages and feeders of one worker.
+    """The stages and feeders of one worker, and the handlers that reach them.
 
     Parameters
     ----------
     worker
-        The Dask worker whose handlers these become.
+        The Dask worker that gets the handlers.
     """
 
     def __init__(self, worker: Worker) -> None:
         self.worker = weakref.ref(worker)
         self.address: str = worker.address
         self.loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop  # type: ignore[attr-defined]
-        self.stages: dict[tuple[str, int], Stage] = {}
+        self.stages: dict[tuple[str, int], StageServer] = {}
         #: Microbatches of the feeders here, until their outputs came.
-        self.all_in_flight: dict[int, InFlight] = {}
+        self.in_flight: dict[int, InFlight] = {}
         self.dispatcher = Dispatcher()
-        #: Stage tasks that wait for a thread here, each for one feeder to make way.
-        self.waiting: set[str] = set()
-        for name in ("offer", "fetch", "forward", "outputs", "make_way"):
-            worker.handlers[f"infer_{name}"] = getattr(self, f"_{name}")
-        _comms_by_address[worker.address] = self
+        #: Keys of stage tasks that wait for a thread here; one feeder leaves its own
+        #: for each.
+        self.thread_requests: set[str] = set()
+        self.handlers: dict[str, Handler] = {
+            "offer": self._offer,
+            "fetch": self._fetch,
+            "forward": self._forward,
+            "outputs": self._outputs,
+        }
+        worker.handlers["infer_microbatch"] = self._receive
+        worker.handlers["infer_request_thread"] = self._request_thread
+        _by_address[worker.address] = self
 
     def __repr__(self) -> str:
         stages = ", ".join(map(repr, self.stages.values())) or "no stage"
-        count = len(self.all_in_flight)
+        count = len(self.in_flight)
         return f"<MicrobatchComms {self.address} {stages}, {count} in flight>"
 
-    def open(self, stage: Stage) -> None:
+    def open(self, stage: StageServer) -> None:
         """Let microbatches reach a stage."""
-        self.stages[stage.group, stage.index] = stage
+        self.stages[stage.instance, stage.index] = stage
 
-    def close(self, stage: Stage) -> None:
-        """Answer those who wait for a stage, and take no more; from any thread."""
+    def close(self, stage: StageServer) -> None:
+        """Answer the microbatches of a stage, and take no more; from any thread."""
 
         def close() -> None:
             stage.close()
-            if self.stages.get((stage.group, stage.index)) is stage:
-                del self.stages[stage.group, stage.index]
+            if self.stages.get((stage.instance, stage.index)) is stage:
+                del self.stages[stage.instance, stage.index]
 
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(close)
 
-    def claim(self) -> bool:
-        """Whether the calling feeder is the one that makes way for a stage task."""
+    def takes_thread_request(self) -> bool:
+        """Whether the calling feeder is the one that leaves its thread to a stage."""
         try:
-            self.waiting.pop()
+            self.thread_requests.pop()
         except KeyError:
             return False
         return True
 
     async def call(
-        self, address: str, operation: str, header: Header, payload: Payload
+        self, address: str, operation: str, header: Header, payload: Payload = EMPTY
     ) -> Answer:
         """Call a handler of a worker; in this process without a message."""
-        local = _comms_by_address.get(address)
+        local = _by_address.get(address)
         if local is not None and local.loop is self.loop:
-            handler: Callable[..., Coroutine[Any, Any, Answer]]
-            handler = getattr(local, f"_{operation}_here")
-            return await handler(header, payload)
+            return await local.handlers[operation](header, payload)
         worker = self.worker()
         if worker is None:
             raise Lost
-        remote = getattr(worker.rpc(address), f"infer_{operation}")
         try:
-            answer = await remote(header=header.to_message(), payload=_sent(payload))
+            answer = await worker.rpc(address).infer_microbatch(
+                operation=operation,
+                header=pickle.dumps(header),
+                payload=payload.packed(),
+            )
         except RuntimeError:  # "ConnectionPool is closed": this worker goes
             if worker.status.name != "running":
                 raise Lost from None
             raise
-        if not isinstance(answer, dict):  # a worker that never heard of groups
+        if not isinstance(answer, dict):  # a worker that has no such handler
             raise Lost
+        if "payload" in answer:
+            answer["payload"] = Payload(answer["payload"])
         return answer
 
-    # --- what a feeder does ------------------------------------------------------
+    async def _receive(self, operation: str, header: bytes, payload: Any) -> Answer:
+        """Run a handler for a call of another process."""
+        answer = await self.handlers[operation](pickle.loads(header), Payload(payload))
+        if "payload" in answer:
+            return {**answer, "payload": answer["payload"].packed()}
+        return answer
 
-    async def send(self, header: Header) -> Answer:
-        """Offer a microbatch to the first stage; return what became of it."""
-        return await self.call(header.route[0], "offer", header, Payload())
+    # --- at the feeder -----------------------------------------------------------
 
     def _is_current(self, header: Header) -> InFlight | None:
-        in_flight = self.all_in_flight.get(header.number)
+        in_flight = self.in_flight.get(header.number)
         return in_flight if in_flight and in_flight.attempt == header.attempt else None
 
-    async def _fetch_here(self, header: Header, payload: Payload) -> Answer:
+    async def _fetch(self, header: Header, payload: Payload) -> Answer:
         in_flight = self._is_current(header)
         if in_flight is None:
             return LOST
-        in_flight.taken = Target(header.group, header.epoch, header.route)
+        in_flight.taken = header.target
         return {"status": "done", "payload": in_flight.payload}
 
-    async def _outputs_here(self, header: Header, payload: Payload) -> Answer:
+    async def _outputs(self, header: Header, payload: Payload) -> Answer:
         in_flight = self._is_current(header)
         if in_flight is not None and not in_flight.outputs.done():
             in_flight.outputs.set_result(payload)
         return DONE
 
-    # --- what a stage does -------------------------------------------------------
+    async def _request_thread(self, key: str) -> Answer:
+        worker = self.worker()
+        task = worker and worker.state.tasks.get(key)
+        if task and task.state in ("ready", "constrained"):  # it has no thread yet
+            self.thread_requests.add(key)
+        return DONE
 
-    async def _offer_here(self, header: Header, payload: Payload) -> Answer:
-        stage = self.stages.get((header.group, 0))
+    # --- at a stage --------------------------------------------------------------
+
+    async def _offer(self, header: Header, payload: Payload) -> Answer:
+        stage = self.stages.get((header.target.name, 0))
         if stage is None:
             return LOST
-        if header.among:
-            return await self._dispatched(stage, header)
-        return await _answered(stage, header, self._admitted(stage, header))
+        if header.candidates:
+            return await self._dispatch(stage, header)
+        return await _answered(stage, header, self._admit(stage, header))
 
-    async def _dispatched(self, stage: Stage, header: Header) -> Answer:
-        """Pass an offer on; also while the stage here is placed anew."""
-        async with self.dispatcher.place(header.among, stage.window) as target:
+    async def _dispatch(self, stage: StageServer, header: Header) -> Answer:
+        """Pass an offer on; also while the stage here is replaced."""
+        size = stage.window.size
+        async with self.dispatcher.choose(header.candidates, size) as target:
             try:
-                return await self.call(
-                    target.route[0], "offer", header.to(target), Payload()
-                )
+                return await self.call(target.route[0], "offer", header.to(target))
             except (Lost, OSError):
                 return LOST
 
-    async def _admitted(self, stage: Stage, header: Header) -> Answer:
+    async def _admit(self, stage: StageServer, header: Header) -> Answer:
         async with stage.admitted():
-            answer = await self.call(header.feeder, "fetch", header, Payload())
+            answer = await self.call(header.feeder, "fetch", header)
             if answer["status"] != "done":
                 return LOST
-            return await self._through(stage, header, _received(answer["payload"]))
+            return await self._run(stage, header, answer["payload"])
 
-    async def _forward_here(
-        self, header: Header, payload: Payload, index: int = 0
-    ) -> Answer:
-        index = header.route.index(self.address)
-        stage = self.stages.get((header.group, index))
+    async def _forward(self, header: Header, payload: Payload) -> Answer:
+        index = header.target.route.index(self.address)
+        stage = self.stages.get((header.target.name, index))
         if stage is None:
             return LOST
-        return await _answered(stage, header, self._through(stage, header, payload))
+        return await _answered(stage, header, self._run(stage, header, payload))
 
-    async def _through(self, stage: Stage, header: Header, payload: Payload) -> Answer:
+    async def _run(
+        self, stage: StageServer, header: Header, payload: Payload
+    ) -> Answer:
         """Run a microbatch here and pass the result on."""
         result = await stage.run(header, payload)
         if isinstance(result, Failure):
             return {"status": "failed", "failure": vars(result)}
-        following = header.route[stage.index + 1 :]
+        following = header.target.route[stage.index + 1 :]
         if following:
             return await self.call(following[0], "forward", header, result)
         return await self.call(header.feeder, "outputs", header, result)
 
-    # --- the handlers ------------------------------------------------------------
-
-    async def _offer(self, header: dict[str, Any], payload: Any) -> Answer:
-        return await self._offer_here(Header.from_message(header), Payload())
-
-    async def _forward(self, header: dict[str, Any], payload: Any) -> Answer:
-        return await self._forward_here(Header.from_message(header), Payload(payload))
-
-    async def _fetch(self, header: dict[str, Any], payload: Any) -> Answer:
-        answer = await self._fetch_here(Header.from_message(header), Payload())
-        if "payload" in answer:
-            return {"status": "done", "payload": answer["payload"].packed()}
-        return answer
-
-    async def _outputs(self, header: dict[str, Any], payload: Any) -> Answer:
-        return await self._outputs_here(Header.from_message(header), Payload(payload))
-
-    async def _make_way(self, key: str) -> Answer:
-        worker = self.worker()
-        task = worker and worker.state.tasks.get(key)
-        if task and task.state in ("ready", "constrained"):  # it has no thread yet
-            self.waiting.add(key)
-        return DONE
-
 
 async def _answered(
-    stage: Stage, header: Header, work: Coroutine[Any, Any, Answer]
+    stage: StageServer, header: Header, work: Coroutine[Any, Any, Answer]
 ) -> Answer:
-    """Do a stage's part for a microbatch; whatever is lost on it is the answer."""
+    """Do a stage's part for a microbatch, within its epoch."""
     try:
-        stage.admit(header.epoch)
-    except Lost:
-        work.close()
-        return LOST
-    try:
-        answer: Answer = await stage.unless_stale(work)
+        answer: Answer = await stage.within_epoch(header.target.epoch, work)
         return answer
     except (Lost, OSError):
         return LOST
 
 
-def _sent(payload: Payload) -> Any:
-    return payload.packed() if payload.message is not None or payload.values else None
-
-
-def _received(payload: Any) -> Payload:
-    return payload if isinstance(payload, Payload) else Payload(payload)
-
-
 #: The comms of this process by their workers' addresses.
-_comms_by_address: weakref.WeakValueDictionary[str, MicrobatchComms] = (
+_by_address: weakref.WeakValueDictionary[str, MicrobatchComms] = (
     weakref.WeakValueDictionary()
 )
-_of: weakref.WeakKeyDictionary[Worker, MicrobatchComms] = weakref.WeakKeyDictionary()
-
-
+_by_worker: weakref.WeakKeyDictionary[Worker, MicrobatchComms] = (
+    weakref.WeakKeyDictionary()
+)
 _making = threading.Lock()
 
 
 def comms_of(worker: Worker) -> MicrobatchComms:
-    """Return the comms_of of a worker; made when it is first asked for."""
+    """Return the comms of a worker; made when they are first asked for."""
     with _making:  # a second one would take the handlers of the first
-        comms = _of.get(worker)
+        comms = _by_worker.get(worker)
         if comms is None:
-            comms = _of[worker] = MicrobatchComms(worker)
+            comms = _by_worker[worker] = MicrobatchComms(worker)
         return comms

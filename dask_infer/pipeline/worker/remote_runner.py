@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import threading
 import time
-import weakref
 from collections.abc import Iterator
 from functools import partial
 from math import ceil
@@ -23,14 +21,13 @@ from dask_infer.device.stream import Fields, Pending
 from dask_infer.metrics.recorder import meter
 from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.messages.microbatch import Failure, Payload, RemoteTraceback
-from dask_infer.pipeline.worker.group_client import Call, GroupClient
-from dask_infer.pipeline.worker.group_outputs import Returned
-from dask_infer.pipeline.worker.group_request import grouped_worker, leave_thread
-from dask_infer.pipeline.worker.microbatch_comms import InFlight, comms_of
-from dask_infer.pipeline.worker.serve import is_wanted
-from dask_infer.replica.sizes import Sizes
+from dask_infer.pipeline.worker.group_client import GroupClient, group_client
+from dask_infer.pipeline.worker.group_request import leave_thread, worker_for
+from dask_infer.pipeline.worker.remote_call import RemoteCall
+from dask_infer.pipeline.worker.serve_stage import is_wanted
+from dask_infer.plan.window import feeder_share
 from dask_infer.run.runner import Abandoned, Runner
-from dask_infer.spec import Code, GroupSpec, Job
+from dask_infer.spec import Code, Job
 
 T = TypeVar("T")
 
@@ -45,7 +42,7 @@ LOOK = 0.2
 
 
 class Waiting:
-    """The waits of one feeder's thread, in which it makes way for a stage."""
+    """The waits of one feeder's thread, which it leaves where a stage needs one."""
 
     def __init__(self, worker: Worker, client: GroupClient, key: Any) -> None:
         self._comms = client.comms
@@ -53,7 +50,7 @@ class Waiting:
         self._looked = time.monotonic()
 
     def __call__(self, future: concurrent.futures.Future[T]) -> T:
-        """Return what the event loop makes of `future`.
+        """Return the result of `future`.
 
         Raises
         ------
@@ -72,16 +69,16 @@ class Waiting:
         if not self._wanted():
             future.cancel()
             raise Abandoned
-        if self._comms.waiting and self._comms.claim():
+        if self._comms.thread_requests and self._comms.takes_thread_request():
             leave_thread()
 
 
 @contextlib.contextmanager
 def remote_runner(job: Job, code: Code) -> Iterator[RemoteRunner]:
-    """GroupClient the group of a job for the batches of one partition."""
+    """Open the group of a job for the batches of one partition."""
     assert job.group is not None
-    worker = grouped_worker(job.group)
-    client = _group_client(worker, job.group)
+    worker = worker_for(job.group)
+    client = group_client(worker, job.group)
     key = current_task_key()
     wait = Waiting(worker, client, key)
     loop = client.comms.loop
@@ -115,10 +112,10 @@ class RemoteRunner(Runner):
         self.client = client
         self.state = state
         self.wait = wait
-        self.returned = Returned(job, code)
+        self.call = RemoteCall(job, code)
         self._loop: asyncio.AbstractEventLoop = client.comms.loop
         self._sent: set[concurrent.futures.Future[Payload]] = set()
-        self.sizes = _sizes(client)
+        self.sizes = client.sizes
         facts = state.facts
         self.interface, self.dtypes = facts.interface, facts.dtypes
         floating = facts.floating
@@ -129,10 +126,10 @@ class RemoteRunner(Runner):
 
     @property
     def window(self) -> int:
-        """Its part of what all instances admit: the feeders together fill them."""
+        """The feeder's share of what all instances admit."""
         state = self.client.state or self.state
         ready = sum(instance.ready for instance in state.instances)
-        return state.window * max(1, ceil(ready / max(1, state.feeders)))
+        return feeder_share(self.client.window, ready, state.feeders)
 
     @property
     def where(self) -> str:
@@ -155,17 +152,15 @@ class RemoteRunner(Runner):
         return STAGE_BYTES
 
     def send(self, batch: Batch) -> Pending:
-        """Send a microbatch on its way; returns at once, the window is at its door."""
-        values = self.returned.bind(batch)
-        call = Call(self.job.method, self.returned.outputs)
-        in_flight = InFlight(Payload(values=values), self._loop)
-        work = self.client.send(in_flight, batch.rows, call)
+        """Send a microbatch; returns at once, also where it waits for admission."""
+        payload = Payload(values=self.call.bind(batch))
+        work = self.client.send(payload, batch.rows, self.job.method, self.call.outputs)
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._sent.add(future)
         return partial(self._fields, future, batch)
 
     def abandon(self) -> None:
-        """Give up what is still on its way."""
+        """Cancel the microbatches in flight."""
         for future in self._sent:
             future.cancel()
         self._sent.clear()
@@ -189,7 +184,7 @@ class RemoteRunner(Runner):
                 payload = self.wait(future)
         finally:
             self._sent.discard(future)
-        return self.returned.postprocess(payload.open(), batch)
+        return self.call.fields(payload.open(), batch)
 
 
 def _failure(error: BaseException) -> Failure | None:
@@ -198,30 +193,3 @@ def _failure(error: BaseException) -> Failure | None:
     while link is not None and not isinstance(link, RemoteTraceback):
         link = link.__cause__
     return None if link is None else link.failure
-
-
-_clients: weakref.WeakKeyDictionary[Worker, dict[str, GroupClient]] = (
-    weakref.WeakKeyDictionary()
-)
-_known_sizes: weakref.WeakKeyDictionary[GroupClient, Sizes] = (
-    weakref.WeakKeyDictionary()
-)
-_lock = threading.Lock()
-
-
-def _group_client(worker: Worker, spec: GroupSpec) -> GroupClient:
-    """Return the one client from a worker into a group."""
-    with _lock:
-        clients = _clients.setdefault(worker, {})
-        if spec.key not in clients:
-            clients[spec.key] = GroupClient(comms_of(worker), spec)
-        return clients[spec.key]
-
-
-def _sizes(client: GroupClient) -> Sizes:
-    """Return what the feeders of one worker learned of a group's batches."""
-    with _lock:
-        if client not in _known_sizes:
-            spec = client.spec
-            _known_sizes[client] = Sizes(spec.model.name, ("group", spec.key))
-        return _known_sizes[client]

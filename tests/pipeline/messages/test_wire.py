@@ -8,7 +8,7 @@ import pytest
 import torch
 from distributed.protocol.core import dumps, loads
 
-from dask_infer.pipeline.messages.wire import nbytes, pack, unpack
+from dask_infer.pipeline.messages.wire import pack, unpack
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -63,7 +63,3 @@ def test_all_else_comes_as_it_was():
     assert back.pop("df").equals(values.pop("df"))
     assert back == values
     assert [type(v) for v in back.values()] == [type(v) for v in values.values()]
-
-
-def test_bytes_of_a_message():
-    assert nbytes({"a": torch.zeros(3, 2), "b": np.zeros(4), "c": None}) == 24 + 32

@@ -1,8 +1,8 @@
-"""A stage while it serves: a queue on the event loop, and a thread that runs it.
+"""A stage while it serves: a queue on the event loop, and a thread that empties it.
 
 The thread is that of the stage's Dask task. Invariants:
 
-1. Only the newest epoch is served: what belongs to an older one is answered as stale.
+1. Only the newest epoch is served: what belongs to an older one is answered as lost.
 2. Every microbatch that was taken is answered once, also where the thread ends.
 """
 
@@ -14,9 +14,8 @@ import functools
 import pickle
 import queue
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask_infer.batch.outputs.pick import pick
 from dask_infer.device.out_of_memory import is_out_of_memory
@@ -26,8 +25,10 @@ from dask_infer.metrics.recorder import Recorder, add, meter
 from dask_infer.metrics.sums import Label
 from dask_infer.metrics.totals import recording
 from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Payload
-from dask_infer.pipeline.worker.group_outputs import called, flattened
-from dask_infer.pipeline.worker.window import Window
+from dask_infer.pipeline.messages.stage_spec import StageSpec
+from dask_infer.pipeline.worker.admission import Window
+from dask_infer.pipeline.worker.remote_call import called, flattened
+from dask_infer.plan.window import window_size
 from dask_infer.replica.cache import Replica
 from dask_infer.replica.worker_place import Place
 from dask_infer.spec import Outputs
@@ -36,8 +37,7 @@ from dask_infer.spec import Outputs
 LOOK = 0.1
 
 
-@dataclass
-class _Item:
+class Queued(NamedTuple):
     """A microbatch in the stage's queue."""
 
     header: Header
@@ -45,124 +45,111 @@ class _Item:
     answer: asyncio.Future[Payload | Failure]
 
 
-@dataclass(eq=False)
-class Stage:
-    """One stage of one group on one worker.
+class StageServer:
+    """One stage of one instance on one worker.
 
     Parameters
     ----------
-    group, index, stages
-        Name of the group's instance, place in it, and how many there are.
-    epoch
-        The oldest epoch that is still served.
-    window
-        Microbatches that the group admits; kept at the door of stage 0.
+    spec
+        The stage.
     loop
         The worker's event loop.
+    worker
+        The worker's address.
     """
 
-    group: str
-    index: int
-    stages: int
-    epoch: int
-    window: int
-    loop: asyncio.AbstractEventLoop
-    worker: str
-    #: The model, for counters.
-    label: str
-    closed: bool = False
-    #: Counters of the stage while it serves: its thread divides its own time, the event
-    #: loop counts under names of its own.
-    recorder: Recorder | None = None
-    _queue: queue.SimpleQueue[_Item] = field(default_factory=queue.SimpleQueue)
-    _open: set[asyncio.Future[Any]] = field(default_factory=set)
-    _door: Window | None = None
-    _stale: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(
+        self, spec: StageSpec, loop: asyncio.AbstractEventLoop, worker: str
+    ) -> None:
+        self.spec, self.loop, self.worker = spec, loop, worker
+        self.instance, self.index = spec.instance, spec.index
+        #: The oldest epoch that is still served.
+        self.epoch = spec.epoch
+        self.closed = False
+        #: Limits the microbatches in flight; kept by stage 0.
+        self.window = Window(window_size(spec.group.layout.window, spec.stages))
+        #: Counters of the stage while it serves: its thread divides its own time, the
+        #: event loop counts under names of its own.
+        self.recorder: Recorder | None = None
+        self._queue: queue.SimpleQueue[Queued] = queue.SimpleQueue()
+        #: Set, and replaced, when an epoch ends.
+        self._epoch_ended = asyncio.Event()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{len(self._open)} waiting"
-        return f"<Stage {self.index} of {self.stages} of {self.group}, {state}>"
+        state = "closed" if self.closed else f"{self._queue.qsize()} waiting"
+        place = f"{self.index} of {self.spec.stages}"
+        return f"<StageServer {place} of {self.instance}, {state}>"
 
     # --- on the event loop -------------------------------------------------------
 
-    @property
-    def door(self) -> Window:
-        """The window of the current epoch."""
-        if self._door is None:
-            self._door = Window(self.window)
-        return self._door
+    async def within_epoch(self, epoch: int, work: Coroutine[Any, Any, Any]) -> Any:
+        """Await work for a microbatch; abandon it where a newer epoch comes.
+
+        Raises
+        ------
+        Lost
+            If the epoch ended.
+        """
+        if self.closed or epoch < self.epoch:
+            work.close()
+            raise Lost
+        if epoch > self.epoch:
+            self.epoch = epoch
+            self._end_epoch()
+        ended = asyncio.ensure_future(self._epoch_ended.wait())
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({ended, task}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise Lost
+        finally:
+            ended.cancel()
+            task.cancel()
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
         """Hold a place in the window; count the wait for it, and the time in it."""
-        asked, door = perf_counter(), self.door
+        asked, window = perf_counter(), self.window
         try:
-            async with door:
+            async with window.admit():
                 began = perf_counter()
                 self._count("queued_seconds", began - asked)
-                self._show(door)
+                self._show(window)
                 try:
                     yield
                 finally:
                     self._count("inside_seconds", perf_counter() - began)
         finally:
-            self._show(door)
+            self._show(window)
 
     def _count(self, name: str, amount: float) -> None:
         if self.recorder is not None:
             self.recorder.add(name, amount)
 
-    def _show(self, door: Window) -> None:
-        if self.recorder is not None and door is self._door:
-            self.recorder.levels = {"window": door.size, "inside": door.inside}
-
-    def admit(self, epoch: int) -> None:
-        """Refuse an older epoch; a newer one ends all that is older."""
-        if self.closed or epoch < self.epoch:
-            raise Lost
-        if epoch > self.epoch:
-            self.epoch = epoch
-            self._abandon()
-
-    async def unless_stale(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Await work of the current epoch; abandon it where a newer one comes."""
-        stale = asyncio.ensure_future(self._stale.wait())
-        task = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait({stale, task}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise Lost
-        finally:
-            for future in (stale, task):
-                if not future.done():
-                    future.cancel()
+    def _show(self, window: Window) -> None:
+        if self.recorder is not None and window is self.window:
+            self.recorder.levels = {"window": window.size, "inside": window.inside}
 
     async def run(self, header: Header, payload: Payload) -> Payload | Failure:
         """Run one microbatch in the stage's thread."""
-        self.admit(header.epoch)
         answer: asyncio.Future[Payload | Failure] = self.loop.create_future()
-        self._open.add(answer)
         began = perf_counter()
+        self._queue.put(Queued(header, payload, answer))
         try:
-            self._queue.put(_Item(header, payload, answer))
             return await answer
         finally:
-            self._open.discard(answer)
             self._count("stage_seconds", perf_counter() - began)
 
     def close(self) -> None:
-        """Answer whoever waits; nothing is taken any more."""
+        """Answer what waits as lost, and take no more."""
         self.closed = True
-        self._abandon()
+        self._end_epoch()
 
-    def _abandon(self) -> None:
-        for answer in list(self._open):
-            if not answer.done():
-                answer.set_exception(Lost())
-        self._door = None
-        self._stale.set()
-        self._stale = asyncio.Event()
+    def _end_epoch(self) -> None:
+        self.window = Window(self.window.size)
+        self._epoch_ended.set()
+        self._epoch_ended = asyncio.Event()
 
     # --- in the stage's thread ---------------------------------------------------
 
@@ -176,9 +163,9 @@ class Stage:
         """Run microbatches until the stage is not wanted any more.
 
         Returns whether it is: then the replica is stuck in a forward, and the stage
-        goes on with a fresh one.
+        continues with a fresh one.
         """
-        label = Label(self.label, self.index)
+        label = Label(self.spec.group.model.label, self.index)
         with recording(self.worker, label, "idle") as self.recorder:
             return self._serve(replica, place, timeout, wanted)
 
@@ -197,6 +184,7 @@ class Stage:
                 continue
             if item.answer.done():  # of an older epoch
                 continue
+            stuck = False
             try:
                 result: Payload | Failure = self._forward(
                     item, replica, place, stream, timeout
@@ -206,15 +194,15 @@ class Stage:
                 add("forwards")
             except BaseException as error:  # SystemExit would end the worker
                 result = self._failure(error, replica)
-                if isinstance(error, DeadlineExceeded):
-                    self._answer(item, result)
-                    return True
+                stuck = isinstance(error, DeadlineExceeded)
             self._answer(item, result)
+            if stuck:
+                return True
         return False
 
     def _forward(
         self,
-        item: _Item,
+        item: Queued,
         replica: Replica,
         place: Place,
         stream: Stream,
@@ -222,7 +210,7 @@ class Stage:
     ) -> Payload:
         """Run one microbatch through the layers that live here.
 
-        The device is held by this thread: one that a timeout abandons would keep it.
+        This thread holds the device: one that a timeout abandons would keep it.
         """
         what = f"forward of {replica.spec.name}, stage {self.index}"
         with meter("transfer"):
@@ -239,17 +227,17 @@ class Stage:
 
     def _failure(self, error: BaseException, replica: Replica) -> Failure:
         memory = is_out_of_memory(error)
-        failure = Failure.of(error, self.index, self.stages, self.worker, memory)
+        failure = Failure.of(error, self.index, self.spec.stages, self.worker, memory)
         if memory:
             replica.device.release_memory()
         return failure
 
-    def _answer(self, item: _Item, result: Payload | Failure) -> None:
+    def _answer(self, item: Queued, result: Payload | Failure) -> None:
         def settle() -> None:
             if not item.answer.done():
                 item.answer.set_result(result)
 
-        # A loop that is closed has nobody who waits.
+        # On a closed loop nothing waits for it.
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(settle)
 

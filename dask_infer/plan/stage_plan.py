@@ -1,4 +1,4 @@
-"""Stages: where a chain of blocks is cut, and which worker holds which piece."""
+"""A plan of stages: where a chain of blocks is cut, and which worker holds what."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
+from dask_infer.plan.units import in_bytes, in_seconds
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStage:
     """Consecutive blocks on one worker; all numbers are projected."""
 
     #: Blocks `start` to `stop`, the latter not included.
@@ -25,18 +26,18 @@ class Stage:
     nbytes: int
     #: Bytes of memory: the weights and the largest activations.
     memory: int
-    #: Time of one microbatch on the stage's worker.
+    #: Seconds of one microbatch on the stage's worker.
     seconds: float
-    #: Bytes of a microbatch that come from the stage before, and their time on the way.
+    #: Bytes of a microbatch that come from the stage before, and seconds to send them.
     cut_bytes: int = 0
     transfer: float = 0.0
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The stages of one replica, and why they are as they are."""
+    """The stages of one replica, and the reasons for them."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[PlannedStage, ...]
     reasons: tuple[str, ...] = ()
 
     @property
@@ -59,14 +60,37 @@ class StagePlan:
         """Bytes of a microbatch that travel between stages."""
         return sum(stage.cut_bytes for stage in self.stages)
 
+    def table(self) -> str:
+        """Return a line for each stage and the reasons, to be printed."""
+        cells = [list(self._row(0)), *(
+            list(self._row(index).values()) for index in range(len(self.stages))
+        )]  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if name in ("blocks", "worker") else cell.rjust(width)
+                for name, cell, width in zip(cells[0], line, widths, strict=True)
+            ).rstrip()
+            for line in cells
+        ]
+        return "\n".join([*lines, *self.reasons])
 
-def need(blocks: Sequence[BlockFacts]) -> int:
-    """Bytes that blocks take on one worker: all weights, the largest activations."""
-    most = max((block.activation_bytes for block in blocks), default=0)
-    return sum(block.nbytes for block in blocks) + most
+    def _row(self, index: int) -> dict[str, str]:
+        stage = self.stages[index]
+        one = stage.first == stage.last
+        share = stage.seconds / self.slowest if self.slowest else 1.0
+        return {
+            "stage": str(index),
+            "blocks": stage.first if one else f"{stage.first}..{stage.last}",
+            "parameters": f"{stage.parameters:,}",
+            "bytes": in_bytes(stage.nbytes),
+            "projected": in_seconds(stage.seconds),
+            "of slowest": f"{share:.0%}",
+            "worker": stage.worker,
+        }
 
 
-def lay_out(
+def stage_plan(
     blocks: Sequence[BlockFacts],
     bounds: Sequence[int],
     workers: Sequence[WorkerFacts],
@@ -78,7 +102,7 @@ def lay_out(
         inside = blocks[start:stop]
         cut = inside[0].cut_bytes if start else 0
         stages.append(
-            Stage(
+            PlannedStage(
                 start=start,
                 stop=stop,
                 first=inside[0].name,

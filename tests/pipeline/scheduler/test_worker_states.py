@@ -1,6 +1,6 @@
 """Which workers can hold a stage."""
 
-from dask_infer.pipeline.scheduler.placement import (
+from dask_infer.pipeline.scheduler.worker_states import (
     WorkerState,
     candidates,
     remedy,
@@ -40,11 +40,11 @@ def test_workers_without_stages_come_first():
 
 def test_a_shortage_names_what_is_missing_and_who_has_it():  # PP-13
     workers = [place("a", 1, 1, holds=("Bert",)), place("b", 1, 1), place("c")]
-    told = shortage(workers, GPU, 2)
-    assert "2 workers with GPU=1 are needed and 0 are free" in told
-    assert "of 3 workers, 2 have GPU=1" in told
-    assert "a holds Bert" in told
-    assert "b has its GPU=1 in use by other tasks" in told
+    lacks = shortage(workers, GPU, 2)
+    assert "2 workers with GPU=1 are needed and 0 are free" in lacks
+    assert "of 3 workers, 2 have GPU=1" in lacks
+    assert "a holds Bert" in lacks
+    assert "b has its GPU=1 in use by other tasks" in lacks
 
 
 def test_the_remedy_is_a_command_to_type():

@@ -1,8 +1,8 @@
-"""A group's answer made the fields that become columns, as a local replica's is.
+"""The call of a model on other workers: arguments and outputs as values by name.
 
-Without `postprocess` a whole model elsewhere sends only the fields that are read. With
-it, the structure that the model returned comes too: `postprocess` is called with that,
-here, since it needs the frame.
+Without `postprocess` a whole model there sends only the fields that are read. With it,
+the structure that the model returned comes too: `postprocess` needs the frame, so the
+feeder calls it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from dask_infer.spec import Code, Job
 STRUCTURE = "infer structure"
 
 
-class Returned:
-    """What comes back of the microbatches of one job."""
+class RemoteCall:
+    """How the batches of one job become the payloads of a group, and back."""
 
     def __init__(self, job: Job, code: Code) -> None:
         self._postprocess = Postprocess(job, code)
-        group = job.group
-        self._chain = (
-            None if group is None or group.chain is None else read_chain(group.chain)
-        )
+        chain = None if job.group is None else job.group.chain
+        self._chain = None if chain is None else read_chain(chain)
         #: Extra keyword arguments of a whole model; a chain has them built in.
         self._extra = {} if self._chain else code.call_kwargs
         #: The columns that are sent back, pickled; None asks for the whole structure.
@@ -44,10 +42,8 @@ class Returned:
             return bound
         return {**dict(enumerate(batch.args)), **batch.kwargs, **self._extra}
 
-    def postprocess(
-        self, values: dict[Any, Any], batch: Batch
-    ) -> list[tuple[Any, Any]]:
-        """Return the fields of an answer, after `postprocess`."""
+    def fields(self, values: dict[Any, Any], batch: Batch) -> list[tuple[Any, Any]]:
+        """Return the fields that become columns, after `postprocess`."""
         if self.outputs is not None:
             return list(values.items())
         chain = self._chain
@@ -56,7 +52,7 @@ class Returned:
 
 
 def called(values: dict[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the call that `Returned.bind` made values of."""
+    """Return the arguments that `RemoteCall.bind` packed."""
     args = tuple(values[place] for place in sorted(k for k in values if type(k) is int))
     return args, {name: v for name, v in values.items() if type(name) is not int}
 
@@ -68,7 +64,7 @@ def flattened(output: Any) -> dict[Any, Any]:
 
 
 def rebuilt(values: dict[Any, Any]) -> Any:
-    """Return the output that `flattened` made values of."""
+    """Return the output that `flattened` took apart."""
     structure = values[STRUCTURE]
     leaves = [values[number] for number in range(structure.num_leaves)]
     return pytree.tree_unflatten(leaves, structure)

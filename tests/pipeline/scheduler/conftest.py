@@ -1,0 +1,11 @@
+"""Coordinators that look at their workers often, so that tests take milliseconds."""
+
+import pytest
+
+from dask_infer.pipeline.scheduler import coordinator, placer
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "LOOK", 0.002)
+    monkeypatch.setattr(placer, "LOOK", 0.002)

@@ -1,0 +1,208 @@
+"""The placement of one group: all stages or none, replaced after losses, refused."""
+
+import asyncio
+import pickle
+
+import pytest
+
+from dask_infer.errors import ModelLoadError
+
+from ..stub_scheduler import GIB, StubScheduler, on_loop, settle, spec_of, until
+
+GPU = (("GPU", 1.0),)
+#: Instances that are asked for, so that no more are added.
+ONE = {"replicas": 1}
+
+
+@on_loop
+async def test_stages_are_placed_on_distinct_workers():
+    async with StubScheduler("a", "b", "c") as cluster:
+        state = await cluster.open(spec_of(blocks=4, stages=3, **ONE), blocks=4)
+        assert state.status == "forming"
+        (instance,) = state.instances
+        assert sorted(instance.route) == ["a", "b", "c"]
+        assert sorted(cluster.running_stages().values()) == ["a", "b", "c"]
+        stages = [stage for stage, _ in cluster.submitted.values()]
+        assert [(s.start, s.stop) for s in stages] == [(0, 2), (2, 3), (3, 4)]
+
+
+@on_loop
+async def test_all_stages_are_placed_or_none():
+    async with StubScheduler("a", "b", GPU=1) as cluster:
+        cluster.workers["b"].used_resources["GPU"] = 1
+        spec = spec_of(blocks=2, stages=2, resources=GPU, grace=60, **ONE)
+        state = await cluster.open(spec, blocks=2)
+        assert state.status == "forming" and not cluster.submitted
+        (waits,) = [event for event in cluster.events if event.startswith("waits")]
+        assert "2 workers with GPU=1 are needed and 1 are free" in waits
+        assert "b has its GPU=1 in use by other tasks" in waits
+        cluster.workers["b"].used_resources["GPU"] = 0
+        await until(cluster.running_stages)
+        assert sorted(cluster.running_stages().values()) == ["a", "b"]
+
+
+@on_loop
+async def test_the_largest_stage_takes_the_smallest_worker_that_is_large_enough():
+    async with StubScheduler() as cluster:
+        for address, gib in [("huge", 64), ("large", 8), ("small", 2)]:
+            cluster.add_worker(address, gib * GIB)
+        await cluster.open(spec_of(memory=3 * GIB, **ONE))
+        assert list(cluster.running_stages().values()) == ["large"]
+
+
+@on_loop
+async def test_what_is_not_placed_within_the_grace_is_refused():
+    async with StubScheduler("a") as cluster:
+        state = await cluster.open(spec_of(resources=GPU))
+        assert state.status == "refused" and not cluster.submitted
+        with pytest.raises(Exception, match=r"has no place for its replica after 0 s"):
+            raise pickle.loads(state.error)
+
+
+@on_loop
+async def test_a_chain_that_fits_no_workers_is_refused_with_the_plan_s_reason():
+    async with StubScheduler("a", memory=GIB) as cluster:
+        state = await cluster.open(spec_of(blocks=3, stages="auto"), blocks=3)
+        assert state.status == "refused"
+        with pytest.raises(Exception, match=r'block "b0" needs 1.0 GiB.*infer.placem'):
+            raise pickle.loads(state.error)
+
+
+@on_loop
+async def test_a_group_takes_what_is_free_and_grows():
+    async with StubScheduler("a", "b") as cluster:
+        state = await cluster.open(spec_of())
+        assert len(state.instances) == 2
+        await cluster.serve()
+        cluster.add_worker("c")
+        await until(lambda: len(cluster.running_stages()) == 3)
+        assert sorted(cluster.running_stages().values()) == ["a", "b", "c"]
+
+
+@on_loop
+async def test_a_lost_stage_is_placed_again_under_a_higher_epoch():
+    async with StubScheduler("a", "b", "c") as cluster:
+        spec = spec_of(blocks=2, stages=2, **ONE)
+        state = await cluster.open(spec, blocks=2)
+        await cluster.serve()
+        first = cluster.running_stages()
+        lost = state.instances[0].route[0]
+        cluster.remove_worker(lost)
+        await settle()
+        state = await cluster.watch(spec)
+        (instance,) = state.instances
+        assert (instance.epoch, instance.ready, state.status) == (1, False, "forming")
+        assert sorted(instance.route) == sorted({"a", "b", "c"} - {lost})
+        (key,) = cluster.running_stages().keys() - first.keys()
+        await cluster.serve(key)
+        assert (await cluster.watch(spec)).status == "ready"
+
+
+@on_loop
+async def test_reports_of_an_older_epoch_are_ignored():
+    async with StubScheduler("a", "b") as cluster:
+        spec = spec_of(**ONE)
+        state = await cluster.open(spec)
+        (old,) = cluster.submitted
+        cluster.remove_worker(state.instances[0].route[0])
+        await settle()
+        await cluster.serve(old)
+        assert (await cluster.watch(spec)).status == "forming"
+
+
+@on_loop
+async def test_a_worker_that_is_lost_while_another_stage_waits():
+    async with StubScheduler("a", "b") as cluster:
+        spec = spec_of(blocks=2, stages=2, grace=60, **ONE)
+        await cluster.open(spec, blocks=2)
+        cluster.remove_worker("a")
+        await settle()
+        assert list(cluster.running_stages().values()) == ["b"]
+        cluster.remove_worker("b")
+        await settle()
+        assert cluster.running_stages() == {}
+        cluster.add_worker("c")
+        cluster.add_worker("d")
+        await until(lambda: len(cluster.running_stages()) == 2)
+        assert sorted(cluster.running_stages().values()) == ["c", "d"]
+        (instance,) = (await cluster.watch(spec)).instances
+        assert instance.epoch == 2
+
+
+@on_loop
+async def test_a_spare_instance_without_a_worker_is_dropped():
+    async with StubScheduler("a", "b") as cluster:
+        spec = spec_of()
+        await cluster.open(spec)
+        await cluster.serve()
+        cluster.remove_worker("b")
+        await settle()
+        state = await cluster.watch(spec)
+        assert [each.route for each in state.instances] == [("a",)]
+        assert state.status == "ready"
+
+
+@on_loop
+async def test_a_stage_that_cannot_be_loaded_refuses_the_group():
+    async with StubScheduler("a") as cluster:
+        spec = spec_of(**ONE)
+        await cluster.open(spec)
+        ((_, future),) = cluster.submitted.values()
+        future.set_exception(OSError("no driver"))
+        await settle()
+        state = await cluster.watch(spec)
+        assert state.status == "refused"
+        with pytest.raises(Exception, match=r"stage 0 .* ended on worker a: OSError"):
+            raise pickle.loads(state.error)
+
+
+@on_loop
+async def test_a_spare_instance_that_cannot_be_loaded_is_dropped():
+    async with StubScheduler("a", "b") as cluster:
+        spec = spec_of()
+        await cluster.open(spec)
+        (key, (_, future)) = list(cluster.submitted.items())[-1]
+        worker = cluster.running_stages()[key]
+        future.set_exception(ModelLoadError("no driver; install it"))
+        await settle()
+        (instance,) = (await cluster.watch(spec)).instances
+        assert worker not in instance.route
+        await cluster.serve()
+        await asyncio.sleep(0.02)  # it does not grow onto that worker again
+        assert len((await cluster.watch(spec)).instances) == 1
+
+
+@on_loop
+async def test_an_idle_group_makes_room():
+    async with StubScheduler("a", "b") as cluster:
+        idle = spec_of("idle", **ONE)
+        await cluster.open(idle)
+        cluster.end_task("feeder")
+        spec = spec_of(blocks=2, stages=2, grace=60, **ONE)
+        await cluster.open(spec, user="other", blocks=2)
+        await until(lambda: len(cluster.running_stages()) == 2)
+        assert list(cluster.table.groups) == [spec.key]
+        assert sorted(cluster.running_stages().values()) == ["a", "b"]
+
+
+@on_loop
+async def test_a_spare_instance_makes_room_for_a_newcomer():
+    async with StubScheduler("a", "b") as cluster:
+        await cluster.open(spec_of("used"))
+        await cluster.serve()
+        await cluster.open(spec_of("newcomer", grace=60, **ONE), user="other")
+        new = next(group for group in cluster.table if "newcomer" in group.spec.key)
+        await until(lambda: new.placed)
+        await settle()
+        assert len(cluster.running_stages()) == 2
+        assert [len(group.instances) for group in cluster.table] == [1, 1]
+
+
+@on_loop
+async def test_what_can_never_be_placed_takes_no_room():
+    async with StubScheduler("a", "b") as cluster:
+        await cluster.open(spec_of("idle"))
+        cluster.end_task("feeder")
+        state = await cluster.open(spec_of(resources=GPU), user="other")
+        assert state.status == "refused"
+        assert len(cluster.running_stages()) == 2
