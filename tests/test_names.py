@@ -48,12 +48,6 @@ OLD_WORDS = {
 #: Class names that are too general, or an old word.
 OLD_CLASSES = {"Exchange", "Feed", "Held", "Load", "Opened", "Part", "Ref", "Shared"}
 
-# What is still to be renamed, split or merged. These sets only shrink.
-KNOWN_WORDS = {"told"}
-KNOWN_CLASSES: set[str] = set()
-KNOWN_TWINS = {"Rows"}
-KNOWN_FULL: set[str] = set()
-
 
 def name(module: Path) -> str:
     return module.relative_to(PACKAGE).as_posix()
@@ -86,7 +80,7 @@ def test_names_are_the_words_of_the_field(module: Path) -> None:
         (identifier, term)
         for identifier in set(identifiers(module))
         for word, term in OLD_WORDS.items()
-        if f"_{word}_" in words(identifier) and word not in KNOWN_WORDS
+        if f"_{word}_" in words(identifier)
     }
     assert not old, f"{name(module)}: say instead: {sorted(old)}"
 
@@ -102,7 +96,7 @@ def test_no_file_name_stands_twice() -> None:
 
 def test_no_class_name_stands_twice() -> None:
     counts = Counter(c for m in MODULES for c in classes(m))
-    twins = {c for c, n in counts.items() if n > 1 and c not in KNOWN_TWINS}
+    twins = {c for c, n in counts.items() if n > 1}
     assert not {(c, name(m)) for m in MODULES for c in classes(m) if c in twins}
 
 

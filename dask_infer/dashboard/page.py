@@ -10,7 +10,14 @@ from distributed import Scheduler
 
 from dask_infer._dask import add_dashboard_pages, show_page
 from dask_infer.dashboard.cluster_counters import ClusterCounters
-from dask_infer.dashboard.plots import Failures, Replicas, Rows, Summary, Time, Windows
+from dask_infer.dashboard.plots import (
+    Failures,
+    Replicas,
+    Summary,
+    Throughput,
+    Time,
+    Windows,
+)
 
 #: Seconds between two updates of an open page.
 INTERVAL = 0.5
@@ -19,7 +26,7 @@ TEMPLATE = Path(__file__).with_name("infer.html")
 #: Single plots, which Dask's menu and the JupyterLab extension list, by their paths.
 PLOTS = {
     "/individual-infer-replicas": ("Infer Replicas", Replicas),
-    "/individual-infer-rows": ("Infer Rows", Rows),
+    "/individual-infer-rows": ("Infer Rows", Throughput),
     "/individual-infer-time": ("Infer Time", Time),
     "/individual-infer-windows": ("Infer Windows", Windows),
     "/individual-infer-failures": ("Infer Failures", Failures),
@@ -39,7 +46,8 @@ def _page(
     counters: ClusterCounters, scheduler: Scheduler, extra: Any, document: Any
 ) -> None:
     parts = [
-        part(counters) for part in (Summary, Replicas, Rows, Time, Windows, Failures)
+        part(counters)
+        for part in (Summary, Replicas, Throughput, Time, Windows, Failures)
     ]
     document.title = "Dask: Infer"
     show_page(document, parts, INTERVAL, TEMPLATE.read_text(), extra)

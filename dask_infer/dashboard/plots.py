@@ -165,7 +165,7 @@ class Replicas(ByWorker):
         _update(self.source, replica_table(found))
 
 
-class Rows:
+class Throughput:
     """Rows a second, read and predicted."""
 
     def __init__(
