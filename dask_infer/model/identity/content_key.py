@@ -41,6 +41,8 @@ def content_key(obj: object) -> str:
         round trips, or unique to this call where that cannot be promised.
     """
     walk = Walk(_ATOMS, _rule_of)
+    # Pickles in the store name modules of this package, which move between versions.
+    walk.emit("dask_infer", sys.modules["dask_infer"].__version__)
     try:
         walk.visit(obj)
     except Exception as why:  # user code runs here: __reduce__, __getstate__, ...

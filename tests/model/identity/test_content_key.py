@@ -439,6 +439,12 @@ def test_padding_of_a_bare_tokenizer_is_its_own(minilm):
     assert content_key(one) != content_key(other)
 
 
+def test_another_version_of_the_package_does_not_read_the_entries_of_this(monkeypatch):
+    before = content_key([1])
+    monkeypatch.setattr("dask_infer.__version__", "0.0.1")
+    assert content_key([1]) != before
+
+
 # Other processes
 
 SCRIPT = """
