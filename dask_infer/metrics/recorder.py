@@ -17,10 +17,8 @@ A batch passes eight ends of meters: they are written for speed (benchmarks/seei
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
-from collections.abc import Iterator
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
@@ -158,17 +156,22 @@ def add(name: str, amount: float = 1) -> None:
         counts[name] = counts.get(name, 0) + amount
 
 
-@contextlib.contextmanager
-def ambient(recorder: Recorder) -> Iterator[None]:
+class ambient:
     """Make a recorder that of the calling thread."""
-    outer = _own.recorder
-    token = _context.set(recorder)
-    _own.recorder = recorder
-    try:
-        yield
-    finally:
-        _own.recorder = outer
-        _context.reset(token)
+
+    __slots__ = ("_outer", "_recorder", "_token")
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __enter__(self) -> None:
+        self._outer = _own.recorder
+        self._token = _context.set(self._recorder)
+        _own.recorder = self._recorder
+
+    def __exit__(self, *error: Any) -> None:
+        _own.recorder = self._outer
+        _context.reset(self._token)
 
 
 def _begin_beside() -> None:

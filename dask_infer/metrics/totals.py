@@ -6,10 +6,9 @@ ones are added to the model, or to `EARLIER`.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from typing import Any
 
 from dask_infer.metrics.recorder import Recorder, ambient
 from dask_infer.metrics.sums import Label, Sums
@@ -41,15 +40,17 @@ class Totals:
         with self._lock:
             self._open.add(recorder)
 
-    def close(self, recorder: Recorder) -> None:
-        """Keep the sums of a recorder that will not be written any more."""
+    def close(self, recorder: Recorder) -> Sums:
+        """Keep and return the sums of a recorder that is written no more."""
+        sums = recorder.sums()
         with self._lock:
             self._open.discard(recorder)
             closed = self._closed.setdefault(recorder.worker, OrderedDict())
             known = recorder.label in closed
-            self._keep(closed, recorder.label, recorder.sums())
+            self._keep(closed, recorder.label, sums)
             if not known:
                 self._fold(closed)
+        return sums
 
     def snapshot(self, worker: str) -> dict[Label, Sums]:
         """Return all that was ever counted for a worker, and its levels now."""
@@ -85,9 +86,10 @@ class Totals:
 totals = Totals()
 
 
-@contextlib.contextmanager
-def recording(worker: str, label: Label, activity: str = "other") -> Iterator[Recorder]:
+class recording:
     """Record the calling thread under a label of a worker.
+
+    A class, as its generator took twice as long: it is entered with each partition.
 
     Parameters
     ----------
@@ -98,10 +100,17 @@ def recording(worker: str, label: Label, activity: str = "other") -> Iterator[Re
     activity
         What it does outside all meters.
     """
-    recorder = Recorder(worker, label, activity)
-    totals.open(recorder)
-    try:
-        with ambient(recorder):
-            yield recorder
-    finally:
-        totals.close(recorder)
+
+    def __init__(self, worker: str, label: Label, activity: str = "other") -> None:
+        self.recorder = Recorder(worker, label, activity)
+        self._ambient = ambient(self.recorder)
+
+    def __enter__(self) -> Recorder:
+        totals.open(self.recorder)
+        self._ambient.__enter__()
+        return self.recorder
+
+    def __exit__(self, *error: Any) -> None:
+        self._ambient.__exit__(*error)
+        #: What was recorded.
+        self.sums = totals.close(self.recorder)

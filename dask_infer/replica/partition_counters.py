@@ -6,10 +6,9 @@ any code there, so a scheduler that cannot import this package harms nobody.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -17,7 +16,6 @@ from dask.system import CPU_COUNT
 
 from dask_infer._dask import count_in_fine_metrics, task_start
 from dask_infer.metrics.cluster_sums import VERSION
-from dask_infer.metrics.recorder import add
 from dask_infer.metrics.sums import Label, to_message
 from dask_infer.metrics.totals import recording, totals
 from dask_infer.replica.residents import rows_here
@@ -26,38 +24,59 @@ from dask_infer.replica.worker_place import current_worker
 #: Columns of `replicas` that travel with each heartbeat.
 REPORTED = ("label", "model", "device", "stage", "serving", "bytes", "rows", "idle")
 
+#: Seconds from which a part of a task is shown in Dask's fine metrics: each takes some
+#: microseconds, which the parts of a no-op partition are not worth (benchmarks/seeing).
+FINE = 1e-3
 #: Activities that Dask's own metrics show as the task's.
 _OUTSIDE = ("read", "other")
 
-_ended = threading.local()
+
+class _Ended(threading.local):
+    """When the thread last ended a partition, in seconds since the epoch."""
+
+    at = 0.0
 
 
-@contextlib.contextmanager
-def recording_partition(label: Label, rows: int) -> Iterator[None]:
+_ended = _Ended()
+
+
+class recording_partition:
     """Record the calling task, which reads, predicts and writes one partition.
 
     Time since the task began, or since an earlier prediction in it ended, was spent
     reading.
     """
-    worker = current_worker()
-    address = "local" if worker is None else worker.address
-    with recording(address, label) as recorder:
-        began = None if worker is None else task_start()
+
+    def __init__(self, label: Label, rows: int) -> None:
+        self._worker = current_worker()
+        address = "local" if self._worker is None else self._worker.address
+        self._recording = recording(address, label)
+        self._rows = rows
+
+    def __enter__(self) -> None:
+        recorder = self._recording.__enter__()
+        began = None if self._worker is None else task_start()
         if began is not None:
-            began = max(began, getattr(_ended, "at", began))
-            recorder.seconds["read"] = max(0.0, time.time() - began)
+            read = time.time() - max(began, _ended.at)
+            recorder.seconds["read"] = max(0.0, read)
         recorder.levels["partitions"] = 1
-        recorder.add("started")
-        recorder.add("rows_in", rows)
-        try:
-            yield
-            add("partitions")
-        finally:
-            _ended.at = time.time()
-            if worker is not None:
-                seconds = recorder.sums().seconds
-                inside = {a: s for a, s in seconds.items() if a not in _OUTSIDE}
-                count_in_fine_metrics(inside)
+        recorder.counts |= {"started": 1, "rows_in": self._rows}
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self._recording.recorder.add("partitions")
+        self._recording.__exit__(kind, error, trace)
+        _ended.at = time.time()
+        if self._worker is not None and (parts := _parts(self._recording.sums.seconds)):
+            count_in_fine_metrics(parts)
+
+
+def _parts(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {
+        activity: amount
+        for activity, amount in seconds.items()
+        if activity not in _OUTSIDE and amount >= FINE
+    }
 
 
 def heartbeat_message(worker: Any) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
         asyncio.run(pictures(f"http://127.0.0.1:{services['dashboard']}", folder))
         client.cancel(list(running))
     for picture in folder.glob("infer-*.png"):
-        Image.open(picture).convert("RGB").quantize(96).save(picture, optimize=True)
+        Image.open(picture).convert("RGB").quantize(200).save(picture, optimize=True)
 
 
 if __name__ == "__main__":
