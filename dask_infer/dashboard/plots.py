@@ -9,6 +9,7 @@ from bokeh.layouts import column
 from bokeh.models import (
     Column,
     ColumnDataSource,
+    CustomJS,
     DataTable,
     Div,
     FactorRange,
@@ -39,7 +40,7 @@ from dask_infer.metrics.sums import ACTIVITIES, Label
 #: Lines of a plot that can be told apart by their colour; those that moved last.
 LINES = 8
 #: Bars of a plot; the busiest.
-BARS = 24
+BARS = 16
 
 COLORS: tuple[str, ...] = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728")
 COLORS += ("#9467bd", "#8c564b", "#e377c2", "#17becf")
@@ -154,6 +155,10 @@ class Replicas(ByWorker):
             # As Dask's own tables: below what its menus open over.
             stylesheets=[":host {z-index: 0;}"],
         )
+        # Bokeh draws a table anew where the number of its rows changes, and only there
+        # (bokeh 3.9.2).
+        redraw = CustomJS(args={"view": self.table.view}, code="view.change.emit()")
+        self.source.js_on_change("data", redraw)
         self.root = column(
             self.choice, self.table, name="infer_table", sizing_mode="stretch_width"
         )
@@ -223,6 +228,7 @@ class Time(ByWorker):
         self, counters: ClusterCounters, height: int = 300, **options: Any
     ) -> None:
         super().__init__(counters)
+        self.height = height
         _, empty = time_table([])
         self.source = ColumnDataSource(empty, name="infer_time")
         self.figure = _figure(
@@ -269,6 +275,8 @@ class Time(ByWorker):
         self.figure.title.text = f"Where the time goes, {since}"
         _update(self.source, table)
         factors = table["where"][::-1]
+        if self.figure.sizing_mode == "stretch_width":
+            self.figure.height = max(self.height, 110 + 17 * len(factors))
         if self.figure.y_range.factors != factors:
             self.figure.y_range.factors = factors
 
