@@ -13,7 +13,12 @@ from typing import Any
 import torch
 
 from dask_infer.errors import InputError, ModelLoadError
-from dask_infer.model.formats.archive_vetting import Refused, vet_archive
+from dask_infer.model.formats.checkpoints.archive_vetting import Refused, vet_archive
+from dask_infer.model.formats.checkpoints.pt2_tensors import tensors_in
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    TensorNames,
+    Tensors,
+)
 from dask_infer.model.formats.format import Format, Recognised, load_errors
 from dask_infer.model.formats.torch_module import module_given
 from dask_infer.model.formats.torchscript import (
@@ -75,6 +80,22 @@ class ExportedProgramFormat(Format):
         module = _as_module(program)
         freeze(module)
         return ProgramModel(spec, module, placement.device)
+
+    def open_to_split(
+        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
+    ) -> torch.export.ExportedProgram:
+        """Read the program, which is whole or nothing."""
+        with file_of(spec) as path:
+            program: torch.export.ExportedProgram = read_program(path, spec.trust)
+        check_dtype(spec, program, dtype)
+        return program
+
+    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+        """Read records of the archive."""
+        every = {n: name for name, tied in names.items() for n in (*tied, name)}
+        with file_of(spec) as path:
+            found = tensors_in(path, every)
+        return {every[name]: tensor for name, tensor in found.items()}
 
 
 def _as_module(program: Any) -> torch.nn.Module:

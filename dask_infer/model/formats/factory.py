@@ -15,6 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    Checkpoint,
+    TensorNames,
+    Tensors,
+)
 from dask_infer.model.formats.estimator import EstimatorModel
 from dask_infer.model.formats.format import (
     Format,
@@ -42,6 +47,7 @@ from dask_infer.model.runtime.safetensors_files import (
 from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.trace_errors import cannot_trace
 from dask_infer.model.source import ModelSource
+from dask_infer.model.split_refusals import CannotSplit, cause_of
 from dask_infer.spec.model_spec import ModelSpec
 
 
@@ -130,6 +136,32 @@ class FactoryFormat(Format):
     def weight_files(self, spec: ModelSpec) -> list[Path]:
         """Return the files that fill the module."""
         return [] if spec.weights is None else safetensors_files(Path(spec.weights))
+
+    def open_to_split(
+        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
+    ) -> torch.nn.Module:
+        """Build without memory where a file brings the weights, else never."""
+        if spec.weights is None:
+            raise CannotSplit(
+                spec.name,
+                "what it builds is only known once it is built, weights and all",
+                'save the weights and pass ModelSource.from_factory(build, weights="...'
+                '.safetensors")',
+            )
+        try:
+            with parameters_on_meta():
+                module = live() if callable(live) else read_object(spec)()
+        except Exception as error:
+            reason = f"it cannot be built without memory: {cause_of(error)}"
+            raise CannotSplit(spec.name, reason) from error
+        if isinstance(module, torch.nn.Module):
+            return module
+        reason = f"it builds a {type(module).__name__}, which is no torch module"
+        raise CannotSplit(spec.name, reason, 'use parallel="data"')
+
+    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+        """Return tensors of the weights file, mapped."""
+        return Checkpoint(self.weight_files(spec)).read(names)
 
 
 def _without_memory(build: Callable[[], Any]) -> Any:

@@ -15,8 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+from torch.export import ExportedProgram
+
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.errors import InferError, ModelLoadError
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    TensorNames,
+    Tensors,
+)
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.identity.file_key import file_key
 from dask_infer.model.runtime.loaded_model import LoadedModel
@@ -24,6 +31,7 @@ from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.shapes.boosting import Described
 from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.trace_errors import Example, cannot_trace
+from dask_infer.model.split_refusals import AS_MODULE, CannotSplit
 from dask_infer.model.store.blob_store import PendingBlob, read_blob
 from dask_infer.spec import Fitted
 from dask_infer.spec.model_spec import Interface, ModelSpec
@@ -244,6 +252,35 @@ class Format:
     def weight_files(self, spec: ModelSpec) -> list[Path]:
         """Return the safetensors files that the weights are read from, if any."""
         return []
+
+    # What stages need
+
+    def open_to_split(
+        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
+    ) -> torch.nn.Module | ExportedProgram:
+        """Return what is split, its weights not read where that can be avoided.
+
+        Parameters
+        ----------
+        live
+            The caller's module, or what builds it; None to read the spec's own.
+        dtype
+            Floating dtype that the stages run in; None as it is.
+
+        Raises
+        ------
+        CannotSplit
+            Its layers are only known once it is loaded, or never.
+        """
+        reason = f"this {self.kind} has no layers that can be told apart"
+        raise CannotSplit(spec.name, reason, AS_MODULE)
+
+    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+        """Read these tensors of what `open_to_split` returned, and no others.
+
+        What is not found is left out.
+        """
+        raise NotImplementedError
 
 
 def _name(model: Any) -> str:

@@ -14,10 +14,16 @@ from typing import Any
 import torch
 
 from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.checkpoints.huggingface_names import read_converted
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    TensorNames,
+    Tensors,
+)
 from dask_infer.model.formats.format import Format
 from dask_infer.model.runtime.footprint import mapped_share
 from dask_infer.model.runtime.import_library import import_library, one_at_a_time
 from dask_infer.model.runtime.loaded_model import ModuleModel
+from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
 from dask_infer.model.runtime.place_module import (
     Placement,
     in_dtype,
@@ -110,6 +116,18 @@ class HuggingFaceFormat(ModelDirectory):
         """Load the architecture with its weights."""
         module = mapped(spec, placement, lambda dtype: _build(spec, dtype))
         return place(spec, module, placement.device)
+
+    def open_to_split(
+        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
+    ) -> torch.nn.Module:
+        """Build the architecture without its weights."""
+        with parameters_on_meta():
+            return build_architecture(spec)
+
+    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+        """Read tensors of the checkpoint, renamed and packed as the library does."""
+        files = safetensors_of(spec)
+        return read_converted(files, names, lambda: build_architecture(spec))
 
 
 def _check_config(path: Path) -> None:

@@ -17,11 +17,22 @@ import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.checkpoints.huggingface_names import read_converted
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    TensorNames,
+    Tensors,
+)
+from dask_infer.model.formats.checkpoints.sentence_pipeline import (
+    build_pipeline,
+    build_transformer,
+    pipeline_parts,
+)
 from dask_infer.model.formats.format import Declared, FileCall, Recognised
 from dask_infer.model.formats.huggingface import (
     ModelDirectory,
     directory_of,
     mapped,
+    safetensors_of,
     without_progress,
 )
 from dask_infer.model.formats.torch_module import (
@@ -108,6 +119,27 @@ class SentenceTransformersFormat(ModelDirectory):
         freeze(module)
         module.eval()
         return SentenceModel(spec, module.to(placement.device), placement.device)
+
+    def open_to_split(
+        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
+    ) -> nn.Module:
+        """Build the pipeline without the weights of its transformer."""
+        return build_pipeline(spec)
+
+    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+        """Read each module's tensors from its own directory."""
+        found = {}
+        for part, prefix in pipeline_parts(spec):
+            own = {
+                name.removeprefix(prefix): tuple(t.removeprefix(prefix) for t in tied)
+                for name, tied in names.items()
+                if name.startswith(prefix)
+            }
+            if own:
+                files = safetensors_of(part)
+                read = read_converted(files, own, lambda: build_transformer(spec))
+                found.update({f"{prefix}{n}": tensor for n, tensor in read.items()})
+        return found
 
 
 def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 
 from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    TensorNames,
+    Tensors,
+)
 from dask_infer.model.formats.format import (
     Format,
     NotAModelError,
@@ -25,7 +29,11 @@ from dask_infer.model.runtime.place_module import (
     needs_conversion,
     place,
 )
-from dask_infer.model.shapes.fake_model import TraceableModel
+from dask_infer.model.shapes.fake_model import (
+    TraceableModel,
+    named_tensors,
+    unwrapped,
+)
 from dask_infer.model.source import ModelSource
 from dask_infer.spec.model_spec import ModelSpec
 
@@ -69,6 +77,18 @@ class TorchModuleFormat(Format):
         if needs_conversion(module, placement.dtype):
             module = in_dtype(spec, placement, lambda: read_module(spec))
         return place(spec, module, placement.device)
+
+    def open_to_split(
+        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
+    ) -> torch.nn.Module:
+        """Return the module, its tensors mapped."""
+        is_module = isinstance(live, torch.nn.Module)
+        return unwrapped(live if is_module else read_module(spec))
+
+    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+        """Return tensors of the pickled module, mapped."""
+        found = dict(named_tensors(read_module(spec)))
+        return {name: found[name].detach() for name in names if name in found}
 
 
 def module_given(given: Any) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import parse_dtype
 from dask_infer.model.shapes.sandbox import sandbox
 from dask_infer.model.shapes.trace_errors import Example
@@ -12,7 +15,7 @@ from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.export.candidates import check_cuts
 from dask_infer.model.split.export.example_call import ExampleCall
 from dask_infer.model.split.export.glue import split_glue
-from dask_infer.model.split.export.source_model import open_source
+from dask_infer.model.split.export.source_model import source_of
 from dask_infer.model.split.export.split_program import split_program
 from dask_infer.spec import ModelSpec
 
@@ -53,9 +56,11 @@ def split(
     examples: dict[int | str, Example] = dict(enumerate(args))
     examples.update(kwargs.items())
     with sandbox():
-        if spec.kind == "exported":
-            return split_program(spec, examples, parse_dtype(dtype), cuts)
-        source = open_source(spec, live, parse_dtype(dtype))
+        wanted = parse_dtype(dtype)
+        model = format_of(spec).open_to_split(spec, live, wanted)
+        if not isinstance(model, nn.Module):
+            return split_program(spec, model, examples, cuts)
+        source = source_of(spec, model, wanted)
         call = ExampleCall.of(source, examples, dict(call_kwargs or {}))
         check_cuts(spec.name, source.module, cuts)
         return split_glue(source, call, cuts)

@@ -11,10 +11,10 @@ from torch import nn
 
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.errors import InferError, ModelLoadError
+from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import parse_dtype, tensor_bytes
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import Chain
-from dask_infer.model.split.weights import read_tensors
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec.model_spec import ModelSpec
 
@@ -125,7 +125,11 @@ def _fill(
     for other, first in chain.aliases.items():
         tied[first].append(other)
     asked = {n: tuple(tied[n]) for n in places if n not in chain.constants}
-    found = {**read_tensors(spec, asked), **chain.constants}
+    found = {**format_of(spec).read_tensors(spec, asked), **chain.constants}
+    if missing := sorted(places.keys() - found.keys()):
+        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        where = spec.weights or spec.path or spec.name
+        raise ModelLoadError(f"{where} lacks weights of {spec.name}: {some}")
     for name, names in places.items():
         put(chain, module, names, found[name], device)
 

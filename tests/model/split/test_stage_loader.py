@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import Checkpoint
 from dask_infer.model.recognise import recognise
 from dask_infer.model.runtime.load_model import load
 from dask_infer.model.source import ModelSource
-from dask_infer.model.split import load_stage, split, weights
+from dask_infer.model.split import load_stage, split
 from dask_infer.spec import ModelSpec
 from tests.model.split import families
 from tests.model.split.models import (
@@ -34,13 +35,13 @@ from tests.model.split.models import (
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of the tensors that are read from safetensors files."""
     names: list[str] = []
-    get = weights.Checkpoint.get
+    get = Checkpoint.get
 
     def noted(self: Any, name: str) -> torch.Tensor:
         names.append(name)
         return get(self, name)
 
-    monkeypatch.setattr(weights.Checkpoint, "get", noted)
+    monkeypatch.setattr(Checkpoint, "get", noted)
     yield names
 
 

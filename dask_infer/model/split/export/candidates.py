@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from dask_infer.model.split.split_refusals import CannotSplit
+from dask_infer.model.split_refusals import CannotSplit
 
 
 def candidates(module: nn.Module) -> list[str]:

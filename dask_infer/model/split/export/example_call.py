@@ -13,7 +13,7 @@ from dask_infer.model.shapes.call_arguments import taken, without_cache
 from dask_infer.model.shapes.trace_errors import Example, label
 from dask_infer.model.split.export.layer_signature import ROWS, TOKENS
 from dask_infer.model.split.export.source_model import SplitSource
-from dask_infer.model.split.split_refusals import CannotSplit
+from dask_infer.model.split_refusals import CannotSplit
 
 Key = int | str
 

@@ -24,7 +24,7 @@ from dask_infer.model.split.export.layer_operator import OPERATOR, Site
 from dask_infer.model.split.export.layer_signature import Input
 from dask_infer.model.split.nesting import Leaf, put_together
 from dask_infer.model.split.program import Program, Step, Value, ValueRef, WeightRef
-from dask_infer.model.split.split_refusals import NotExactError
+from dask_infer.model.split_refusals import NotExactError
 
 Key = int | str
 

@@ -28,7 +28,7 @@ from dask_infer.model.split.export.model_state import changed, described
 from dask_infer.model.split.export.size_guards import Guard, guards_of
 from dask_infer.model.split.export.source_model import SplitSource
 from dask_infer.model.split.nesting import take_apart
-from dask_infer.model.split.split_refusals import (
+from dask_infer.model.split_refusals import (
     CannotSplit,
     NotExactError,
     cause_of,

@@ -27,7 +27,7 @@ from dask_infer.model.split.export.layer_signature import (
     learn,
 )
 from dask_infer.model.split.nesting import UnknownValue, put_together, take_apart
-from dask_infer.model.split.split_refusals import NotExactError
+from dask_infer.model.split_refusals import NotExactError
 
 _library = torch.library.Library("dask_infer", "DEF")
 _library.define("layer(int site, Tensor[] tensors, SymInt[] sizes) -> Tensor[]")

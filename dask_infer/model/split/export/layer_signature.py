@@ -25,7 +25,7 @@ from dask_infer.model.split.nesting import (
     put_together,
     take_apart,
 )
-from dask_infer.model.split.split_refusals import NotExactError, cause_of
+from dask_infer.model.split_refusals import NotExactError, cause_of
 
 #: Rows and tokens of the exported call. They differ, and none is 1, which torch takes
 #: as a fixed size.

@@ -14,13 +14,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dask_infer.model.formats.format import read_object
-from dask_infer.model.formats.huggingface import build_architecture
 from dask_infer.model.runtime.footprint import floating_dtype
-from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
-from dask_infer.model.shapes.fake_model import structure_copy, unwrapped
-from dask_infer.model.split.export.sentence_pipeline import build_pipeline
-from dask_infer.model.split.split_refusals import CannotSplit, cause_of
+from dask_infer.model.shapes.fake_model import structure_copy
+from dask_infer.model.split_refusals import AS_MODULE, CannotSplit
 from dask_infer.spec import ModelSpec
 
 
@@ -87,55 +83,19 @@ class SplitSource:
         )
 
 
-def open_source(
-    spec: ModelSpec, live: object | None, dtype: torch.dtype | None
+def source_of(
+    spec: ModelSpec, module: nn.Module, dtype: torch.dtype | None
 ) -> SplitSource:
-    """Open a model without reading its weights.
+    """Return a module as what can be split.
 
     Raises
     ------
     CannotSplit
-        If its layers are only known once it is loaded.
+        If it has no layers, or they have no sizes.
     """
-    module = _open(spec, live)
     if isinstance(module, torch.jit.ScriptModule):
-        raise CannotSplit(spec.name, "a TorchScript program is one piece", _AS_MODULE)
+        raise CannotSplit(spec.name, "a TorchScript program is one piece", AS_MODULE)
     if any(nn.parameter.is_lazy(t) for t in (*module.parameters(), *module.buffers())):
         reason = "lazy layers have no sizes yet"
         raise CannotSplit(spec.name, reason, "call it once on an example row")
     return SplitSource(spec, module, dtype)
-
-
-_AS_MODULE = "pass the torch module itself, or its directory"
-
-
-def _open(spec: ModelSpec, live: object | None) -> nn.Module:
-    if spec.kind == "module":
-        from dask_infer.model.formats.torch_module import read_module
-
-        return unwrapped(live if isinstance(live, nn.Module) else read_module(spec))
-    if spec.kind == "huggingface":
-        with parameters_on_meta():
-            return build_architecture(spec)
-    if spec.kind == "sentence-transformers":
-        return build_pipeline(spec)
-    if spec.kind == "factory" and spec.weights is not None:
-        try:
-            with parameters_on_meta():
-                module = live() if callable(live) else read_object(spec)()
-        except Exception as error:
-            reason = f"it cannot be built without memory: {cause_of(error)}"
-            raise CannotSplit(spec.name, reason) from error
-        if isinstance(module, nn.Module):
-            return module
-        reason = f"it builds a {type(module).__name__}, which is no torch module"
-        raise CannotSplit(spec.name, reason, 'use parallel="data"')
-    if spec.kind == "factory":
-        raise CannotSplit(
-            spec.name,
-            "what it builds is only known once it is built, weights and all",
-            'save the weights and pass ModelSource.from_factory(build, weights="...'
-            '.safetensors")',
-        )
-    reason = f"this {spec.kind} has no layers that can be told apart"
-    raise CannotSplit(spec.name, reason, _AS_MODULE)

@@ -9,8 +9,6 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from dask_infer.model.formats.exported_program import check_dtype, read_program
-from dask_infer.model.formats.torchscript import file_of
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.assemble import assemble
 from dask_infer.model.split.chain import Chain
@@ -20,26 +18,23 @@ from dask_infer.model.split.export.exported_graph import Graph, GraphReader, fun
 from dask_infer.model.split.export.glue import places_of
 from dask_infer.model.split.export.source_model import SplitSource
 from dask_infer.model.split.nesting import Leaf, Node, take_apart
-from dask_infer.model.split.split_refusals import CannotSplit, cause_of
+from dask_infer.model.split_refusals import CannotSplit, cause_of
 from dask_infer.spec import ModelSpec
 
 
 def split_program(
     spec: ModelSpec,
+    exported: ExportedProgram,
     examples: dict[Key, Example],
-    dtype: torch.dtype | None,
     cuts: tuple[str, ...] | None,
 ) -> Chain:
-    """Split the program of a file; it is read whole once, on the client.
+    """Split a program.
 
     Raises
     ------
     CannotSplit
         If it takes other arguments, or one number of rows or tokens alone.
     """
-    with file_of(spec) as path:
-        exported = read_program(path, spec.trust)
-    check_dtype(spec, exported, dtype)
     taken = _taken(spec, exported, examples)
     try:
         tokens_of = {key: is_padded(example) for key, example in taken.items()}

@@ -7,7 +7,6 @@ files alone, for the pipelines whose first module does nothing but call a transf
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch import nn
 
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
-from dask_infer.model.split.split_refusals import CannotSplit
+from dask_infer.model.runtime.safetensors_files import read_json
+from dask_infer.model.split_refusals import CannotSplit
 from dask_infer.spec import ModelSpec
 
 #: What may follow the transformer; each maps features to features.
@@ -72,7 +72,7 @@ def build_pipeline(spec: ModelSpec) -> Pipeline:
     CannotSplit
         If it does more than the modules that are known here.
     """
-    first, *rest = entries(spec)
+    first, *rest = _entries(spec)
     _check(spec, [first, *rest])
     transformer = build_transformer(spec)
     classes = import_library("sentence_transformers.models", what=spec.name)
@@ -84,25 +84,26 @@ def build_pipeline(spec: ModelSpec) -> Pipeline:
     return Pipeline(transformer, modules)
 
 
-def entries(spec: ModelSpec) -> list[dict[str, str]]:
+def _entries(spec: ModelSpec) -> list[dict[str, str]]:
     """Return what ``modules.json`` lists."""
-    listed: list[dict[str, str]] = json.loads(
-        (Path(str(spec.path)) / "modules.json").read_text()
-    )
+    listed: list[dict[str, str]] = read_json(Path(str(spec.path)) / "modules.json")
     return listed
 
 
-def transformer_of(spec: ModelSpec) -> ModelSpec:
-    """Return the transformer in its directory, as a model of its own."""
-    folder = Path(str(spec.path)) / entries(spec)[0]["path"]
-    return replace(spec, kind="huggingface", path=str(folder))
+def pipeline_parts(spec: ModelSpec) -> list[tuple[ModelSpec, str]]:
+    """Return each module as a model of its own, and the prefix of its tensors."""
+    folder, parts = Path(str(spec.path)), []
+    for place, entry in enumerate(_entries(spec)):
+        prefix = f"rest.{place - 1}." if place else "transformer."
+        parts.append((replace(spec, path=str(folder / entry["path"])), prefix))
+    return parts
 
 
 def build_transformer(spec: ModelSpec) -> nn.Module:
     """Build the transformer without its weights, as the library loads it: no head."""
     transformers = import_library("transformers", what=spec.name)
     config = transformers.AutoConfig.from_pretrained(
-        transformer_of(spec).path, local_files_only=True, trust_remote_code=False
+        pipeline_parts(spec)[0][0].path, local_files_only=True, trust_remote_code=False
     )
     if getattr(config, "is_encoder_decoder", False):
         raise CannotSplit(spec.name, "its transformer has an encoder and a decoder")
@@ -120,9 +121,9 @@ def _check(spec: ModelSpec, listed: list[dict[str, str]]) -> None:
         wanted = known[:1] if place == 0 else known[1:]
         if name not in wanted or not library.startswith("sentence_transformers"):
             raise CannotSplit(spec.name, f"its module {kind} cannot be split")
-    folder = Path(str(transformer_of(spec).path))
+    folder = Path(str(pipeline_parts(spec)[0][0].path))
     file = folder / "sentence_bert_config.json"
-    settings = json.loads(file.read_text()) if file.is_file() else {}
+    settings = read_json(file) if file.is_file() else {}
     for key, value in settings.items():
         if key == "modality_config":
             text = {"method": "forward", "method_output_name": "last_hidden_state"}

@@ -12,11 +12,12 @@ import torch
 
 from dask_infer.errors import PlacementError
 
+AS_MODULE = "pass the torch module itself, or its directory"
 REMEDY = 'use parallel="data", or write the model as an nn.Sequential of its layers'
 
 _LIBRARIES = tuple(
     f"{folder}{os.sep}"
-    for folder in (Path(torch.__file__).parent, Path(__file__).parents[2])
+    for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])
 )
 
 #: How torch says that an axis may not have any size, and which.

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    Checkpoint,
+    TensorNames,
+    Tensors,
+)
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.shapes.sandbox import sandbox
 
@@ -21,23 +27,25 @@ from dask_infer.model.shapes.sandbox import sandbox
 Parts = list[tuple[str, str | None]]
 
 
-class _Source(Protocol):
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    def get(self, name: str) -> torch.Tensor: ...
-
-
-def convert(
-    build: Callable[[], Any], source: _Source, names: Mapping[str, tuple[str, ...]]
-) -> dict[str, torch.Tensor]:
-    """Return those of `names` that tensors of the checkpoint become.
+def read_converted(
+    files: Iterable[Path], names: TensorNames, build: Callable[[], Any]
+) -> Tensors:
+    """Return those of `names` that the files hold, as they are or in another form.
 
     Parameters
     ----------
     build
         Builds the model that the tensors are for; called on the meta device.
     """
+    checkpoint = Checkpoint(files)
+    found = checkpoint.read(names)
+    rest = {name: tied for name, tied in names.items() if name not in found}
+    return {**found, **_convert(build, checkpoint, rest)} if rest else found
+
+
+def _convert(
+    build: Callable[[], Any], source: Checkpoint, names: TensorNames
+) -> Tensors:
     rules = _Rules(build)
     wanted = {n: name for name, tied in names.items() for n in (name, *tied)}
     found: dict[str, torch.Tensor] = {}
@@ -102,7 +110,7 @@ class _Rules:
         return {target.replace(patterns[0], other) for other in patterns} | {target}
 
     def made(
-        self, target: str, parts: Parts, source: _Source
+        self, target: str, parts: Parts, source: Checkpoint
     ) -> dict[str, torch.Tensor]:
         """Read the parts and make the tensors."""
         pattern = parts[0][1]

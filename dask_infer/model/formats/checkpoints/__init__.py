@@ -1,0 +1,1 @@
+"""Weights by name, from the files that the formats keep them in."""
