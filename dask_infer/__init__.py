@@ -20,6 +20,7 @@ from dask_infer.errors import (
 from dask_infer.model.source import ModelSource
 from dask_infer.replica.residents import replicas, unload
 from dask_infer.spec import Layout
+from dask_infer.watching.progress import progress
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "SeriesInfer",
     "TensorArray",
     "TensorDtype",
+    "progress",
     "replicas",
     "unload",
 ]

@@ -38,7 +38,10 @@ __all__ = [
     "Task",
     "TaskRef",
     "add_dashboard_pages",
+    "ask_scheduler",
     "count_in_fine_metrics",
+    "count_partitions",
+    "count_rows",
     "current_task_key",
     "is_filter_pushdown_available",
     "is_fusible",
@@ -73,6 +76,28 @@ def live_clients() -> list[Any]:
     from distributed import Client
 
     return [c for c in list(Client._instances) if c.status == "running"]
+
+
+def ask_scheduler(client: Any, operation: str, **arguments: Any) -> Any:
+    """Return a scheduler's answer; never called on the event loop of the client."""
+    from distributed.utils import sync
+
+    ask = getattr(client.scheduler, operation)
+    return sync(client.loop, ask, callback_timeout=10, **arguments)
+
+
+def count_rows(expr: Expr) -> int | None:
+    """Return the rows of an expression where metadata tells them; runs nothing."""
+    from dask.dataframe.dask_expr._expr import Literal
+    from dask.dataframe.dask_expr._reductions import Len
+
+    found = Len(expr).optimize(fuse=False)
+    return int(found.value) if isinstance(found, Literal) else None
+
+
+def count_partitions(expr: Expr) -> int:
+    """Return the partitions that will be computed: Dask may join small files."""
+    return int(expr.optimize(fuse=False).npartitions)
 
 
 def current_task_key() -> Any:

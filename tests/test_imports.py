@@ -24,7 +24,7 @@ LEVELS = (
     {"replica"},
     {"run", "pipeline"},
     {"graph", "client"},
-    {"accessor"},
+    {"accessor", "watching"},
     {"cli", "__init__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -33,7 +33,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 WITHOUT_DASK = ("batch", "model", "faults", "plan", "metrics")
 
 #: Rooms that never import torch.
-WITHOUT_TORCH = ("spec", "plan", "errors", "config", "metrics", "dashboard")
+WITHOUT_TORCH = ("spec", "plan", "errors", "config", "metrics", "dashboard", "watching")
 
 
 def imports(module: Path) -> Iterator[str]:

@@ -27,8 +27,10 @@ from dask_infer._dask import (
     projected_columns,
 )
 from dask_infer.batch.outputs.column_dtypes import output_meta
+from dask_infer.graph.computing import announce, name_tasks
 from dask_infer.graph.fusion import fuse
-from dask_infer.graph.tasks import request_group, run_partition
+from dask_infer.graph.tasks import job_label, request_group, run_partition
+from dask_infer.metrics.sums import Label
 from dask_infer.spec import GroupSpec, Job
 
 
@@ -68,7 +70,9 @@ class _Prediction:
     def _name(self) -> str:
         # The dashboard groups tasks by the letters before the token.
         letters = "".join(filter(str.isalpha, self.job.model.name))
-        return f"predict{letters[:24]}-{self.deterministic_token}"  # type: ignore[attr-defined]
+        name = f"predict{letters[:24]}-{self.deterministic_token}"  # type: ignore[attr-defined]
+        name_tasks(name, [self])
+        return name
 
     def _divisions(self) -> tuple[Any, ...]:
         return self.frame.divisions  # type: ignore[no-any-return]
@@ -76,6 +80,11 @@ class _Prediction:
     @functools.cached_property
     def _job_bytes(self) -> bytes:
         return bytes(dumps(self.job))
+
+    @functools.cached_property
+    def label(self) -> Label:
+        """What the rows of its partitions are counted under."""
+        return job_label(self.job)
 
     def _task(self, name: Any, index: int) -> Task:
         frame = TaskRef((self.frame._name, index))
@@ -128,6 +137,7 @@ class _Prediction:
         from dask_infer.replica.delivery import offer_to_workers
 
         offer_to_workers()
+        announce(self)
         if self.lowered:
             return None
         group = self.job.group

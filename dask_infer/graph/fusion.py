@@ -14,6 +14,7 @@ import functools
 from typing import Any
 
 from dask_infer._dask import Expr, Fused, is_fusible
+from dask_infer.graph.computing import name_tasks
 
 
 class FusedPrediction(Fused):
@@ -35,6 +36,12 @@ class FusedPrediction(Fused):
                 exprs = [expr.substitute(old, new) for expr in exprs]
         return super().__new__(cls, exprs, *outside, **kwargs)  # type: ignore[no-untyped-call]
 
+    @property
+    def predictions(self) -> list[Expr]:
+        """The predictions among the operations."""
+        # Expressions take an attribute that they lack for a column.
+        return [e for e in self.exprs if "group_request" in type(e)._parameters]
+
     def __str__(self) -> str:
         # Also the name on the dashboard, where the prediction should be seen.
         names = [e._name.split("-")[0] for e in sorted(self.exprs, key=Expr._depth)]
@@ -45,10 +52,17 @@ class FusedPrediction(Fused):
 
     @functools.cached_property
     def _name(self) -> str:
-        return f"{self}-{self.deterministic_token}"
+        name = f"{self}-{self.deterministic_token}"
+        name_tasks(name, self.predictions)
+        return name
 
     def _simplify_up(self, parent: Expr, dependents: Any) -> Any:
         return fuse(self, parent, dependents)
+
+    def _lower(self) -> None:
+        # Where it was optimized before, no prediction is seen to be lowered but here.
+        for prediction in self.predictions:
+            prediction._lower()
 
 
 def fuse(node: Expr, parent: Expr, dependents: Any) -> Any:

@@ -43,7 +43,7 @@ def replicas(client: Any = None) -> pd.DataFrame | Awaitable[pd.DataFrame]:
         batches that the replica has found, or is trying. An awaitable of it where the
         client is asynchronous.
     """
-    client = client or _current_client()
+    client = client or current_client()
     if client is None:
         return _frame({"local": rows_here()})
     answers = client.run(rows_here)
@@ -88,7 +88,7 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
         from dask_infer.model.recognise import recognise
 
         content = recognise(model).spec.key
-    client = client or _current_client()
+    client = client or current_client()
     if client is None:
         unload_here(content)
         return None
@@ -169,7 +169,8 @@ def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     return frame
 
 
-def _current_client() -> Any | None:
+def current_client() -> Any | None:
+    """Return the client that a computation would use now; None without a cluster."""
     if "distributed" not in sys.modules:
         return None
     from distributed import default_client

@@ -1,0 +1,1 @@
+"""What the user sees of jobs from the client: progress, and why a job is slow."""

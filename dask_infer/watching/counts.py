@@ -1,0 +1,109 @@
+"""Counters of this process and of clusters, read by the client.
+
+Read by a thread of its own: asking a scheduler waits for the client's event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+from dask_infer._dask import ask_scheduler
+from dask_infer.metrics.cluster_sums import ClusterSums, Message
+from dask_infer.metrics.sums import Label, Sums, from_message
+from dask_infer.metrics.totals import totals
+
+logger = logging.getLogger(__name__)
+
+
+def local_jobs() -> dict[Label, Sums]:
+    """Return the sums of the jobs that ran in this process without a cluster."""
+    sums = totals.snapshot("local")
+    return {label: each for label, each in sums.items() if label.job}
+
+
+class ClusterJobs:
+    """Sums of the jobs of a cluster.
+
+    Where its scheduler cannot import this package, they are added up here, from what
+    the workers sent with their heartbeats.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._own: ClusterSums | None = None
+        self._watched = False
+
+    def read(self) -> dict[Label, Sums]:
+        """Return them as the scheduler knows them now."""
+        if not self._watched:
+            self._watched = True
+            self._watch()
+        if self._own is None:
+            return from_message(ask_scheduler(self.client, "infer_sums")["jobs"])
+        workers = ask_scheduler(self.client, "identity", n_workers=-1)["workers"]
+        for address in self._own.workers.keys() - workers.keys():
+            self._own.remove(address)
+        for address, worker in workers.items():
+            if message := worker["metrics"].get("infer"):
+                self._own.update(address, Message.read(message))
+        return self._own.by_job()
+
+    def _watch(self) -> None:
+        """Have the scheduler keep counters before the first partition runs."""
+        from dask_infer.dashboard.watch import NAME, Watch
+
+        try:
+            ask_scheduler(
+                self.client,
+                "register_scheduler_plugin",
+                plugin=pickle.dumps(Watch()),
+                name=NAME,
+                idempotent=True,
+            )
+        except Exception as error:
+            self._own = ClusterSums()
+            logger.info("the scheduler keeps no counters: %s", error)
+
+
+class Counts:
+    """What was counted in this process and on clusters.
+
+    Parameters
+    ----------
+    from_now
+        Whether only what is added from now on counts.
+    """
+
+    def __init__(self, *, from_now: bool) -> None:
+        self._from_now = from_now
+        self._local_before = local_jobs() if from_now else {}
+        #: Each client with its sums before.
+        self._clusters: list[tuple[ClusterJobs, dict[Label, Sums]]] = []
+        self._last: dict[int, dict[Label, Sums]] = {}
+
+    def add(self, client: Any) -> None:
+        """Count on a client's cluster, too."""
+        if all(jobs.client is not client for jobs, _ in self._clusters):
+            jobs = ClusterJobs(client)
+            before = jobs.read()
+            self._clusters.append((jobs, before if self._from_now else {}))
+
+    def read(self) -> dict[Label, Sums]:
+        """Return what was added since then, by job."""
+        result = _since(local_jobs(), self._local_before)
+        for place, (jobs, before) in enumerate(self._clusters):
+            # A client may be closed by now: what it read last stays.
+            if jobs.client.status == "running":
+                self._last[place] = _since(jobs.read(), before)
+            for label, sums in self._last.get(place, {}).items():
+                result.setdefault(label, Sums()).add(sums)
+        return result
+
+
+def _since(
+    now: Mapping[Label, Sums], before: Mapping[Label, Sums]
+) -> dict[Label, Sums]:
+    return {label: sums.since(before.get(label)) for label, sums in now.items()}

@@ -1,0 +1,101 @@
+"""Where lines of progress are shown: a terminal, a notebook, a file.
+
+Written here, in four escape codes: tqdm and rich are no dependencies of Dask or torch.
+tqdm's bars in notebooks are widgets, of which nothing is left in a saved notebook, and
+several of its bars need locks and places that a job's end must clean up; rich redirects
+stdout and logging meanwhile.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import shutil
+import sys
+import time
+from typing import Any, Protocol, TextIO
+
+#: Seconds between two lines where they cannot be written over.
+SELDOM = 10.0
+
+
+class Display(Protocol):
+    """Shows lines, always all of them."""
+
+    def show(self, lines: list[str], *, last: bool = False) -> None:
+        """Show them; nothing comes after the last time."""
+
+
+class Terminal:
+    """Lines that are written over in place."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self._height = 0
+
+    def show(self, lines: list[str], *, last: bool = False) -> None:
+        """Write all lines again; the cursor stays on the last one until the end."""
+        if not lines:
+            return
+        columns = shutil.get_terminal_size().columns - 1
+        up = f"\x1b[{self._height - 1}A" if self._height > 1 else ""
+        text = "\n".join(f"\r\x1b[2K{line[:columns]}" for line in lines)
+        self.file.write(up + text + "\n" * last)
+        self.file.flush()
+        self._height = len(lines)
+
+
+class PlainText:
+    """Lines that stay: files, pipes, terminals without escape codes."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self._shown = time.monotonic()
+
+    def show(self, lines: list[str], *, last: bool = False) -> None:
+        """Write a line a job every ten seconds, and at the end."""
+        now = time.monotonic()
+        if lines and (last or now - self._shown >= SELDOM):
+            self._shown = now
+            self.file.write("".join(f"{line}\n" for line in lines))
+            self.file.flush()
+
+
+class Notebook:
+    """An output of a cell that is replaced; the last one is saved with the notebook."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self._handle = display(Lines([]), display_id=True)
+        self._shown: list[str] = []
+
+    def show(self, lines: list[str], *, last: bool = False) -> None:
+        """Replace what the cell shows."""
+        if lines != self._shown:
+            self._shown = lines
+            self._handle.update(Lines(lines))
+
+
+class Lines:
+    """Lines as text and HTML."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def open_display() -> Display:
+    """Return the display of the running program."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if hasattr(shell, "kernel"):
+        return Notebook()
+    file = sys.stderr
+    if file.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return Terminal(file)
+    return PlainText(file)
