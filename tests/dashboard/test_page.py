@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -216,6 +217,20 @@ def test_clients_read_sums_and_jobs():
         answer = client.sync(client.scheduler.infer_sums, by_worker=True)
         assert len(answer["workers"]) == 2
         assert [line[2] for line in answer["jobs"]] == [job["job"]]
+
+
+@pytest.mark.slow
+def test_what_a_killed_worker_had_counted_stays():
+    with cluster(processes=True) as client:
+        predict().compute()
+        eventually(lambda: rows_counted(client) == 1000)
+        before = set(client.scheduler_info()["workers"])
+        killed = sorted(before)[0]
+        client.submit(os._exit, 1, workers=[killed], retries=0, pure=False)
+        eventually(lambda: killed not in client.scheduler_info()["workers"])
+        assert rows_counted(client) == 1000
+        predict().compute()
+        eventually(lambda: rows_counted(client) == 2000)
 
 
 @needs_chromium
