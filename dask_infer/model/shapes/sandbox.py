@@ -7,6 +7,7 @@ process, and restoring them would make other threads draw the same numbers twice
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -30,6 +31,7 @@ def sandbox() -> Iterator[None]:
         warnings.simplefilter("ignore")
         stack.enter_context(_slow_attention())
         stack.enter_context(_eager())
+        stack.enter_context(_uncollected())
         yield
 
 
@@ -69,6 +71,21 @@ def _slow_attention() -> Iterator[None]:
         yield
     finally:
         switch.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the garbage collector, which walks the whole heap over and over.
+
+    A trace makes many objects and keeps most: 0.3 of 2.0 s at 80 layers of BERT.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _eager() -> AbstractContextManager[object]:

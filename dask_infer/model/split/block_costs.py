@@ -7,10 +7,9 @@ one of the timings cannot make equal layers look unequal, and the cuts lopsided.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import TOKENS, Chain, Tensor
 from dask_infer.model.split.clock import Clock
 from dask_infer.model.split.export.fingerprint import fingerprints
-from dask_infer.model.split.program import ValueRef, WeightRef
+from dask_infer.model.split.program import Value, ValueRef, WeightRef
 from dask_infer.model.split.stage_loader import put
 
 #: Bytes written before each forward on the CPU, to push the block's weights out of the
@@ -82,7 +81,7 @@ class _Bench:
         self._device = device
         self._layers = chain.layers()
         self._fingerprint = fingerprints(self._layers)
-        self._known: dict[bytes, BlockCost] = {}
+        self._known: dict[bytes, float] = {}
         self._is_cpu = device.type == "cpu"
         self._cache = torch.empty(CACHE if self._is_cpu else 0, dtype=torch.uint8)
 
@@ -90,7 +89,10 @@ class _Bench:
         """Measure a block, or return the cost of one that is like it."""
         made = self._chain.blocks[block]
         mark = block_mark(self._chain, block, self._fingerprint)
-        if mark not in self._known:
+        handed = self._handed_bytes(block)
+        if mark in self._known and handed is not None:
+            seconds = self._known[mark]
+        else:
             carry = {
                 name: value.to(self._device) if _is_tensor(value) else value
                 for name, value in self._carry(block).items()
@@ -98,9 +100,17 @@ class _Bench:
             clock = Clock(alone=self._is_cpu and torch.get_num_threads() == 1)
             carry = self._run(block, carry, clock)
             handed = sum(value.nbytes for value in carry.values() if _is_tensor(value))
-            cost = BlockCost(made.name, clock.seconds, made.nbytes, handed)
-            self._known[mark] = cost
-        return replace(self._known[mark], name=made.name)
+            seconds = self._known.setdefault(mark, clock.seconds)
+        return BlockCost(made.name, seconds, made.nbytes, handed)
+
+    def _handed_bytes(self, block: int) -> int | None:
+        """Return the bytes that a block hands on; None where that is not known."""
+        program = self._chain.program
+        found = [program.values.get(n) for n in self._chain.cut_names(block + 1)]
+        known = [value for value in found if value is not None]
+        if len(known) < len(found):
+            return None
+        return sum(value.nbytes(self._rows, self._tokens) for value in known)
 
     def _carry(self, block: int) -> dict[str, Any]:
         """Return what enters a block; by running those before where it is not known."""
@@ -153,35 +163,31 @@ def block_mark(
     What cannot be compared has a mark of its own.
     """
     first, last = chain.bounds[block : block + 2]
-    entering, leaving = chain.cut_names(block), chain.cut_names(block + 1)
     steps, values = chain.program.steps[first:last], chain.program.values
     layers = [fingerprint(step.target) for step in steps if step.kind == "layer"]
-    if None in layers or any(name not in values for name in (*entering, *leaving)):
-        return str(block).encode()
-    # Values have numbers in place of names.
-    numbers = dict(zip(entering, itertools.count()))
-    for step in steps:
-        numbers.setdefault(step.name, len(numbers))
+    # Values have numbers in place of names, in the order in which they are read; what
+    # only passes through does not count.
+    numbers: dict[str, int] = {}
+    entering = chain.cut_names(block)
+    read: list[Value | None] = []
 
     def leaf(value: Any) -> Any:
         if isinstance(value, ValueRef):
-            return numbers[value.name]
+            if value.name not in numbers and value.name in entering:
+                read.append(values.get(value.name))
+            return numbers.setdefault(value.name, len(numbers))
         if isinstance(value, WeightRef):
             return chain.tensors[chain.first_name(value.name)]
         return value
 
-    calls = [
-        (
-            "" if step.kind == "layer" else step.target,
-            map_aggregate((step.args, dict(step.kwargs)), leaf),
-        )
-        for step in steps
-    ]
-    sizes = (
-        [values[name] for name in entering],
-        [(numbers[name], values[name]) for name in leaving],
-    )
-    return hashlib.sha256(repr((layers, calls, sizes)).encode()).digest()
+    calls = []
+    for step in steps:
+        target = "" if step.kind == "layer" else step.target
+        calls.append((target, map_aggregate((step.args, dict(step.kwargs)), leaf)))
+        numbers.setdefault(step.name, len(numbers))
+    if None in layers or None in read:
+        return str(block).encode()
+    return hashlib.sha256(repr((layers, calls, read)).encode()).digest()
 
 
 def _is_tensor(value: Any) -> bool:
