@@ -21,6 +21,7 @@ from dask_infer.model.source import ModelSource
 from dask_infer.replica.residents import replicas, unload
 from dask_infer.spec import Layout
 from dask_infer.watching.progress import progress
+from dask_infer.watching.why import why
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "progress",
     "replicas",
     "unload",
+    "why",
 ]
 
 register_tensor_dtype(TensorArray, TensorDtype)

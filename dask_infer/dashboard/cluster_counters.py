@@ -55,7 +55,8 @@ class ClusterCounters:
             self._noted = now
             by_model = self.sums.by_model()
             self.history.update(now, by_model)
-            self.jobs.update(now, self.sums.by_job(), by_model)
+            by_job, host = self.sums.by_job(), self.sums.host()
+            self.jobs.update(now, by_job, by_model, host)
 
     def remove(self, address: str) -> None:
         """Keep the numbers of a worker that left, to its last heartbeat."""

@@ -136,6 +136,28 @@ class ClusterSums:
         """Return what was added by model and stage in about the last `seconds`."""
         return _total([w.recent(seconds) for w in self.workers.values()])
 
+    def host(self) -> dict[str, float]:
+        """Return seconds of CPU of all processes and of their hosts, and the cores."""
+        cpu: dict[str, float] = {}
+        hosts: dict[str, dict[str, float]] = {}
+        for address, worker in self.workers.items():
+            host = worker.latest.host
+            if not host:
+                continue
+            # Workers of one process, which have such addresses, count it once.
+            local = address.startswith("inproc")
+            process = address.rpartition("/")[0] if local else address
+            cpu[process] = max(cpu.get(process, 0.0), host["cpu"])
+            name = process if local else address.rpartition(":")[0]
+            if host["busy"] >= hosts.get(name, host)["busy"]:
+                hosts[name] = host
+        return {
+            "processes": len(cpu),
+            "cpu": sum(cpu.values()),
+            "busy": sum(host["busy"] for host in hosts.values()),
+            "cores": sum(host["cores"] for host in hosts.values()),
+        }
+
     def rates(self, name: str) -> dict[tuple[str, Label], float]:
         """Return how fast a counter grows, by worker, model and stage."""
         result = {}

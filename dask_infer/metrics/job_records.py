@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_infer.metrics.sums import Label, Sums, to_message
@@ -31,6 +31,9 @@ class JobRecord:
     #: Sums of the model's stages at the start and at the end, by stage.
     stages_before: dict[int, Sums]
     stages: dict[int, Sums]
+    #: Of the workers and their hosts, as `ClusterSums.host` has them.
+    host_before: Mapping[str, float] = field(default_factory=dict)
+    host: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def running(self) -> bool:
@@ -51,6 +54,17 @@ class JobRecord:
             "running": self.running,
             "sums": to_message({Label(self.model, None, self.job): self.sums}),
             "stages": to_message(during),
+            "host": self._host_during(),
+        }
+
+    def _host_during(self) -> dict[str, float]:
+        """Return what was used of the cores; nothing where workers came or left."""
+        before, now = self.host_before, self.host
+        if any(now.get(each) != before.get(each) for each in ("cores", "processes")):
+            return {}
+        return {
+            name: value if name in ("cores", "processes") else value - before[name]
+            for name, value in now.items()
         }
 
 
@@ -66,6 +80,7 @@ class JobRecords:
         now: float,
         by_job: Mapping[Label, Sums],
         by_model: Mapping[Label, Sums],
+        host: Mapping[str, float] | None = None,
     ) -> None:
         """Take note of the jobs that went on since the last call."""
         for label, sums in by_job.items():
@@ -75,9 +90,11 @@ class JobRecords:
             stages = _stages(label.model, by_model)
             if known is None:
                 known = self.records[label] = JobRecord(
-                    label.model, label.job, now, now, sums, stages, stages
+                    *(label.model, label.job, now, now, sums, stages, stages),
+                    *(host or {}, host or {}),
                 )
             known.end, known.sums, known.stages = now, sums, stages
+            known.host = host or {}
             self.records.move_to_end(label)
         self._seen = by_job
         while len(self.records) > KEPT:

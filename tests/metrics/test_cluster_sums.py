@@ -101,3 +101,19 @@ def test_a_job_is_recorded_with_what_stages_did_meanwhile():
     told = records.records[JOB].to_message()
     assert (told["start"], told["end"], told["running"]) == (10.0, 12.0, False)
     assert told["stages"] == to_message({stage: Sums({"rows": 8})})
+
+
+def test_processes_and_hosts_are_counted_once() -> None:
+    sums = ClusterSums()
+    sums.update("inproc://10.0.0.1/77/1", host_message(cpu=5, busy=9, cores=2))
+    sums.update("inproc://10.0.0.1/77/2", host_message(cpu=6, busy=10, cores=2))
+    assert sums.host() == {"processes": 1, "cpu": 6, "busy": 10, "cores": 2}
+    sums = ClusterSums()
+    sums.update("tcp://10.0.0.1:1", host_message(cpu=5, busy=9, cores=2))
+    sums.update("tcp://10.0.0.1:2", host_message(cpu=6, busy=10, cores=2))
+    sums.update("tcp://10.0.0.2:2", host_message(cpu=1, busy=2, cores=4))
+    assert sums.host() == {"processes": 3, "cpu": 12, "busy": 12, "cores": 6}
+
+
+def host_message(**host: float) -> Message:
+    return Message(0.0, {}, [], host)

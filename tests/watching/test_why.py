@@ -1,0 +1,220 @@
+"""Six jobs that are slow for six reasons, on a real cluster, and the rule by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+import dask_infer
+from dask_infer import Layout
+from dask_infer.metrics.sums import Label, Sums, to_message
+from dask_infer.watching.bottleneck import Bottleneck, find_bottleneck
+from tests.conftest import QUIET
+
+
+def slowly(frame: pd.DataFrame) -> pd.DataFrame:
+    time.sleep(0.1)
+    return frame
+
+
+class Wide(torch.nn.Module):
+    """`work` multiplications of a large matrix."""
+
+    def __init__(self, work: int = 1, size: int = 512) -> None:
+        super().__init__()
+        self.enter = torch.nn.Linear(2, size)
+        self.layers = torch.nn.Sequential(
+            *[torch.nn.Linear(size, size) for _ in range(work)]
+        )
+        self.leave = torch.nn.Linear(size, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leave(self.layers(self.enter(x)))
+
+
+class Warm(torch.nn.Linear):
+    """A model that is not measured."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+
+
+def numbers(rows: int, npartitions: int = 8) -> dd.DataFrame:
+    values = np.random.default_rng(0).normal(size=(rows, 2)).astype("float32")
+    frame = pd.DataFrame(values, columns=["a", "b"])
+    return dd.from_pandas(frame, npartitions=npartitions)
+
+
+def tiny() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+
+
+def job_of(client: Client, ddf: dd.DataFrame, model: Any, **options: Any) -> Bottleneck:
+    # Else imports take all the time; a job of its own, not one beside the other.
+    numbers(80).infer.predict(Warm(), columns=["a", "b"], output="y").compute()
+    time.sleep(1.5)
+    options = {"columns": ["a", "b"], "output": "y"} | options
+    ddf.infer.predict(model, **options).compute()
+    time.sleep(1.5)  # the last heartbeats
+    answer = dask_infer.why()
+    (job,) = answer.jobs
+    assert job.cause in repr(answer) and job.cause in answer._repr_html_()
+    assert job.remedy in repr(answer)
+    return job
+
+
+def test_a_big_model(client: Client) -> None:
+    job = job_of(client, numbers(40_000), Wide(6))
+    assert job.cause.startswith("compute-bound"), job
+    assert "device=" in job.remedy
+    assert job.rows == 40_000
+
+
+def test_a_tiny_model(client: Client, tmp_path: Path) -> None:
+    frame = numbers(200_000).assign(text="a text that is read for nothing")
+    frame.to_parquet(tmp_path / "data")
+    ddf = dd.read_parquet(tmp_path / "data")
+    job = job_of(client, ddf, torch.nn.Linear(2, 1), keep=["text"])
+    assert job.cause.startswith("starved"), job
+
+
+def test_a_slow_preprocess(client: Client) -> None:
+    options: dict[str, Any] = {"preprocess": slowly, "meta": "float32"}
+    job = job_of(client, numbers(1000), tiny(), batch_size=50, **options)
+    assert job.cause.startswith("starved: encoding"), job
+    assert "preprocess=" in job.remedy
+
+
+def test_a_slow_read(client: Client) -> None:
+    ddf = numbers(1000, 20)
+    job = job_of(client, ddf.map_partitions(slowly, meta=ddf._meta), tiny())
+    assert job.cause.startswith("starved: reading"), job
+    assert "threads_per_worker=" in job.remedy
+
+
+def test_one_process_has_an_answer_too() -> None:
+    ddf = numbers(200)
+    pred = ddf.infer.predict(
+        tiny(), columns=["a", "b"], preprocess=slowly, meta="float32", output="y"
+    )
+    pred.compute(scheduler="sync")
+    (job,) = dask_infer.why().jobs
+    assert job.cause.startswith("starved: encoding")
+    assert job.rows == 200
+
+
+def test_nothing_has_run() -> None:
+    with LocalCluster(n_workers=1, processes=False, **QUIET) as c, Client(c) as client:
+        answer = dask_infer.why(client)
+    assert not answer.jobs
+    assert repr(answer) == "No prediction has run yet."
+
+
+def test_an_asynchronous_client_gets_an_awaitable() -> None:
+    async def run() -> Any:
+        async with (
+            LocalCluster(n_workers=1, processes=False, asynchronous=True, **QUIET) as c,
+            Client(c, asynchronous=True) as client,
+        ):
+            await client.compute(
+                numbers(100).infer.predict(tiny(), columns=["a", "b"], output="y")
+            )
+            return await dask_infer.why(client)
+
+    (job,) = asyncio.run(run()).jobs
+    assert job.rows == 100
+
+
+# --- stages -----------------------------------------------------------------------
+
+
+def stages_job(ddf: dd.DataFrame, model: Any, **options: Any) -> Bottleneck:
+    with (
+        LocalCluster(n_workers=3, threads_per_worker=1, **QUIET) as cluster,
+        Client(cluster) as client,
+    ):
+        job = job_of(client, ddf, model, **options)
+        dask_infer.unload()
+        return job
+
+
+@pytest.mark.slow
+def test_lopsided_stages() -> None:
+    model = torch.nn.Sequential(Wide(10), torch.nn.Linear(1, 1))
+    layout = Layout(stages=["1"])
+    job = stages_job(numbers(60_000), model, parallel=layout)
+    assert job.cause.startswith("compute-bound in stage 0"), job
+    assert "stages=" in job.remedy
+
+
+@pytest.mark.slow
+def test_tiny_microbatches_over_stages() -> None:
+    job = stages_job(
+        numbers(4000), tiny(), parallel=Layout(stages=2, microbatch=2), batch_size=2
+    )
+    assert job.cause.startswith("transfer-bound"), job
+    assert "microbatch=" in job.remedy
+
+
+# --- the rule ---------------------------------------------------------------------
+
+
+def record(
+    seconds: dict[str, float],
+    stages: dict[int, Sums] | None = None,
+    host: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    label = Label("Linear-1a2b3c4d", None, "5e6f")
+    sums = Sums({"rows": 100}, seconds)
+    during = {
+        label._replace(stage=s, job=""): each for s, each in (stages or {}).items()
+    }
+    return {
+        **{"model": label.model, "job": label.job, "running": False},
+        **{"start": 0.0, "end": 10.0, "host": host or {}},
+        "sums": to_message({label: sums}),
+        "stages": to_message(during),
+    }
+
+
+def stage(forward: float, inside: float = 0.0, at_stage: float = 0.0) -> Sums:
+    counts = {"forwards": 10, "inside_seconds": inside, "stage_seconds": at_stage}
+    seconds = {"forward": forward, "idle": 10 - forward}
+    return Sums(counts, seconds, {"window": 4, "inside": 1} if inside else {})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cause"),
+    [
+        (stage(9), stage(1), "compute-bound in stage 0, which is 90% busy; the others"),
+        (stage(8.5), stage(9), "compute-bound in stage 1"),
+        (stage(1, 35, 3), stage(1, 0, 3), "transfer-bound"),
+        (stage(4, 38, 20), stage(5, 0, 16), "compute-bound: stages take turns"),
+        (stage(1, 5, 3), stage(1, 0, 2), "starved: reading"),
+    ],
+)
+def test_stages_by_the_rule(first: Sums, second: Sums, cause: str) -> None:
+    found = find_bottleneck(record({"read": 2, "wait": 8}, {0: first, 1: second}))
+    assert found.cause.startswith(cause)
+
+
+def test_loading_is_a_cause_only_where_it_takes_most() -> None:
+    assert "loading" in find_bottleneck(record({"load": 6, "forward": 4})).cause
+    assert "compute" in find_bottleneck(record({"load": 5, "forward": 6})).cause
+
+
+def test_a_busy_machine_is_named() -> None:
+    host = {"cpu": 5.0, "busy": 19.0, "cores": 2}
+    (note,) = find_bottleneck(record({"forward": 9}, host=host)).notes
+    assert "95% of 2 cores" in note and "25% by the workers" in note
+    idle = {"cpu": 5.0, "busy": 6.0, "cores": 2}
+    assert not find_bottleneck(record({"forward": 9}, host=idle)).notes
