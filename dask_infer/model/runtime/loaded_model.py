@@ -87,8 +87,12 @@ class LoadedModel:
         return TokenRules(accepts, masked=names_mask(function))
 
     def close(self) -> None:
-        """Let go of the model, and of the device memory that it took."""
+        """Let go of the model; an accelerator's memory goes back to the device."""
         self.target = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
 
 
 class FunctionModel(LoadedModel):
@@ -164,13 +168,9 @@ class ModuleModel(LoadedModel):
             return output
 
     def close(self) -> None:
-        """Free the weights; an accelerator's memory goes back to the device."""
-        super().close()
+        """Free the weights, of the compiled module too."""
         self._compiled = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self.device.type == "mps":
-            torch.mps.empty_cache()
+        super().close()
 
 
 def _compiled(spec: ModelSpec, module: torch.nn.Module) -> Callable[..., Any] | None:

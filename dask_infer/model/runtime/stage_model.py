@@ -1,4 +1,4 @@
-"""A part of a model in this process: the blocks of one stage."""
+"""Chains in the content store, and stages loaded from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from dask_infer.model.identity.content_key import content_key
-from dask_infer.model.runtime.kept_memory import KeptMemory
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.store.blob_store import (
     PendingBlob,
@@ -21,36 +20,9 @@ from dask_infer.model.store.blob_store import (
     read_blob,
 )
 from dask_infer.spec import Blob, ModelSpec
-from dask_infer.spec.token_rules import TokenRules
 
 #: Chains that a process remembers; each takes some 100 KB of disk.
 MOST_CHAINS = 16
-
-
-class PartModel(LoadedModel):
-    """One stage: values by name in, values by name out."""
-
-    def __init__(self, spec: ModelSpec, stage: Any, rules: TokenRules) -> None:
-        super().__init__(spec, "tensor", stage, stage.nbytes)
-        self.device = stage.device
-        self.floating = stage.floating
-        self._rules = rules
-        self._kept = KeptMemory()
-
-    def call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
-    ) -> Any:
-        """Return what the next stage gets for the values of this one."""
-        return self._kept.run(self.target, lambda: self.target.call(*args))
-
-    def token_rules(self, method: str | None) -> TokenRules:
-        """Return how the divided model takes tokens."""
-        return self._rules
-
-    def close(self) -> None:
-        """Let go of the weights."""
-        self.target.close()
-        super().close()
 
 
 @functools.lru_cache(maxsize=16)
@@ -120,7 +92,7 @@ def load_part(
     *,
     device: str,
     dtype: str | None,
-) -> PartModel:
+) -> LoadedModel:
     """Load the blocks from `start` up to `stop`, and nothing else.
 
     Raises
@@ -130,11 +102,4 @@ def load_part(
     """
     from dask_infer.model.split import load_stage
 
-    divided = read_chain(chain)
-    stage = load_stage(spec, divided, start, stop, device=device, dtype=dtype)
-    keywords = frozenset(name for name in divided.inputs if isinstance(name, str))
-    masked = "attention_mask" in keywords
-    rules = TokenRules(
-        keywords, masked, divided.pad, equal_lengths=divided.equal_lengths
-    )
-    return PartModel(spec, stage, rules)
+    return load_stage(spec, read_chain(chain), start, stop, device=device, dtype=dtype)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from dask_infer.device.out_of_memory import is_out_of_memory
-from dask_infer.errors import InferError, ModelLoadError
+from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.format import load_errors
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import parse_dtype, tensor_bytes
+from dask_infer.model.runtime.kept_memory import KeptMemory
+from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import Chain
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec.model_spec import ModelSpec
+from dask_infer.spec.token_rules import TokenRules
 
 
-class LoadedStage:
-    """Blocks [start, stop) of a chain, ready to run; safe to call from any thread.
+class LoadedStage(LoadedModel):
+    """Blocks [start, stop) of a chain: values by name in, values by name out.
 
     Parameters
     ----------
@@ -30,41 +32,44 @@ class LoadedStage:
         The stage, its tensors in place.
     """
 
-    module: nn.Module | None
-    #: Measured bytes of parameters and buffers, shared ones once.
-    nbytes: int
-    device: torch.device
-    #: The dtype of floating inputs of the model.
-    floating: torch.dtype
-
     def __init__(
         self,
+        spec: ModelSpec,
         chain: Chain,
         start: int,
         stop: int,
         module: nn.Module,
         device: torch.device,
     ) -> None:
+        super().__init__(spec, "tensor", module, tensor_bytes(module))
+        self.device, self.floating = device, chain.floating
         self._name = f"{chain.name} [{start}:{stop}]"
-        self.module, self.device, self.floating = module, device, chain.floating
-        self.nbytes = tensor_bytes(module)
+        keywords = frozenset(name for name in chain.inputs if isinstance(name, str))
+        self._rules = TokenRules(
+            keywords,
+            "attention_mask" in keywords,
+            chain.pad,
+            equal_lengths=chain.equal_lengths,
+        )
+        self._kept = KeptMemory()
 
     def __repr__(self) -> str:
         size = in_bytes(self.nbytes)
         return f"<LoadedStage {self._name} {size} {self.device}>"
 
-    def call(self, carry: Mapping[str, Any]) -> dict[str, Any]:
+    def call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
+    ) -> Any:
         """Return the carry after these blocks; the one given is left as it is."""
-        module = self.module
+        module = self.target
         if module is None:
             raise RuntimeError(f"{self!r} was closed")
         with torch.inference_mode():
-            carried: dict[str, Any] = module(carry)
-            return carried
+            return self._kept.run(module, lambda: module(*args))
 
-    def close(self) -> None:
-        """Let go of the tensors."""
-        self.module = None
+    def token_rules(self, method: str | None) -> TokenRules:
+        """Return how the whole model takes tokens."""
+        return self._rules
 
 
 def load_stage(
@@ -99,19 +104,10 @@ def load_stage(
             "model again with that dtype"
         )
     place = torch.device(device)
-    try:
+    with load_errors(spec):
         module = chain.stage(start, stop, place)
         _fill(spec, chain, module, place)
-    except InferError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelLoadError(
-            f"{spec.name}: blocks [{start}, {stop}) cannot be loaded: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return LoadedStage(chain, start, stop, module, place)
+    return LoadedStage(spec, chain, start, stop, module, place)
 
 
 def _fill(

@@ -41,7 +41,7 @@ def run(
     carry = chain.bind(args, kwargs)
     bounds = (0, *cuts, len(chain.blocks))
     for start, stop in pairwise(bounds):
-        carry = load_stage(spec, chain, start, stop).call(carry)
+        carry = load_stage(spec, chain, start, stop).call((carry,), {})
         assert all(is_flat(value) for value in carry.values())
     return chain.output(carry)
 

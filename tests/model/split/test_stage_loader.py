@@ -108,7 +108,7 @@ def test_dtype_of_the_directory_is_kept(tmp_path):
     chain = split(spec, None, [], families.examples(name))
     assert chain.floating is torch.bfloat16
     stage = load_stage(spec, chain, 1, 3)
-    assert {t.dtype for t in stage.module.parameters()} == {torch.bfloat16}
+    assert {t.dtype for t in stage.target.parameters()} == {torch.bfloat16}
     batch = families.batch(name, 2, 5)
     same(run(spec, chain, (2,), (), batch), load(spec).call((), batch))
 
@@ -160,15 +160,15 @@ def test_factory_reads_its_weights_file_by_name(build, tmp_path, asked):
 def test_stage_is_frozen_and_can_be_closed():
     spec, chain = split_module(Skips(), FLOATS)
     stage = load_stage(spec, chain, 0, 2)
-    assert not any(p.requires_grad for p in stage.module.parameters())
+    assert not any(p.requires_grad for p in stage.target.parameters())
     carry = chain.bind((torch.ones(2, 8),), {})
     before = dict(carry)
-    made = stage.call(carry)
+    made = stage.call((carry,), {})
     assert carry == before and set(made) == set(chain.cut_names(2))
     assert "Skips [0:2]" in repr(stage)
     stage.close()
     with pytest.raises(RuntimeError, match="closed"):
-        stage.call(carry)
+        stage.call((carry,), {})
 
 
 def test_another_dtype_than_the_chains_is_refused():

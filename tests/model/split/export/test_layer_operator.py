@@ -97,7 +97,7 @@ def test_a_change_in_place_reaches_views_and_leaves_the_carry():
     stage = load_stage(spec, chain, 0, 1)
     carry = chain.bind((x,), {})
     before = {name: value.clone() for name, value in carry.items()}
-    stage.call(carry)
+    stage.call((carry,), {})
     same(carry, before)  # it may be sent again
 
 
