@@ -173,3 +173,21 @@ def test_in_two_stages(client):
         model, columns="ids", parallel=Layout(stages=2)
     )
     same(pred, alone(model, ids))
+
+
+def test_prompts_of_consecutive_rows_are_generated_one_at_a_time(here):
+    """`max_length` counts padding, and such batches are not cut by length."""
+    config = transformers.GPT2Config(
+        n_layer=1, n_head=2, n_embd=16, vocab_size=50, n_positions=64,
+        bos_token_id=48, eos_token_id=49, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    rows = [[5, 6], [7, 8, 9, 10, 3], [4], [11, 12, 13]]
+    kwargs = {"max_length": 9, "do_sample": False}
+    expected = [model.generate(torch.tensor([r]), **kwargs)[0].tolist() for r in rows]
+    ids = pd.Series(rows, dtype=pd.ArrowDtype(pa.list_(pa.int64())), name="input_ids")
+    pred = dd.from_pandas(ids.to_frame(), npartitions=1)["input_ids"].infer.predict(
+        model, method="generate", call_kwargs=kwargs, row_wise=False
+    )
+    assert [list(map(int, row)) for row in pred.compute()] == expected

@@ -91,7 +91,9 @@ class Partition:
             rules = replace(rules, unseen=generation.unseen)
             if generation.equal_lengths:
                 rules = replace(rules, equal_lengths=True)
-        if rules.alone:
+        # Batches of consecutive rows are not cut by length.
+        unequal = generation is not None and rules.equal_lengths and not job.row_wise
+        if rules.alone or unequal:
             job = replace(job, batch_size=1)
         self.frame = frame
         self.job = job

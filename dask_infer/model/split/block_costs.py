@@ -182,7 +182,7 @@ def block_mark(
 
     calls = []
     for step in steps:
-        target = "" if step.kind == "layer" else step.target
+        target = "" if step.kind in ("layer", "leaves") else step.target
         calls.append((target, map_aggregate((step.args, dict(step.kwargs)), leaf)))
         numbers.setdefault(step.name, len(numbers))
     if None in layers or None in read:

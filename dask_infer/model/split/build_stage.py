@@ -9,15 +9,64 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from dask_infer.errors import OutputError
+from dask_infer.model.identity import pickling
+from dask_infer.model.split.export.layer_signature import (
+    Input,
+    Made,
+    Signature,
+    SizeRule,
+)
 from dask_infer.model.split.nesting import take_apart
 from dask_infer.model.split.program import Program, Step, ValueRef, WeightRef
 
 
-def leaf_of(output: Any, place: int) -> Any:
-    """Return one leaf of what a layer returned."""
-    leaves: list[Any] = []
-    take_apart(output, leaves)
-    return leaves[place]
+class ReturnedLeaves(nn.Module):
+    """Takes apart what a layer returned, and checks that it is what was learned of it.
+
+    A layer may do otherwise at sizes that it was not run at when the model was split:
+    crop to 512 tokens, or return None. The code after it was exported for what was
+    learned, so anything else would give wrong values.
+    """
+
+    def __init__(self, path: str, signature: Signature) -> None:
+        super().__init__()
+        self._path, self._signature = path, signature
+
+    def forward(self, output: Any, tensors: list[Any], sizes: list[int]) -> list[Any]:
+        """Return the leaves of an output; `tensors` and `sizes` are the arguments'."""
+        leaves: list[Any] = []
+        structure = take_apart(output, leaves)
+        known = [*(size for tensor in tensors for size in tensor.shape), *sizes]
+        if structure == self._signature.structure and all(
+            _is_as_learned(leaf, learned, tensors, known)
+            for leaf, learned in zip(leaves, self._signature.leaves, strict=True)
+        ):
+            return leaves
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise OutputError(
+            f'the layer "{self._path}", called with {shapes}, returns something else '
+            "than at the sizes at which the model was split (another shape, dtype, "
+            'number or structure): use parallel="data", or batches of other sizes'
+        )
+
+
+def _is_as_learned(
+    leaf: Any, learned: Any, tensors: list[Any], known: list[int]
+) -> bool:
+    if isinstance(learned, Input):
+        return leaf is tensors[learned.place]
+    if isinstance(learned, SizeRule):
+        return learned.size(known) in (leaf, None)
+    if not isinstance(learned, Made):
+        return type(leaf) is type(learned) and bool(leaf == learned)
+    if not isinstance(leaf, torch.Tensor) or leaf.dtype != learned.dtype:
+        return False
+    rules = learned.shape
+    return leaf.dim() == len(rules) and all(
+        rule.size(known) in (size, None)
+        for size, rule in zip(leaf.shape, rules, strict=True)
+    )
 
 
 def build_stage(
@@ -61,6 +110,10 @@ def build_stage(
         return device if isinstance(value, torch.device) else value
 
     for step in steps:
+        if step.kind == "leaves":
+            path, signature = step.target
+            check = ReturnedLeaves(path, pickling.from_bytes(signature))
+            root.add_module(f"_leaves_of_{step.name}", check)
         nodes[step.name] = _call(graph, step, leaf)
     graph.output({name: nodes[name] for name in program.live(stop)})
     stage = fx.GraphModule(root, graph, "Stage")
@@ -73,6 +126,8 @@ def _call(graph: fx.Graph, step: Step, leaf: Any) -> fx.Node:
     kwargs = fx.node.map_aggregate(dict(step.kwargs), leaf)
     if step.kind == "layer":
         return graph.call_module(step.target, args, kwargs)
+    if step.kind == "leaves":
+        return graph.call_module(f"_leaves_of_{step.name}", args)
     function = step.target
     if step.kind == "operator":
         namespace, name, overload = step.target

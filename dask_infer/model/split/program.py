@@ -60,8 +60,9 @@ class Step:
     """One call."""
 
     name: str
-    kind: Literal["layer", "operator", "function"]
-    #: Path of a layer, ``(namespace, name, overload)`` of an operator, or a function.
+    kind: Literal["layer", "leaves", "operator", "function"]
+    #: Path of a layer, that and the pickle of what the layer returns, a function, or
+    #: ``(namespace, name, overload)`` of an operator.
     target: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -19,10 +19,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.printers import PythonPrinter
 
-from dask_infer.model.split.build_stage import leaf_of
+from dask_infer.model.identity import pickling
 from dask_infer.model.split.export.layer_operator import OPERATOR, Site
 from dask_infer.model.split.export.layer_signature import Input
-from dask_infer.model.split.nesting import Leaf, put_together
+from dask_infer.model.split.nesting import put_together
 from dask_infer.model.split.program import Program, Step, Value, ValueRef, WeightRef
 from dask_infer.model.split_refusals import NotExactError
 
@@ -55,16 +55,21 @@ def functional(exported: ExportedProgram, sites: Mapping[int, Site]) -> Exported
     Raises
     ------
     NotExactError
-        If they change memory of which layers return views, unseen by torch.
+        If they change memory of which layers return views, unseen by torch, or read
+        strides of what layers return.
     """
     written, shared, is_nested = set(), set(), False
     for node in exported.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         if schema is not None and schema.is_mutable:
-            written |= {_origin(one) for one in node.all_input_nodes[:1]}
+            written |= set(map(_origin, _written(node, schema)))
         elif node.target is OPERATOR and sites[_number(node)].signature.shares:
             shared |= {_origin(one) for one in (*node.all_input_nodes, *node.users)}
         is_nested = is_nested or node.op == "get_attr"
+        if node.target is torch.ops.aten.as_strided.default:
+            origin = _origin(node.all_input_nodes[0])
+            if OPERATOR in [one.target for one in (origin, *origin.all_input_nodes)]:
+                raise NotExactError("it reads the strides of what a layer returns")
     if written & shared:
         reason = "it changes a tensor in place of which a layer returns a view"
         raise NotExactError(reason)
@@ -73,6 +78,16 @@ def functional(exported: ExportedProgram, sites: Mapping[int, Site]) -> Exported
     with torch.no_grad():
         result: ExportedProgram = exported.run_decompositions({})
     return result
+
+
+def _written(node: fx.Node, schema: Any) -> list[fx.Node]:
+    """Return the arguments that an operator changes in place."""
+    found: list[fx.Node] = []
+    for place, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = (node.args[place : place + 1], node.kwargs.get(argument.name))
+            fx.node.map_arg(given, found.append)
+    return found
 
 
 def _number(node: fx.Node) -> int:
@@ -117,6 +132,7 @@ class GraphReader:
         self._weights: dict[str, torch.Tensor] = {}
         self._constants: dict[str, torch.Tensor] = {}
         self._places: dict[str, int] = {}
+        self._pickled: dict[int, bytes] = {}
 
     def read(self) -> Graph:
         """Return the graph.
@@ -230,19 +246,28 @@ class GraphReader:
 
         leaves = [argument(leaf) for leaf in site.call.leaves]
         args, kwargs = put_together(site.call.structure, leaves)
-        steps.append(Step(node.name, "layer", site.path, args, kwargs))
+        output = ValueRef(f"{node.name}_output")
+        steps.append(Step(output.name, "layer", site.path, args, kwargs))
+        learned = self._learned(site)
+        steps.append(Step(node.name, "leaves", learned, (output, tensors, sizes)))
         for user in node.users:
             place: Any = user.args[1]
             made = site.signature.made[place]
             if made.changes is not None:
                 self._refs[user.name] = tensors[made.changes]
-            elif isinstance(site.signature.structure, Leaf):
-                self._refs[user.name] = ValueRef(node.name)
             else:
                 self._refs[user.name] = ValueRef(user.name)
                 part = (ValueRef(node.name), made.place)
-                steps.append(Step(user.name, "function", leaf_of, part))
+                steps.append(Step(user.name, "function", operator.getitem, part))
         return steps
+
+    def _learned(self, site: Site) -> tuple[str, bytes]:
+        """Pickle what the layer returns: a program imports no class of the user's."""
+        signature = site.signature
+        if id(signature) not in self._pickled:
+            survey = pickling.Survey()
+            self._pickled[id(signature)] = pickling.to_bytes(signature, survey)
+        return site.path, self._pickled[id(signature)]
 
     # Sizes
 

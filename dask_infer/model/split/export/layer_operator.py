@@ -24,7 +24,9 @@ from dask_infer.model.split.export.layer_signature import (
     Made,
     NotOpaqueError,
     Signature,
+    SizeRule,
     learn,
+    memory_of,
 )
 from dask_infer.model.split.nesting import UnknownValue, put_together, take_apart
 from dask_infer.model.split_refusals import NotExactError
@@ -51,9 +53,14 @@ _numbers = itertools.count()
 def _fake(site: int, tensors: list[torch.Tensor], sizes: list[Any]) -> Any:
     known = known_sizes(tensors, sizes)
     return [
-        torch.empty([rule(known) for rule in made.shape], dtype=made.dtype)
+        torch.empty([_size(rule, known) for rule in made.shape], dtype=made.dtype)
         for made in _sites[site].signature.made
     ]
+
+
+def _size(rule: SizeRule, known: Sequence[Any]) -> Any:
+    size = rule.size(known)
+    return torch.library.get_ctx().new_dynamic_size() if size is None else size
 
 
 torch.library.register_fake("dask_infer::layer", _fake, lib=_library)
@@ -127,12 +134,18 @@ class OpaqueLayers:
         structure = take_apart((args, kwargs), given)
         if not structure.is_plain:  # fx makes no other objects
             raise NotOpaqueError(f'"{path}" is given a container of its own class')
+        if any(isinstance(leaf, torch.SymFloat) for leaf in given):
+            raise NotOpaqueError(f'"{path}" is given a fraction of a size')
         tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
         flags = [leaf for leaf in given if isinstance(leaf, torch.SymBool)]
         sizes = [leaf for leaf in given if isinstance(leaf, torch.SymInt)]
         sizes += [torch.sym_ite(flag, 1, 0) for flag in flags]
         call = LayerCall.of(structure, given, tensors, sizes)
         signature = self._signature(path, call)
+        memory = [memory_of(tensor) for tensor in tensors]
+        for one in signature.made:
+            if one.changes is not None and memory.count(memory[one.changes]) > 1:
+                raise NotOpaqueError(f'"{path}" changes memory that it is given twice')
         number = next(_numbers)
         self.sites[number] = _sites[number] = Site(path, call, signature)
         made = OPERATOR(number, tensors, sizes)
@@ -146,7 +159,7 @@ class OpaqueLayers:
                 return made[signature.made.index(leaf)]
             if isinstance(leaf, Input):
                 return tensors[leaf.place]
-            return leaf(known) if callable(leaf) else leaf
+            return leaf.size(known) if isinstance(leaf, SizeRule) else leaf
 
         return put_together(signature.structure, [*map(returned, signature.leaves)])
 

@@ -8,7 +8,9 @@ argument's size is that size, and any other is one that torch knows nothing of.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +42,22 @@ class NotOpaqueError(Exception):
 
 
 Sizes = tuple[int, ...]
-#: Computes a size from those of the arguments.
-Rule = Callable[[Sequence[Any]], Any]
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """How a size follows from those of the arguments."""
+
+    #: The size, where it is fixed.
+    fixed: int | None = None
+    #: Places of the arguments' sizes whose product it is; none where nothing is known.
+    places: tuple[int, ...] = ()
+
+    def size(self, known: Sequence[Any]) -> Any:
+        """Return the size; None where nothing is known of it."""
+        if self.fixed is not None:
+            return self.fixed
+        return math.prod(known[place] for place in self.places) if self.places else None
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ class Made:
     #: Place of the tensor that the layer changes in place, where it is that.
     changes: int | None
     dtype: torch.dtype
-    shape: tuple[Rule, ...]
+    shape: tuple[SizeRule, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,8 @@ class Signature:
     """What a call of a layer returns."""
 
     structure: Leaf | Node
-    #: `Made`, an `Input` that is returned as it is, a `Rule` of a number, or the value.
+    #: `Made`, an `Input` that is returned as it is, a `SizeRule` of a number, or the
+    #: value.
     leaves: tuple[Any, ...]
     #: What the operator returns.
     made: tuple[Made, ...]
@@ -146,9 +163,17 @@ def _in_all_runs(size: Any) -> Sizes:
     for rows, tokens, unknown in _RUNS:
         sizes = {ROWS: rows, TOKENS: tokens}
         symbols = expression.free_symbols
-        given = {s: sizes.get(int(values.get(s, 0)), unknown) for s in symbols}
+        given = {
+            s: sizes.get(int(values.get(s, 0)), unknown + _apart(s)) for s in symbols
+        }
         found.append(int(expression.subs(given)))
     return tuple(found)
+
+
+def _apart(symbol: Any) -> int:
+    """Return what keeps sizes that are not known apart in the runs."""
+    digits = re.sub(r"\D", "", str(symbol))
+    return 13 * (int(digits or 0) % 8)
 
 
 def learn(
@@ -215,7 +240,7 @@ def _run(
         given = call.arguments(tensors, run)
         args, kwargs = arguments = put_together(call.structure, given)
         output = layer(*args, **kwargs)
-    written = [name for name, one in held.items() if _memory(one) in writes.changed]
+    written = [name for name, one in held.items() if memory_of(one) in writes.changed]
     kept = changed(before, described(layer)) if run > 0 else None  # the first sets up
     if kept := next(iter(written), kept):
         raise NotExactError(f'"{path}" changes its "{kept}" as it runs')
@@ -225,7 +250,7 @@ def _run(
         raise NotOpaqueError(f'"{path}" changes a container that it is given')
     found: list[Any] = []
     structure = take_apart(output, found)
-    memory = {_memory(one) for one in (*held.values(), *tensors)}
+    memory = {memory_of(one) for one in (*held.values(), *tensors)}
     leaves, shares = [], False
     for leaf in found:
         place = next((n for n, one in enumerate(tensors) if leaf is one), None)
@@ -233,11 +258,11 @@ def _run(
         if place is not None and not has_values:
             leaf = Input(torch.Tensor, place)
         elif isinstance(leaf, torch.Tensor):
-            shares = shares or _memory(leaf) in memory
-            memory.add(_memory(leaf))
+            shares = shares or memory_of(leaf) in memory
+            memory.add(memory_of(leaf))
             leaf = (leaf.dtype, tuple(leaf.shape))
         leaves.append(leaf)
-    places = [n for n, one in enumerate(tensors) if _memory(one) in writes.changed]
+    places = [n for n, one in enumerate(tensors) if memory_of(one) in writes.changed]
     return _Run(structure, tuple(leaves), tuple(places), shares)
 
 
@@ -258,11 +283,12 @@ class _Writes(TorchDispatchMode):
                     value = values.get(place, values.get(argument.name))
                     for one in value if isinstance(value, (list, tuple)) else [value]:
                         if isinstance(one, torch.Tensor):
-                            self.changed.add(_memory(one))
+                            self.changed.add(memory_of(one))
         return func(*args, **(kwargs or {}))
 
 
-def _memory(tensor: torch.Tensor) -> int:
+def memory_of(tensor: torch.Tensor) -> int:
+    """Return what tells apart the memory of tensors."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -310,19 +336,18 @@ def _leaf(
     )
 
 
-def _rule(found: tuple[Any, ...], known: list[Sizes]) -> Rule:
+def _rule(found: tuple[Any, ...], known: list[Sizes]) -> SizeRule:
     """Return how a size follows from others, from what they were in each run."""
     if all(type(size) is int for size in found):
         if len(set(found)) == 1:
-            return lambda _: found[0]
+            return SizeRule(found[0])
         if found in known:
-            place = known.index(found)
-            return lambda given: given[place]
-        for one, other in itertools.combinations_with_replacement(range(len(known)), 2):
-            pairs = zip(known[one], known[other], strict=True)
-            if tuple(a * b for a, b in pairs) == found:
-                return lambda given: given[one] * given[other]
-    return lambda _: torch.library.get_ctx().new_dynamic_size()
+            return SizeRule(places=(known.index(found),))
+        for pair in itertools.combinations_with_replacement(range(len(known)), 2):
+            numbers = zip(*(known[place] for place in pair), strict=True)
+            if tuple(map(math.prod, numbers)) == found:
+                return SizeRule(places=pair)
+    return SizeRule()
 
 
 # Numbers

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from dask_infer.errors import OutputError
 from dask_infer.model.split import CannotSplit, load_stage
 from dask_infer.model.split.export import layer_operator as module
 from tests.model.split.models import (
@@ -371,3 +372,111 @@ def test_two_threads_split_at_once():
         for spec, chain in pool.map(both, range(4)):
             assert_exact(spec, chain, torch.randn(2, 8))
     assert not module._sites  # nothing is left of an export
+
+
+class Middle(nn.Module):
+    """Text classifiers of three layers; those that derive say what the second does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(100, 8)
+        self.layers = nn.ModuleList([Layer(8), self.Layer(), Layer(8)])
+
+    def forward(self, ids: Any) -> Any:
+        hidden = self.layers[0](self.embed(ids))
+        return self.layers[2](self.around(hidden, ids))
+
+    def around(self, x: Any, ids: Any) -> Any:
+        x = self.layers[1](x)
+        return x.sum(1) / x.shape[1]
+
+
+class CropsTo64(Middle):
+    class Layer(Dense):
+        def forward(self, x: Any) -> Any:
+            return self.dense(x[:, :64])
+
+
+class NoneUpTo32(Middle):
+    class Layer(Dense):
+        def forward(self, x: Any) -> Any:
+            return self.dense(x), (x if x.shape[1] > 32 else None)
+
+    def around(self, x: Any, ids: Any) -> Any:
+        first, second = self.layers[1](x)
+        return first.mean(1) if second is None else first.mean(1) + second.mean(1)
+
+
+class AllOfTheMask(Middle):
+    class Layer(Dense):
+        def forward(self, x: Any, mask: Any) -> Any:
+            return self.dense(x if bool(mask.all()) else x[mask][None])
+
+    def around(self, x: Any, ids: Any) -> Any:
+        x = self.layers[1](x, ids > 10)
+        return (x.sum((0, 1)) / x.shape[1]).expand(ids.shape[0], 8)
+
+
+@pytest.mark.parametrize("make", [CropsTo64, NoneUpTo32, AllOfTheMask])
+def test_a_layer_that_does_otherwise_at_other_sizes_is_refused_there(make):
+    """The code around it had been exported for what it did at the sizes of the runs."""
+    spec, chain = split_module(make(), TOKENS)
+    cuts = tuple(range(1, len(chain.blocks)))
+    small, large = (torch.arange(n).reshape(2, -1) % 100 for n in (24, 256))
+    assert cuts
+    if make is not AllOfTheMask:
+        assert_exact(spec, chain, small)
+    with pytest.raises(
+        OutputError, match=r'"layers\.1", called with .*parallel="data"'
+    ):
+        run(spec, chain, cuts, (large,), {})
+
+
+class GivenTwice(Middle):
+    class Layer(Dense):
+        def forward(self, x: Any, other: Any) -> Any:
+            x.add_(1)
+            return self.dense(x) + other
+
+    def around(self, x: Any, ids: Any) -> Any:
+        return self.layers[1](x, x[:, :1]).mean(1)
+
+
+class Scaled(Middle):
+    class Layer(Dense):
+        def forward(self, x: Any, scale: float) -> Any:
+            return self.dense(x) * scale
+
+    def around(self, x: Any, ids: Any) -> Any:
+        return self.layers[1](x, ids.shape[1] ** -0.5).mean(1)
+
+
+class TwoUnknownSizes(Middle):
+    class Layer(Dense):
+        def forward(self, x: Any, y: Any) -> Any:
+            return self.dense(y) + x.sum()
+
+    def around(self, x: Any, ids: Any) -> Any:
+        y = self.layers[1](x[ids > 10], x[ids > 20])
+        return (y.sum(0) / y.shape[0]).expand(ids.shape[0], 8)
+
+
+@pytest.mark.parametrize("make", [GivenTwice, Scaled, TwoUnknownSizes])
+def test_arguments_that_share_memory_fractions_and_unknown_sizes(make):
+    spec, chain = split_module(make(), TOKENS)
+    ids = torch.arange(36).reshape(2, 18)
+    assert_exact(spec, chain, ids)
+
+
+def test_code_that_reads_the_strides_of_a_layer_is_refused():
+    class Strided(Middle):
+        class Layer(Dense):
+            def forward(self, x: Any) -> Any:
+                return self.dense(x).transpose(1, 2)
+
+        def around(self, x: Any, ids: Any) -> Any:
+            y = self.layers[1](x)
+            return y.as_strided((y.shape[0], 8), (y.stride(0), y.stride(1)))
+
+    with pytest.raises(CannotSplit, match="strides"):
+        split_module(Strided(), TOKENS)
