@@ -87,6 +87,8 @@ class _Prediction:
         return job_label(self.job)
 
     def _task(self, name: Any, index: int) -> Task:
+        if index == 0:  # where Dask fused it before, it is not lowered any more
+            announce(self)
         frame = TaskRef((self.frame._name, index))
         request = self.group_request
         group = None if request is None else TaskRef((request._name, 0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import html
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 
@@ -51,6 +52,13 @@ class Layout:
                 f"Layout({name}={value!r}): pass a positive whole number"
                 + ("" if name == "shards" else ' or "auto"')
             )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in asdict(self).items()
+        )
+        return f"<p><strong>Layout</strong></p><table>{rows}</table>"
 
     @property
     def is_local(self) -> bool:

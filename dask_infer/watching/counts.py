@@ -75,10 +75,12 @@ class Counts:
     ----------
     from_now
         Whether only what is added from now on counts.
+    local
+        Whether this process may compute as well.
     """
 
-    def __init__(self, *, from_now: bool) -> None:
-        self._from_now = from_now
+    def __init__(self, *, from_now: bool, local: bool) -> None:
+        self._from_now, self._local = from_now, local
         self._local_before = local_jobs() if from_now else {}
         #: Each client with its sums before.
         self._clusters: list[tuple[ClusterJobs, dict[Label, Sums]]] = []
@@ -93,7 +95,8 @@ class Counts:
 
     def read(self) -> dict[Label, Sums]:
         """Return what was added since then, by job."""
-        result = _since(local_jobs(), self._local_before)
+        here = local_jobs() if self._local else {}
+        result = _since(here, self._local_before)
         for place, (jobs, before) in enumerate(self._clusters):
             # A client may be closed by now: what it read last stays.
             if jobs.client.status == "running":

@@ -123,7 +123,8 @@ class Progress:
 
     def _start(self, client: Any) -> None:
         self._display = open_display()
-        self._counts = Counts(from_now=self._persisted is None)
+        from_now = self._persisted is None
+        self._counts = Counts(from_now=from_now, local=from_now or not self._clients)
         if client is not None:
             self._clients.append(client)
         listeners.append(self._expect)

@@ -207,6 +207,12 @@ def test_stages_by_the_rule(first: Sums, second: Sums, cause: str) -> None:
     assert found.cause.startswith(cause)
 
 
+def test_a_layout_is_a_table_in_notebooks() -> None:
+    shown = Layout(stages=["<a>"], window=4)._repr_html_()
+    assert "<th>window</th><td>4</td>" in shown
+    assert "&lt;a&gt;" in shown
+
+
 def test_loading_is_a_cause_only_where_it_takes_most() -> None:
     assert "loading" in find_bottleneck(record({"load": 6, "forward": 4})).cause
     assert "compute" in find_bottleneck(record({"load": 5, "forward": 6})).cause
