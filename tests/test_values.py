@@ -439,7 +439,7 @@ def test_columns_share_no_memory():
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("meta", ["tensor[float64, (2,)]", "object", "a, b"])
+@pytest.mark.parametrize("meta", ["tensor[float64, (2,)]", "ragged", "object", "a, b"])
 def test_sparse_results(meta, cut):
     sparse = pytest.importorskip("scipy.sparse")
 
@@ -450,5 +450,7 @@ def test_sparse_results(meta, cut):
         result = predictions(model, cut, meta={"a": "float64", "b": "float64"})
         assert result["b"].tolist() == (-X).tolist()
         return
+    if meta == "ragged":
+        meta = pd.ArrowDtype(pa.list_(pa.float64()))
     rows = predictions(model, cut, meta=meta)["prediction"]
     assert [list(row) for row in rows] == [[v, -v] for v in X]

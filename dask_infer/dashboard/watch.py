@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 #: Name of the plugin on its scheduler.
 NAME = "dask-infer-watch"
 #: Seconds between two looks at what arrived: a small cluster's workers report as often.
-LOOK = 0.5
+POLL_SECONDS = 0.5
 
 
 class Watch(SchedulerPlugin):
@@ -92,7 +92,7 @@ class Watch(SchedulerPlugin):
             except Exception:
                 logger.exception("the counters of the workers could not be read")
                 await asyncio.sleep(60)
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _add(self, what: str, add: Any) -> None:
         """Add something that others can do without."""

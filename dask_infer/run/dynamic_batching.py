@@ -216,7 +216,9 @@ def form_of(batch: Batch) -> tuple[Any, ...] | None:
 
 
 def _has_rows(value: Any, rows: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return False
+    return value.ndim > 0 and len(value) == rows
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

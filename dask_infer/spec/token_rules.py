@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +28,3 @@ class TokenRules:
     unseen: int | None = None
     #: The model's own settings of ``generate``; None for other calls.
     generation: tuple[tuple[str, Any], ...] | None = None
-
-    def to_message(self) -> dict[str, Any]:
-        """Return plain data."""
-        accepts = None if self.accepts is None else sorted(self.accepts)
-        return {**vars(self), "accepts": accepts}
-
-    @classmethod
-    def from_message(cls, message: Mapping[str, Any]) -> TokenRules:
-        """Return the rules of `to_message`."""
-        accepts, generation = message["accepts"], message["generation"]
-        taken = None if accepts is None else frozenset(accepts)
-        own = None if generation is None else tuple(map(tuple, generation))
-        return cls(**{**message, "accepts": taken, "generation": own})

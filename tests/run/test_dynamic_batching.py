@@ -48,7 +48,7 @@ def send_all(batches, run=None, most=100, at_once=False, batcher=None, **options
                 batches[place], run or device.double, most, **options
             )
             ((_, value),) = pending()
-            outcomes[place] = value.tolist()
+            outcomes[place] = value.to_dense().tolist()
         except Exception as error:
             outcomes[place] = error
 
@@ -114,6 +114,14 @@ def test_outputs_without_rows_are_computed_by_each():
 
     outcomes, _ = send_all([batch(1, 2), batch(3)], run)
     assert outcomes == [[3], [3]]
+
+
+def test_sparse_outputs_are_computed_by_each():
+    def run(given):
+        return lambda: [(None, given.args[0].to_sparse())]
+
+    outcomes, _ = send_all([batch(1, 2), batch(3)], run)
+    assert outcomes == [[[1], [2]], [[3]]]
 
 
 @pytest.mark.parametrize("at_once", [False, True])

@@ -25,6 +25,7 @@ from dask_infer.batch.outputs.convert import (
     cast_array,
     check_rows,
     error_of_a_row,
+    is_array,
     numbers,
     one_per_row,
     owned,
@@ -220,7 +221,7 @@ class RaggedWriter(PartsWriter):
 
     def _rows(self, value: Any, count: int, padding: Padding) -> Rows:
         listed = isinstance(value, np.ndarray) and value.dtype.kind == "O"
-        if listed or not (is_tensor(value) or isinstance(value, np.ndarray)):
+        if listed or not is_array(value):
             return self._listed(value, count)
         array = self._squared(to_array(value), count, padding)
         check_rows(array, count)
@@ -349,7 +350,7 @@ class ExtensionWriter(PartsWriter):
 def _objects(value: Any, count: int, padding: Padding) -> Array:
     """Return an object a row in an array of one axis, however alike the rows are."""
     items = value
-    if is_tensor(value) or hasattr(value, "toarray") or isinstance(value, np.ndarray):
+    if is_array(value):
         items = to_array(value)
     if count == 1 and _depth(items) == 0:
         items = [items[()] if isinstance(items, np.ndarray) else items]

@@ -17,6 +17,12 @@ from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn
 
 
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of NumPy or torch, or a sparse one."""
+    is_sparse = hasattr(value, "toarray")  # of SciPy
+    return is_sparse or isinstance(value, np.ndarray) or is_tensor(value)
+
+
 def to_array(value: Any) -> Array:
     """Return a tensor, list or array of any library as NumPy, copied only if it must.
 

@@ -13,7 +13,7 @@ except ImportError:  # Windows
 #: Runs at most.
 RUNS = 7
 #: Seconds after which nothing is run again.
-ENOUGH = 0.1
+TIME_LIMIT = 0.1
 
 
 class Clock:
@@ -59,7 +59,7 @@ class Clock:
     @property
     def enough(self) -> bool:
         """Whether another run would tell little."""
-        return self.runs >= RUNS or self._spent > ENOUGH
+        return self.runs >= RUNS or self._spent > TIME_LIMIT
 
     @property
     def seconds(self) -> float:

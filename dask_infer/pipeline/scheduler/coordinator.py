@@ -34,7 +34,7 @@ from dask_infer.spec.group_spec import COORDINATOR
 #: Seconds after which a watcher is answered even if nothing changed.
 POLL = 60.0
 #: Seconds between two looks at idle groups and silent workers.
-LOOK = 0.5
+POLL_SECONDS = 0.5
 
 
 class GroupCoordinator(SchedulerPlugin):
@@ -164,7 +164,7 @@ class GroupCoordinator(SchedulerPlugin):
     async def _look(self) -> None:
         """Release idle groups, replace stages of silent workers, let groups grow."""
         while True:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_SECONDS)
             for group in self.table:
                 self.table.release_if_idle(group)
                 self._look_at(group)

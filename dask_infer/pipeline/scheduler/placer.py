@@ -28,7 +28,7 @@ from dask_infer.plan.units import in_bytes
 from dask_infer.spec import GroupSpec
 
 #: Seconds between two looks at the workers while one is missing.
-LOOK = 0.1
+POLL_SECONDS = 0.1
 #: Seconds that a group which makes room may take to free its workers.
 MAKES_ROOM = 1.0
 #: Seconds in which users may come back that were lost with the same worker.
@@ -88,7 +88,7 @@ class Placer:
                         f"{self.spec.patience.grace:g} s, infer.placement.grace); "
                         f"{remedy(self.resources)}"
                     ) from error
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_SECONDS)
         lines = ["planned", plan.table(), *filter(None, [chain.note])]
         if self.group.microbatch is None:
             self.group.microbatch = microbatch_rows(plan, chain)
@@ -146,7 +146,7 @@ class Placer:
                 self.table.notify(self.group, f"waits: {self._shortage(instance)}")
             if time.monotonic() >= deadline:
                 raise self._refusal(instance)
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _find(
         self, instance: Instance, missing: Sequence[int], taken: Collection[str]

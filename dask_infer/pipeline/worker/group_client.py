@@ -67,7 +67,7 @@ class GroupClient:
         self._changed = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         #: Limits the calls: more than are admitted fill the pool of connections.
-        self._calls = asyncio.Semaphore()
+        self._most_calls, self._calls = 1, asyncio.Semaphore()
         self._sending: set[asyncio.Task[Answer]] = set()
         #: Microbatches in flight, by the instance that they are offered to first.
         self._sent: Counter[str] = Counter()
@@ -171,7 +171,8 @@ class GroupClient:
             if ready := _ready(state):
                 stages = len(ready[0].route)
                 self.window = window_size(self.spec.layout.window, stages)
-            self._calls = asyncio.Semaphore(self.window * max(1, len(state.instances)))
+            if (most := self.window * max(1, len(state.instances))) != self._most_calls:
+                self._most_calls, self._calls = most, asyncio.Semaphore(most)
             self._changed.set()
             self._changed = asyncio.Event()
 

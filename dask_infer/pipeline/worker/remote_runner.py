@@ -36,9 +36,9 @@ T = TypeVar("T")
 STAGE_BYTES = 1 << 30
 #: Most rows of a batch over those that were planned: 48 rows where 35 were planned are
 #: one batch, two of 24 took a twelfth more CPU (benchmarks/pipeline).
-STRETCH = 1.5
+MAX_OVERSIZE = 1.5
 #: Seconds between two looks of a feeder that waits.
-LOOK = 0.2
+POLL_SECONDS = 0.2
 
 
 class Waiting:
@@ -58,9 +58,9 @@ class Waiting:
             If this task is not wanted any more.
         """
         # Also where each answer comes at once.
-        if time.monotonic() - self._looked > LOOK:
+        if time.monotonic() - self._looked > POLL_SECONDS:
             self._look(future)
-        while not concurrent.futures.wait([future], LOOK).done:
+        while not concurrent.futures.wait([future], POLL_SECONDS).done:
             self._look(future)
         return future.result()
 
@@ -144,7 +144,7 @@ class RemoteRunner(Runner):
         """Return the policy of this worker's feeders for the group."""
         rows, best = bound, self.microbatch
         if best is not None:
-            rows = ceil(STRETCH * best) if bound is None else min(bound, best)
+            rows = ceil(MAX_OVERSIZE * best) if bound is None else min(bound, best)
         return super().batch_size(signature, bytes_per_row, rows)
 
     def free_bytes(self) -> int:

@@ -34,7 +34,7 @@ from dask_infer.replica.worker_place import Place
 from dask_infer.spec import Outputs
 
 #: Seconds between two looks whether the stage is still wanted.
-LOOK = 0.1
+POLL_SECONDS = 0.1
 
 
 class Queued(NamedTuple):
@@ -179,7 +179,7 @@ class StageServer:
         stream = replica.device.stream()
         while wanted():
             try:
-                item = self._queue.get(timeout=LOOK)
+                item = self._queue.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
             if item.answer.done():  # of an older epoch
