@@ -51,6 +51,30 @@ def test_sizes_make_a_difference():
     assert first_of(chain) == [0, 1, 2]
 
 
+def test_what_only_passes_through_makes_no_difference():
+    class Scaled(Layer):
+        def forward(self, x, scale):
+            return super().forward(x * scale)
+
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(Scaled() for _ in range(4))
+
+        def forward(self, x):
+            scale = x.sum(1, keepdim=True)
+            for layer in self.layers:
+                x = layer(x, scale)
+            return x
+
+    _, chain = split_module(Scales(), FLOATS)
+    assert len(chain.cut_names(1)) > len(chain.cut_names(4))
+    assert first_of(chain)[1:] == [1, 1, 1]
+    costs = profile(chain, 0, 4, 4)
+    assert len({cost.seconds for cost in costs[1:]}) == 1
+    assert costs[1].carry_bytes > costs[3].carry_bytes
+
+
 def test_unknown_sizes_are_like_nothing_else():
     class Drops(nn.Linear):
         def forward(self, x):
