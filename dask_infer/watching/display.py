@@ -1,6 +1,6 @@
 """Where lines of progress are shown: a terminal, a notebook, a file.
 
-Written here, in four escape codes: tqdm and rich are no dependencies of Dask or torch.
+Written here, in two escape codes: neither Dask nor torch brings tqdm or rich.
 tqdm's bars in notebooks are widgets, of which nothing is left in a saved notebook, and
 several of its bars need locks and places that a job's end must clean up; rich redirects
 stdout and logging meanwhile.
