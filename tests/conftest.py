@@ -55,6 +55,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     del os.environ["DASK_INFER__STORE__PATH"]
 
 
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """All records: a cluster that lives raises the level of pytest's own handler."""
+    caplog.handler.setLevel(0)
+    return caplog
+
+
 @pytest.fixture(scope="session")
 def cluster(store: Path) -> Iterator[LocalCluster]:
     """Two processes of one thread, as users run them."""

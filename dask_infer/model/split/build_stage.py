@@ -26,10 +26,11 @@ class ReturnedLeaves(nn.Module):
 
     A layer may do otherwise at sizes that it was not run at when the model was split:
     crop to 512 tokens, or return None. The code after it was exported for what was
-    learned, so anything else would give wrong values.
+    learned, so anything else would give wrong values. Without such code nothing is
+    checked.
     """
 
-    def __init__(self, path: str, signature: Signature) -> None:
+    def __init__(self, path: str, signature: Signature | None) -> None:
         super().__init__()
         self._path, self._signature = path, signature
 
@@ -38,9 +39,13 @@ class ReturnedLeaves(nn.Module):
         leaves: list[Any] = []
         structure = take_apart(output, leaves)
         known = [*(size for tensor in tensors for size in tensor.shape), *sizes]
-        if structure == self._signature.structure and all(
-            _is_as_learned(leaf, learned, tensors, known)
-            for leaf, learned in zip(leaves, self._signature.leaves, strict=True)
+        signature = self._signature
+        if signature is None or (
+            structure == signature.structure
+            and all(
+                _is_as_learned(leaf, learned, tensors, known)
+                for leaf, learned in zip(leaves, signature.leaves, strict=True)
+            )
         ):
             return leaves
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
@@ -112,7 +117,8 @@ def build_stage(
     for step in steps:
         if step.kind == "leaves":
             path, signature = step.target
-            check = ReturnedLeaves(path, pickling.from_bytes(signature))
+            learned = None if signature is None else pickling.from_bytes(signature)
+            check = ReturnedLeaves(path, learned)
             root.add_module(f"_leaves_of_{step.name}", check)
         nodes[step.name] = _call(graph, step, leaf)
     graph.output({name: nodes[name] for name in program.live(stop)})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -156,6 +156,8 @@ class GraphReader:
                 steps += self._layer(node)
             elif not _is_check(node):
                 steps.append(self._step(node))
+        if not any(map(_is_glue, steps)):  # nothing was exported for what layers return
+            steps = [_unchecked(step) for step in steps]
         program = Program(
             tuple(self._inputs.values()), tuple(steps), self._outputs(), self._values()
         )
@@ -306,6 +308,16 @@ def _value(found: Any, names: Mapping[Any, Any]) -> Value | None:
         else:
             shape.append(int(size))
     return Value(found.dtype if is_tensor else None, tuple(shape))
+
+
+def _is_glue(step: Step) -> bool:
+    return step.kind not in ("layer", "leaves") and step.target is not operator.getitem
+
+
+def _unchecked(step: Step) -> Step:
+    if step.kind != "leaves":
+        return step
+    return replace(step, target=(step.target[0], None))
 
 
 def _is_check(node: fx.Node) -> bool:
