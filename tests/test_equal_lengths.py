@@ -138,7 +138,7 @@ def test_a_missing_row_leaves_the_others_as_they_are_alone(here):
     np.testing.assert_allclose(found, alone(model, ids), atol=1e-5)
 
 
-class Sums(torch.nn.Module):
+class MaskedSums(torch.nn.Module):
     """Reads texts without a mask."""
 
     def __init__(self):
@@ -154,7 +154,7 @@ def test_texts_of_a_model_that_takes_no_mask(here, minilm):
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(minilm))
     texts = ["a cat", "the quick brown fox jumps over the lazy dog", "dask", "a dog"]
     ddf = dd.from_pandas(pd.DataFrame({"text": texts}), npartitions=1)
-    model = Sums()
+    model = MaskedSums()
     pred = ddf.infer.predict(model, columns="text", tokenizer=tokenizer)
     ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
     same(pred, [model(row)["logits"][0].detach().numpy() for row in ids])
