@@ -12,16 +12,15 @@ from torch import nn
 from dask_infer.batch.inputs.decided_dtypes import all_integers
 from dask_infer.client.model_call import ModelCall
 from dask_infer.model.shapes.propagate import CannotTrace, Example
-from dask_infer.spec import Argument, Inputs
+from dask_infer.spec import Argument, ArgumentKey, Inputs
 
 #: An argument of the model's call: its position or its name.
-Key = int | str
 
 #: What tokenizers return where they do not say.
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def examples(call: ModelCall, inputs: Inputs) -> dict[Key, Example]:
+def examples(call: ModelCall, inputs: Inputs) -> dict[ArgumentKey, Example]:
     """Return one row of each argument, by its position or name in the model's call.
 
     Raises
@@ -42,9 +41,9 @@ def examples(call: ModelCall, inputs: Inputs) -> dict[Key, Example]:
     return made
 
 
-def places(inputs: Inputs) -> dict[Key, int]:
+def places(inputs: Inputs) -> dict[ArgumentKey, int]:
     """Return where each argument of the call stands in `inputs`; tokens do not."""
-    found: dict[Key, int] = {}
+    found: dict[ArgumentKey, int] = {}
     for place, argument in enumerate(inputs.arguments):
         if not (inputs.tokenized and _is_text(argument)):
             position = sum(isinstance(key, int) for key in found)
@@ -53,7 +52,7 @@ def places(inputs: Inputs) -> dict[Key, int]:
 
 
 def split_keys(
-    made: Mapping[Key, Example],
+    made: Mapping[ArgumentKey, Example],
 ) -> tuple[list[Example], dict[str, Example]]:
     """Return positional and keyword arguments."""
     args = [made[key] for key in sorted(k for k in made if isinstance(k, int))]
@@ -85,7 +84,7 @@ def _example(argument: Argument, frame_meta: pd.DataFrame) -> Example:
     )
 
 
-def _token_examples(call: ModelCall) -> dict[Key, Example]:
+def _token_examples(call: ModelCall) -> dict[ArgumentKey, Example]:
     """Return what the tokenizer's outputs look like."""
     tokenizer = call.tokenizer
     names = getattr(tokenizer, "model_input_names", None)

@@ -1,7 +1,7 @@
 """The frozen nouns that travel from client to worker. Standard library only."""
 
 from dask_infer.spec.group_spec import GroupSpec, Patience
-from dask_infer.spec.input_spec import Argument, Fitted, Inputs, Undecided
+from dask_infer.spec.input_spec import Argument, ArgumentKey, Fitted, Inputs, Undecided
 from dask_infer.spec.job import Blob, Code, Job
 from dask_infer.spec.layout import Layout
 from dask_infer.spec.model_spec import ModelSpec
@@ -10,6 +10,7 @@ from dask_infer.spec.output_spec import ERROR_COLUMN, OutputColumn, Outputs
 __all__ = [
     "ERROR_COLUMN",
     "Argument",
+    "ArgumentKey",
     "Blob",
     "Code",
     "Fitted",

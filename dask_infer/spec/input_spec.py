@@ -9,6 +9,9 @@ from typing import Any, Literal
 #: object: unknown until a worker sees it (Dask calls list columns "object").
 Content = Literal["number", "list", "text", "bytes", "object"]
 
+#: An argument of a call: the place of a positional one, the keyword of any other.
+ArgumentKey = int | str
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -40,7 +43,7 @@ class Undecided:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     #: Place in `Inputs.arguments` of each that is undecided, by its key in the call.
-    places: dict[int | str, int]
+    places: dict[ArgumentKey, int]
 
 
 @dataclass(frozen=True)

@@ -291,3 +291,40 @@ def test_a_cause_keeps_its_own_cause_and_place(client):
     cause = raised.value.__cause__
     assert isinstance(cause.__cause__, KeyError)
     assert cause.__traceback__.tb_frame.f_code.co_filename
+
+
+class Branches(torch.nn.Module):
+    """Layers of which one returns something else for more than 32 rows."""
+
+    class Layer(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x), (x if len(x) > 32 else None)
+
+    def __init__(self):
+        super().__init__()
+        first, last = torch.nn.Linear(1, 4), torch.nn.Linear(4, 1)
+        self.layers = torch.nn.ModuleList([first, self.Layer(4, 4), last])
+
+    def forward(self, x):
+        x, more = self.layers[1](self.layers[0](x))
+        return self.layers[2](x if more is None else x + more)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "null", "quarantine"])
+def test_a_layer_that_does_otherwise_than_it_was_split_for(on_error, client):
+    """Not the fault of a row: it raises whatever becomes of rows."""
+    torch.manual_seed(0)
+    model = Branches().eval()
+    frame = pd.DataFrame({"x": np.arange(80, dtype="float32")})
+    ddf = dd.from_pandas(frame, npartitions=2)
+
+    def pred(rows):
+        layout = dask_infer.Layout(stages=2, microbatch=rows)
+        options = {"batch_size": rows, "parallel": layout, "on_error": on_error}
+        return ddf.infer.predict(model, columns=["x"], **options)["prediction"]
+
+    with torch.inference_mode():
+        expected = model(torch.tensor(frame["x"].to_numpy()[:16, None]))[:, 0]
+    np.testing.assert_allclose(pred(16).compute()[:16], expected, rtol=1e-5)
+    with pytest.raises(errors.OutputError, match=r'"layers\.1", called with \(40, 4\)'):
+        pred(40).compute()

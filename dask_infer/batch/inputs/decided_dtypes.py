@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from dask_infer.batch.inputs.column_types import number_type_of
-from dask_infer.spec import Argument, Inputs
+from dask_infer.spec import Argument, ArgumentKey, Inputs
 
 
 def all_integers(meta: pd.DataFrame, argument: Argument) -> bool:
@@ -17,7 +17,7 @@ def all_integers(meta: pd.DataFrame, argument: Argument) -> bool:
 
 
 def with_integers(
-    inputs: Inputs, meta: pd.DataFrame, integers: bool | Collection[int | str]
+    inputs: Inputs, meta: pd.DataFrame, integers: bool | Collection[ArgumentKey]
 ) -> Inputs:
     """Return `inputs` with stacked integer columns as "int64", or as "floating".
 

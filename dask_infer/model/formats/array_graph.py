@@ -26,6 +26,7 @@ from dask_infer.model.shapes.trace_errors import (
     cannot_trace,
     label,
 )
+from dask_infer.spec import ArgumentKey
 from dask_infer.spec.model_spec import ModelSpec
 
 _TEXTS = ("string", "text", "object")
@@ -95,7 +96,7 @@ class GraphCall:
         return next((dtype for dtype in dtypes if "float" in dtype), "float32")
 
     @property
-    def integers(self) -> tuple[int | str, ...]:
+    def integers(self) -> tuple[ArgumentKey, ...]:
         """Stacked columns of integers that go in as such."""
         return tuple(
             key
@@ -103,10 +104,10 @@ class GraphCall:
             if self.examples[key].integers and "int" in info.dtype
         )
 
-    def _match(self, inputs: Sequence[ArrayInfo]) -> dict[int | str, ArrayInfo]:
+    def _match(self, inputs: Sequence[ArrayInfo]) -> dict[ArgumentKey, ArrayInfo]:
         """Return the graph's input of each argument, given by place or by name."""
         named = {info.name: info for info in inputs}
-        found: dict[int | str, ArrayInfo] = {}
+        found: dict[ArgumentKey, ArrayInfo] = {}
         for key in self.examples:
             if key in named:
                 found[key] = named[str(key)]
@@ -121,7 +122,7 @@ class GraphCall:
             f"{', '.join(named)}; columns give {given}; {TWO}"
         )
 
-    def _sizes(self, key: int | str, info: ArrayInfo) -> tuple[int, ...]:
+    def _sizes(self, key: ArgumentKey, info: ArrayInfo) -> tuple[int, ...]:
         """Check one argument; return the shape of its batch."""
         example, (batch, *row) = self.examples[key], info.shape or (None,)
         if isinstance(batch, int):
@@ -144,7 +145,7 @@ class GraphCall:
         count, tokens = self.counts
         return (count, *(tokens if size is None else size for size in shape))
 
-    def _check_dtype(self, key: int | str, info: ArrayInfo) -> None:
+    def _check_dtype(self, key: ArgumentKey, info: ArrayInfo) -> None:
         """Refuse what `GraphModel` would not cast: numbers never change their kind."""
         example, wanted = self.examples[key], info.dtype
         given = "float32" if example.dtype == "floating" else example.dtype

@@ -33,18 +33,18 @@ from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.trace_errors import Example, cannot_trace
 from dask_infer.model.split_refusals import AS_MODULE, CannotSplit
 from dask_infer.model.store.blob_store import PendingBlob, read_blob
-from dask_infer.spec import Fitted
+from dask_infer.spec import ArgumentKey, Fitted
 from dask_infer.spec.model_spec import Interface, ModelSpec
 
 #: Output, name of the floating dtype, arguments that go in as integers.
-Declared = tuple[Any, str, tuple[int | str, ...]]
+Declared = tuple[Any, str, tuple[ArgumentKey, ...]]
 
 
 class FileCall(NamedTuple):
     """A call whose outputs the files of a model declare."""
 
     #: One row of each argument, by place or by name.
-    examples: Mapping[int | str, Example]
+    examples: Mapping[ArgumentKey, Example]
     #: Counts of rows and of tokens.
     counts: tuple[int, int]
     method: str | None = None

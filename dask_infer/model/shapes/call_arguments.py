@@ -10,17 +10,23 @@ from typing import Any
 import torch
 
 from dask_infer.model.shapes.trace_errors import TWO, ArityMismatch, Example
+from dask_infer.spec import ArgumentKey
 
-Key = int | str
+
+def by_key(args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[ArgumentKey, Any]:
+    """Return the arguments of a call by place and by keyword."""
+    keyed: dict[ArgumentKey, Any] = dict(enumerate(args))
+    keyed.update(kwargs.items())
+    return keyed
 
 
 def taken(
     name: str,
     function: str,
     signature: inspect.Signature,
-    examples: Mapping[Key, Example],
+    examples: Mapping[ArgumentKey, Example],
     extra: Iterable[str],
-) -> dict[Key, Example]:
+) -> dict[ArgumentKey, Example]:
     """Return the arguments that a function takes, a mask of lists of ids included.
 
     Parameters
@@ -67,7 +73,7 @@ def check_arity(
     name: str,
     function: str,
     signature: inspect.Signature,
-    examples: Iterable[int | str],
+    examples: Iterable[ArgumentKey],
     extra: Iterable[str],
 ) -> None:
     """Raise `ArityMismatch` unless columns and `call_kwargs` bind to the signature.

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from dask_infer.model.formats.format import FileCall
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import is_lazy, parse_dtype
-from dask_infer.model.shapes.call_arguments import taken, without_cache
+from dask_infer.model.shapes.call_arguments import by_key, taken, without_cache
 from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.padding import generates
 from dask_infer.model.shapes.sandbox import sandbox
@@ -36,7 +36,7 @@ from dask_infer.model.shapes.trace_errors import (
     require_method,
 )
 from dask_infer.model.shapes.traced_outputs import Traced, compared, leaves_of
-from dask_infer.spec import ModelSpec
+from dask_infer.spec import ArgumentKey, ModelSpec
 
 __all__ = [
     "ArityMismatch",
@@ -48,7 +48,6 @@ __all__ = [
     "propagate",
 ]
 
-Key = int | str
 
 #: Counts of rows and of tokens to choose from; small models take few tokens.
 _ROWS = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
@@ -97,8 +96,7 @@ def propagate(
     CannotTrace
         It depends on values, leaves torch, or is opaque: ``meta=`` is needed.
     """
-    examples: dict[Key, Example] = dict(enumerate(args))
-    examples.update(kwargs.items())
+    examples = by_key(args, kwargs)
     with sandbox():
         if format_of(spec).declares_outputs:
             return _declared(spec, examples, method, dtype)
@@ -124,14 +122,16 @@ def check_call(
     """
     if not isinstance(live, torch.nn.Module):
         return
-    examples: dict[Key, Example] = dict(enumerate(args))
-    examples.update(kwargs.items())
+    examples = by_key(args, kwargs)
     source = _traceable_model(spec, live)
     _Call(spec.name, source, method, examples, dict(call_kwargs or {}), None).checked()
 
 
 def _declared(
-    spec: ModelSpec, examples: dict[Key, Example], method: str | None, dtype: str | None
+    spec: ModelSpec,
+    examples: dict[ArgumentKey, Example],
+    method: str | None,
+    dtype: str | None,
 ) -> Traced:
     """Return what the model's files declare, for two counts of rows and of tokens."""
     both = []
@@ -159,7 +159,7 @@ class _Call:
     name: str
     source: TraceableModel
     method: str | None
-    examples: dict[Key, Example]
+    examples: dict[ArgumentKey, Example]
     extra: dict[str, Any]
     dtype: str | None
     dropped: tuple[str, ...] = ()
@@ -220,7 +220,7 @@ class _Call:
         assert refused is not None
         raise refused
 
-    def _twice(self, as_integers: tuple[Key, ...]) -> Traced:
+    def _twice(self, as_integers: tuple[ArgumentKey, ...]) -> Traced:
         """Trace with two counts of rows and tokens: they tell which axis is which."""
         sizes = self._sizes()
         rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
@@ -234,13 +234,13 @@ class _Call:
         return found
 
     def _traced_with(
-        self, as_integers: tuple[Key, ...], rows: int, tokens: int
+        self, as_integers: tuple[ArgumentKey, ...], rows: int, tokens: int
     ) -> Traced:
         output = self._attempt(as_integers, rows, tokens)
         floating = _name(self.floating)
         return Traced(output, rows, tokens, floating, as_integers, self.dropped)
 
-    def _only_floats(self, found: Traced) -> tuple[Key, ...]:
+    def _only_floats(self, found: Traced) -> tuple[ArgumentKey, ...]:
         """Return the objects that the model must not be given as integers.
 
         It refuses them, or they would change the dtype of its output. Lists of unknown
@@ -272,7 +272,9 @@ class _Call:
         given = chain.from_iterable(example.shape for example in self.examples.values())
         return {int(size) for size in chain(own, given) if size is not None}
 
-    def _attempt(self, as_integers: tuple[Key, ...], rows: int, tokens: int) -> Any:
+    def _attempt(
+        self, as_integers: tuple[ArgumentKey, ...], rows: int, tokens: int
+    ) -> Any:
         floating = self.floating
         weights = floating if self.dtype is not None else None
         try:
@@ -289,7 +291,7 @@ class _Call:
 
     def _run(
         self,
-        as_integers: tuple[Key, ...],
+        as_integers: tuple[ArgumentKey, ...],
         counts: tuple[int, int],
         weights: torch.dtype | None,
         floating: torch.dtype,
@@ -323,7 +325,11 @@ class _Call:
             raise cannot_trace(self.name, reason) from error
 
     def _tensor(
-        self, key: Key, floating: torch.dtype, integers: bool, counts: tuple[int, int]
+        self,
+        key: ArgumentKey,
+        floating: torch.dtype,
+        integers: bool,
+        counts: tuple[int, int],
     ) -> torch.Tensor:
         example, (rows, tokens) = self.examples[key], counts
         known = {"floating": floating, **vars(torch)}
@@ -335,7 +341,7 @@ class _Call:
         return torch.empty(rows, *shape, dtype=dtype)
 
     def _attempted(
-        self, tensors: Mapping[Key, torch.Tensor], counts: tuple[int, int]
+        self, tensors: Mapping[ArgumentKey, torch.Tensor], counts: tuple[int, int]
     ) -> Attempt:
         shown = {
             key: Example(_name(tensor.dtype), self.examples[key].shape)
@@ -344,14 +350,16 @@ class _Call:
         return Attempt(self.name, shown, *counts)
 
 
-def _subsets(examples: Mapping[Key, Example]) -> Iterator[tuple[Key, ...]]:
+def _subsets(
+    examples: Mapping[ArgumentKey, Example],
+) -> Iterator[tuple[ArgumentKey, ...]]:
     able = [key for key, example in examples.items() if example.integers]
     sizes = range(len(able) + 1) if len(able) <= _COMBINED else (0, len(able))
     return chain.from_iterable(combinations(able, size) for size in sizes)
 
 
 def _split(
-    tensors: Mapping[Key, torch.Tensor],
+    tensors: Mapping[ArgumentKey, torch.Tensor],
 ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
     args = [tensor for key, tensor in tensors.items() if isinstance(key, int)]
     return args, {key: t for key, t in tensors.items() if isinstance(key, str)}

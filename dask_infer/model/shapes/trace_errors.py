@@ -17,6 +17,7 @@ import torch
 
 from dask_infer.errors import InferError, InputError
 from dask_infer.model.runtime.methods import MissingMethodError
+from dask_infer.spec import ArgumentKey
 
 ASK = (
     'say what it returns with meta=, as in meta="float32" or meta={"score": "float32"}'
@@ -68,7 +69,7 @@ class Attempt:
     """One call on fake tensors: what a refusal has to tell."""
 
     name: str
-    examples: Mapping[int | str, Example]
+    examples: Mapping[ArgumentKey, Example]
     rows: int
     tokens: int
 
@@ -165,7 +166,7 @@ def cannot_trace(name: str, reason: str) -> CannotTrace:
     return error
 
 
-def label(key: int | str) -> str:
+def label(key: ArgumentKey) -> str:
     """Return what an argument is called: its place or its keyword."""
     return f"argument {key + 1}" if isinstance(key, int) else f'argument "{key}"'
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from dask_infer.spec import ArgumentKey
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -25,18 +27,18 @@ class Traced:
     floating: str
     #: Stacked lists that have to go in as int64: places of positional arguments,
     #: keywords of others.
-    as_integers: tuple[int | str, ...] = ()
+    as_integers: tuple[ArgumentKey, ...] = ()
     #: Optional arguments that the model does not take.
     dropped: tuple[str, ...] = ()
     #: Lists that have to go in floating, though they hold integers or may.
-    as_floats: tuple[int | str, ...] = ()
+    as_floats: tuple[ArgumentKey, ...] = ()
     #: Tensors of `output`, by `id`, that hold no row's values: their sizes follow the
     #: batch on other axes than those of the rows and tokens, or not on the first.
     uneven: frozenset[int] = frozenset()
     #: The padded axis is the output's own: sequences that were generated.
     ragged: bool = False
 
-    def dtypes(self, places: Mapping[int | str, int]) -> dict[int, str]:
+    def dtypes(self, places: Mapping[ArgumentKey, int]) -> dict[int, str]:
         """Return the dtypes that arguments must have, by place."""
         integers = {places[key]: "int64" for key in self.as_integers if key in places}
         return integers | {

@@ -26,26 +26,28 @@ class ReturnedLeaves(nn.Module):
 
     A layer may do otherwise at sizes that it was not run at when the model was split:
     crop to 512 tokens, or return None. The code after it was exported for what was
-    learned, so anything else would give wrong values. Without such code nothing is
-    checked.
+    learned, so anything else would give wrong values.
+
+    Parameters
+    ----------
+    path, signature
+        The layer, and what was learned of it.
+    has_glue
+        Whether code of the model's own was exported for the sizes that it returns.
     """
 
-    def __init__(self, path: str, signature: Signature | None) -> None:
+    def __init__(self, path: str, signature: Signature, has_glue: bool) -> None:
         super().__init__()
-        self._path, self._signature = path, signature
+        self._path, self._signature, self._has_glue = path, signature, has_glue
 
     def forward(self, output: Any, tensors: list[Any], sizes: list[int]) -> list[Any]:
         """Return the leaves of an output; `tensors` and `sizes` are the arguments'."""
         leaves: list[Any] = []
         structure = take_apart(output, leaves)
         known = [*(size for tensor in tensors for size in tensor.shape), *sizes]
-        signature = self._signature
-        if signature is None or (
-            structure == signature.structure
-            and all(
-                _is_as_learned(leaf, learned, tensors, known)
-                for leaf, learned in zip(leaves, signature.leaves, strict=True)
-            )
+        if structure == self._signature.structure and all(
+            self._is_as_learned(leaf, learned, tensors, known)
+            for leaf, learned in zip(leaves, self._signature.leaves, strict=True)
         ):
             return leaves
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
@@ -55,23 +57,26 @@ class ReturnedLeaves(nn.Module):
             'number or structure): use parallel="data", or batches of other sizes'
         )
 
-
-def _is_as_learned(
-    leaf: Any, learned: Any, tensors: list[Any], known: list[int]
-) -> bool:
-    if isinstance(learned, Input):
-        return leaf is tensors[learned.place]
-    if isinstance(learned, SizeRule):
-        return learned.size(known) in (leaf, None)
-    if not isinstance(learned, Made):
-        return type(leaf) is type(learned) and bool(leaf == learned)
-    if not isinstance(leaf, torch.Tensor) or leaf.dtype != learned.dtype:
-        return False
-    rules = learned.shape
-    return leaf.dim() == len(rules) and all(
-        rule.size(known) in (size, None)
-        for size, rule in zip(leaf.shape, rules, strict=True)
-    )
+    def _is_as_learned(
+        self, leaf: Any, learned: Any, tensors: list[Any], known: list[int]
+    ) -> bool:
+        if isinstance(learned, Input):
+            return leaf is tensors[learned.place]
+        if isinstance(learned, SizeRule):
+            return learned.size(known) in (leaf, None)
+        if not isinstance(learned, Made):
+            return type(leaf) is type(learned) and bool(leaf == learned)
+        if not isinstance(leaf, torch.Tensor):
+            return False
+        rules = learned.shape
+        return not self._has_glue or (
+            leaf.dtype == learned.dtype
+            and leaf.dim() == len(rules)
+            and all(
+                rule.size(known) in (size, None)
+                for size, rule in zip(leaf.shape, rules, strict=True)
+            )
+        )
 
 
 def build_stage(
@@ -116,9 +121,8 @@ def build_stage(
 
     for step in steps:
         if step.kind == "leaves":
-            path, signature = step.target
-            learned = None if signature is None else pickling.from_bytes(signature)
-            check = ReturnedLeaves(path, learned)
+            path, learned = step.target
+            check = ReturnedLeaves(path, *pickling.from_bytes(learned))
             root.add_module(f"_leaves_of_{step.name}", check)
         nodes[step.name] = _call(graph, step, leaf)
     graph.output({name: nodes[name] for name in program.live(stop)})

@@ -16,8 +16,7 @@ from dask_infer.model.split.export.size_guards import Guard
 from dask_infer.model.split.nesting import put_together
 from dask_infer.model.split.program import Program, Value, ValueRef, WeightRef
 from dask_infer.plan.units import in_bytes
-
-Key = int | str
+from dask_infer.spec import ArgumentKey
 
 #: What a chain's numbers of bytes are given for, where texts may have any length.
 TOKENS = 128
@@ -82,7 +81,7 @@ class Chain:
     #: Places of the program's steps between which the blocks are.
     bounds: tuple[int, ...]
     #: Name of the input at each place or keyword of the call.
-    inputs: Mapping[Key, str]
+    inputs: Mapping[ArgumentKey, str]
     #: Arguments that a caller may give and the model does not take.
     dropped: tuple[str, ...]
     #: Every tensor by its first name.
@@ -137,7 +136,7 @@ class Chain:
             If arguments are missing, there are others than the model was split for, or
             their sizes are ones for which its code takes another branch.
         """
-        given: dict[Key, Any] = dict(enumerate(args))
+        given: dict[ArgumentKey, Any] = dict(enumerate(args))
         given.update((k, v) for k, v in kwargs.items() if k not in self.dropped)
         if given.keys() != self.inputs.keys():
             raise InputError(
@@ -230,6 +229,6 @@ def _synthetic(name: str, value: Value | None, rows: int, tokens: int) -> Any:
     return torch.full(shape, int(value.dtype is torch.bool), dtype=value.dtype)
 
 
-def _listed(keys: Iterable[Key]) -> str:
+def _listed(keys: Iterable[ArgumentKey]) -> str:
     names = [f'"{key}"' if isinstance(key, str) else f"{key + 1}" for key in keys]
     return ", ".join(names) or "none"

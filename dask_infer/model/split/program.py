@@ -61,8 +61,8 @@ class Step:
 
     name: str
     kind: Literal["layer", "leaves", "operator", "function"]
-    #: Path of a layer, that and the pickle of what the layer must return (None for
-    #: anything), a function, or ``(namespace, name, overload)`` of an operator.
+    #: Path of a layer, that and the pickle of what the layer must return, a function,
+    #: or ``(namespace, name, overload)`` of an operator.
     target: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)

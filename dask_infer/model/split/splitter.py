@@ -9,6 +9,7 @@ from torch import nn
 
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import parse_dtype
+from dask_infer.model.shapes.call_arguments import by_key
 from dask_infer.model.shapes.sandbox import sandbox
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.chain import Chain
@@ -53,8 +54,7 @@ def split(
     CannotSplit
         If it cannot be split exactly; names the cause, the line and the remedy.
     """
-    examples: dict[int | str, Example] = dict(enumerate(args))
-    examples.update(kwargs.items())
+    examples = by_key(args, kwargs)
     with sandbox():
         wanted = parse_dtype(dtype)
         model = format_of(spec).open_to_split(spec, live, wanted)

@@ -32,7 +32,7 @@ from dask_infer.spec import GroupSpec
 from dask_infer.spec.group_spec import COORDINATOR
 
 #: Seconds after which a watcher is answered even if nothing changed.
-POLL = 60.0
+LONG_POLL_SECONDS = 60.0
 #: Seconds between two looks at idle groups and silent workers.
 POLL_SECONDS = 0.5
 
@@ -103,7 +103,7 @@ class GroupCoordinator(SchedulerPlugin):
             return pickle.dumps(GroupState(Group.next_version(), "released"))
         if group.version <= version:
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(group.changed.wait(), POLL)
+                await asyncio.wait_for(group.changed.wait(), LONG_POLL_SECONDS)
         return pickle.dumps(group.state())
 
     async def _ready(self, instance: str, index: int, epoch: int, facts: bytes) -> None:

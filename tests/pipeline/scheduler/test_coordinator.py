@@ -8,6 +8,7 @@ import time
 import pytest
 from distributed import Scheduler
 
+from dask_infer.pipeline.scheduler import coordinator
 from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 from dask_infer.spec.group_spec import COORDINATOR
 
@@ -174,7 +175,7 @@ async def test_a_long_poll_is_answered_by_the_next_change():
 
 @on_loop
 async def test_a_long_poll_ends_without_a_change(monkeypatch):
-    monkeypatch.setattr("dask_infer.pipeline.scheduler.coordinator.POLL", 0.01)
+    monkeypatch.setattr(coordinator, "LONG_POLL_SECONDS", 0.01)
     async with StubScheduler("a") as cluster:
         spec = spec_of()
         state = await cluster.open(spec)

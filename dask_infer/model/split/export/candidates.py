@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import nn
 
@@ -135,3 +135,17 @@ def _owns_tensors(part: nn.Module) -> bool:
 
 def _owns_parts(part: nn.Module) -> bool:
     return any(_owns_tensors(child) for child in part.children())
+
+
+def is_sequential(module: nn.Module, layers: Collection[str], path: str = "") -> bool:
+    """Whether all code around layers at these paths is that of ``nn.Sequential``."""
+    own = type(module).forward is nn.Sequential.forward
+    return (
+        own
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and all(
+            (inner := f"{path}{name}") in layers
+            or is_sequential(child, layers, f"{inner}.")
+            for name, child in module.named_children()
+        )
+    )

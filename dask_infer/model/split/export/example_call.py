@@ -14,8 +14,7 @@ from dask_infer.model.shapes.trace_errors import Example, label
 from dask_infer.model.split.export.layer_signature import ROWS, TOKENS
 from dask_infer.model.split.export.source_model import SplitSource
 from dask_infer.model.split_refusals import CannotSplit
-
-Key = int | str
+from dask_infer.spec import ArgumentKey
 
 
 def is_padded(example: Example) -> bool:
@@ -28,7 +27,7 @@ class ExampleCall:
     """The arguments of a call."""
 
     name: str
-    examples: Mapping[Key, Example]
+    examples: Mapping[ArgumentKey, Example]
     #: Constant keyword arguments.
     extra: Mapping[str, Any]
     #: Optional arguments that the model does not take.
@@ -39,7 +38,7 @@ class ExampleCall:
     def of(
         cls,
         source: SplitSource,
-        examples: Mapping[Key, Example],
+        examples: Mapping[ArgumentKey, Example],
         extra: Mapping[str, Any],
     ) -> ExampleCall:
         """Check the arguments against the model's signature.
@@ -61,7 +60,7 @@ class ExampleCall:
         args = tuple(t for key, t in made.items() if isinstance(key, int))
         return args, {key: t for key, t in made.items() if isinstance(key, str)}
 
-    def _zeros(self, key: Key) -> torch.Tensor:
+    def _zeros(self, key: ArgumentKey) -> torch.Tensor:
         example = self.examples[key]
         dtype = {"floating": self.floating, **vars(torch)}.get(example.dtype)
         if not isinstance(dtype, torch.dtype):
@@ -71,13 +70,13 @@ class ExampleCall:
         return torch.zeros(ROWS, *shape, dtype=dtype)
 
     @property
-    def dynamic(self) -> dict[Key, tuple[int, ...]]:
+    def dynamic(self) -> dict[ArgumentKey, tuple[int, ...]]:
         """Axes of each argument that may have any size."""
         return {
             key: (0, *(n + 1 for n, size in enumerate(ex.shape) if size is None))
             for key, ex in self.examples.items()
         }
 
-    def has_tokens(self, key: Key) -> bool:
+    def has_tokens(self, key: ArgumentKey) -> bool:
         """Whether axis 1 of an argument is padded."""
         return is_padded(self.examples[key])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,8 +25,7 @@ from dask_infer.model.split.export.layer_signature import Input
 from dask_infer.model.split.nesting import put_together
 from dask_infer.model.split.program import Program, Step, Value, ValueRef, WeightRef
 from dask_infer.model.split_refusals import NotExactError
-
-Key = int | str
+from dask_infer.spec import ArgumentKey
 
 #: Checks, which compute nothing.
 _CHECKS = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range")
@@ -40,7 +39,7 @@ class Graph:
     #: Place of the first step of each of the model's modules, by path.
     places: Mapping[str, int]
     #: Name of the input at each place or keyword of the call.
-    inputs: Mapping[Key, str]
+    inputs: Mapping[ArgumentKey, str]
     #: Values of tensors that no checkpoint holds.
     constants: Mapping[str, torch.Tensor]
     #: Parameters and buffers, by name.
@@ -117,18 +116,23 @@ class GraphReader:
         Whether axis 1 of an argument is padded.
     sites
         What calls of the layers' operator stand for.
+    has_glue
+        Whether code of the model's own runs around the layers.
     """
 
     def __init__(
         self,
         exported: ExportedProgram,
-        tokens_of: Callable[[Key], bool],
+        tokens_of: Callable[[ArgumentKey], bool],
         sites: Mapping[int, Site],
+        *,
+        has_glue: bool = True,
     ) -> None:
         self._exported, self._tokens_of, self._sites = exported, tokens_of, sites
+        self._has_glue = has_glue
         #: What stands for each node.
         self._refs: dict[str, Any] = {}
-        self._inputs: dict[Key, str] = {}
+        self._inputs: dict[ArgumentKey, str] = {}
         self._weights: dict[str, torch.Tensor] = {}
         self._constants: dict[str, torch.Tensor] = {}
         self._places: dict[str, int] = {}
@@ -156,8 +160,6 @@ class GraphReader:
                 steps += self._layer(node)
             elif not _is_check(node):
                 steps.append(self._step(node))
-        if not any(map(_is_glue, steps)):  # nothing was exported for what layers return
-            steps = [_unchecked(step) for step in steps]
         program = Program(
             tuple(self._inputs.values()), tuple(steps), self._outputs(), self._values()
         )
@@ -267,8 +269,9 @@ class GraphReader:
         """Pickle what the layer returns: a program imports no class of the user's."""
         signature = site.signature
         if id(signature) not in self._pickled:
-            survey = pickling.Survey()
-            self._pickled[id(signature)] = pickling.to_bytes(signature, survey)
+            learned = (signature, self._has_glue)
+            pickled = pickling.to_bytes(learned, pickling.Survey())
+            self._pickled[id(signature)] = pickled
         return site.path, self._pickled[id(signature)]
 
     # Sizes
@@ -308,16 +311,6 @@ def _value(found: Any, names: Mapping[Any, Any]) -> Value | None:
         else:
             shape.append(int(size))
     return Value(found.dtype if is_tensor else None, tuple(shape))
-
-
-def _is_glue(step: Step) -> bool:
-    return step.kind not in ("layer", "leaves") and step.target is not operator.getitem
-
-
-def _unchecked(step: Step) -> Step:
-    if step.kind != "leaves":
-        return step
-    return replace(step, target=(step.target[0], None))
 
 
 def _is_check(node: fx.Node) -> bool:

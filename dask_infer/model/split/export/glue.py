@@ -12,10 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from dask_infer.model.shapes.call_arguments import by_key
 from dask_infer.model.split.assemble import assemble
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.export.candidates import (
     candidates,
+    is_sequential,
     items_around,
     opaque_layers,
     outermost,
@@ -129,7 +131,10 @@ def _read(
         lines = exported._guards_code
         exported = functional(exported, layers.sites)
     guards = guards_of(lines, source.module.forward, call.examples)
-    graph = GraphReader(exported, call.has_tokens, layers.sites).read()
+    opaque = {site.path for site in layers.sites.values()}
+    has_glue = not is_sequential(source.module, opaque)
+    reader = GraphReader(exported, call.has_tokens, layers.sites, has_glue=has_glue)
+    graph = reader.read()
     return graph, root.structure, guards
 
 
@@ -207,8 +212,7 @@ def _export(module: nn.Module, call: ExampleCall, root: _Root) -> ExportedProgra
     """Export a module in eval mode, with axes that may have any size."""
     args, kwargs = call.tensors()
     shapes = torch.export.ShapesCollection()
-    given: dict[int | str, Any] = dict(enumerate(args))
-    given.update(kwargs.items())
+    given = by_key(args, kwargs)
     for key, axes in call.dynamic.items():
         shapes[given[key]] = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
     kwargs = {**kwargs, **call.extra}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Key = int | str
+from dask_infer.spec import ArgumentKey
 
 #: What a guard may consist of beside sizes; nothing else is ever evaluated.
 _ALLOWED = (
@@ -43,9 +43,9 @@ class Guard:
     #: The same with the names of `axes`.
     expression: str
     #: Argument, axis and text of each size, by the name it has in the expression.
-    axes: Mapping[str, tuple[Key, int, str]]
+    axes: Mapping[str, tuple[ArgumentKey, int, str]]
 
-    def holds(self, given: Mapping[Key, Any]) -> bool:
+    def holds(self, given: Mapping[ArgumentKey, Any]) -> bool:
         """Return whether a call's arguments meet it."""
         names = {"__builtins__": {}, "min": min, "max": max}
         try:
@@ -53,17 +53,17 @@ class Guard:
         except ZeroDivisionError:  # a batch without rows: nothing can be wrong
             return True
 
-    def sizes(self, given: Mapping[Key, Any]) -> str:
+    def sizes(self, given: Mapping[ArgumentKey, Any]) -> str:
         """Return the sizes that it speaks of, as `ids.shape[1] is 20`."""
         sizes = self._sizes(given)
         return ", ".join(f"{t} is {sizes[n]}" for n, (_, _, t) in self.axes.items())
 
-    def _sizes(self, given: Mapping[Key, Any]) -> dict[str, int]:
+    def _sizes(self, given: Mapping[ArgumentKey, Any]) -> dict[str, int]:
         return {n: given[key].shape[axis] for n, (key, axis, _) in self.axes.items()}
 
 
 def guards_of(
-    lines: Iterable[str], forward: Callable[..., Any], keys: Iterable[Key]
+    lines: Iterable[str], forward: Callable[..., Any], keys: Iterable[ArgumentKey]
 ) -> tuple[Guard, ...]:
     """Return the guards that speak of sizes of a call's arguments.
 
@@ -100,7 +100,7 @@ class _SizeReader(ast.NodeTransformer):
 
     def __init__(self, bound: Mapping[str, Any]) -> None:
         self._bound = bound
-        self.axes: dict[str, tuple[Key, int, str]] = {}
+        self.axes: dict[str, tuple[ArgumentKey, int, str]] = {}
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         """Return the name of a size, noted in `axes`."""

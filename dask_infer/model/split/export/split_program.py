@@ -13,19 +13,19 @@ from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.assemble import assemble
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.export.candidates import candidates, check_cuts
-from dask_infer.model.split.export.example_call import ExampleCall, Key, is_padded
+from dask_infer.model.split.export.example_call import ExampleCall, is_padded
 from dask_infer.model.split.export.exported_graph import Graph, GraphReader, functional
 from dask_infer.model.split.export.glue import places_of
 from dask_infer.model.split.export.source_model import SplitSource
 from dask_infer.model.split.nesting import Leaf, Node, take_apart
 from dask_infer.model.split_refusals import CannotSplit, cause_of
-from dask_infer.spec import ModelSpec
+from dask_infer.spec import ArgumentKey, ModelSpec
 
 
 def split_program(
     spec: ModelSpec,
     exported: ExportedProgram,
-    examples: dict[Key, Example],
+    examples: dict[ArgumentKey, Example],
     cuts: tuple[str, ...] | None,
 ) -> Chain:
     """Split a program.
@@ -55,12 +55,12 @@ def split_program(
 
 
 def _taken(
-    spec: ModelSpec, exported: ExportedProgram, examples: dict[Key, Example]
-) -> dict[Key, Example]:
+    spec: ModelSpec, exported: ExportedProgram, examples: dict[ArgumentKey, Example]
+) -> dict[ArgumentKey, Example]:
     """Return the arguments that the program takes, by the place they have there."""
     in_spec: Any = exported.call_spec.in_spec
     args, kwargs = pytree.tree_unflatten(range(in_spec.num_leaves), in_spec)
-    wanted: list[Key] = [*range(len(args)), *kwargs]
+    wanted: list[ArgumentKey] = [*range(len(args)), *kwargs]
     taken = {k: ex for k, ex in examples.items() if k in wanted or not ex.optional}
     if set(taken) == set(wanted):
         return taken
@@ -83,7 +83,9 @@ def _structure(exported: ExportedProgram) -> Leaf | Node:
     return found
 
 
-def _check_sizes(spec: ModelSpec, graph: Graph, taken: dict[Key, Example]) -> None:
+def _check_sizes(
+    spec: ModelSpec, graph: Graph, taken: dict[ArgumentKey, Example]
+) -> None:
     """Refuse programs that were exported for one number of rows, or of tokens."""
     for key, name in graph.inputs.items():
         shape = graph.program.values[name].shape

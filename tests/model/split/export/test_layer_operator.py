@@ -480,3 +480,50 @@ def test_code_that_reads_the_strides_of_a_layer_is_refused():
 
     with pytest.raises(CannotSplit, match="strides"):
         split_module(Strided(), TOKENS)
+
+
+def test_a_sequential_may_return_any_sizes_but_no_other_structure():
+    class Doubles(Dense):
+        def forward(self, x: Any) -> Any:
+            return self.dense(x if len(x) <= 32 else x.repeat(2, 1))
+
+    class Pairs(Dense):
+        def forward(self, x: Any) -> Any:
+            return (self.dense(x), x) if len(x) > 32 else self.dense(x)
+
+    spec, chain = split_module(nn.Sequential(Layer(), Doubles(), Layer()), FLOATS)
+    assert_exact(spec, chain, torch.randn(40, 8))
+    spec, chain = split_module(nn.Sequential(Layer(), Pairs(), First()), FLOATS)
+    assert_exact(spec, chain, torch.randn(4, 8))
+    with pytest.raises(OutputError, match=r'layer "1", called with \(40, 8\)'):
+        run(spec, chain, (1, 2), (torch.randn(40, 8),), {})
+
+
+class First(nn.Module):
+    """Reads the first of several, or the only one."""
+
+    def forward(self, x: Any) -> Any:
+        return x[0] * 2 if isinstance(x, tuple) else x * 3
+
+
+def test_a_branch_that_leaves_no_step_is_code_of_the_models_own():
+    """Code around layers without any operator looked like none at all."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Layer(), NoneUpTo32Rows(), Layer()])
+
+        def forward(self, x: Any) -> Any:
+            x, more = self.layers[1](self.layers[0](x))
+            return self.layers[2](x if more is None else more)
+
+    spec, chain = split_module(Branches(), FLOATS)
+    assert_exact(spec, chain, torch.randn(16, 8))
+    with pytest.raises(OutputError, match=r'"layers\.1", called with \(40, 8\)'):
+        run(spec, chain, (1, 2), (torch.randn(40, 8),), {})
+
+
+class NoneUpTo32Rows(Dense):
+    def forward(self, x: Any) -> Any:
+        return self.dense(x), (x if len(x) > 32 else None)
