@@ -11,6 +11,7 @@ from typing import Any
 
 from dask._collections import new_collection
 from dask._task_spec import Task, TaskRef
+from dask.core import flatten
 from dask.dataframe.dask_expr import DataFrame, Series
 from dask.dataframe.dask_expr._expr import (
     Blockwise,
@@ -45,6 +46,7 @@ __all__ = [
     "current_task_key",
     "is_filter_pushdown_available",
     "is_fusible",
+    "is_lazy",
     "live_clients",
     "new_collection",
     "projected_columns",
@@ -54,6 +56,13 @@ __all__ = [
     "show_page",
     "task_start",
 ]
+
+
+def is_lazy(collection: Any) -> bool:
+    """Whether a collection has partitions to compute that nobody computes yet."""
+    graph = collection.__dask_graph__()
+    keys = flatten(collection.__dask_keys__())
+    return any(isinstance(graph[key], (Task, tuple)) for key in keys)
 
 
 def projected_columns(expr: Expr, parent: Expr, dependents: Any) -> set[Any]:

@@ -6,6 +6,7 @@ from dask_infer import config
 from dask_infer.client.examples import examples, split_keys
 from dask_infer.client.model_call import ModelCall
 from dask_infer.model.runtime.stage_model import chain_blob, read_chain
+from dask_infer.plan.units import count
 from dask_infer.spec import Blob, GroupSpec, Inputs, Patience
 
 
@@ -67,7 +68,7 @@ def _chain(call: ModelCall, inputs: Inputs) -> Blob:
     blocks = len(read_chain(blob).blocks)
     if isinstance(stages, int) and stages > blocks:
         raise ValueError(
-            f'model "{call.spec.name}" has {blocks} blocks that a stage can begin '
-            f"with: pass at most stages={blocks}"
+            f'model "{call.spec.name}" has {count(blocks, "block")} that a stage can '
+            f"begin with: pass at most stages={blocks}"
         )
     return blob

@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any
 
+from dask.base import is_dask_collection
 from dask.callbacks import Callback
 
+from dask_infer._dask import is_lazy
 from dask_infer.graph.computing import jobs_of_task, listeners
 from dask_infer.metrics.sums import Label, Sums
 from dask_infer.replica.residents import current_client
@@ -48,8 +50,9 @@ def progress(persisted: Any = None) -> Progress | Awaitable[None] | None:
     Parameters
     ----------
     persisted
-        A persisted collection to wait for. None returns a context manager, in which
-        `compute`, `to_parquet`, `dask.compute`, with every scheduler, are shown.
+        A persisted collection to wait for, or several. None returns a context manager,
+        in which `compute`, `to_parquet` and `dask.compute`, on every scheduler, are
+        shown.
 
     Returns
     -------
@@ -61,6 +64,8 @@ def progress(persisted: Any = None) -> Progress | Awaitable[None] | None:
     ------
     RuntimeError
         On ``with`` in a coroutine of an asynchronous client.
+    ValueError
+        If what is given is not a persisted collection.
     """
     if persisted is None:
         return Progress()
@@ -213,11 +218,19 @@ class Persisted:
     def __init__(self, collection: Any) -> None:
         from distributed import futures_of
 
+        several = isinstance(collection, (tuple, list))  # as dask.persist returns them
+        items = list(collection) if several else [collection]
+        if any(not is_dask_collection(item) or is_lazy(item) for item in items):
+            raise ValueError(
+                "progress() waits for a persisted collection, such as pred.persist(); "
+                "show what is lazy by `with dask_infer.progress(): pred.compute()`"
+            )
         self.futures = futures_of(collection)
         self.clients = list({future.client for future in self.futures})
         #: Its partitions by the predictions in them.
         self._keys: dict[Label, list[Any]] = {}
-        for key in [f.key for f in self.futures] or collection.__dask_keys__():
+        keys = [key for item in items for key in item.__dask_keys__()]
+        for key in [future.key for future in self.futures] or keys:
             for label in jobs_of_task(key):
                 self._keys.setdefault(label, []).append(key)
         self._futures = {future.key: future for future in self.futures}

@@ -169,13 +169,22 @@ def test_persisted(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     dask_infer.progress(pred)  # nothing runs any more
     again = predict(model=Other(), preprocess=None).persist()
     dask_infer.progress(again)
-    assert shown(capsys) == ["Other: 1,000 rows"] * 3
+    dask_infer.progress([again])
+    assert shown(capsys) == ["Other: 1,000 rows"] * 4
 
 
 def test_persisted_without_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     dask_infer.progress(predict().persist(scheduler="sync"))
     (line,) = shown(capsys)
     assert line.startswith("Slow: 1,000 rows")
+
+
+def test_what_is_not_persisted_is_refused(client: Client) -> None:
+    """Its partitions counted as computed: a full bar of what never ran."""
+    pred = predict()
+    for given in (pred, pred.persist()[pred.columns[:1]], 3):
+        with pytest.raises(ValueError, match=r"pred\.persist\(\).*is lazy"):
+            dask_infer.progress(given)
 
 
 def test_an_error_ends_the_line(
