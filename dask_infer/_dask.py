@@ -215,13 +215,13 @@ def _from_table(
     then casts to the common dtype of object and theirs (distributed/shuffle/_arrow.py),
     which is object for every dtype that lets object be object.
     """
-    kinds = {
+    dtypes = {
         name: kind for name, kind in meta.dtypes.items() if isinstance(kind, dtype)
     }
-    names = [name for name in table.column_names if name in kinds]
+    names = [name for name in table.column_names if name in dtypes]
     if not names:
         return read(meta, table, **kwargs)
-    columns = {name: kinds[name].__from_arrow__(table[name]) for name in names}
+    columns = {name: dtypes[name].__from_arrow__(table[name]) for name in names}
     frame = read(meta, table.drop_columns(names), **kwargs)
     order = [
         name for name in table.column_names if name in columns or name in frame.columns

@@ -37,7 +37,7 @@ from dask_infer.dashboard.page_tables import (
 from dask_infer.metrics.history import Point
 from dask_infer.metrics.sums import ACTIVITIES, Label
 
-#: Lines of a plot that can be told apart by their colour; those that moved last.
+#: Lines of a plot that can be distinguished by colour; those that moved last.
 LINES = 8
 #: Bars of a plot; the busiest.
 BARS = 16

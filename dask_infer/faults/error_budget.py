@@ -1,4 +1,4 @@
-"""The failed rows of a partition, counted, until they are no longer to blame.
+"""The failed rows of a partition, counted, until they are no longer the cause.
 
 A failure is a row that failed alone, or a batch that could not be split further. Two
 rules stop a partition, neither before four failures:

@@ -19,7 +19,7 @@ VERSION = 1
 #: Seconds that a rate looks back, that are kept of each worker, and between two of
 #: those.
 RATE, RECENT, STEP = 5.0, 30.0, 1.0
-#: Jobs that are told apart, the latest.
+#: Jobs with sums of their own, the latest.
 JOBS = 64
 
 
@@ -128,7 +128,7 @@ class ClusterSums:
         return _total([self.gone, *(w.latest.by_model for w in self.workers.values())])
 
     def by_job(self) -> dict[Label, Sums]:
-        """Return the sums of each job that is told apart."""
+        """Return the sums of each job that has its own."""
         result = _total([self._jobs, *(w.latest.sums for w in self.workers.values())])
         return {label: sums for label, sums in result.items() if label.job}
 

@@ -25,7 +25,7 @@ class Label(NamedTuple):
 
     `model` is name and content key, so that two models of one name differ. `stage` is
     None for the threads of partitions, which count each row once under every layout.
-    `job` is empty where jobs are not told apart: for stages, and for jobs of long ago.
+    `job` is empty where jobs share one sum: for stages, and for jobs of long ago.
     """
 
     model: str

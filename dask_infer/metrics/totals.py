@@ -1,7 +1,7 @@
 """The counters of this process: recorders that are open, and sums of those closed.
 
-Bounded whatever runs: of each worker the latest jobs and models are told apart, older
-ones are added to the model, or to `EARLIER`.
+Bounded whatever runs: of each worker the latest jobs and models have their own sums,
+older ones are added to the model, or to `EARLIER`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from dask_infer.metrics.recorder import Recorder, ambient
 from dask_infer.metrics.sums import Label, Sums
 
-#: Jobs of a worker that are told apart, the latest.
+#: Jobs of a worker with sums of their own, the latest.
 JOBS = 8
-#: Models and stages of a worker that are told apart, the latest.
+#: Models and stages of a worker with sums of their own, the latest.
 MODELS = 100
 #: Stands for the models before.
 EARLIER = "earlier models"

@@ -200,7 +200,7 @@ class LocalRunner(Runner):
         except DeadlineExceeded:
             if self.job.model.compile is None or self.replica.rows:
                 raise
-            # The first forward compiles: no row is to blame, the model is not there.
+            # The first forward compiles: no row is the cause, the model is not there.
             self.discard()
             raise ModelLoadError(
                 f'model "{name}" was not compiled within {timeout:g} s on '

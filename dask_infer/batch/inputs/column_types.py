@@ -27,7 +27,7 @@ ColumnType = Literal[
     "other",
 ]
 
-#: Kinds that are one number a row.
+#: Types that are one number a row.
 NUMBERS = frozenset({"floating", "integer", "bool"})
 
 _BY_CODE: dict[str, ColumnType] = {

@@ -18,7 +18,7 @@ GAIN = 1.04
 #: what disturbs a forward (a cold cache, a neighbour on the core) makes it slower.
 OBSERVATIONS = 4
 
-#: Runs of each until the larger has not won: to climb in vain is cheap, to stay is for
+#: Runs of each until the larger has not won: a growth in vain is cheap, to stay is for
 #: good, and the machine may have slowed down between the first two.
 PATIENCE = 3
 

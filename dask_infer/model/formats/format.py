@@ -272,7 +272,7 @@ class Format:
         CannotSplit
             Its layers are only known once it is loaded, or never.
         """
-        reason = f"this {self.kind} has no layers that can be told apart"
+        reason = f"this {self.kind} has no layers that can be distinguished"
         raise CannotSplit(spec.name, reason, AS_MODULE)
 
     def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:

@@ -100,8 +100,8 @@ _WORDS: tuple[tuple[Any, str], ...] = (
 
 
 def _name(culprit: object) -> str:
-    for kinds, words in _WORDS:
-        if isinstance(culprit, kinds):
+    for classes, words in _WORDS:
+        if isinstance(culprit, classes):
             return words
     kind = type(culprit)
     article = "an" if kind.__name__[:1].lower() in "aeiou" else "a"

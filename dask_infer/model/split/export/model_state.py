@@ -1,4 +1,4 @@
-"""What a model keeps between calls: told before and after one, to find what changed."""
+"""What a model keeps between calls: recorded before and after one, to find changes."""
 
 from __future__ import annotations
 
