@@ -99,6 +99,8 @@ def _layout(parallel: Any) -> Layout:
             f'parallel={parallel!r}: pass "data", "pipeline" or a dask_infer.Layout; '
             "this version has no other layout"
         )
+    if layout.sweep:
+        raise ValueError("Layout(sweep=True): this version does not sweep layer groups")
     if layout.shards != 1:
         raise ValueError(
             f"Layout(shards={layout.shards}): this version does not split single "

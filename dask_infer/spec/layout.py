@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 
@@ -25,6 +25,9 @@ class Layout:
         Microbatches admitted and not yet finished; ``"auto"`` is twice the stages.
     microbatch
         Rows of one microbatch.
+    sweep
+        Whether the layer groups run one after the other in the process that holds the
+        rows, each loaded once for all rows that wait; ``parallel="sweep"``.
     """
 
     replicas: int | Literal["auto"] = "auto"
@@ -32,6 +35,7 @@ class Layout:
     shards: int = 1
     window: int | Literal["auto"] = "auto"
     microbatch: int | Literal["auto"] = "auto"
+    sweep: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.stages, list):
