@@ -39,7 +39,6 @@ __all__ = [
     "Task",
     "TaskRef",
     "add_dashboard_pages",
-    "ask_scheduler",
     "count_in_fine_metrics",
     "count_partitions",
     "count_rows",
@@ -51,6 +50,7 @@ __all__ = [
     "new_collection",
     "projected_columns",
     "register_tensor_dtype",
+    "run_on_loop",
     "sample_no_faster",
     "schema_columns",
     "show_page",
@@ -87,12 +87,14 @@ def live_clients() -> list[Any]:
     return [c for c in list(Client._instances) if c.status == "running"]
 
 
-def ask_scheduler(client: Any, operation: str, **arguments: Any) -> Any:
-    """Return a scheduler's answer; never called on the event loop of the client."""
+def run_on_loop(client: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a coroutine function of the client returns on its event loop.
+
+    Never called on that loop; the client may be asynchronous.
+    """
     from distributed.utils import sync
 
-    ask = getattr(client.scheduler, operation)
-    return sync(client.loop, ask, callback_timeout=10, **arguments)
+    return sync(client.loop, function, client, *arguments, callback_timeout=10)
 
 
 def count_rows(expr: Expr) -> int | None:

@@ -19,6 +19,7 @@ from dask_infer.batch.tensor.lists import is_list, to_dense
 from dask_infer.client.request import Request
 from dask_infer.graph.expr import Predict, PredictBatches
 from dask_infer.spec import Layout
+from dask_infer.watching.prediction_summary import PredictionSummary
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -29,6 +30,12 @@ class DataFrameInfer:
 
     def __init__(self, frame: DataFrame) -> None:
         self._frame = frame
+
+    def __repr__(self) -> str:
+        return repr(PredictionSummary(self._frame))
+
+    def _repr_html_(self) -> str | None:
+        return PredictionSummary(self._frame)._repr_html_()
 
     def predict(
         self,
@@ -176,6 +183,12 @@ class SeriesInfer:
 
     def __init__(self, series: Series) -> None:
         self._series = series
+
+    def __repr__(self) -> str:
+        return repr(PredictionSummary(self._series))
+
+    def _repr_html_(self) -> str | None:
+        return PredictionSummary(self._series)._repr_html_()
 
     @_with_parameters_of(DataFrameInfer.predict)
     def predict(

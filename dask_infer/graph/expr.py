@@ -9,6 +9,7 @@ prediction that is never read.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -19,6 +20,7 @@ from dask_infer._dask import (
     Elemwise,
     Expr,
     Filter,
+    Fused,
     Index,
     Projection,
     Task,
@@ -206,3 +208,18 @@ class PredictBatches(_Prediction, Blockwise):
 
     # The number of rows is the input's even so.
     _is_length_preserving = True
+
+
+def predictions_in(expr: Expr) -> list[_Prediction]:
+    """Return the predictions that an expression is made of, also where it is fused."""
+    nodes = (each for node in expr.walk() for each in _unfused(node))
+    found = {node._name: node for node in nodes if isinstance(node, _Prediction)}
+    return list(found.values())
+
+
+def _unfused(node: Any) -> Iterator[Any]:
+    if not isinstance(node, Fused):
+        yield node
+        return
+    for each in node.exprs:
+        yield from _unfused(each)

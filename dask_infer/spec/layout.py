@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import asdict, dataclass, field
 from typing import Literal
+
+from dask_infer.views.view import View
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,9 @@ class Layout:
                 + ("" if name == "shards" else ' or "auto"')
             )
 
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>"
-            for name, value in asdict(self).items()
-        )
-        return f"<p><strong>Layout</strong></p><table>{rows}</table>"
+    def _repr_html_(self) -> str | None:
+        lines = {name: str(value) for name, value in asdict(self).items()}
+        return View("Layout", lines).html()
 
     @property
     def is_local(self) -> bool:

@@ -1,16 +1,18 @@
 """Counters of this process and of clusters, read by the client.
 
-Read by a thread of its own: asking a scheduler waits for the client's event loop.
+`Counts` is read by a thread of its own: asking a scheduler waits for the client's
+event loop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
-from dask_infer._dask import ask_scheduler
+from dask_infer._dask import run_on_loop
 from dask_infer.metrics.cluster_sums import ClusterSums, Message
 from dask_infer.metrics.sums import Label, Sums, from_message
 from dask_infer.metrics.totals import totals
@@ -22,6 +24,37 @@ def local_jobs() -> dict[Label, Sums]:
     """Return the sums of the jobs that ran in this process without a cluster."""
     sums = totals.snapshot("local")
     return {label: each for label, each in sums.items() if label.job}
+
+
+async def watch(client: Any) -> bool:
+    """Have the scheduler keep counters; False where it cannot."""
+    from dask_infer.dashboard.watch import NAME, Watch
+
+    try:
+        await client.scheduler.register_scheduler_plugin(
+            plugin=pickle.dumps(Watch()), name=NAME, idempotent=True
+        )
+    except Exception as error:
+        logger.info("the scheduler keeps no counters: %s", error)
+        return False
+    return True
+
+
+async def read_workers(client: Any, sums: ClusterSums | None = None) -> ClusterSums:
+    """Add up what the workers of a scheduler without counters sent with heartbeats."""
+    sums = ClusterSums() if sums is None else sums
+    workers = (await client.scheduler.identity(n_workers=-1))["workers"]
+    for address in sums.workers.keys() - workers.keys():
+        sums.remove(address)
+    for address, worker in workers.items():
+        # None, or of another version.
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            sums.update(address, Message.read(worker["metrics"]["infer"]))
+    return sums
+
+
+async def _scheduler_jobs(client: Any) -> dict[Label, Sums]:
+    return from_message((await client.scheduler.infer_sums())["jobs"])
 
 
 class ClusterJobs:
@@ -40,32 +73,13 @@ class ClusterJobs:
         """Return them as the scheduler knows them now."""
         if not self._watched:
             self._watched = True
-            self._watch()
+            if not run_on_loop(self.client, watch):
+                self._own = ClusterSums()
         if self._own is None:
-            return from_message(ask_scheduler(self.client, "infer_sums")["jobs"])
-        workers = ask_scheduler(self.client, "identity", n_workers=-1)["workers"]
-        for address in self._own.workers.keys() - workers.keys():
-            self._own.remove(address)
-        for address, worker in workers.items():
-            if message := worker["metrics"].get("infer"):
-                self._own.update(address, Message.read(message))
+            jobs: dict[Label, Sums] = run_on_loop(self.client, _scheduler_jobs)
+            return jobs
+        run_on_loop(self.client, read_workers, self._own)
         return self._own.by_job()
-
-    def _watch(self) -> None:
-        """Have the scheduler keep counters before the first partition runs."""
-        from dask_infer.dashboard.watch import NAME, Watch
-
-        try:
-            ask_scheduler(
-                self.client,
-                "register_scheduler_plugin",
-                plugin=pickle.dumps(Watch()),
-                name=NAME,
-                idempotent=True,
-            )
-        except Exception as error:
-            self._own = ClusterSums()
-            logger.info("the scheduler keeps no counters: %s", error)
 
 
 class Counts:

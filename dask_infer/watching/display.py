@@ -8,21 +8,39 @@ stdout and logging meanwhile.
 
 from __future__ import annotations
 
-import html
 import os
 import shutil
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
+
+from dask_infer.views.view import render
 
 #: Seconds between two lines where they cannot be written over.
 SELDOM = 10.0
+#: Characters of a bar.
+WIDTH = 24
+
+
+@dataclass(frozen=True)
+class ProgressLine:
+    """How far one job is."""
+
+    text: str
+    #: Part that is done.
+    fraction: float
+    stopped: bool = False
+
+    def __str__(self) -> str:
+        bar = "#" * int(WIDTH * self.fraction)
+        return f"[{bar.ljust(WIDTH)}] {self.text}"
 
 
 class Display(Protocol):
     """Shows lines, always all of them."""
 
-    def show(self, lines: list[str], *, last: bool = False) -> None:
+    def show(self, lines: list[ProgressLine], *, last: bool = False) -> None:
         """Show them; nothing comes after the last time."""
 
 
@@ -33,13 +51,13 @@ class Terminal:
         self.file = file
         self._height = 0
 
-    def show(self, lines: list[str], *, last: bool = False) -> None:
+    def show(self, lines: list[ProgressLine], *, last: bool = False) -> None:
         """Write all lines again; the cursor stays on the last one until the end."""
         if not lines:
             return
         columns = shutil.get_terminal_size().columns - 1
         up = f"\x1b[{self._height - 1}A" if self._height > 1 else ""
-        text = "\n".join(f"\r\x1b[2K{line[:columns]}" for line in lines)
+        text = "\n".join(f"\r\x1b[2K{str(line)[:columns]}" for line in lines)
         self.file.write(up + text + "\n" * last)
         self.file.flush()
         self._height = len(lines)
@@ -52,7 +70,7 @@ class PlainText:
         self.file = file
         self._shown = time.monotonic()
 
-    def show(self, lines: list[str], *, last: bool = False) -> None:
+    def show(self, lines: list[ProgressLine], *, last: bool = False) -> None:
         """Write a line a job every ten seconds, and at the end."""
         now = time.monotonic()
         if lines and (last or now - self._shown >= SELDOM):
@@ -68,9 +86,9 @@ class Notebook:
         from IPython.display import display
 
         self._handle = display(Lines([]), display_id=True)
-        self._shown: list[str] = []
+        self._shown: list[ProgressLine] = []
 
-    def show(self, lines: list[str], *, last: bool = False) -> None:
+    def show(self, lines: list[ProgressLine], *, last: bool = False) -> None:
         """Replace what the cell shows."""
         if lines != self._shown:
             self._shown = lines
@@ -80,14 +98,14 @@ class Notebook:
 class Lines:
     """Lines as text and HTML."""
 
-    def __init__(self, lines: list[str]) -> None:
+    def __init__(self, lines: list[ProgressLine]) -> None:
         self.lines = lines
 
     def __repr__(self) -> str:
-        return "\n".join(self.lines)
+        return "\n".join(map(str, self.lines))
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+    def _repr_html_(self) -> str | None:
+        return render("infer_progress.html.j2", lines=self.lines)
 
 
 def open_display() -> Display:

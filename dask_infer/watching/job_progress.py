@@ -10,11 +10,10 @@ from dask.utils import format_time
 
 from dask_infer._dask import count_partitions, count_rows
 from dask_infer.metrics.sums import Label, Sums
+from dask_infer.watching.display import ProgressLine
 
 #: Seconds over which rows a second are averaged.
 AVERAGED = 10.0
-#: Characters of the bar.
-WIDTH = 24
 
 
 class JobProgress:
@@ -105,7 +104,7 @@ class JobProgress:
         (since, before), (now, done) = self._before[0], self._before[-1]
         return (done - before) / (now - since) if now > since else 0.0
 
-    def text(self, state: str) -> str:
+    def line(self, state: str) -> ProgressLine:
         """Return its line.
 
         Parameters
@@ -137,10 +136,7 @@ class JobProgress:
             if self.done and not self.began_before:
                 rate = self.done / seconds if seconds else 0.0
                 parts.append(f"{rate:,.0f} rows/s, {format_time(seconds)}")
-        return f"[{self._bar(state)}] {', '.join(parts)}"
-
-    def _bar(self, state: str) -> str:
         fraction = self.fraction or 0.0
         if state == "done" and self.estimated:
             fraction = 1.0
-        return ("#" * int(WIDTH * fraction)).ljust(WIDTH)
+        return ProgressLine(", ".join(parts), fraction, state == "stopped")

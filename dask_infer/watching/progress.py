@@ -23,7 +23,7 @@ from dask_infer.graph.computing import jobs_of_task, listeners
 from dask_infer.metrics.sums import Label, Sums
 from dask_infer.replica.residents import current_client
 from dask_infer.watching.counts import Counts
-from dask_infer.watching.display import open_display
+from dask_infer.watching.display import Lines, ProgressLine, open_display
 from dask_infer.watching.job_progress import JobProgress
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,10 @@ class Progress:
         )
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines()) or "<Progress of no prediction yet>"
+        return repr(Lines(self._lines())) or "<Progress of no prediction yet>"
+
+    def _repr_html_(self) -> str | None:
+        return Lines(self._lines())._repr_html_() if self._jobs else None
 
     def __enter__(self) -> Progress:
         client = current_client()
@@ -208,8 +211,8 @@ class Progress:
                 return
             time.sleep(INTERVAL / 3)
 
-    def _lines(self) -> list[str]:
-        return [job.text(self._state) for job in list(self._jobs.values())]
+    def _lines(self) -> list[ProgressLine]:
+        return [job.line(self._state) for job in list(self._jobs.values())]
 
 
 class Persisted:

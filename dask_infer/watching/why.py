@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from dask.utils import format_time
 
-from dask_infer.metrics.sums import to_message
+from dask_infer.metrics.bottleneck import Bottleneck, find_bottleneck
+from dask_infer.metrics.sums import Label, Sums, to_message
 from dask_infer.replica.residents import current_client
-from dask_infer.watching.bottleneck import Bottleneck, find_bottleneck
-from dask_infer.watching.counts import local_jobs
+from dask_infer.views.view import View
+from dask_infer.watching.counts import local_jobs, read_workers, watch
 
 #: Seconds for which the first numbers of a short job may be on their way.
 PATIENCE, INTERVAL = 3.0, 0.2
@@ -33,14 +33,15 @@ class Why:
         self.jobs = jobs
 
     def __repr__(self) -> str:
-        if not self.jobs:
-            return "No prediction has run yet."
-        return "\n\n".join(_text(job) for job in self.jobs)
+        return "\n\n".join(map(str, self._views()))
 
-    def _repr_html_(self) -> str:
-        if not self.jobs:
-            return f"<p>{self!r}</p>"
-        return "".join(_html(job) for job in self.jobs)
+    def _repr_html_(self) -> str | None:
+        shown = [view.html() for view in self._views()]
+        return None if None in shown else "".join(map(str, shown))
+
+    def _views(self) -> list[View]:
+        views = [_view(job) for job in self.jobs]
+        return views or [View("No prediction has run yet.")]
 
 
 def why(client: Any = None) -> Why | Awaitable[Why]:
@@ -69,18 +70,16 @@ def why(client: Any = None) -> Why | Awaitable[Why]:
 
 
 async def _ask(client: Any) -> Why:
+    read = _records_of_scheduler if await watch(client) else _records_of_workers
     deadline = time.monotonic() + PATIENCE
-    while True:
-        # None of a scheduler where nothing was predicted.
-        records = await client.scheduler.infer_jobs() or []
-        if records or time.monotonic() > deadline:
-            break
+    while not (records := await read(client)) and time.monotonic() < deadline:
         await asyncio.sleep(INTERVAL)
-    return Why([find_bottleneck(record) for record in _latest(records)])
+    return Why([find_bottleneck(record) for record in records])
 
 
-def _latest(records: list[Any]) -> list[Any]:
+async def _records_of_scheduler(client: Any) -> list[Any]:
     """Return the jobs that run, or else the last one, with those beside it."""
+    records: list[Any] = await client.scheduler.infer_jobs()
     running = [record for record in records if record["running"]]
     if running or not records:
         return running
@@ -88,9 +87,21 @@ def _latest(records: list[Any]) -> list[Any]:
     return [record for record in records if record["end"] > start] or records[-1:]
 
 
-def _local_records() -> list[dict[str, Any]]:
-    """Return the record of the last job of this process, like a scheduler's."""
-    jobs = local_jobs()
+async def _records_of_workers(client: Any) -> list[Any]:
+    """Return the same, as far as workers know it, of a scheduler without counters."""
+    sums = await read_workers(client)
+    return _records(sums.by_job(), sums.by_model())
+
+
+def _local_records() -> list[Any]:
+    """Return the jobs of this process that run, or else the last one."""
+    return _records(local_jobs(), {})
+
+
+def _records(
+    jobs: Mapping[Label, Sums], models: Mapping[Label, Sums]
+) -> list[dict[str, Any]]:
+    """Return the jobs that run, or else the last one, like a scheduler's records."""
     running = [label for label, sums in jobs.items() if sums.levels.get("partitions")]
     return [
         {
@@ -100,45 +111,26 @@ def _local_records() -> list[dict[str, Any]]:
             "end": None,
             "running": bool(running),
             "sums": to_message({label: jobs[label]}),
-            "stages": [],
+            "stages": to_message(
+                {
+                    each: sums
+                    for each, sums in models.items()
+                    if each.model == label.model and each.stage is not None
+                }
+            ),
         }
         for label in running or list(jobs)[-1:]
     ]
 
 
-def _title(job: Bottleneck) -> str:
+def _view(job: Bottleneck) -> View:
     state = "running, " if job.running else ""
     duration = "" if not job.seconds else f" in {format_time(job.seconds)}"
-    return f"{job.model} ({state}job {job.job}): {job.rows:,} rows{duration}"
-
-
-def _lines(job: Bottleneck) -> dict[str, Mapping[str, float]]:
-    stages = {f"stage {stage}": shares for stage, shares in job.stages.items()}
-    return {"partitions": job.shares, **stages}
-
-
-def _text(job: Bottleneck) -> str:
-    lines = [_title(job)]
-    for name, shares in _lines(job).items():
-        parts = [f"{activity} {share:.0%}" for activity, share in shares.items()]
-        lines.append(f"  {name}: {', '.join(parts)}")
-    lines += [f"  {job.cause}", f"  {job.remedy}"]
-    lines += [f"  {note}" for note in job.notes]
-    return "\n".join(lines)
-
-
-def _html(job: Bottleneck) -> str:
-    lines = _lines(job)
-    activities = list(dict.fromkeys(a for shares in lines.values() for a in shares))
-    head = "".join(f"<th>{activity}</th>" for activity in ["", *activities])
-    rows = "".join(
-        f"<tr><th>{name}</th>"
-        + "".join(f"<td>{shares.get(a, 0.0):.0%}</td>" for a in activities)
-        + "</tr>"
-        for name, shares in lines.items()
-    )
-    said = "<br>".join(html.escape(each) for each in (job.remedy, *job.notes))
-    return (
-        f"<p><strong>{html.escape(job.cause)}</strong><br>{html.escape(_title(job))}"
-        f"</p><table><tr>{head}</tr>{rows}</table><p>{said}</p>"
-    )
+    title = f"{job.model} ({state}job {job.job}): {job.rows:,} rows{duration}"
+    shares = {"partitions": job.shares}
+    shares |= {f"stage {stage}": parts for stage, parts in job.stages.items()}
+    lines = {
+        name: {activity: f"{share:.0%}" for activity, share in parts.items()}
+        for name, parts in shares.items()
+    }
+    return View(title, lines, (job.cause, job.remedy, *job.notes))

@@ -26,11 +26,18 @@ from distributed import Client, LocalCluster, futures_of
 import dask_infer
 from dask_infer.graph.computing import listeners
 from dask_infer.metrics.sums import Label, Sums
-from dask_infer.watching.display import Lines, PlainText, Terminal, open_display
+from dask_infer.watching.display import (
+    Lines,
+    PlainText,
+    ProgressLine,
+    Terminal,
+    open_display,
+)
 from dask_infer.watching.job_progress import JobProgress
 from tests.conftest import QUIET
 
 ROWS = 1000
+EMPTY, HALF, FULL = f"[{24 * ' '}]", f"[{12 * '#'}{12 * ' '}]", f"[{24 * '#'}]"
 
 pytestmark = pytest.mark.usefixtures("ends_only")
 
@@ -282,6 +289,10 @@ def job(known: int | None = 1000, partitions: int = 10) -> JobProgress:
     return made
 
 
+def line(text: str, fraction: float = 0) -> ProgressLine:
+    return ProgressLine(text, fraction)
+
+
 def sums(rows: int, started: int, rows_in: int, **more: int) -> Sums:
     return Sums({"rows": rows, "started": started, "rows_in": rows_in} | more)
 
@@ -297,10 +308,10 @@ def test_estimated_totals_are_marked() -> None:
     made = job(known=None)
     made.update(sums(100, 2, 240, failed_rows=20))
     assert (made.done, made.total) == (120, 1200)
-    assert made.text("running").startswith(
+    assert str(made.line("running")).startswith(
         "[##                      ] Linear: 120 of ~1,200 rows, 20 failed"
     )
-    assert "~" not in made.text("done")
+    assert "~" not in made.line("done").text
 
 
 def test_earlier_runs_of_a_persisted_job_do_not_count() -> None:
@@ -313,10 +324,11 @@ def test_earlier_runs_of_a_persisted_job_do_not_count() -> None:
 def test_a_terminal_is_written_over() -> None:
     file = io.StringIO()
     terminal = Terminal(file)
-    terminal.show(["one", "two"])
-    terminal.show(["ONE", "TWO"], last=True)
+    terminal.show([line("one"), line("two")])
+    terminal.show([line("ONE", 0.5), line("TWO", 1)], last=True)
     assert file.getvalue() == (
-        "\r\x1b[2Kone\n\r\x1b[2Ktwo\x1b[1A\r\x1b[2KONE\n\r\x1b[2KTWO\n"
+        f"\r\x1b[2K{EMPTY} one\n\r\x1b[2K{EMPTY} two\x1b[1A"
+        f"\r\x1b[2K{HALF} ONE\n\r\x1b[2K{FULL} TWO\n"
     )
 
 
@@ -324,13 +336,13 @@ def test_files_get_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dask_infer.watching.display.SELDOM", 10)
     file = io.StringIO()
     plain = PlainText(file)
-    plain.show(["at once"])
+    plain.show([line("at once")])
     later = plain._shown + 10
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    plain.show(["after ten seconds"])
-    plain.show(["soon after"])
-    plain.show(["the end"], last=True)
-    assert file.getvalue() == "after ten seconds\nthe end\n"
+    plain.show([line("after ten seconds")])
+    plain.show([line("soon after")])
+    plain.show([line("the end")], last=True)
+    assert file.getvalue() == f"{EMPTY} after ten seconds\n{EMPTY} the end\n"
 
 
 @pytest.mark.parametrize(
@@ -360,5 +372,7 @@ def test_a_notebook_keeps_the_last_lines(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "Slow: 1,000 rows" in outputs[-1]._repr_html_()
 
 
-def test_lines_are_escaped() -> None:
-    assert Lines(["a <b>"])._repr_html_() == "<pre>a &lt;b&gt;</pre>"
+def test_lines_are_bars_in_notebooks() -> None:
+    shown = Lines([line("a <b>", 0.25)])._repr_html_()
+    assert shown is not None
+    assert "a &lt;b&gt;" in shown and "width: 25.0%" in shown

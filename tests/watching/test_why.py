@@ -16,8 +16,8 @@ from distributed import Client, LocalCluster
 
 import dask_infer
 from dask_infer import Layout
+from dask_infer.metrics.bottleneck import Bottleneck, find_bottleneck
 from dask_infer.metrics.sums import Label, Sums, to_message
-from dask_infer.watching.bottleneck import Bottleneck, find_bottleneck
 from tests.conftest import QUIET
 
 
@@ -67,7 +67,7 @@ def job_of(client: Client, ddf: dd.DataFrame, model: Any, **options: Any) -> Bot
     time.sleep(1.5)  # the last heartbeats
     answer = dask_infer.why()
     (job,) = answer.jobs
-    assert job.cause in repr(answer) and job.cause in answer._repr_html_()
+    assert job.cause in repr(answer)
     assert job.remedy in repr(answer)
     return job
 
@@ -205,12 +205,6 @@ def stage(forward: float, inside: float = 0.0, at_stage: float = 0.0) -> Sums:
 def test_stages_by_the_rule(first: Sums, second: Sums, cause: str) -> None:
     found = find_bottleneck(record({"read": 2, "wait": 8}, {0: first, 1: second}))
     assert found.cause.startswith(cause)
-
-
-def test_a_layout_is_a_table_in_notebooks() -> None:
-    shown = Layout(stages=["<a>"], window=4)._repr_html_()
-    assert "<th>window</th><td>4</td>" in shown
-    assert "&lt;a&gt;" in shown
 
 
 def test_loading_is_a_cause_only_where_it_takes_most() -> None:

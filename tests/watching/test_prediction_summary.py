@@ -1,0 +1,102 @@
+"""What `pred.infer` says of a dataframe's predictions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import torch
+from distributed import Client, LocalCluster
+
+import dask_infer
+from dask_infer import Layout
+from tests.conftest import QUIET
+
+
+class Scored(torch.nn.Linear):
+    """A model whose rows no other test counts."""
+
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__(2, outputs)
+
+
+def numbers(rows: int = 1000) -> dd.DataFrame:
+    values = np.random.default_rng(0).normal(size=(rows, 2)).astype("float32")
+    return dd.from_pandas(pd.DataFrame(values, columns=["a", "b"]), npartitions=4)
+
+
+def test_model_layout_inputs_and_outputs() -> None:
+    pred = numbers().infer.predict(Scored(3), columns={"input": ["a", "b"]})
+    text = repr(pred.infer)
+    job = pred.expr.job
+    assert text.splitlines()[0] == job.model.label
+    assert f"key: {job.model.key}" in text
+    assert "layout: each worker holds the whole model" in text
+    assert "inputs: input=[a, b]: floating (n, 2)" in text
+    assert "outputs: prediction: float32 (n, 3)" in text
+    assert "run so far: nothing yet" in text
+    assert job.model.key in pred.infer._repr_html_()
+
+
+def test_a_layout_is_named() -> None:
+    model = torch.nn.Sequential(Scored(), torch.nn.Linear(1, 1))
+    layout = Layout(stages=2)
+    pred = numbers().infer.predict(
+        model, columns=["a", "b"], parallel=layout, resources={"GPU": 1}
+    )
+    assert f"layout: {layout}, GPU: 1" in repr(pred.infer)
+
+
+def test_each_prediction_is_listed_however_it_is_wrapped() -> None:
+    one = numbers().infer.predict(Scored(), columns=["a", "b"], output="y")
+    two = one.infer.predict(torch.nn.Linear(1, 1), columns=["y"], output="z")
+    for frame in (two, two[two["z"] > 0], two.z, two.optimize()):
+        text = repr(frame.infer)
+        assert "outputs: y: " in text and "outputs: z: " in text
+
+
+def test_a_frame_without_a_prediction_says_how_to_get_one() -> None:
+    for infer in (numbers().infer, numbers().a.infer):
+        assert "ddf.infer.predict(model)" in repr(infer)
+        assert "ddf.infer.predict(model)" in infer._repr_html_()
+
+
+def test_what_has_run_in_this_process() -> None:
+    pred = numbers().infer.predict(Scored(), columns=["a", "b"])
+    pred.compute(scheduler="sync")
+    assert "run so far: 1,000 rows in 4 partitions" in repr(pred.infer)
+
+
+def test_what_has_run_on_a_cluster(client: Client) -> None:
+    pred = numbers().infer.predict(Scored(), columns=["a", "b"])
+    assert "run so far: nothing yet" in repr(pred.infer)
+    kept = pred.persist()
+    expected = "run so far: 1,000 rows in 4 partitions"
+    end = time.monotonic() + 60
+    while expected not in repr(pred.infer):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert "(persisted)" in repr(kept.infer) and expected in repr(kept.infer)
+
+
+def test_an_asynchronous_client_is_not_asked() -> None:
+    async def run() -> str:
+        async with (
+            LocalCluster(n_workers=1, processes=False, asynchronous=True, **QUIET) as c,
+            Client(c, asynchronous=True),
+        ):
+            return repr(numbers().infer.predict(Scored(), columns=["a", "b"]).infer)
+
+    assert "the client is asynchronous" in asyncio.run(run())
+
+
+def test_why_is_the_same_as_text_and_html() -> None:
+    numbers().infer.predict(Scored(), columns=["a", "b"]).compute(scheduler="sync")
+    answer = dask_infer.why()
+    (job,) = answer.jobs
+    for shown in (repr(answer), answer._repr_html_()):
+        assert shown is not None
+        assert job.cause in shown and job.job in shown
