@@ -14,8 +14,6 @@ from dask_infer.client.model_call import ModelCall
 from dask_infer.model.shapes.propagate import CannotTrace, Example
 from dask_infer.spec import Argument, ArgumentKey, Inputs
 
-#: An argument of the model's call: its position or its name.
-
 #: What tokenizers return where they do not say.
 TOKENIZED = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -98,7 +96,7 @@ def _token_examples(call: ModelCall) -> dict[ArgumentKey, Example]:
 
 def _takes_ids(call: ModelCall) -> bool:
     """Whether the model takes ``input_ids``, as far as the client can see."""
-    live = getattr(call.recognised.live, "_orig_mod", call.recognised.live)
+    live = call.recognised.live
     if not isinstance(live, nn.Module):
         return True
     function = getattr(live, call.request.method or "forward", None)

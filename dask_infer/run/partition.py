@@ -21,6 +21,7 @@ import torch
 
 from dask_infer import config
 from dask_infer.batch.inputs.batch import Batch
+from dask_infer.batch.inputs.encode_options import EncodeOptions
 from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.outputs.assembler import Assembler
 from dask_infer.batch.outputs.generated import Generation
@@ -100,16 +101,14 @@ class Partition:
         #: Cuts padding off generated sequences; `postprocess` sees them as they are.
         self.generation = None if code.postprocess else generation
         self.runner = runner
-        self.encoder = Encoder(
-            frame,
-            runner.inputs,
-            interface=runner.interface,
-            floating=runner.floating,
-            preprocess=code.preprocess,
-            tokenizer=_tokenizer(job, code),
-            rules=rules,
-            dtypes=runner.dtypes,
+        options = EncodeOptions(
+            runner.interface,
+            runner.floating or torch.get_default_dtype(),
+            _tokenizer(job, code),
+            rules,
+            runner.dtypes,
         )
+        self.encoder = Encoder(frame, runner.inputs, options, code.preprocess)
         #: Batches may be cut by the lengths of their rows, which the encoder may know.
         self.unpads, self.has_lengths = job.row_wise, self.encoder.lengths is not None
         self.assembler = Assembler(job.outputs, len(frame), nullable=job.nullable)
@@ -148,8 +147,8 @@ class Partition:
             )
         with meter("decode"):
             columns = self.assembler.columns()
-        if self.job.quarantine:
-            columns[ERROR_COLUMN] = self.recovery.errors.finish()
+        if self.recovery.errors is not None:
+            columns[ERROR_COLUMN] = self.recovery.errors.result(None)
         return columns
 
     def _take(self) -> Rows | None:

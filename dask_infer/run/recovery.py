@@ -16,7 +16,7 @@ import pandas as pd
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.assembler import Assembler
-from dask_infer.batch.outputs.error_column import ErrorColumn
+from dask_infer.batch.outputs.column_writers import TextWriter
 from dask_infer.errors import InferError, PartitionError
 from dask_infer.faults.bisect import HALVES, MANY, Rows, Search
 from dask_infer.faults.classify import (
@@ -33,7 +33,7 @@ from dask_infer.metrics.recorder import add
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.run.runner import Runner
 from dask_infer.run.work import Work, row_count
-from dask_infer.spec import Job
+from dask_infer.spec import ERROR_COLUMN, Job, OutputColumn
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,10 @@ class Recovery:
         self.work = work
         self.assembler = assembler
         self.search = Search()
-        self.errors = ErrorColumn(len(labels))
+        #: The text of each row that failed.
+        self.errors: TextWriter | None = None
+        if job.quarantine:
+            self.errors = TextWriter(OutputColumn(ERROR_COLUMN, "string"), len(labels))
         self.budget = ErrorBudget(len(labels), job.max_errors)
         self.timeouts = 0
         #: The first error of a row, its frames cleared.
@@ -143,7 +146,8 @@ class Recovery:
             return
         self.search.alone(rows)
         self.assembler.missing(rows)
-        self.errors.put(rows, outcome.message)
+        if self.errors is not None:
+            self.errors.block[rows] = outcome.message
         add("failed_rows", row_count(rows))
         label = _text(self.labels[rows][0])
         self.budget.fail(row_count(rows), label, outcome.message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,23 +13,27 @@ from dask_infer.batch.tensor.rows import Array, Positions
 from dask_infer.batch.text.batch_padding import Side
 from dask_infer.batch.text.tokenize import IDS
 from dask_infer.spec import Argument
+from dask_infer.spec.model_spec import Interface
 from dask_infer.spec.token_rules import TokenRules
-
-Interface = Literal["tensor", "numpy", "frame"]
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     """How columns become what the model reads."""
 
+    #: What the model wants: tensors, NumPy arrays or a pandas frame.
     interface: Interface
     #: Dtype of floating inputs.
     floating: torch.dtype = field(default_factory=torch.get_default_dtype)
+    #: A Hugging Face tokenizer, or a callable that takes a list of str and returns a
+    #: dict; None where no text is tokenized.
     tokenizer: Callable[..., Any] | None = None
+    #: How the model takes tokens. Of the tokenizer's outputs only what it accepts is
+    #: passed, and lists of integers of any length are only padded for a model that
+    #: names an ``attention_mask``.
     rules: TokenRules = field(default_factory=TokenRules)
-    #: Most tokens the model takes, where its tokenizer may not know.
-    max_length: int | None = None
-    #: Names and dtypes of the arguments, in order; empty where they are not known.
+    #: Names and dtypes of the arguments, in order, of a model that casts them; empty
+    #: where they are not known.
     dtypes: Sequence[tuple[str, str]] = ()
 
     @property

@@ -14,15 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from dask_infer.batch.inputs.arguments import open_argument
 from dask_infer.batch.inputs.batch import Batch
-from dask_infer.batch.inputs.encode_options import (
-    ArgumentReader,
-    EncodeOptions,
-    Interface,
-)
+from dask_infer.batch.inputs.encode_options import ArgumentReader, EncodeOptions
 from dask_infer.batch.inputs.plain_columns import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.inputs.preprocessed import (
     add_tensors,
@@ -35,7 +30,6 @@ from dask_infer.batch.tensor.integer_ranges import misfits
 from dask_infer.batch.tensor.rows import Positions
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
-from dask_infer.spec.token_rules import TokenRules
 
 
 class Encoder:
@@ -47,50 +41,24 @@ class Encoder:
         The partition.
     inputs
         Which columns become which arguments.
-    interface
-        What the model options: ``"tensor"``, ``"numpy"`` or ``"frame"``.
-    floating
-        Dtype of floating inputs; None is torch's default.
+    options
+        How they become what the model reads.
     preprocess
         The user's function, called with the rows of each batch. What it raises goes
         through unchanged.
-    tokenizer
-        A Hugging Face tokenizer, or a callable that takes a list of str and returns a
-        dict.
-    rules
-        How the model takes tokens. Of the tokenizer's outputs only what it accepts is
-        passed, and lists of integers of any length are only padded for a model that
-        names an ``attention_mask``.
-    max_length
-        Most tokens the model takes, where its tokenizer may not know.
-    dtypes
-        Names and dtypes of its arguments, in order, of a model that casts them.
     """
 
     def __init__(
         self,
         frame: pd.DataFrame,
         inputs: Inputs,
-        *,
-        interface: Interface,
-        floating: torch.dtype | None = None,
+        options: EncodeOptions,
         preprocess: Callable[[pd.DataFrame], Any] | None = None,
-        tokenizer: Callable[..., Any] | None = None,
-        rules: TokenRules | None = None,
-        max_length: int | None = None,
-        dtypes: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.inputs = inputs
         self._frame = frame
         self._preprocess = preprocess
-        self._options = EncodeOptions(
-            interface,
-            floating or torch.get_default_dtype(),
-            tokenizer if inputs.tokenized else None,
-            rules or TokenRules(),
-            max_length,
-            dtypes,
-        )
+        self._options = options
         #: Arguments opened for all batches; none with `preprocess`.
         self._arguments = [] if preprocess else self._opened(frame, inputs)
         known = (argument.lengths for argument in self._arguments)

@@ -12,11 +12,12 @@ import torch
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.inputs.column_types import column_type_of
 from dask_infer.batch.inputs.decided_dtypes import with_integers, with_lists
-from dask_infer.batch.inputs.encode_options import EncodeOptions, Interface
+from dask_infer.batch.inputs.encode_options import EncodeOptions
 from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding, padding_of
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
+from dask_infer.spec.model_spec import Interface
 
 
 def resolve_again(inputs: Inputs, given: pd.DataFrame, interface: Interface) -> Inputs:

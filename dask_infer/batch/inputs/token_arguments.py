@@ -69,7 +69,7 @@ class TextArgument(ArgumentReader):
         self._names = " and ".join(f'"{series.name}"' for series in columns)
         #: The texts; two columns are pairs.
         self._texts = [TextColumn(series) for series in columns]
-        self.signature = ("tokens", longest_text(options.tokenizer, options.max_length))
+        self.signature = ("tokens", longest_text(options.tokenizer))
         #: Texts truncated so far.
         self.truncated = 0
         #: The partition's tokens; None where its texts failed together.
@@ -104,7 +104,6 @@ class TextArgument(ArgumentReader):
             options.tokenizer,
             pairs=texts[1] if len(texts) > 1 else None,
             accepts=options.rules.accepts,
-            max_length=options.max_length,
             side=options.side,
             pad_token=options.rules.pad,
         )

@@ -311,7 +311,8 @@ class TextWriter(ObjectWriter):
 
     def result(self, missing: Array | None) -> Any:
         """Return Dask's string array."""
-        return pd.array(super().result(missing), dtype=STRING)
+        texts = pa.array(super().result(missing), pa.large_string(), from_pandas=True)
+        return pd.array(texts, dtype=STRING)
 
 
 class ExtensionWriter(PartsWriter):

@@ -112,7 +112,6 @@ def tokenize(
     *,
     pairs: Sequence[str] | None = None,
     accepts: frozenset[str] | None = None,
-    max_length: int | None = None,
     side: Side | None = None,
     pad_token: int | None = None,
 ) -> Tokens:
@@ -133,8 +132,6 @@ def tokenize(
         argument.
     accepts
         Keyword arguments the model takes; None where unknown. Others are dropped.
-    max_length
-        Most tokens the model takes, where it is fewer than the tokenizer says.
     side
         Where rows will be padded; None as the tokenizer says.
     pad_token
@@ -148,7 +145,7 @@ def tokenize(
     """
     columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
     if is_hugging_face(tokenizer):
-        tokens = _hugging_face(columns, tokenizer, accepts, max_length, pad_token)
+        tokens = _hugging_face(columns, tokenizer, accepts, pad_token)
     else:
         tokens = _callable(columns, tokenizer, accepts, side, pad_token)
     if not tokens.keys:
@@ -164,21 +161,19 @@ def is_hugging_face(tokenizer: object) -> bool:
     return hasattr(tokenizer, "model_input_names") and hasattr(tokenizer, "pad")
 
 
-def longest_text(tokenizer: Any, max_length: int | None = None) -> int | None:
+def longest_text(tokenizer: Any) -> int | None:
     """Tokens at which texts are truncated; None where that is not known."""
-    own = getattr(tokenizer, "model_max_length", None)
-    limits = [limit for limit in (own, max_length) if limit and limit < SANE_LENGTH]
-    return int(min(limits)) if limits else None
+    limit = getattr(tokenizer, "model_max_length", None)
+    return int(limit) if limit and limit < SANE_LENGTH else None
 
 
 def _hugging_face(
     columns: TextColumns,
     tokenizer: Any,
     accepts: frozenset[str] | None,
-    max_length: int | None,
     pad_token: int | None,
 ) -> Tokens:
-    limit = longest_text(tokenizer, max_length)
+    limit = longest_text(tokenizer)
     parts: dict[str, list[Rows]] = {}
     truncated = 0
     # An empty partition gets its keys from one synthetic text.

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
@@ -29,6 +27,7 @@ from dask_infer.model.formats.format import (
     read_object,
     with_article,
 )
+from dask_infer.model.formats.torch_module import unwrap
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.identity.file_key import existing_path, file_key
 from dask_infer.model.runtime.loaded_model import FunctionModel, LoadedModel
@@ -93,7 +92,7 @@ class FactoryFormat(Format):
     def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
         """Build without memory where a file brings the weights, else never."""
         if isinstance(live, torch.nn.Module):  # what it built
-            return TraceableModel.of(live)
+            return TraceableModel(unwrap(live)[0])
         if spec.weights is None:
             reason = "what a class or function builds is only known by calling it"
             raise cannot_trace(spec.name, reason)
@@ -108,7 +107,7 @@ class FactoryFormat(Format):
             name = type(module).__name__
             reason = f"{name} is no torch module, so weights= cannot fill it"
             raise cannot_trace(spec.name, reason)
-        return TraceableModel.of(module)
+        return TraceableModel(unwrap(module)[0])
 
     def load(self, spec: ModelSpec, placement: Placement) -> LoadedModel:
         """Build the model; what it is says how it wants to be called."""
@@ -213,7 +212,8 @@ def build_with_weights(spec: ModelSpec) -> torch.nn.Module:
             "modules"
         )
     tied = _tied_names(module)
-    weights = _read_weights(Path(str(spec.weights)))
+    checkpoint = Checkpoint(safetensors_files(Path(str(spec.weights))))
+    weights = {name: checkpoint.get(name) for name in checkpoint.names}
     for names in tied:
         known = next((weights[name] for name in names if name in weights), None)
         if known is not None:
@@ -239,19 +239,6 @@ def _tie(module: torch.nn.Module, names: list[str]) -> None:
     for name in names[1:]:
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, parameter)
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of the checkpoint by name, mapped from its files."""
-    weights: dict[str, torch.Tensor] = {}
-    for file in safetensors_files(path):
-        try:
-            weights.update(load_file(file))
-        except (OSError, SafetensorError) as error:
-            raise ModelLoadError(
-                f"{file} is no readable safetensors file: {error}"
-            ) from error
-    return weights
 
 
 def _fill(

@@ -29,11 +29,7 @@ from dask_infer.model.runtime.place_module import (
     needs_conversion,
     place,
 )
-from dask_infer.model.shapes.fake_model import (
-    TraceableModel,
-    named_tensors,
-    unwrapped,
-)
+from dask_infer.model.shapes.fake_model import TraceableModel, named_tensors
 from dask_infer.model.source import ModelSource
 from dask_infer.spec.model_spec import ModelSpec
 
@@ -68,8 +64,7 @@ class TorchModuleFormat(Format):
 
     def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
         """Return the caller's module, else the pickled one, its tensors mapped."""
-        is_module = isinstance(live, torch.nn.Module)
-        return TraceableModel.of(live if is_module else read_module(spec))
+        return TraceableModel(self.open_to_split(spec, live, None))
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the module from the content store."""
@@ -83,7 +78,8 @@ class TorchModuleFormat(Format):
     ) -> torch.nn.Module:
         """Return the module, its tensors mapped."""
         is_module = isinstance(live, torch.nn.Module)
-        return unwrapped(live if is_module else read_module(spec))
+        module: torch.nn.Module = unwrap(live if is_module else read_module(spec))[0]
+        return module
 
     def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
         """Return tensors of the pickled module, mapped."""

@@ -49,7 +49,7 @@ class KeptMemory:
 
 def keeps_memory(target: Any, output: Any) -> bool:
     """Whether `target` holds memory that is part of `output`."""
-    returned = {place for leaf in _leaves(output) if (place := _memory(leaf))}
+    returned = {place for leaf in arrays_in(output) if (place := _memory(leaf))}
     return bool(returned) and any(_memory(leaf) in returned for leaf in _state(target))
 
 
@@ -70,7 +70,7 @@ def _copied(leaf: Any) -> Any:
     return again
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def arrays_in(value: Any) -> Iterator[Any]:
     """Tensors and arrays in nested containers, and in the attributes of objects."""
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, torch.Tensor | np.ndarray):

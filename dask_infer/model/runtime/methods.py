@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+
+import torch
+
 from dask_infer.errors import ModelLoadError
 
 #: What estimators and generative models are asked for, in the order of an error text.
@@ -23,11 +27,16 @@ class MissingMethodError(ModelLoadError, AttributeError):
     """The model has no such method."""
 
 
-def check_method(model: object, method: str) -> None:
-    """Raise `MissingMethodError` where `model` has no method of that name."""
+def check_method(model: object, method: str, name: str | None = None) -> None:
+    """Raise `MissingMethodError` where `model`, called `name`, has no such method."""
     if callable(getattr(model, method, None)):
         return
-    known = [name for name in METHODS if callable(getattr(model, name, None))]
-    instead = f"it has {', '.join(known)}" if known else "call it without method="
-    name = type(model).__name__
-    raise MissingMethodError(f"{name} has no method {method}; {instead}")
+    own = set(dir(model)) - (set(dir(torch.nn.Module)) - {"forward"})
+    known = [n for n in METHODS if n in own and callable(getattr(model, n, None))]
+    near = difflib.get_close_matches(method, [n for n in own if n[0] != "_"], n=3)
+    instead = f"did you mean {' or '.join(near)}?" if near else "leave out method="
+    if known:
+        instead = f"it has {', '.join(known)}"
+    kind = type(model).__name__
+    what = kind if name in (None, kind) else f"{name} ({kind})"
+    raise MissingMethodError(f"{what} has no method {method}; {instead}")

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from dask_infer.model.runtime.methods import check_method
 from dask_infer.model.shapes.boosting import Described, boosted_outputs
 from dask_infer.model.shapes.kept_dtypes import gives_frames, keeping, own_dtype
-from dask_infer.model.shapes.trace_errors import cannot_trace, require_method
+from dask_infer.model.shapes.trace_errors import cannot_trace
 
 #: Keywords that make predicting methods return something else than they do without.
 _CHANGING = (
@@ -54,7 +55,7 @@ def estimator_outputs(
     """
     method = method or "predict"
     name = name or type(estimator).__name__
-    require_method(estimator, name, method)
+    check_method(estimator, method, name)
     kind = type(estimator).__name__
     for keyword in {*_CHANGING}.intersection(call_kwargs or ()):
         reason = f"{keyword}= of call_kwargs changes what {method} of {kind} returns"

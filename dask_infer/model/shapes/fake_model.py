@@ -33,11 +33,6 @@ class TraceableModel:
     #: A program that only its loader can read: called as it is, weights and all.
     program: LoadedModel | None = None
 
-    @classmethod
-    def of(cls, module: torch.nn.Module) -> TraceableModel:
-        """Return the source of a module, without what compiled it."""
-        return cls(unwrapped(module))
-
     def weightless(
         self, mode: FakeTensorMode, dtype: torch.dtype | None
     ) -> torch.nn.Module:
@@ -77,13 +72,6 @@ class TraceableModel:
     def floating(self, dtype: torch.dtype | None) -> torch.dtype:
         """Return the dtype of floating inputs: `dtype`, the model's, or torch's own."""
         return dtype or floating_dtype(self.module) or torch.get_default_dtype()
-
-
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """Return the module that a compiled module wraps."""
-    while isinstance(inner := getattr(module, "_orig_mod", None), torch.nn.Module):
-        module = inner
-    return module
 
 
 def _exported_signature(signature: inspect.Signature, spec: Any) -> inspect.Signature:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from dask_infer.model.formats.format import FileCall
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import is_lazy, parse_dtype
+from dask_infer.model.runtime.methods import check_method
 from dask_infer.model.shapes.call_arguments import by_key, taken, without_cache
 from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.shapes.padding import generates
@@ -33,7 +34,6 @@ from dask_infer.model.shapes.trace_errors import (
     ShapeMismatch,
     cannot_trace,
     label,
-    require_method,
 )
 from dask_infer.model.shapes.traced_outputs import Traced, compared, leaves_of
 from dask_infer.spec import ArgumentKey, ModelSpec
@@ -171,7 +171,7 @@ class _Call:
     def checked(self) -> _Call:
         """Check method and arguments; return the call that can be tried."""
         if self.method is not None:
-            require_method(self.source.module, self.name, self.method)
+            check_method(self.source.module, self.method, self.name)
             if self.method == "generate":
                 reason = "generate chooses each token by the one before"
                 raise cannot_trace(self.name, reason)

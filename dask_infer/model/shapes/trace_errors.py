@@ -6,7 +6,6 @@ and dtypes is called a mismatch; everything else asks for ``meta=``.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 
 from dask_infer.errors import InferError, InputError
-from dask_infer.model.runtime.methods import MissingMethodError
 from dask_infer.spec import ArgumentKey
 
 ASK = (
@@ -169,18 +167,6 @@ def cannot_trace(name: str, reason: str) -> CannotTrace:
 def label(key: ArgumentKey) -> str:
     """Return what an argument is called: its place or its keyword."""
     return f"argument {key + 1}" if isinstance(key, int) else f'argument "{key}"'
-
-
-def require_method(subject: object, name: str, method: str) -> None:
-    """Raise `MissingMethodError` with near names unless `subject` has `method`."""
-    if callable(getattr(subject, method, None)):
-        return
-    own = set(dir(subject)) - (set(dir(torch.nn.Module)) - {"forward"})
-    near = difflib.get_close_matches(method, [n for n in own if n[0] != "_"], n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "call it without method="
-    kind = type(subject).__name__
-    what = kind if kind == name else f"{name} ({kind})"
-    raise MissingMethodError(f"{what} has no method {method}; {hint}")
 
 
 def _first(message: str) -> str:

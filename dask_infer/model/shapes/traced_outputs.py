@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from dask_infer.model.runtime.kept_memory import arrays_in
 from dask_infer.spec import ArgumentKey
 
 
@@ -73,7 +72,4 @@ def compared(one: Traced, two: Traced) -> Traced:
 
 def leaves_of(output: Any) -> list[torch.Tensor]:
     """Return the tensors of an output, those of dataclasses and the like included."""
-    leaves = pytree.tree_leaves(output)
-    inner = (vars(leaf).values() for leaf in leaves if hasattr(leaf, "__dict__"))
-    found = chain(leaves, *inner)
-    return [leaf for leaf in found if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in arrays_in(output) if isinstance(leaf, torch.Tensor)]

@@ -12,6 +12,7 @@ import torch
 
 from dask_infer.batch.inputs.columns import ArrayColumn
 from dask_infer.batch.inputs.decided_dtypes import with_integers
+from dask_infer.batch.inputs.encode_options import EncodeOptions
 from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.batch.tensor.tensor_array import TensorDtype
@@ -44,7 +45,8 @@ def encoder(frame, columns=None, interface="tensor", hint=None, **options):
         preprocess=options.get("preprocess") is not None,
         **told,
     )
-    return Encoder(frame, inputs, interface=interface, **options)
+    preprocess = options.pop("preprocess", None)
+    return Encoder(frame, inputs, EncodeOptions(interface, **options), preprocess)
 
 
 def only(batch):
@@ -106,7 +108,7 @@ def test_stacked_integers_for_an_embedding():
     frame = pd.DataFrame({"x": [1, 2], "y": pd.array([3, 4], dtype="Int32")})
     inputs = resolve_inputs(frame.iloc[:0], None, interface_hint="tensor")
     inputs = with_integers(inputs, frame, True)
-    tensor = only(Encoder(frame, inputs, interface="tensor").batch(slice(None)))
+    tensor = only(Encoder(frame, inputs, EncodeOptions("tensor")).batch(slice(None)))
     assert tensor.dtype == torch.int64
     assert tensor.tolist() == [[1, 3], [2, 4]]
 
@@ -197,7 +199,7 @@ def test_integer_arguments_name_what_they_cannot_hold(values, message):
     inputs = resolve_inputs(
         pd.DataFrame({"x": pd.Series(dtype="int64")}), "x", interface_hint="tensor"
     )
-    made = Encoder(frame, inputs, interface="tensor")
+    made = Encoder(frame, inputs, EncodeOptions("tensor"))
     assert only(made.batch(slice(0, 1))).tolist() == [1]
     with pytest.raises(InputError, match=message):
         made.batch(slice(0, 2))
@@ -559,7 +561,7 @@ def test_an_estimator_is_given_what_preprocess_added(columns, fitted, expected):
         feature_names=fitted,
         preprocess=True,
     )
-    made = Encoder(frame, inputs, interface="frame", preprocess=add)
+    made = Encoder(frame, inputs, EncodeOptions("frame"), add)
     assert list(only(made.batch(slice(2))).columns) == expected
 
 
@@ -571,5 +573,5 @@ def test_integers_are_taken_once_a_batch(monkeypatch):
     )
     frame = pd.DataFrame({"x": pd.Series([1, 2], dtype=object)})
     inputs = resolve_inputs(frame, "x", interface_hint="tensor")
-    batch = Encoder(frame, inputs, interface="tensor").batch(slice(0, 2))
+    batch = Encoder(frame, inputs, EncodeOptions("tensor")).batch(slice(0, 2))
     assert (batch.args[0].tolist(), len(taken)) == ([1, 2], 1)
