@@ -219,7 +219,9 @@ def test_estimators_and_callables_run_beside_it(rows):
     np.testing.assert_allclose(result.y, result.a + result.b, atol=1e-5)
 
 
-def test_a_compiled_module_runs_on_the_device(rows):
+def test_a_compiled_module_runs_on_the_device(rows, monkeypatch):
+    # Else the compiler's pool of processes outlives the test.
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     compiled = torch.compile(network())
     check_near(*on_both(rows, compiled, columns=["a", "b"], output="y"))
 
