@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dask_infer"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -53,16 +52,22 @@ def name(module: Path) -> str:
     return module.relative_to(PACKAGE).as_posix()
 
 
+@functools.cache
+def nodes(module: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(module.read_text())))
+
+
 def identifiers(module: Path) -> Iterator[str]:
     """Every name that the module defines, imports or uses, and its own."""
     yield module.stem
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in nodes(module):
         for field in ("name", "id", "attr", "arg", "asname"):
             value = getattr(node, field, None)
             if isinstance(value, str):
                 yield value
 
 
+@functools.cache
 def words(identifier: str) -> str:
     """The words of an identifier, in small letters, between underscores."""
     found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", identifier)
@@ -70,19 +75,18 @@ def words(identifier: str) -> str:
 
 
 def classes(module: Path) -> list[str]:
-    tree = ast.walk(ast.parse(module.read_text()))
-    return [node.name for node in tree if isinstance(node, ast.ClassDef)]
+    return [node.name for node in nodes(module) if isinstance(node, ast.ClassDef)]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=name)
-def test_names_are_the_words_of_the_field(module: Path) -> None:
-    old = {
-        (identifier, term)
+def test_names_are_the_words_of_the_field() -> None:
+    old = [
+        f"{name(module)}: {identifier}, say {term}"
+        for module in MODULES
         for identifier in set(identifiers(module))
         for word, term in OLD_WORDS.items()
         if f"_{word}_" in words(identifier)
-    }
-    assert not old, f"{name(module)}: say instead: {sorted(old)}"
+    ]
+    assert not old, "\n".join(old)
 
 
 def test_no_class_has_an_old_name() -> None:
