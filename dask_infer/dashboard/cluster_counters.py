@@ -51,7 +51,7 @@ class ClusterCounters:
         for address, state in self.states.items():
             self._read_one(address, state)
         now = time.time()
-        if self.sums.workers and (note or now - self._noted >= STEP):
+        if note or (self.sums.workers and now - self._noted >= STEP):
             self._noted = now
             by_model = self.sums.by_model()
             self.history.update(now, by_model)

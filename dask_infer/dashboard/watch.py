@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import time
 from typing import Any
 
 from distributed import Scheduler, Worker
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_infer.dashboard.cluster_counters import ClusterCounters
+from dask_infer.dashboard.job_log import JobLog
 from dask_infer.metrics.cluster_sums import VERSION
 from dask_infer.metrics.sums import to_message
 
@@ -40,6 +42,7 @@ class Watch(SchedulerPlugin):
         """
         self.scheduler = scheduler
         self.counters = ClusterCounters(scheduler.workers)
+        self.job_log = JobLog()
         for operation in ("sums", "jobs"):
             handler = getattr(self, f"_{operation}")
             scheduler.handlers[f"infer_{operation}"] = handler
@@ -48,8 +51,9 @@ class Watch(SchedulerPlugin):
         self._add("the dask_infer_* series for Prometheus", _add_series)
 
     async def close(self) -> None:
-        """End with the scheduler."""
+        """End with the scheduler; its last jobs have no other time to be logged."""
         self._looking.cancel()
+        self._update(last=True)
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Know a worker by its state, which stays readable when it leaves."""
@@ -85,10 +89,14 @@ class Watch(SchedulerPlugin):
 
     # --- the passing of time -----------------------------------------------------
 
+    def _update(self, *, last: bool = False) -> None:
+        self.counters.update(note=last)
+        self.job_log.update(time.time(), self.counters.jobs.records, last=last)
+
     async def _look(self) -> None:
         while True:
             try:
-                self.counters.update()
+                self._update()
             except Exception:
                 logger.exception("the counters of the workers could not be read")
                 await asyncio.sleep(60)
@@ -125,8 +133,7 @@ async def register_watch(worker: Worker) -> None:
     except Exception as error:
         logger.warning(
             "the scheduler shows no page Infer and keeps no counters: %s: %s. "
-            "dask_infer must be importable there, and distributed.scheduler.pickle "
-            "true",
+            "This version of dask_infer must be importable there",
             type(error).__name__,
             error,
         )

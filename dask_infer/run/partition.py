@@ -49,16 +49,19 @@ logger = logging.getLogger(__name__)
 
 def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
     """Return the output columns of `frame`'s rows, in their order."""
-    worker = current_worker()
-    if worker is not None:
-        setup_worker(worker)
-    code = read_code(job.code)
+    with meter("load"):
+        worker = current_worker()
+        if worker is not None:
+            setup_worker(worker)
+        code = read_code(job.code)
     if job.group is not None:
         from dask_infer.pipeline.worker.remote_runner import remote_runner
 
         with remote_runner(job, code) as runner:
             return Partition(frame, job, code, runner).columns()
-    with local_runner(job, code, current_place()) as runner:
+    with meter("load"):
+        place = current_place()
+    with local_runner(job, code, place) as runner:
         return Partition(frame, job, code, runner).columns()
 
 
@@ -318,4 +321,5 @@ def _tokenizer(job: Job, code: Code) -> Any:
     if not job.inputs.tokenized:
         return None
     directory, cores = job.model.path, cores_of_process()
-    return load_tokenizer(code.tokenizer, directory=directory, cores=cores)
+    with meter("load"):
+        return load_tokenizer(code.tokenizer, directory=directory, cores=cores)

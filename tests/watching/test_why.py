@@ -101,6 +101,22 @@ def test_a_slow_read(client: Client) -> None:
     assert "threads_per_worker=" in job.remedy
 
 
+def test_making_a_worker_ready_is_loading(
+    threaded_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was overhead, which hid what short jobs on new workers wait for."""
+    from dask_infer.run import partition
+
+    def slow(step: Any) -> Any:
+        return lambda *args: time.sleep(0.3) or step(*args)
+
+    for name in ("setup_worker", "read_code", "current_place"):
+        monkeypatch.setattr(partition, name, slow(getattr(partition, name)))
+    numbers(200).infer.predict(tiny(), columns=["a", "b"], output="y").compute()
+    (job,) = dask_infer.why().jobs
+    assert job.cause.startswith("starved: loading"), job
+
+
 def test_one_process_has_an_answer_too() -> None:
     ddf = numbers(200)
     pred = ddf.infer.predict(

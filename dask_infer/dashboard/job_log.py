@@ -1,0 +1,49 @@
+"""A line in the scheduler's log at the end of each job: what `why` says of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from dask.utils import format_time
+
+from dask_infer.metrics.bottleneck import find_bottleneck
+from dask_infer.metrics.job_records import JobRecord
+from dask_infer.metrics.sums import Label
+
+logger = logging.getLogger(__name__)
+
+#: Seconds without a new number from which a job has ended: its workers' next heartbeat
+#: would have come, and the next partition would have begun.
+ENDED = 10.0
+
+
+class JobLog:
+    """Logs each job once it has ended, and again if it went on after that."""
+
+    def __init__(self) -> None:
+        #: Of each job the end that was logged, in seconds since the epoch.
+        self._logged: dict[Label, float] = {}
+
+    def update(
+        self, now: float, records: Mapping[Label, JobRecord], *, last: bool = False
+    ) -> None:
+        """Log what has ended; all that is known where this is the last call."""
+        for label, record in records.items():
+            ended = not record.running and now - record.end >= ENDED
+            ended = ended or (last and record.sums.count("rows") > 0)
+            if ended and self._logged.get(label) != record.end:
+                self._logged[label] = record.end
+                _log(record)
+        for label in self._logged.keys() - records.keys():
+            del self._logged[label]
+
+
+def _log(record: JobRecord) -> None:
+    job = find_bottleneck(record.to_message())
+    logger.info(
+        "%s (job %s): %s rows%s; %s",
+        *(job.model, job.job, f"{job.rows:,}"),
+        f" in {format_time(job.seconds)}" if job.seconds else "",
+        ". ".join((job.cause, job.remedy, *job.notes)),
+    )
