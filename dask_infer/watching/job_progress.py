@@ -14,6 +14,9 @@ from dask_infer.watching.display import ProgressLine
 
 #: Seconds over which rows a second are averaged.
 AVERAGED = 10.0
+#: Where it ended and rows are missing: a worker is of a version that counts otherwise,
+#: or was closed before its last heartbeat.
+UNREPORTED = "the rest was not reported by its workers"
 
 
 class JobProgress:
@@ -133,6 +136,8 @@ class JobProgress:
             seconds = self._before[-1][0] - self.started
             if state == "stopped":
                 parts.append("stopped")
+            elif self.known is not None and self.done < self.known:
+                parts.append(UNREPORTED)
             if self.done and not self.began_before:
                 rate = self.done / seconds if seconds else 0.0
                 parts.append(f"{rate:,.0f} rows/s, {format_time(seconds)}")

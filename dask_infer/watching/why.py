@@ -19,6 +19,12 @@ from dask_infer.watching.counts import local_jobs, read_workers, watch
 PATIENCE, INTERVAL = 3.0, 0.2
 
 
+NOTHING = View(
+    "No prediction has run yet.",
+    sentences=("What workers of another version of dask_infer run is not counted.",),
+)
+
+
 class Why:
     """What limits jobs, as text and HTML.
 
@@ -41,7 +47,7 @@ class Why:
 
     def _views(self) -> list[View]:
         views = [_view(job) for job in self.jobs]
-        return views or [View("No prediction has run yet.")]
+        return views or [NOTHING]
 
 
 def why(client: Any = None) -> Why | Awaitable[Why]:

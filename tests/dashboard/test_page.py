@@ -113,7 +113,7 @@ def test_without_a_dashboard_nothing_fails():
 
 
 @contextmanager
-def dask_scheduler(*options: str) -> Iterator[tuple[str, str]]:
+def dask_scheduler(*options: str, env: Any = None) -> Iterator[tuple[str, str]]:
     """Addresses of a `dask scheduler` and of its dashboard."""
     ports = []
     for _ in range(2):
@@ -123,7 +123,7 @@ def dask_scheduler(*options: str) -> Iterator[tuple[str, str]]:
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
     command += ["--host", "127.0.0.1", "--port", str(ports[0])]
     command += ["--dashboard-address", f"127.0.0.1:{ports[1]}", *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=env)
     try:
         yield f"tcp://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
     finally:

@@ -221,7 +221,9 @@ def test_programs_are_stored_as_files():
 # Refused objects
 
 
-@pytest.mark.parametrize("model", [None, 3, [1], {"a": 1}, object()], ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize(
+    "model", [None, 3, [1], {"a": 1}, object()], ids=lambda model: type(model).__name__
+)
 def test_what_is_no_model_lists_what_is(model):
     with pytest.raises(NotAModelError, match=r"no model; pass a torch module, a path"):
         recognise(model)
