@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dask_infer import config
 from dask_infer.client.examples import examples, split_keys
 from dask_infer.client.model_call import ModelCall
 from dask_infer.model.runtime.stage_model import chain_blob, read_chain
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.plan.units import count
-from dask_infer.spec import Blob, GroupSpec, Inputs, Patience
+from dask_infer.spec import ArgumentKey, Blob, GroupSpec, Inputs, Patience
 
 
 def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
@@ -55,16 +58,7 @@ def _chain(call: ModelCall, inputs: Inputs) -> Blob:
             'dtype="int8": stages run in floating dtypes only; pass "bfloat16", or '
             'leave out parallel="pipeline"'
         )
-    args, kwargs = split_keys(examples(call, inputs))
-    blob = chain_blob(
-        call.spec,
-        call.recognised.live,
-        args,
-        kwargs,
-        cuts=stages if isinstance(stages, tuple) else None,
-        call_kwargs=request.call_kwargs,
-        dtype=request.dtype,
-    )
+    blob = split_call(call, examples(call, inputs))
     blocks = len(read_chain(blob).blocks)
     if isinstance(stages, int) and stages > blocks:
         raise ValueError(
@@ -72,3 +66,18 @@ def _chain(call: ModelCall, inputs: Inputs) -> Blob:
             f"begin with: pass at most stages={blocks}"
         )
     return blob
+
+
+def split_call(call: ModelCall, examples: Mapping[ArgumentKey, Example]) -> Blob:
+    """Return the model's chain for arguments like these; equal calls share it."""
+    args, kwargs = split_keys(examples)
+    stages = call.request.parallel.stages
+    return chain_blob(
+        call.spec,
+        call.recognised.live,
+        args,
+        kwargs,
+        cuts=stages if isinstance(stages, tuple) else None,
+        call_kwargs=call.request.call_kwargs,
+        dtype=call.request.dtype,
+    )

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from dask_infer.batch.inputs.decided_dtypes import with_integers, with_lists
+from dask_infer.client.call_group import split_call
 from dask_infer.client.examples import examples, places, split_keys, unknown_shape
 from dask_infer.client.model_call import ModelCall
 from dask_infer.errors import InputError, OutputError
 from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.shapes.propagate import (
     ArityMismatch,
     CannotTrace,
+    Example,
     ShapeMismatch,
     Traced,
     check_call,
     propagate,
 )
-from dask_infer.spec import Inputs, Undecided
+from dask_infer.model.split_refusals import CannotSplit
+from dask_infer.spec import ArgumentKey, Inputs, Undecided
 
 #: Shapes of earlier calls that are remembered, by the content of all they follow from.
 MOST_TRACED = 64
@@ -50,7 +56,10 @@ def trace(call: ModelCall, inputs: Inputs) -> Traced:
 def _propagated(call: ModelCall, inputs: Inputs) -> Traced:
     """Propagate shapes, or return those of an equal call before."""
     spec, request = call.spec, call.request
-    args, kwargs = split_keys(examples(call, inputs))
+    made = examples(call, inputs)
+    if traced := _split(call, made):
+        return traced
+    args, kwargs = split_keys(made)
     options: dict[str, Any] = {
         "method": request.method,
         "call_kwargs": request.call_kwargs,
@@ -64,6 +73,22 @@ def _propagated(call: ModelCall, inputs: Inputs) -> Traced:
     if len(_traced) > MOST_TRACED:
         _traced.popitem(last=False)
     return traced
+
+
+def _split(call: ModelCall, made: Mapping[ArgumentKey, Example]) -> Traced | None:
+    """Return the shapes of the chain that a call in stages needs anyway.
+
+    None where there is none, or the model has to be tried with several dtypes. What
+    cannot be split is told better by shapes, or once they are known.
+    """
+    request, stages = call.request, call.request.parallel.stages
+    own = request.method is None and request.dtype != "int8"
+    if stages == 1 or not own or any(ex.integers or ex.unknown for ex in made.values()):
+        return None
+    with suppress(CannotSplit, CannotTrace):
+        traced: Traced | None = read_chain(split_call(call, made)).traced()
+        return traced
+    return None
 
 
 def check(call: ModelCall, inputs: Inputs) -> None:

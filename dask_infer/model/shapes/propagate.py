@@ -35,7 +35,12 @@ from dask_infer.model.shapes.trace_errors import (
     cannot_trace,
     label,
 )
-from dask_infer.model.shapes.traced_outputs import Traced, compared, leaves_of
+from dask_infer.model.shapes.traced_outputs import (
+    Traced,
+    compared,
+    counts_beside,
+    leaves_of,
+)
 from dask_infer.spec import ArgumentKey, ModelSpec
 
 __all__ = [
@@ -48,10 +53,6 @@ __all__ = [
     "propagate",
 ]
 
-
-#: Counts of rows and of tokens to choose from; small models take few tokens.
-_ROWS = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
-_TOKENS = (11, 13, 17, 19, 23, 29, 31)
 
 #: Up to so many stacked lists are tried as integers in every combination, else all.
 _COMBINED = 4
@@ -135,7 +136,7 @@ def _declared(
 ) -> Traced:
     """Return what the model's files declare, for two counts of rows and of tokens."""
     both = []
-    for counts in ((_ROWS[0], _TOKENS[0]), (_ROWS[-1], _TOKENS[1])):
+    for counts in counts_beside():
         call = FileCall(examples, counts, method, dtype)
         output, floating, integers = format_of(spec).declared_outputs(spec, call)
         both.append(Traced(output, *counts, floating, integers))
@@ -188,7 +189,7 @@ class _Call:
         """Return what ``generate`` of transformers returns; None for other calls."""
         if self.method != "generate" or not generates(self.source.module, self.extra):
             return None
-        rows, tokens = _ROWS[0], _TOKENS[0]
+        (rows, tokens), _ = counts_beside()
         sequences = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
         return Traced(sequences, rows, tokens, _name(self.floating), ragged=True)
 
@@ -222,15 +223,12 @@ class _Call:
 
     def _twice(self, as_integers: tuple[ArgumentKey, ...]) -> Traced:
         """Trace with two counts of rows and tokens: they tell which axis is which."""
-        sizes = self._sizes()
-        rows = [count for count in _ROWS if count not in sizes] or list(_ROWS)
-        tokens = [count for count in _TOKENS if count not in sizes] or list(_TOKENS)
+        counts = counts_beside(self._sizes())
         if self.source.one_row(self.method):
-            rows = [1]
-        found = self._traced_with(as_integers, rows[0], tokens[0])
+            counts = tuple((1, tokens) for _, tokens in counts)
+        found = self._traced_with(as_integers, *counts[0])
         with suppress(CannotTrace):
-            other = self._traced_with(as_integers, rows[-1], tokens[1])
-            return compared(found, other)
+            return compared(found, self._traced_with(as_integers, *counts[1]))
         return found
 
     def _traced_with(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,17 @@ import torch
 
 from dask_infer.model.runtime.kept_memory import arrays_in
 from dask_infer.spec import ArgumentKey
+
+#: Counts of rows and of tokens to choose from; small models take few tokens.
+_ROWS = (37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
+_TOKENS = (11, 13, 17, 19, 23, 29, 31)
+
+
+def counts_beside(sizes: Container[Any] = ()) -> tuple[tuple[int, int], ...]:
+    """Return two counts of rows and of tokens that are none of some other sizes."""
+    rows = [count for count in _ROWS if count not in sizes] or _ROWS
+    tokens = [count for count in _TOKENS if count not in sizes] or _TOKENS
+    return (rows[0], tokens[0]), (rows[-1], tokens[1])
 
 
 @dataclass(frozen=True)

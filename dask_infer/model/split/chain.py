@@ -11,6 +11,7 @@ from torch import nn
 
 from dask_infer.errors import InputError
 from dask_infer.model.identity import pickling
+from dask_infer.model.shapes.traced_outputs import Traced, compared, counts_beside
 from dask_infer.model.split.build_stage import build_stage
 from dask_infer.model.split.export.size_guards import Guard
 from dask_infer.model.split.nesting import put_together
@@ -161,6 +162,21 @@ class Chain:
             for leaf in self.program.outputs
         ]
         return put_together(pickling.from_bytes(self.structure), flat)
+
+    def traced(self) -> Traced | None:
+        """Return what the model returns for a batch; None where a size is unknown."""
+        values = self.program.values
+        leaves = [leaf for leaf in self.program.outputs if isinstance(leaf, ValueRef)]
+        if any(leaf.name not in values for leaf in leaves):
+            return None
+        fixed = {size for leaf in leaves for size in values[leaf.name].shape}
+        floating = str(self.floating).removeprefix("torch.")
+        found = []
+        for counts in counts_beside(fixed):
+            carry = {leaf.name: values[leaf.name].on_meta(*counts) for leaf in leaves}
+            output = self.output(carry)
+            found.append(Traced(output, *counts, floating, dropped=self.dropped))
+        return compared(*found)
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Return the modules that steps call, by path, their tensors on meta."""

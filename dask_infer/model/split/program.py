@@ -49,6 +49,13 @@ class Value:
             for size in self.shape
         ]
 
+    def on_meta(self, rows: int, tokens: int) -> torch.Tensor | int:
+        """Return the number, or a tensor without memory."""
+        sizes = self.sizes(rows, tokens)
+        if self.dtype is None:
+            return sizes[0]
+        return torch.empty(sizes, dtype=self.dtype, device="meta")
+
     def nbytes(self, rows: int, tokens: int) -> int:
         """Return the bytes for a batch."""
         itemsize = 0 if self.dtype is None else self.dtype.itemsize

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from dask_infer.errors import InputError
+from dask_infer.model.shapes.propagate import propagate
 from dask_infer.model.shapes.trace_errors import Example
+from dask_infer.model.shapes.traced_outputs import leaves_of
 from dask_infer.model.split import split
 from dask_infer.model.split.export.size_guards import guards_of
 from tests.model.split.models import (
@@ -47,6 +49,25 @@ def test_every_cut_is_exact(kind):  # PP-1, PP-2, PP-3, PP-4
 def test_outputs_keep_their_structure(kind):  # PP-6
     spec, chain = split_module(Returns(kind), FLOATS)
     assert_exact(spec, chain, torch.randn(3, 8))
+
+
+@pytest.mark.parametrize("kind", ["tuple", "nested", "named", "texts"])
+def test_a_chain_says_what_shape_propagation_says(kind):
+    module, example = (Tied(), TOKENS) if kind == "texts" else (Returns(kind), FLOATS)
+    spec, chain = split_module(module, example)
+    found, right = chain.traced(), propagate(spec, module, [example], {})
+    shapes = [[leaf.shape for leaf in leaves_of(t.output)] for t in (found, right)]
+    assert shapes[0] == shapes[1]
+    assert (found.floating, found.uneven) == (right.floating, right.uneven)
+
+
+def test_a_chain_says_nothing_of_sizes_that_values_decide():
+    class Drops(nn.Linear):
+        def forward(self, x):
+            return super().forward(x[x[:, 0] > 0])
+
+    _, chain = split_module(nn.Sequential(Drops(8, 8), Drops(8, 8)), FLOATS)
+    assert chain.traced() is None
 
 
 def test_tied_embedding_is_in_both_ends():  # PP-3
