@@ -42,6 +42,7 @@ __all__ = [
     "count_in_fine_metrics",
     "count_partitions",
     "count_rows",
+    "count_tasks_like_this",
     "current_task_key",
     "is_filter_pushdown_available",
     "is_fusible",
@@ -116,6 +117,14 @@ def current_task_key() -> Any:
     from distributed import worker
 
     return worker.thread_state.key  # type: ignore[attr-defined]
+
+
+def count_tasks_like_this(worker: Any) -> int:
+    """Tasks that a worker runs now, of the layer of the calling thread's task."""
+    own = current_task_key()
+    name = own[0] if isinstance(own, tuple) else own
+    running = [task.key for task in worker.state.executing.copy()]
+    return sum((key[0] if isinstance(key, tuple) else key) == name for key in running)
 
 
 def task_start() -> float | None:

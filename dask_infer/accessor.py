@@ -114,8 +114,10 @@ class DataFrameInfer:
             `torch.device`.
         parallel
             How the model is spread over workers. ``"data"``: each holds all of it.
-            ``"pipeline"``: layer groups on as few workers as can hold the model. A
-            `Layout` says it in detail. All but ``"data"`` need a distributed client.
+            ``"pipeline"``: layer groups on as few workers as can hold the model, which
+            needs a distributed client. ``"sweep"``: each process runs the layer groups
+            one after the other, for a model larger than all memory there is. A
+            `Layout` says it in detail.
         resources
             Dask resources that one replica, or one stage, holds: ``{"GPU": 1}``. Only
             workers that have them hold the model; the others send it their rows.

@@ -10,7 +10,14 @@ from dask_infer.client.model_call import ModelCall
 from dask_infer.model.runtime.stage_model import chain_blob, read_chain
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.plan.units import count
-from dask_infer.spec import ArgumentKey, Blob, GroupSpec, Inputs, Patience
+from dask_infer.spec import (
+    ArgumentKey,
+    Blob,
+    GroupSpec,
+    Inputs,
+    LayerGroups,
+    Patience,
+)
 
 
 def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
@@ -26,7 +33,7 @@ def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
         If the layout does not go with other arguments.
     """
     request, layout = call.request, call.request.parallel
-    if layout.is_local and not request.resources:
+    if layout.sweep or (layout.is_local and not request.resources):
         return None
     return GroupSpec(
         call.spec,
@@ -45,6 +52,17 @@ def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
     )
 
 
+def call_sweep(call: ModelCall, inputs: Inputs) -> LayerGroups | None:
+    """Return what each process runs layer group by layer group; None without a sweep.
+
+    Raises as `call_group`.
+    """
+    layout = call.request.parallel
+    if not layout.sweep:
+        return None
+    return LayerGroups(_chain(call, inputs), layout.stages)
+
+
 def _chain(call: ModelCall, inputs: Inputs) -> Blob:
     """Split the model and put the chain of its blocks where workers find it."""
     request, stages = call.request, call.request.parallel.stages
@@ -56,7 +74,7 @@ def _chain(call: ModelCall, inputs: Inputs) -> Blob:
     if request.dtype == "int8":
         raise ValueError(
             'dtype="int8": stages run in floating dtypes only; pass "bfloat16", or '
-            'leave out parallel="pipeline"'
+            "leave out parallel="
         )
     blob = split_call(call, examples(call, inputs))
     blocks = len(read_chain(blob).blocks)

@@ -58,6 +58,11 @@ class Request:
         for name, value in parsed.items():
             object.__setattr__(self, name, value)
         self._check()
+        if self.parallel.sweep and self.resources:
+            raise ValueError(
+                f"resources={dict(self.resources)!r}: a sweep runs where the rows are "
+                "and holds no resource; leave out resources= or the sweep"
+            )
 
     def _check(self) -> None:
         _check_count("batch_size", self.batch_size, "auto")
@@ -94,13 +99,13 @@ def _layout(parallel: Any) -> Layout:
         layout = Layout()
     elif parallel == "pipeline":
         layout = Layout(stages="auto")
+    elif parallel == "sweep":
+        layout = Layout(sweep=True)
     else:
         raise ValueError(
-            f'parallel={parallel!r}: pass "data", "pipeline" or a dask_infer.Layout; '
-            "this version has no other layout"
+            f'parallel={parallel!r}: pass "data", "pipeline", "sweep" or a '
+            "dask_infer.Layout; this version has no other layout"
         )
-    if layout.sweep:
-        raise ValueError("Layout(sweep=True): this version does not sweep layer groups")
     if layout.shards != 1:
         raise ValueError(
             f"Layout(shards={layout.shards}): this version does not split single "

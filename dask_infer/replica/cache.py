@@ -264,7 +264,7 @@ class ReplicaCache:
 
     def _make_room(self, newcomer: Replica, place: Place, wait: Wait) -> None:
         """Evict idle replicas until the newcomer fits, or wait for their leases."""
-        limit = _limit(newcomer.device, place)
+        limit = models_limit(newcomer.device, place)
         if limit is None:
             newcomer.state = "loading"
             return
@@ -311,7 +311,7 @@ class ReplicaCache:
         return replica.leases == 0
 
 
-def _limit(device: Device, place: Place) -> int | None:
+def models_limit(device: Device, place: Place) -> int | None:
     """Most bytes of resident models on a device, or None for no limit."""
     own = device.memory_limit()
     if own is None:

@@ -113,6 +113,11 @@ class Sizes:
             self._policies = {**theirs, **self._policies}
             self._ran_out_of_memory |= ran_out
 
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether any batch was too large for the device."""
+        return self._ran_out_of_memory
+
     def first_out_of_memory(self) -> bool:
         """Whether a batch is too large for the device for the first time."""
         with self._lock:

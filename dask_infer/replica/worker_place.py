@@ -172,11 +172,17 @@ def _local_forwards() -> int:
 
 def cores_of_process() -> int:
     """Cores that all threads of this process may take together."""
+    cores = current_place().cpu_threads * partitions_at_once()
+    return max(1, min(CPU_COUNT, cores))
+
+
+def partitions_at_once() -> int:
+    """Partitions that run in this process at a time."""
     worker = current_worker()
+    if worker is not None:
+        return int(worker.state.nthreads)
     child = multiprocessing.parent_process() is not None
-    alone = 1 if child else _local_forwards()
-    forwards = alone if worker is None else int(worker.state.nthreads)
-    return max(1, min(CPU_COUNT, current_place().cpu_threads * forwards))
+    return 1 if child else _local_forwards()
 
 
 def _forwards_on_host(worker: Any) -> int:

@@ -16,6 +16,7 @@ from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.device import Device
 from dask_infer.device.stream import Fields, Pending, map_tensors
 from dask_infer.errors import ModelLoadError
+from dask_infer.faults.bisect import Rows
 from dask_infer.faults.classify import StepFailed
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add, meter
@@ -119,7 +120,7 @@ class LocalRunner(Runner):
         self._budget = super().token_budget(signature, bound)
         return self._budget
 
-    def send(self, batch: Batch) -> Pending:
+    def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
         """Launch the forward of a batch, and `postprocess` on its output."""
         if self._stuck:
             self._renew()

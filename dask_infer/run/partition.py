@@ -61,6 +61,11 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
             return Partition(frame, job, code, runner).columns()
     with meter("load"):
         place = current_place()
+    if job.sweep is not None:
+        from dask_infer.run.sweep.sweep_runner import sweep_runner
+
+        with sweep_runner(job, code, place) as runner:
+            return Partition(frame, job, code, runner).columns()
     with local_runner(job, code, place) as runner:
         return Partition(frame, job, code, runner).columns()
 
@@ -167,6 +172,10 @@ class Partition:
     def _send(self, rows: Rows) -> None:
         """Start a batch."""
         batch, step = None, self.encode_step
+        crowded = bool(self.flight)
+        if (resumed := self.runner.resume(rows)) is not None:
+            self.flight.append(Sent(rows, *resumed, crowded))
+            return
         try:
             with meter("encode"):
                 batch = self.encode(rows)
@@ -176,8 +185,8 @@ class Partition:
                     self.work.put_back(rows, pieces)
                     return
             step = "forward"
-            crowded = bool(self.flight)
-            self.flight.append(Sent(rows, batch, self.runner.send(batch), crowded))
+            pending = self.runner.send(batch, rows)
+            self.flight.append(Sent(rows, self.runner.kept(batch), pending, crowded))
             return
         except Exception as error:
             outcome = self._classify(rows, batch, error, step)

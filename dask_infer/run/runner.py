@@ -15,6 +15,7 @@ from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Pending
+from dask_infer.faults.bisect import Rows
 from dask_infer.replica.sizes import Sizes
 from dask_infer.spec import Inputs
 from dask_infer.spec.model_spec import Interface
@@ -73,14 +74,24 @@ class Runner:
         """Bytes that a forward may take."""
         raise NotImplementedError
 
-    def send(self, batch: Batch) -> Pending:
+    def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
         """Start the forward of a batch; may block until there is room.
+
+        `rows` are those of the partition, by which `resume` finds them again.
 
         Returns what waits for its fields, after `postprocess`; outputs come back in the
         order of sending. Both raise `StepFailed` where the step is known, and
         `DeadlineExceeded` after the timeout; anything else is taken as the forward's.
         """
         raise NotImplementedError
+
+    def kept(self, batch: Batch) -> Batch:
+        """Return what has to stay of a batch that was sent; its padding is read."""
+        return batch
+
+    def resume(self, rows: Rows) -> tuple[Batch, Pending] | None:
+        """Return rows of a batch that failed as far as they came; None to send them."""
+        return None
 
     def count(self, rows: int) -> None:
         """Add rows whose outputs have come back."""

@@ -2,7 +2,7 @@
 
 from dask_infer.spec.group_spec import GroupSpec, Patience
 from dask_infer.spec.input_spec import Argument, ArgumentKey, Fitted, Inputs, Undecided
-from dask_infer.spec.job import Blob, Code, Job
+from dask_infer.spec.job import Blob, Code, Job, LayerGroups
 from dask_infer.spec.layout import Layout
 from dask_infer.spec.model_spec import ModelSpec
 from dask_infer.spec.output_spec import ERROR_COLUMN, OutputColumn, Outputs
@@ -17,6 +17,7 @@ __all__ = [
     "GroupSpec",
     "Inputs",
     "Job",
+    "LayerGroups",
     "Layout",
     "ModelSpec",
     "OutputColumn",

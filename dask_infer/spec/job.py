@@ -11,7 +11,7 @@ from dask_infer.spec.input_spec import Inputs, Undecided
 from dask_infer.spec.model_spec import Blob, ModelSpec
 from dask_infer.spec.output_spec import ERROR_COLUMN, Outputs
 
-__all__ = ["Blob", "Code", "Job"]
+__all__ = ["Blob", "Code", "Job", "LayerGroups"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,16 @@ class Code:
     #: A tokenizer, the directory of one, or a callable.
     tokenizer: Any = None
     call_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerGroups:
+    """A model that each process runs one layer group after the other."""
+
+    #: The model as a chain of blocks, without weights.
+    chain: Blob
+    #: How many groups, "auto" for as few as fit, or the modules at which to cut.
+    stages: int | Literal["auto"] | tuple[str, ...] = "auto"
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Job:
     undecided: Undecided | None = None
     #: The workers that hold the model; None where each process holds it itself.
     group: GroupSpec | None = None
+    #: The layer groups that are swept; None where the model is not cut, or a group is.
+    sweep: LayerGroups | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

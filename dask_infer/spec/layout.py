@@ -28,7 +28,8 @@ class Layout:
         Rows of one microbatch.
     sweep
         Whether the layer groups run one after the other in the process that holds the
-        rows, each loaded once for all rows that wait; ``parallel="sweep"``.
+        rows, each loaded once for all rows that wait; ``parallel="sweep"``. Then
+        `stages` are the layer groups, ``"auto"`` unless it says otherwise.
     """
 
     replicas: int | Literal["auto"] = "auto"
@@ -57,6 +58,19 @@ class Layout:
                 f"Layout({name}={value!r}): pass a positive whole number"
                 + ("" if name == "shards" else ' or "auto"')
             )
+        if self.sweep:
+            self._check_sweep()
+
+    def _check_sweep(self) -> None:
+        for name, default in (("replicas", "auto"), ("shards", 1), ("window", "auto")):
+            value = getattr(self, name)
+            if value != default:
+                raise ValueError(
+                    f"Layout(sweep=True, {name}={value!r}): each process sweeps the "
+                    f"rows that it has; leave out {name}="
+                )
+        if self.stages == 1:
+            object.__setattr__(self, "stages", "auto")
 
     def _repr_html_(self) -> str | None:
         lines = {name: str(value) for name, value in asdict(self).items()}

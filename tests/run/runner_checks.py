@@ -72,7 +72,7 @@ class Line(Runner):
     def token_budget(self, signature, bound):
         return TokenBudget(bound)
 
-    def send(self, batch):
+    def send(self, batch, rows=None):
         self.fresh = True
         self.sent.append(batch.rows)
         failure = self._failure(batch)

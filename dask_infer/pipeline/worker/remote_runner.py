@@ -18,6 +18,7 @@ from dask_infer._dask import current_task_key
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.device.stream import Fields, Pending
+from dask_infer.faults.bisect import Rows
 from dask_infer.metrics.recorder import meter
 from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.messages.microbatch import Failure, Payload, RemoteTraceback
@@ -151,7 +152,7 @@ class RemoteRunner(Runner):
         """Bytes that a forward may take in a stage."""
         return STAGE_BYTES
 
-    def send(self, batch: Batch) -> Pending:
+    def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
         """Send a microbatch; returns at once, also where it waits for admission."""
         payload = Payload(values=self.call.bind(batch))
         work = self.client.send(payload, batch.rows, self.job.method, self.call.outputs)

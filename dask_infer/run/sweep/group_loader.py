@@ -1,0 +1,124 @@
+"""The layer groups of a sweep as they come and go, and the next one read ahead.
+
+A group is loaded mapped, so loading it reads nothing yet. One thread loads the group
+after the one that runs and touches its pages. It keeps no lease while it waits for its
+turn: nobody holds memory while waiting for more of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from dask_infer.metrics.recorder import meter
+from dask_infer.model.runtime.footprint import tensors_of
+from dask_infer.replica.cache import Replica, StageLayers, cache
+from dask_infer.replica.worker_place import Place
+from dask_infer.spec import Job
+
+logger = logging.getLogger(__name__)
+
+#: Bytes of a page.
+PAGE = 4096
+
+
+class GroupLoader:
+    """The groups of one model in this process.
+
+    Parameters
+    ----------
+    job
+        Whose model, dtype, device and timeout they have.
+    parts
+        The layers of each group.
+    kept
+        How many of the first groups stay once they are loaded.
+    """
+
+    def __init__(
+        self, job: Job, place: Place, parts: Sequence[StageLayers], kept: int
+    ) -> None:
+        self.job, self.place, self.parts, self.kept = job, place, parts, kept
+        self._reader: threading.Thread | None = None
+        self._reads = -1
+        #: Groups that stay, once they were loaded.
+        self._stayed: set[int] = set()
+        self._closed = threading.Event()
+
+    @contextlib.contextmanager
+    def lease(self, group: int, *, passing: bool) -> Iterator[Replica]:
+        """Hold a group.
+
+        Parameters
+        ----------
+        passing
+            It makes room afterwards, unless it is one that stays.
+        """
+        with contextlib.ExitStack() as held:
+            with meter("load"):
+                if group == self._reads:
+                    self._join()
+                replica = held.enter_context(self._lease(group))
+            if group < self.kept:
+                self._stayed.add(group)
+            try:
+                yield replica
+            finally:
+                if passing and group >= self.kept:
+                    cache.discard(replica)
+
+    def read_ahead(self, group: int) -> None:
+        """Read a group while another one runs."""
+        if group >= len(self.parts) or group in (self._reads, *self._stayed):
+            return
+        self._join()
+        self._closed.clear()
+        self._reads = group
+        self._reader = threading.Thread(
+            target=self._read, args=(group,), name="dask-infer-read-ahead", daemon=True
+        )
+        self._reader.start()
+
+    def close(self) -> None:
+        """End the reading."""
+        self._closed.set()
+        self._join()
+
+    def _join(self) -> None:
+        if self._reader is not None:
+            self._reader.join()
+        self._reader, self._reads = None, -1
+
+    def _lease(self, group: int) -> contextlib.AbstractContextManager[Replica]:
+        job = self.job
+        return cache.lease(
+            job.model,
+            self.place,
+            device=job.device,
+            dtype=job.dtype,
+            timeout=job.timeout,
+            part=self.parts[group],
+        )
+
+    def _read(self, group: int) -> None:
+        try:
+            with self._lease(group) as replica:
+                if replica.device.torch_device.type != "cpu":
+                    return
+                for tensor in tensors_of(replica.loaded.target):
+                    if self._closed.is_set():
+                        return
+                    _touch(tensor)
+        except Exception as error:  # whoever needs the group will see it
+            logger.debug("layer group %d was not read ahead: %r", group, error)
+
+
+def _touch(tensor: torch.Tensor) -> None:
+    """Read a byte of each page, without the interpreter's lock."""
+    if tensor.layout is torch.strided and tensor.numel():
+        data = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+        data[::PAGE].max()

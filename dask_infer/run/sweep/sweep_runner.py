@@ -1,0 +1,386 @@
+"""The runner of a sweep: batches run through the layer groups, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from math import ceil
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dask_infer._dask import count_tasks_like_this, current_task_key
+from dask_infer.batch.inputs.batch import Batch
+from dask_infer.batch.sizing.hill_climber import FixedSize
+from dask_infer.batch.sizing.token_budget import TokenBudget
+from dask_infer.device.out_of_memory import is_out_of_memory
+from dask_infer.device.stream import Fields, Pending, map_tensors
+from dask_infer.faults.bisect import HALVES, MANY, Rows
+from dask_infer.faults.classify import is_of_no_row, raise_again
+from dask_infer.faults.deadline import DeadlineExceeded, within
+from dask_infer.metrics.recorder import add, meter
+from dask_infer.pipeline.worker.remote_call import called
+from dask_infer.pipeline.worker.serve_stage import is_wanted
+from dask_infer.replica.cache import Replica
+from dask_infer.replica.worker_place import Place, current_worker, partitions_at_once
+from dask_infer.run.postprocess import Postprocess, takes_inputs
+from dask_infer.run.recovery import MOST_TIMEOUTS
+from dask_infer.run.runner import Abandoned, Runner
+from dask_infer.run.sweep.carry_rows import join_rows, take_rows
+from dask_infer.run.sweep.open_sweep import OpenSweep, open_sweep
+from dask_infer.run.sweep.passes import Piece, SweptBatch
+from dask_infer.spec import Code, Job
+
+logger = logging.getLogger(__name__)
+
+#: Rows that fail alone before failures are no longer searched for within a pass: then
+#: it may be the model that fails, as the partition finds out.
+FEW = 32
+
+
+@contextlib.contextmanager
+def sweep_runner(job: Job, code: Code, place: Place) -> Iterator[SweepRunner]:
+    """Take part in the sweep of a job's model with the batches of one partition."""
+    shared = open_sweep(job, place)
+    with contextlib.ExitStack() as leases:
+        runner = SweepRunner(job, code, place, shared, leases)
+        shared.sweep.enter(runner, shared.activations())
+        try:
+            yield runner
+        except Abandoned:
+            from distributed import Reschedule
+
+            # As of a `RemoteRunner`: the task may be wanted again.
+            raise Reschedule from None
+        finally:
+            leases.close()
+            shared.sweep.leave(runner)
+            runner.release()
+
+
+class Failed(NamedTuple):
+    """One row of a batch of which rows failed."""
+
+    batch: Batch
+    swept: SweptBatch
+    #: Place of the row in it.
+    place: int
+
+
+class SweepRunner(Runner):
+    """Batches of one partition through the layer groups of this process."""
+
+    #: Batches are compared by their time in the first group: see `_observe`.
+    clock = staticmethod(lambda: 0.0)
+
+    def __init__(
+        self,
+        job: Job,
+        code: Code,
+        place: Place,
+        shared: OpenSweep,
+        leases: contextlib.ExitStack,
+    ) -> None:
+        self.job, self.place = job, place
+        self.sweep, self.chain, self.sizes = shared.sweep, shared.chain, shared.sizes
+        self._leases = leases
+        self._first: Replica | None = None
+        first = self._first_group()
+        self.device = first.device
+        self.stream = self.device.stream()
+        model = first.loaded
+        self.interface, self.floating = model.interface, model.floating
+        self.token_rules = model.token_rules(None)
+        self.dtypes, self.inputs = model.dtypes, job.inputs
+        self._postprocess = Postprocess(job, code)
+        self._takes_inputs = takes_inputs(code.postprocess)
+        own_thread = job.timeout is None
+        self._seconds = self.device.clock if own_thread else time.perf_counter
+        self._size: FixedSize | None = None
+        self._budget: TokenBudget | None = None
+        self._worker = worker = current_worker()
+        self._is_wanted: Callable[[], bool] | None = None
+        if worker is not None:
+            self._is_wanted = is_wanted(worker, current_task_key())
+        self._batches: set[SweptBatch] = set()
+        #: Rows of batches that failed, as the passes left them.
+        self._failed: dict[int, Failed] = {}
+        #: Forwards that hung, rows that failed alone, rows that were sent.
+        self._timeouts = self._failures = self._rows = 0
+        #: The error that was raised last, and the group that it is from.
+        self._raised: tuple[BaseException | None, int | None] = (None, None)
+
+    @property
+    def window(self) -> int:
+        """All batches of a partition: they wait for the same pass."""
+        return sys.maxsize
+
+    @property
+    def where(self) -> str:
+        """Device and worker."""
+        return f"{self.device} of worker {self.place.worker}"
+
+    def batch_size(
+        self, signature: object, bytes_per_row: float, bound: int | None
+    ) -> FixedSize:
+        """Return the policy for batches of this signature."""
+        self._size = super().batch_size(signature, bytes_per_row, bound)
+        return self._size
+
+    def token_budget(self, signature: object, bound: int | None) -> TokenBudget:
+        """Return the policy for padded batches of this signature."""
+        self._budget = super().token_budget(signature, bound)
+        return self._budget
+
+    def free_bytes(self) -> int:
+        """Bytes that a forward may take; on the CPU no more than the worker may."""
+        free, own = self.device.free_bytes(), self.place.free_bytes()
+        on_host = self.device.torch_device.type == "cpu"
+        return min(free, own) if on_host and own is not None else free
+
+    # --- the partition's thread --------------------------------------------------
+
+    def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
+        """Run a batch through the first group, and have it wait for the others."""
+        activations = self.sweep.activations
+        inputs = None
+        if self._takes_inputs:
+            inputs = activations.put({**dict(enumerate(batch.args)), **batch.kwargs})
+        carry = activations.put(self.chain.bind(batch.args, batch.kwargs))
+        swept = SweptBatch(self, batch.rows, batch.padding.width, carry, inputs)
+        self._batches.add(swept)
+        self._rows += batch.rows
+        began = self._seconds()
+        todo, is_stuck = list(swept.pieces), False
+        while todo:
+            piece = todo.pop(0)
+            pieces, is_stuck = self.sweep.run(piece, self._first_group(), 0)
+            if is_stuck:
+                self._leave_first_group()
+            if pieces != [piece]:
+                todo = pieces + todo
+        if len(swept.pieces) == 1 and not swept.done:
+            self._observe(batch, self._seconds() - began)
+        if self.sweep.groups == 1:
+            for piece in swept.pieces:
+                piece.done = True
+        else:
+            self.sweep.record(swept)
+        return partial(self._fields, swept, self.kept(batch), rows)
+
+    def kept(self, batch: Batch) -> Batch:
+        """Return the batch without its numbers."""
+        args, kwargs = map_tensors(lambda t: t.to("meta"), (batch.args, batch.kwargs))
+        return replace(batch, args=args, kwargs=kwargs)
+
+    def resume(self, rows: Rows) -> tuple[Batch, Pending] | None:
+        """Return rows of a batch that failed as a pass has left them."""
+        if not self._failed:
+            return None
+        known = [self._failed.get(row) for row in _as_array(rows).tolist()]
+        found = [failed for failed in known if failed is not None]
+        if len(found) < len(known) or len({id(f.swept) for f in found}) > 1:
+            return None
+        places = np.array([failed.place for failed in found])
+        if (np.diff(places) <= 0).any():
+            return None
+        chosen = _pieces_of(found[0].swept, places)
+        if any(p.error and is_out_of_memory(p.error) for p, _ in chosen):
+            return None
+        batch = _rows_of(found[0].batch, places)
+        return batch, partial(self._fields_of, chosen, batch, found[0].swept, places)
+
+    def discard(self) -> None:
+        """Nothing: a group that is stuck was left at once."""
+
+    def release_memory(self) -> None:
+        """Give the device's freed blocks back."""
+        self.device.release_memory()
+
+    def origin(self, error: BaseException) -> tuple[str | None, int | None]:
+        """Return this worker, and the group that raised the error."""
+        raised, group = self._raised
+        return self.place.worker, group if error is raised else None
+
+    def release(self) -> None:
+        """Let go of all values."""
+        for swept in self._batches:
+            swept.release()
+
+    def expected(self) -> int:
+        """Return how many partitions will wait for the next pass."""
+        if self._worker is None:
+            return partitions_at_once()
+        return count_tasks_like_this(self._worker)
+
+    # --- any thread of the sweep -------------------------------------------------
+
+    def forward(
+        self, values: dict[Any, Any], replica: Replica, group: int, rows: int
+    ) -> dict[Any, Any]:
+        """Return what a group makes of values, within the timeout."""
+        stream, timeout = self.stream, self.job.timeout
+        what = f"forward of {self.job.model.name}, layer group {group}"
+
+        def launch() -> Pending:
+            replica.device.enter_forward(self.place.cpu_threads)
+            _, moved = stream.upload((), values)
+            handed = replica.loaded.call((moved,), {})
+            return stream.download(list(handed.items()))
+
+        with meter("wait"), replica.device.exclusive(), meter("forward"):
+            pending = within(timeout, launch, what=what)
+        with meter("forward"):
+            left = timeout if stream.overlaps else None
+            handed = dict(within(left, pending, what=what))
+        add("forwards")
+        replica.count(rows)
+        return handed
+
+    def parts_before(self, piece: Piece) -> int:
+        """Return in how many pieces rows are run that would not fit; 0 for all.
+
+        Batches that wait are as large as one that did not fit.
+        """
+        width = piece.batch.width
+        policy = self._budget if width else self._size
+        rows, amount = len(piece.positions), len(piece.positions) * (width or 1)
+        if policy is None or rows < 2 or not self.job.row_wise:
+            return 0
+        if not self.sizes.ran_out_of_memory or amount <= policy.size:
+            return 0
+        return ceil(amount / policy.size)
+
+    def parts_after(self, piece: Piece, error: Exception) -> int:
+        """Return in how many pieces rows that failed are run again; 0 for none."""
+        rows, hung = len(piece.positions), isinstance(error, DeadlineExceeded)
+        self._timeouts += hung
+        can_cut = rows > 1 and self.job.row_wise
+        if is_out_of_memory(error):
+            self.release_memory()
+            if can_cut:
+                self._halve(rows, piece.batch.width)
+            return HALVES * can_cut
+        if not self.job.nullable or is_of_no_row(error):
+            return 0
+        self._failures += rows == 1
+        most = max(FEW, self.job.max_errors * self._rows)
+        if not can_cut or self._failures > most or self._timeouts > MOST_TIMEOUTS:
+            return 0
+        return MANY if hung else HALVES
+
+    # -----------------------------------------------------------------------------
+
+    def _first_group(self) -> Replica:
+        """Return the first group, leased until this partition waits."""
+        if self._first is None:
+            lease = self.sweep.loader.lease(0, passing=True)
+            self._first = self._leases.enter_context(lease)
+            self.sweep.loader.read_ahead(1)
+        return self._first
+
+    def _leave_first_group(self) -> None:
+        self._first = None
+        self._leases.close()
+
+    def _observe(self, batch: Batch, seconds: float) -> None:
+        """Let the size policy learn from the first group.
+
+        What a batch takes in all would only be known when all sizes are chosen.
+        """
+        width = batch.padding.width
+        if width and self._budget is not None:
+            self._budget.observe(batch.rows * width, seconds)
+        elif self._size is not None:
+            self._size.observe(batch.rows, seconds)
+
+    def _halve(self, rows: int, width: int) -> None:
+        """Take note of rows for which memory ran out."""
+        add("halvings")
+        policy = self._budget if width else self._size
+        if policy is None:
+            return
+        size = policy.on_out_of_memory(rows * (width or 1))
+        if self.sizes.first_out_of_memory():
+            logger.warning(
+                'model "%s" ran out of memory on %s with %d rows; going on with %d %s',
+                self.job.model.name, self.where, rows, size, policy.unit,
+            )  # fmt: skip
+
+    def _look(self) -> None:
+        """Raise `Abandoned` where the task is not wanted any more."""
+        if self._is_wanted is not None and not self._is_wanted():
+            raise Abandoned
+
+    def _fields(self, swept: SweptBatch, batch: Batch, rows: Rows | None) -> Fields:
+        """Wait for a batch; return the fields that become columns."""
+        if not swept.done:
+            self._leave_first_group()
+            self.sweep.wait(swept, self._look)
+        places = np.arange(batch.rows)
+        failed = any(piece.error is not None for piece in swept.pieces)
+        if failed and rows is not None and len(swept.pieces) > 1:
+            for place, row in enumerate(_as_array(rows).tolist()):
+                self._failed[row] = Failed(batch, swept, place)
+        try:
+            return self._fields_of(_pieces_of(swept, places), batch, swept, places)
+        finally:
+            if not failed:
+                swept.release()
+                self._batches.discard(swept)
+
+    def _fields_of(
+        self,
+        pieces: Sequence[tuple[Piece, np.ndarray]],
+        batch: Batch,
+        swept: SweptBatch,
+        places: np.ndarray,
+    ) -> Fields:
+        """Return the fields of some rows of a batch, or raise what the first raised."""
+        for piece, _ in pieces:
+            if piece.error is not None:
+                self._raised = (piece.error, piece.group)
+                raise_again(piece.error)
+        axes = self.sweep.axes[-1]
+        parts = [piece.carry.load() for piece, _ in pieces]
+        values = parts[0]
+        if len(swept.pieces) > 1:
+            assert axes is not None
+            cut = zip(parts, pieces, strict=True)
+            values = join_rows([take_rows(v, axes, rows) for v, (_, rows) in cut], axes)
+        inputs = {} if swept.inputs is None else swept.inputs.load()
+        if len(places) < swept.rows:
+            inputs = take_rows(inputs, dict.fromkeys(inputs, 0), places)
+        args, kwargs = called(inputs)
+        return self._postprocess(self.chain.output(values), batch, args, kwargs)
+
+
+def _pieces_of(swept: SweptBatch, places: np.ndarray) -> list[tuple[Piece, np.ndarray]]:
+    """Return the pieces that rows are in, and their places there."""
+    found = [
+        (piece, places[np.isin(places, piece.positions)] - piece.positions[0])
+        for piece in swept.pieces
+    ]
+    return [(piece, rows) for piece, rows in found if len(rows)]
+
+
+def _rows_of(batch: Batch, places: np.ndarray) -> Batch:
+    """Return some rows of a batch whose tensors are gone, padded as they were."""
+    lengths = batch.padding.lengths
+    if lengths is not None:
+        lengths = lengths[places]
+    return replace(
+        batch,
+        padding=replace(batch.padding, lengths=lengths),
+        rows=len(places),
+        _frame=lambda: batch.frame.iloc[places],
+    )
+
+
+def _as_array(rows: Rows) -> np.ndarray:
+    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows

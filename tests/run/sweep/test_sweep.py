@@ -1,0 +1,215 @@
+"""Sweeps as a user runs them: equal to the whole model, whatever fails."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import dask
+import dask.dataframe as dd
+import numpy as np
+import pytest
+import torch
+
+import dask_infer
+from dask_infer import Layout, PartitionError, PlacementError
+
+from .conftest import near
+
+
+class Faulty(torch.nn.Module):
+    """A layer that notes its forwards and refuses, or hangs on, some values.
+
+    It runs after layers that keep the first column as it is.
+    """
+
+    def __init__(
+        self, log: Path, above: float = 2.0, most: int = 10**9, nap: float = 0
+    ):
+        super().__init__()
+        self.log, self.above, self.most, self.nap = str(log), above, most, nap
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if type(x) is not torch.Tensor:  # shapes alone
+            return x
+        with open(self.log, "a") as log:
+            log.write(f"{len(x)}\n")
+        if len(x) > self.most:
+            raise MemoryError
+        if (x[:, 0] > self.above).any():
+            if not self.nap:
+                raise ValueError("too large")
+            time.sleep(self.nap)
+        return x
+
+
+def faulty(log: Path, **options: float) -> torch.nn.Sequential:
+    """A model of three groups, which fails in the second; its output is ``a``."""
+    layers = [torch.nn.Linear(2, 2, bias=False) for _ in range(3)]
+    for layer in layers:
+        torch.nn.init.eye_(layer.weight)
+    last = torch.nn.Linear(2, 1, bias=False)
+    last.weight.data = torch.tensor([[1.0, 0.0]])
+    return torch.nn.Sequential(layers[0], layers[1], Faulty(log, **options), last)
+
+
+CUT = Layout(sweep=True, stages=["1", "3"])
+
+
+def forwards(log: Path) -> list[int]:
+    return [int(line) for line in log.read_text().split()]
+
+
+@pytest.mark.parametrize("stages", [2, 5, "auto", ["1", "6"]])
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+def test_a_sweep_gives_what_the_whole_model_gives(
+    ddf, pdf, model, expected, stages, scheduler
+):
+    pred = ddf.infer.predict(model, parallel=Layout(sweep=True, stages=stages))
+    near(pred.compute(scheduler=scheduler), expected, pdf)
+
+
+def test_each_process_sweeps_its_own_rows(ddf, pdf, model, expected):
+    pred = ddf.infer.predict(model, parallel=Layout(sweep=True, stages=3))
+    near(pred.compute(scheduler="processes", num_workers=2), expected, pdf)
+
+
+def test_workers_sweep(client, ddf, pdf, model, expected):
+    pred = ddf.infer.predict(model, parallel=Layout(sweep=True, stages=3))
+    near(pred.compute(), expected, pdf)
+    table = dask_infer.replicas()
+    assert set(table[table.model == "Sequential"].stage) == {0, 1, 2}
+    dask_infer.unload(model)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 13])
+def test_fewer_rows_than_groups_and_none_at_all(pdf, model, expected, rows):
+    few = dd.from_pandas(pdf.iloc[:rows], npartitions=1)
+    layout = Layout(sweep=True, stages=3, microbatch=4)
+    pred = few.infer.predict(model, parallel=layout)
+    near(pred.compute(scheduler="sync"), expected[:rows], pdf.iloc[:rows])
+
+
+def test_empty_partitions_among_full_ones(ddf, pdf, model, expected):
+    positive = ddf[ddf.a > 2].infer.predict(model, parallel="sweep")
+    keep = (pdf.a > 2).to_numpy()
+    near(positive.compute(scheduler="threads"), expected[keep], pdf[keep])
+
+
+def test_head_and_persist_compute_a_part(ddf, pdf, model, expected):
+    pred = ddf.infer.predict(model, parallel=Layout(sweep=True, stages=3))
+    with dask.config.set(scheduler="threads"):
+        near(pred.head(3), expected[:3], pdf.iloc[:3])
+        near(pred.persist().compute(), expected, pdf)
+
+
+def test_activations_beyond_the_budget_go_to_files(ddf, pdf, model, expected, tmp_path):
+    pred = ddf.infer.predict(model, parallel=Layout(sweep=True, stages=3), batch_size=7)
+    settings = {"infer.sweep.activations": 500, "temporary-directory": str(tmp_path)}
+    with dask.config.set(settings):
+        near(pred.compute(scheduler="threads"), expected, pdf)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_postprocess_gets_the_rows_and_the_inputs(ddf, pdf, model, expected):
+    def checked(output, frame, inputs):
+        assert np.array_equal(inputs.numpy(), frame[["a", "b"]].to_numpy())
+        return output[:, 0] + inputs[:, 0]
+
+    with dask.config.set({"infer.sweep.activations": 500}):
+        pred = ddf.infer.predict(
+            model, columns=["a", "b"], postprocess=checked, meta="float32",
+            parallel=Layout(sweep=True, stages=3), batch_size=7,
+        )  # fmt: skip
+        near(pred.compute(scheduler="sync"), expected + pdf.a.to_numpy(), pdf)
+
+
+@pytest.mark.parametrize("on_error", ["null", "quarantine"])
+def test_rows_that_fail_in_a_group_are_found_within_the_pass(pdf, tmp_path, on_error):
+    log = tmp_path / "log"
+    frame = dd.from_pandas(pdf, npartitions=1)
+    pred = frame.infer.predict(
+        faulty(log), parallel=CUT, on_error=on_error, batch_size=64
+    )
+    log.write_text("")
+    result = pred.compute(scheduler="sync")
+    bad = (pdf.a > 2).to_numpy()
+    assert 0 < bad.sum() < 20
+    assert result["prediction"].isna().to_numpy().tolist() == bad.tolist()
+    near(result[~bad], pdf.a[~bad].to_numpy(), pdf[~bad])
+    if on_error == "quarantine":
+        assert (result["infer_error"].notna().to_numpy() == bad).all()
+        assert "ValueError: too large" in result["infer_error"][bad].iloc[0]
+    # Each failing row alone once, and no batch again from the start.
+    assert forwards(log).count(1) <= 2 * bad.sum()
+    assert sum(forwards(log)) < 2 * len(pdf) * np.log2(64)
+
+
+def test_the_error_of_a_group_names_it(ddf, tmp_path):
+    pred = ddf.infer.predict(faulty(tmp_path / "log"), parallel=CUT)
+    with pytest.raises(PartitionError, match="too large") as caught:
+        pred.compute(scheduler="sync")
+    assert caught.value.stage == 1
+    assert caught.value.step == "forward"
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_out_of_memory_halves_batches_where_they_are(pdf, tmp_path, place):
+    log = tmp_path / "log"
+    model = faulty(log, above=1e9, most=10)
+    if place == 0:
+        model = torch.nn.Sequential(model[2], *model[:2], model[3])
+    frame = dd.from_pandas(pdf, npartitions=2)
+    pred = frame.infer.predict(model, parallel=CUT, batch_size=64)
+    near(pred.compute(scheduler="threads"), pdf.a.to_numpy(), pdf)
+    assert sum(n for n in forwards(log) if n <= 10) >= len(pdf)
+
+
+def test_a_row_that_hangs_is_left_out(pdf, tmp_path):
+    log = tmp_path / "log"
+    one = pdf.iloc[:40].copy()
+    one.iloc[17, 0] = 50.0
+    frame = dd.from_pandas(one, npartitions=1)
+    pred = frame.infer.predict(
+        faulty(log, above=49.0, nap=3.0), parallel=CUT,
+        on_error="null", timeout=0.3, batch_size=16,
+    )  # fmt: skip
+    result = pred.compute(scheduler="sync")
+    bad = np.arange(40) == 17
+    assert result["prediction"].isna().to_numpy().tolist() == bad.tolist()
+    near(result[~bad], one.a[~bad].to_numpy(), one[~bad])
+    time.sleep(3)  # for the abandoned threads
+
+
+def test_two_models_at_once(ddf, pdf, model, expected):
+    other = torch.nn.Sequential(*[*model][:3], torch.nn.Linear(16, 1))
+    with torch.inference_mode():
+        theirs = other(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
+    a = ddf.infer.predict(model, parallel=Layout(sweep=True, stages=3))
+    b = ddf.infer.predict(other, parallel=Layout(sweep=True, stages=2))
+    both = ddf.infer.predict(model, output="first", parallel="sweep").infer.predict(
+        other, columns=["a", "b"], parallel=Layout(sweep=True, stages=2)
+    )
+    ours, others, chained = dask.compute(a, b, both, scheduler="threads")
+    near(ours, expected, pdf)
+    near(others, theirs, pdf)
+    near(chained, theirs, pdf)
+
+
+def test_what_a_sweep_cannot_do_is_refused(ddf, model):
+    with pytest.raises(ValueError, match="method='forward'"):
+        ddf.infer.predict(model, parallel="sweep", method="forward")
+    with pytest.raises(ValueError, match="resources"):
+        ddf.infer.predict(model, parallel="sweep", resources={"GPU": 1})
+    with pytest.raises(ValueError, match="leave out replicas="):
+        Layout(sweep=True, replicas=2)
+    with pytest.raises(ValueError, match="at most stages="):
+        ddf.infer.predict(model, parallel=Layout(sweep=True, stages=50))
+    assert Layout(sweep=True).stages == "auto"
+
+
+def test_a_block_larger_than_the_limit_is_refused_by_name(ddf, model):
+    pred = ddf.infer.predict(model, parallel="sweep")
+    limit = dask.config.set({"infer.replica.memory-limit": 1000})
+    with limit, pytest.raises(PlacementError, match=r'block "\d" of .*Sequential'):
+        pred.compute(scheduler="sync")
