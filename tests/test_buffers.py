@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from distributed import Client, LocalCluster
 
 import dask_infer  # noqa: F401
 
@@ -85,7 +84,7 @@ def test_preprocess_may_refill_what_it_returned(model, kind, scheduler):
     assert rows.tolist() == PDF.x.tolist()
 
 
-def test_preprocess_may_refill_on_a_cluster():
+def test_preprocess_may_refill_on_a_cluster(client):
     ddf = dd.from_pandas(PDF, npartitions=2)
     pred = ddf.infer.predict(
         Slow(),
@@ -94,11 +93,7 @@ def test_preprocess_may_refill_on_a_cluster():
         batch_size=10,
         meta="float64",
     )
-    with (
-        LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster),
-    ):
-        assert pred.prediction.compute().tolist() == PDF.x.tolist()
+    assert pred.prediction.compute().tolist() == PDF.x.tolist()
 
 
 def test_a_tokenizer_may_refill_what_it_returned():

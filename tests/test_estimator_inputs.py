@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from distributed import Client, LocalCluster
 
 import dask_infer  # noqa: F401
 from dask_infer.errors import InputError
@@ -158,18 +157,14 @@ def test_an_estimator_of_texts_reads_the_column_that_preprocess_returns():
         assert pred.compute().tolist() == (PDF.i % 3).tolist()
 
 
-def test_estimators_on_a_cluster_read_what_they_were_fitted_on():
+def test_estimators_on_a_cluster_read_what_they_were_fitted_on(client):
     encoded = make_pipeline(OneHotEncoder(), LogisticRegression())
     encoded.fit(NONE[["color"]], BLUE)
     texts = make_pipeline(TfidfVectorizer(), LogisticRegression())
     texts.fit(PDF.txt, PDF.i % 3)
     ddf = dd.from_pandas(NONE, npartitions=7)
-    with (
-        LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster),
-    ):
-        color = ddf.infer.predict(encoded, columns=["color"]).prediction.compute()
-        third = ddf.txt.infer.predict(texts, batch_size=4).compute()
+    color = ddf.infer.predict(encoded, columns=["color"]).prediction.compute()
+    third = ddf.txt.infer.predict(texts, batch_size=4).compute()
     assert color.tolist() == encoded.predict(NONE[["color"]]).tolist()
     assert third.tolist() == (PDF.i % 3).tolist()
 

@@ -8,7 +8,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from distributed import Client, LocalCluster
 
 import dask_infer  # noqa: F401
 from dask_infer.errors import InputError
@@ -104,11 +103,7 @@ def test_lists_of_unequal_length_name_the_mask_and_the_remedy():
         pred.compute()
 
 
-def test_lists_of_integers_on_a_cluster():
-    options = {"threads_per_worker": 1, "dashboard_address": None}
-    with LocalCluster(2, **options) as cluster, Client(cluster):
-        for model in (Embedded(), Weighted()):
-            pred = collection("objects").infer.predict(
-                model, columns="x", shapes={"x": 3}
-            )
-            assert pred.prediction.compute().tolist() == [6, 15, 24, 3]
+def test_lists_of_integers_on_a_cluster(client):
+    for model in (Embedded(), Weighted()):
+        pred = collection("objects").infer.predict(model, columns="x", shapes={"x": 3})
+        assert pred.prediction.compute().tolist() == [6, 15, 24, 3]

@@ -7,7 +7,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from distributed import Client, LocalCluster
 
 from dask_infer import InputError
 
@@ -103,6 +102,19 @@ def test_a_sentence_transformer_object_encodes(ddf, sync, minilm, prompt):
     np.testing.assert_allclose(found, model.encode(FIRST, batch_size=1), atol=2e-6)
 
 
+def test_a_pooling_leaves_out_the_prompt(ddf, sync, minilm, tmp_path):
+    """The directory gave the embeddings of all tokens, the prompt's among them."""
+    library = pytest.importorskip("sentence_transformers")
+    model = library.SentenceTransformer(str(minilm), device="cpu")
+    model.prompts, model.default_prompt_name = {"query": "query: "}, "query"
+    model[1].include_prompt = False
+    model.save(str(tmp_path))
+    expected = model.encode(FIRST, batch_size=1)
+    pred = ddf.infer.predict(tmp_path, columns="first", output="vector")
+    found = pred["vector"].infer.to_numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
 @pytest.fixture
 def cross_encoder(tmp_path, tokenizer):
     library = pytest.importorskip("sentence_transformers")
@@ -124,13 +136,11 @@ def test_a_cross_encoder_object_scores_pairs(ddf, sync, cross_encoder, labels):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_cross_encoder_travels(ddf, cross_encoder):
+def test_a_cross_encoder_travels(client, ddf, cross_encoder):
     model = cross_encoder(1)
     expected = model.predict(list(zip(FIRST, SECOND, strict=True)), batch_size=1)
-    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": ":0"}
-    with LocalCluster(**options) as cluster, Client(cluster):
-        pred = ddf.infer.predict(model, columns=("first", "second"))
-        found = pred["prediction"].compute().to_numpy()
+    pred = ddf.infer.predict(model, columns=("first", "second"))
+    found = pred["prediction"].compute().to_numpy()
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

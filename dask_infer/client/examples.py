@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from dask_infer.batch.inputs.decided_dtypes import all_integers
 from dask_infer.client.model_call import ModelCall
+from dask_infer.model.runtime.loaded_model import keywords_of
 from dask_infer.model.shapes.propagate import CannotTrace, Example
 from dask_infer.spec import Argument, ArgumentKey, Inputs
 
@@ -100,12 +100,8 @@ def _takes_ids(call: ModelCall) -> bool:
     if not isinstance(live, nn.Module):
         return True
     function = getattr(live, call.request.method or "forward", None)
-    try:
-        taken = inspect.signature(function).parameters  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return True
-    catches_all = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    return catches_all or TOKENIZED[0] in taken
+    taken = keywords_of(function)
+    return taken is None or TOKENIZED[0] in taken
 
 
 def _check_traceable(inputs: Inputs) -> None:

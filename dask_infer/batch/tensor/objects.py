@@ -62,8 +62,8 @@ def _from_arrays(arrays: Sequence[Array]) -> Rows:
     except (ValueError, TypeError):
         raise _misfit(arrays) from None
     lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-    if values.dtype == object:
-        values = _from_nested(values, lengths)
+    if values.dtype == object:  # arrays of arrays, as Parquet readers give lists
+        return _from_nested(arrays)
     if values.dtype.kind not in "biuf":
         raise BadRow(f"holds arrays of {values.dtype}; only numbers become tensors")
     if (lengths == lengths[0]).all():
@@ -71,27 +71,18 @@ def _from_arrays(arrays: Sequence[Array]) -> Rows:
     return Rows(values, offsets_of(lengths))
 
 
-def _from_nested(values: Array, lengths: Array) -> Array:
-    """Arrays of arrays, as Parquet readers give nested lists."""
-    if values.ndim > 1:
-        raise BadRow("holds arrays of objects; only numbers become tensors")
-    owner = np.repeat(np.arange(len(lengths)), lengths)
+def _from_nested(arrays: Sequence[Array]) -> Rows:
     try:
-        return _inner(values).filled()
-    except BadRow as bad:
-        raise bad.moved(owner) from None
-
-
-def _inner(values: Array) -> Rows:
-    if all(isinstance(value, (int, float, np.number, np.bool_)) for value in values):
-        return Rows(np.array(values.tolist()))
-    return from_objects(values)
+        return from_arrow(pa.array(arrays))
+    except pa.ArrowException:
+        reason = "holds arrays of objects; only numbers become tensors"
+        raise BadRow(reason) from None
 
 
 def _from_lists(lists: Sequence[Any]) -> Rows:
     try:
         return from_arrow(pa.array(lists))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+    except pa.ArrowException:
         # Mixed numbers, or arrays of several axes inside: NumPy is slower but knows.
         return _from_arrays([_array(row, i) for i, row in enumerate(lists)])
 

@@ -254,10 +254,6 @@ class TensorArray(ExtensionArray):
             return NotImplemented
         return self._equal(other, equal_nan=False)
 
-    def __ne__(self, other: Any) -> Any:
-        equal = self.__eq__(other)
-        return equal if equal is NotImplemented else ~equal
-
     def equals(self, other: object) -> bool:
         """Whether dtype, missing rows and all numbers are equal, NaN equal to NaN."""
         if not isinstance(other, TensorArray) or self.dtype != other.dtype:

@@ -8,7 +8,7 @@ from typing import Any
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.format import Format, Recognised, read_object
 from dask_infer.model.runtime.loaded_model import FunctionModel
-from dask_infer.model.runtime.methods import check_method
+from dask_infer.model.runtime.methods import check_method, signature_of
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.spec.model_spec import ModelSpec
 
@@ -32,10 +32,7 @@ class FunctionFormat(Format):
 
     def signature(self, live: Any, method: str | None) -> inspect.Signature | None:
         """Return the signature; None for builtins that hide it."""
-        try:
-            return inspect.signature(getattr(live, method) if method else live)
-        except (TypeError, ValueError):
-            return None
+        return signature_of(getattr(live, method) if method else live)
 
     def load(self, spec: ModelSpec, placement: Placement) -> FunctionModel:
         """Unpickle the function."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,8 +42,8 @@ from dask_infer.model.formats.torch_module import (
 )
 from dask_infer.model.runtime.footprint import parse_dtype
 from dask_infer.model.runtime.import_library import import_library
-from dask_infer.model.runtime.loaded_model import ModuleModel, keywords_of
-from dask_infer.model.runtime.place_module import Placement, freeze
+from dask_infer.model.runtime.loaded_model import ModuleModel
+from dask_infer.model.runtime.place_module import Placement, place
 from dask_infer.model.runtime.safetensors_files import read_json, safetensors_header
 from dask_infer.model.runtime.tokenizers import PromptTokenizer
 from dask_infer.model.shapes.trace_errors import cannot_trace
@@ -116,9 +116,7 @@ class SentenceTransformersFormat(ModelDirectory):
         """Load the pipeline with the library itself."""
         self.parts(Path(str(spec.path)))
         module = mapped(spec, placement, lambda dtype: _build(spec, dtype))
-        freeze(module)
-        module.eval()
-        return SentenceModel(spec, module.to(placement.device), placement.device)
+        return place(spec, module, placement.device)
 
     def open_to_split(
         self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
@@ -154,28 +152,8 @@ def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True, "dtype": dtype or "auto"},
         )
-    return module if dtype is None else module.to(dtype)  # type: ignore[no-any-return]
-
-
-class SentenceModel(ModuleModel):
-    """Token ids in, one embedding a row out."""
-
-    def __init__(
-        self, spec: ModelSpec, module: torch.nn.Module, device: torch.device
-    ) -> None:
-        super().__init__(spec, module, device)
-        self.accepts = _accepted_tokens(module)
-
-    def function(self, method: str | None) -> Callable[..., Any]:
-        """Return the pipeline as a function of the tokenizer's tensors."""
-        if method is not None:
-            return super().function(method)
-        return lambda **tokens: self.target(tokens)["sentence_embedding"]
-
-
-def _accepted_tokens(module: Any) -> frozenset[str] | None:
-    inner = getattr(module[0], "auto_model", None)
-    return None if inner is None else keywords_of(inner.forward)
+    embeddings = Embeddings(module, _prompt(module))
+    return embeddings if dtype is None else embeddings.to(dtype)
 
 
 def embedding_width(folder: Path) -> int | None:
@@ -247,10 +225,14 @@ class ModelParts(NamedTuple):
 class Embeddings(nn.Module):
     """What ``SentenceTransformer.encode`` returns by default."""
 
-    def __init__(self, model: Any, prompt_length: int | None) -> None:
+    def __init__(self, model: Any, prompt: str) -> None:
         super().__init__()
         self.layers = nn.Sequential(*model.children())
-        self.prompt_length = prompt_length
+        #: Tokens of the prompt, which a pooling may leave out.
+        self.prompt_length: int | None = None
+        if prompt:
+            tokens = model.preprocess([""], prompt=prompt)
+            self.prompt_length = tokens.get("prompt_length")
         self.width = model.truncate_dim
 
     def forward(self, **tokens: torch.Tensor) -> torch.Tensor:
@@ -290,10 +272,8 @@ def _parts_of(model: Any) -> ModelParts | None:
     if _is_a(model, library, "CrossEncoder"):
         return ModelParts(Scores(model), _tokenizer(model, _prompt(model)))
     if _is_a(model, library, "SentenceTransformer"):
-        prompt, length = _prompt(model), None
-        if prompt:
-            length = model.preprocess([""], prompt=prompt).get("prompt_length")
-        return ModelParts(Embeddings(model, length), _tokenizer(model, prompt))
+        prompt = _prompt(model)
+        return ModelParts(Embeddings(model, prompt), _tokenizer(model, prompt))
     return None
 
 

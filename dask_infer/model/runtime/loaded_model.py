@@ -14,7 +14,7 @@ import torch
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.model.runtime.footprint import floating_dtype, tensor_bytes
 from dask_infer.model.runtime.kept_memory import KeptMemory
-from dask_infer.model.runtime.methods import check_method
+from dask_infer.model.runtime.methods import check_method, signature_of
 from dask_infer.model.shapes.padding import names_mask, token_rules
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec.model_spec import Interface, ModelSpec
@@ -202,16 +202,11 @@ def warn_not_compiled(spec: ModelSpec, error: Exception) -> None:
 
 def keywords_of(function: Callable[..., Any]) -> frozenset[str] | None:
     """Names that `function` takes as keywords; None for any, or where hidden."""
-    schema = getattr(function, "schema", None)
-    if isinstance(schema, torch._C.FunctionSchema):  # a script's method
-        return frozenset(argument.name for argument in schema.arguments[1:])
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
+    if (signature := signature_of(function)) is None:
         return None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
     names: set[str] = set()
-    for parameter in parameters:
+    for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             typed = _typed_keywords(function, parameter.annotation)
             if not typed:

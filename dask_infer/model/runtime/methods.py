@@ -1,8 +1,10 @@
-"""Which methods a model has: asked by the client, and again where it is loaded."""
+"""The methods of a model and what they take: for the client, and where it is loaded."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
+from typing import Any
 
 import torch
 
@@ -40,3 +42,26 @@ def check_method(model: object, method: str, name: str | None = None) -> None:
     kind = type(model).__name__
     what = kind if name in (None, kind) else f"{name} ({kind})"
     raise MissingMethodError(f"{what} has no method {method}; {instead}")
+
+
+def signature_of(function: Any) -> inspect.Signature | None:
+    """Return how a function, or a method of a script, is called; None if hidden."""
+    schema = getattr(function, "schema", None)
+    if isinstance(schema, torch._C.FunctionSchema):
+        return _script_signature(schema)
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+def _script_signature(schema: Any) -> inspect.Signature:
+    kind = inspect.Parameter
+    parameters = []
+    for argument in schema.arguments[1:]:
+        has_default = argument.has_default_value()
+        default = argument.default_value if has_default else kind.empty
+        parameters.append(
+            kind(argument.name, kind.POSITIONAL_OR_KEYWORD, default=default)
+        )
+    return inspect.Signature(parameters)

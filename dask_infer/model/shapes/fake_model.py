@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from dask_infer.model.runtime.footprint import floating_dtype
 from dask_infer.model.runtime.loaded_model import LoadedModel
+from dask_infer.model.runtime.methods import signature_of
 from dask_infer.model.shapes.padding import token_rules
 
 
@@ -52,15 +53,10 @@ class TraceableModel:
 
     def signature(self, method: str | None) -> inspect.Signature | None:
         """Return how a call may look; None where it is hidden."""
-        function = getattr(self.module, method or "forward")
-        if (schema := getattr(function, "schema", None)) is not None:
-            return _script_signature(schema)
-        try:
-            signature = inspect.signature(function)
-        except (TypeError, ValueError):
-            return None
+        signature = signature_of(getattr(self.module, method or "forward"))
         exported = getattr(self.module, "_in_spec", None)
-        if exported is None or self.program is not None or method is not None:
+        as_it_is = exported is None or self.program is not None or method is not None
+        if as_it_is or signature is None:
             return signature
         return _exported_signature(signature, exported)
 
@@ -85,18 +81,6 @@ def _exported_signature(signature: inspect.Signature, spec: Any) -> inspect.Sign
     first = [kind(p.name, kind.POSITIONAL_ONLY) for p in parameters[:count]]
     rest = [kind(name, kind.KEYWORD_ONLY) for name in keywords.context]
     return inspect.Signature([*first, *rest])
-
-
-def _script_signature(schema: Any) -> inspect.Signature:
-    kind = inspect.Parameter
-    parameters = []
-    for argument in schema.arguments[1:]:
-        has_default = argument.has_default_value()
-        default = argument.default_value if has_default else kind.empty
-        parameters.append(
-            kind(argument.name, kind.POSITIONAL_OR_KEYWORD, default=default)
-        )
-    return inspect.Signature(parameters)
 
 
 def _scripted(

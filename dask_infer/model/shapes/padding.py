@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from dask_infer.model.runtime.methods import signature_of
 from dask_infer.spec.token_rules import TokenRules
 
 #: Settings of ``generate`` that padding has to do with.
@@ -73,13 +74,8 @@ def token_rules(
 
 def names_mask(function: Callable[..., Any]) -> bool:
     """Whether a function has a parameter ``attention_mask`` of its own."""
-    schema: Any = getattr(function, "schema", None)
-    if schema is not None:  # a script's method
-        return any(argument.name == "attention_mask" for argument in schema.arguments)
-    try:
-        return "attention_mask" in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
+    signature = signature_of(function)
+    return signature is not None and "attention_mask" in signature.parameters
 
 
 def pad_token(module: Any) -> int | None:

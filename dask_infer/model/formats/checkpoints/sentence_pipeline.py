@@ -121,6 +121,10 @@ def _check(spec: ModelSpec, listed: list[dict[str, str]]) -> None:
         wanted = known[:1] if place == 0 else known[1:]
         if name not in wanted or not library.startswith("sentence_transformers"):
             raise CannotSplit(spec.name, f"its module {kind} cannot be split")
+    for part, _ in pipeline_parts(spec)[1:]:
+        file = Path(str(part.path)) / "config.json"
+        if file.is_file() and read_json(file).get("include_prompt") is False:
+            raise CannotSplit(spec.name, "its pooling leaves out the prompt")
     folder = Path(str(pipeline_parts(spec)[0][0].path))
     file = folder / "sentence_bert_config.json"
     settings = read_json(file) if file.is_file() else {}

@@ -51,6 +51,17 @@ def test_other_modules_are_named(minilm, tmp_path):
         split(spec, None, [], TEXTS)
 
 
+def test_a_pooling_that_leaves_out_the_prompt_is_refused(minilm, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    place = tmp_path / "model"
+    shutil.copytree(minilm, place)
+    file = place / "1_Pooling" / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "include_prompt": False}))
+    with pytest.raises(CannotSplit, match="leaves out the prompt"):
+        split(recognise(place).spec, None, [], TEXTS)
+
+
 def test_settings_that_change_the_result_are_refused(minilm, tmp_path):
     pytest.importorskip("sentence_transformers")
     place = tmp_path / "model"
