@@ -92,10 +92,13 @@ def find_bottleneck(record: Mapping[str, Any]) -> Bottleneck:
         for label, stage in from_message(record["stages"]).items()
         if label.stage is not None and stage.count("forwards")
     }
-    start, end = record["start"], record["end"]
-    seconds = None if start is None else end - start
+    seconds = observed = None
+    if record["start"] is not None:
+        seconds = record["end"] - record["start"]
+        # Stages and hosts are known from the first look at the job.
+        observed = record["end"] - record["seen"]
     if stages:
-        cause, remedy = _of_stages(sums, stages, seconds)
+        cause, remedy = _of_stages(sums, stages, observed)
     else:
         cause, remedy = CAUSES[_largest(sums)]
     return Bottleneck(
@@ -108,7 +111,7 @@ def find_bottleneck(record: Mapping[str, Any]) -> Bottleneck:
         remedy,
         _shares(sums),
         {stage: _shares(each) for stage, each in sorted(stages.items())},
-        _notes(record.get("host") or {}, seconds),
+        _notes(record.get("host") or {}, observed),
     )
 
 

@@ -1,7 +1,8 @@
 """What each job was doing from its first partition to its last.
 
 Stages serve several jobs, so what they did during a job is the growth of their sums
-between its start and its end.
+between its start and its end. A job that goes on after a pause begins a new record:
+what stages did in the pause is not its own.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ from dask_infer.metrics.sums import Label, Sums, to_message
 
 #: Jobs that are kept, the latest.
 KEPT = 32
+#: Seconds without a partition from which a job that goes on is another run.
+PAUSE = 5.0
 
 
 @dataclass
 class JobRecord:
-    """One job of one model."""
+    """One run of a job."""
 
     model: str
     job: str
-    #: Seconds since the epoch when it was first seen to run, and last.
+    #: Seconds since the epoch when it began, as far as its sums tell, when it was first
+    #: seen to run, and last.
     start: float
+    seen: float
     end: float
-    #: Sums of its partitions.
+    #: Sums of its partitions, before this run and now.
+    sums_before: Sums
     sums: Sums
-    #: Sums of the model's stages at the start and at the end, by stage.
+    #: Sums of the model's stages when it was seen and at the end, by stage.
     stages_before: dict[int, Sums]
     stages: dict[int, Sums]
     #: Of the workers and their hosts, as `ClusterSums.host` has them.
@@ -46,13 +52,15 @@ class JobRecord:
             Label(self.model, stage): sums.since(self.stages_before.get(stage))
             for stage, sums in self.stages.items()
         }
+        sums = self.sums.since(self.sums_before)
         return {
             "model": self.model,
             "job": self.job,
             "start": self.start,
+            "seen": self.seen,
             "end": self.end,
             "running": self.running,
-            "sums": to_message({Label(self.model, None, self.job): self.sums}),
+            "sums": to_message({Label(self.model, None, self.job): sums}),
             "stages": to_message(during),
             "host": self._host_during(),
         }
@@ -83,22 +91,42 @@ class JobRecords:
         host: Mapping[str, float] | None = None,
     ) -> None:
         """Take note of the jobs that went on since the last call."""
+        host = host or {}
         for label, sums in by_job.items():
             if self._seen.get(label) == sums:
                 continue
             known = self.records.get(label)
             stages = _stages(label.model, by_model)
-            if known is None:
+            paused = known and not known.running and now - known.end > PAUSE
+            if known is None or paused:
+                before = Sums() if known is None else known.sums
                 known = self.records[label] = JobRecord(
-                    *(label.model, label.job, now, now, sums, stages, stages),
-                    *(host or {}, host or {}),
+                    label.model,
+                    label.job,
+                    start=now - _age(sums.since(before)),
+                    seen=now,
+                    end=now,
+                    sums_before=before,
+                    sums=sums,
+                    stages_before=stages,
+                    stages=stages,
+                    host_before=host,
+                    host=host,
                 )
-            known.end, known.sums, known.stages = now, sums, stages
-            known.host = host or {}
+            known.end, known.sums, known.stages, known.host = now, sums, stages, host
             self.records.move_to_end(label)
         self._seen = by_job
         while len(self.records) > KEPT:
             self.records.popitem(last=False)
+
+
+def _age(sums: Sums) -> float:
+    """Return for how long a run has gone on: its numbers may arrive late.
+
+    A worker that imports a library sends no heartbeat meanwhile.
+    """
+    threads = sums.levels.get("partitions") or sums.count("started") or 1
+    return sum(sums.seconds.values()) / threads
 
 
 def _stages(model: str, by_model: Mapping[Label, Sums]) -> dict[int, Sums]:

@@ -15,6 +15,9 @@ from dask_infer.spec.input_spec import Argument
 from dask_infer.views.view import View
 from dask_infer.watching.counts import Counts
 
+#: Columns of an argument that are named.
+NAMED = 6
+
 NOTHING = View(
     "No prediction in this dataframe.",
     sentences=("ddf.infer.predict(model) adds one; nothing runs before compute().",),
@@ -84,7 +87,10 @@ def _lines(job: Job) -> dict[str, str]:
 
 
 def _argument(argument: Argument) -> str:
-    names = ", ".join(map(str, argument.columns))
+    columns = list(map(str, argument.columns))
+    if len(columns) > NAMED:
+        columns = [*columns[:NAMED], f"... {len(columns)} in all"]
+    names = ", ".join(columns)
     names = f"[{names}]" if argument.stacked else names
     keyword = f"{argument.keyword}=" if argument.keyword else ""
     kind = argument.dtype or argument.content

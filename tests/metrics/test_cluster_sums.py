@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dask_infer.metrics.cluster_sums import ClusterSums, Message
-from dask_infer.metrics.job_records import KEPT, JobRecords
+from dask_infer.metrics.job_records import KEPT, PAUSE, JobRecords
 from dask_infer.metrics.sums import Label, Sums, to_message
 
 MODEL = Label("Linear-1")
@@ -101,6 +101,33 @@ def test_a_job_is_recorded_with_what_stages_did_meanwhile():
     told = records.records[JOB].to_message()
     assert (told["start"], told["end"], told["running"]) == (10.0, 12.0, False)
     assert told["stages"] == to_message({stage: Sums({"rows": 8})})
+
+
+def test_a_job_that_goes_on_after_a_pause_is_another_run():
+    """What its stages did in the pause, nothing, hid what limited it."""
+    records, stage = JobRecords(), Label("Linear-1", 0)
+    idle = {stage: Sums(seconds={"idle": 1000.0})}
+    records.update(10.0, {JOB: Sums({"rows": 5})}, {})
+    records.update(10.0 + PAUSE, {JOB: Sums({"rows": 7})}, {})  # the same run
+    assert records.records[JOB].to_message()["start"] == 10.0
+    again = {JOB: Sums({"rows": 9}, {}, {"partitions": 1})}
+    records.update(1000.0, again, idle)
+    records.update(1000.0 + 2 * PAUSE, {JOB: Sums({"rows": 12})}, idle)
+    told = records.records[JOB].to_message()
+    assert (told["start"], told["end"]) == (1000.0, 1000.0 + 2 * PAUSE)
+    assert told["sums"][0][3] == {"rows": 5}
+    assert told["stages"][0][4] == {"idle": 0.0}
+
+
+def test_a_job_is_as_old_as_its_threads_say():
+    """The first heartbeat came after seconds of imports."""
+    records = JobRecords()
+    loading = Sums({"started": 2}, {"load": 16.0}, {"partitions": 2})
+    records.update(100.0, {JOB: loading}, {})
+    assert records.records[JOB].start == 92.0
+    done = Sums({"started": 4}, {"forward": 8.0})
+    records.update(100.0, {JOB._replace(job="other"): done}, {})
+    assert records.records[JOB._replace(job="other")].start == 98.0
 
 
 def test_processes_and_hosts_are_counted_once() -> None:

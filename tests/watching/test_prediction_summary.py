@@ -41,6 +41,14 @@ def test_model_layout_inputs_and_outputs() -> None:
     assert job.model.key in pred.infer._repr_html_()
 
 
+def test_many_columns_are_not_all_named() -> None:
+    frame = pd.DataFrame(
+        np.zeros((4, 30), "float32"), columns=[f"c{i}" for i in range(30)]
+    )
+    pred = dd.from_pandas(frame, 1).infer.predict(torch.nn.Linear(30, 1))
+    assert "inputs: [c0, c1, c2, c3, c4, c5, ... 30 in all]: " in repr(pred.infer)
+
+
 def test_a_layout_is_named() -> None:
     model = torch.nn.Sequential(Scored(), torch.nn.Linear(1, 1))
     layout = Layout(stages=2)

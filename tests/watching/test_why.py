@@ -196,7 +196,7 @@ def record(
     }
     return {
         **{"model": label.model, "job": label.job, "running": False},
-        **{"start": 0.0, "end": 10.0, "host": host or {}},
+        **{"start": 0.0, "seen": 0.0, "end": 10.0, "host": host or {}},
         "sums": to_message({label: sums}),
         "stages": to_message(during),
     }
