@@ -9,6 +9,7 @@ from dask_infer import config as _config  # noqa: F401  (registers the defaults)
 from dask_infer._dask import register_tensor_dtype
 from dask_infer.accessor import DataFrameInfer, PandasSeriesInfer, SeriesInfer
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
+from dask_infer.client.layout_plan import Plan
 from dask_infer.errors import (
     InferError,
     InputError,
@@ -36,6 +37,7 @@ __all__ = [
     "PandasSeriesInfer",
     "PartitionError",
     "PlacementError",
+    "Plan",
     "SeriesInfer",
     "TensorArray",
     "TensorDtype",

@@ -42,6 +42,7 @@ __all__ = [
     "count_in_fine_metrics",
     "count_partitions",
     "count_rows",
+    "count_rows_at_most",
     "count_tasks_like_this",
     "current_task_key",
     "is_filter_pushdown_available",
@@ -105,6 +106,29 @@ def count_rows(expr: Expr) -> int | None:
 
     found = Len(expr).optimize(fuse=False)
     return int(found.value) if isinstance(found, Literal) else None
+
+
+#: Partitions beyond which nobody waits until the footers of all files are read.
+COUNTED = 2000
+
+
+def count_rows_at_most(expr: Any) -> int | None:
+    """Return the rows of an expression, or those before its filters; runs nothing.
+
+    None where metadata does not tell, or is in too many files.
+    """
+    from dask.dataframe.dask_expr._expr import DropnaFrame
+    from dask.dataframe.dask_expr.io.parquet import ReadParquet
+
+    if expr.npartitions > COUNTED:
+        return None
+    while True:
+        if isinstance(expr, ReadParquet) and expr.operand("filters"):
+            expr = expr.substitute_parameters({"filters": None})
+        rows = count_rows(expr)
+        if rows is not None or not isinstance(expr, (Filter, Elemwise, DropnaFrame)):
+            return rows
+        expr = next(e for e in expr.dependencies() if e.ndim)  # type: ignore[no-untyped-call]
 
 
 def count_partitions(expr: Expr) -> int:

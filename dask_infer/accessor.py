@@ -24,6 +24,17 @@ from dask_infer.watching.prediction_summary import PredictionSummary
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+def _with_signature_of(other: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Show a method's parameters as those of another."""
+
+    def decorate(method: _F) -> _F:
+        signature = inspect.signature(other).replace(return_annotation="Plan")
+        method.__signature__ = signature  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
+
 @register_dataframe_accessor("infer")
 class DataFrameInfer:
     """Inference over the rows of a Dask dataframe."""
@@ -116,7 +127,9 @@ class DataFrameInfer:
             How the model is spread over workers. ``"data"``: each holds all of it.
             ``"pipeline"``: layer groups on as few workers as can hold the model, which
             needs a distributed client. ``"sweep"``: each process runs the layer groups
-            one after the other, for a model larger than all memory there is. A
+            one after the other, for a model larger than all memory there is.
+            ``"auto"``: chosen as the result is computed, from the model's size, the
+            workers' memory and measured speed; `explain` shows what it compares. A
             `Layout` says it in detail.
         resources
             Dask resources that one replica, or one stage, holds: ``{"GPU": 1}``. Only
@@ -158,6 +171,30 @@ class DataFrameInfer:
             If an argument is not one of its choices, or an output's name is taken.
         """
         return _predict(self._frame, Request(model, **_arguments(locals())))
+
+    @_with_signature_of(predict)
+    def explain(self, model: Any, **arguments: Any) -> Any:
+        """Compare the layouts of a `predict` call, and run nothing.
+
+        Takes the arguments of `predict`; `parallel` is not read, as all layouts are
+        compared. The model is neither loaded nor run: what jobs measured on the
+        workers' hosts is known again, the rest is projected from sizes, or assumed.
+
+        Returns
+        -------
+        Plan
+            A line for each layout with its projected memory, load and run time, or
+            the number that refuses it; ``>`` at the one that ``parallel="auto"`` would
+            take now. An awaitable of it where the current client is asynchronous.
+
+        Raises
+        ------
+        InferError, ValueError
+            As of `predict`.
+        PlacementError
+            If the cluster has no workers.
+        """
+        return _explain(self._frame, model, arguments)
 
 
 def _arguments(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,15 +265,25 @@ class SeriesInfer:
             A series named as the output column where there is one output and the
             column is not kept; else a dataframe.
         """
-        arguments = _arguments(locals())
+        frame, arguments = self._call(_arguments(locals()))
+        result = _predict(frame, Request(model, **arguments))
+        return result[result.columns[0]] if len(result.columns) == 1 else result
+
+    @_with_signature_of(predict)
+    def explain(self, model: Any, **arguments: Any) -> Any:
+        """Compare the layouts of a `predict` call; see `DataFrameInfer.explain`."""
+        frame, arguments = self._call({"keep": False, **arguments})
+        return _explain(frame, model, arguments)
+
+    def _call(self, arguments: dict[str, Any]) -> tuple[DataFrame, dict[str, Any]]:
+        """Return the column as a dataframe, and the arguments of a call on it."""
         series = self._series
         name = "value" if series.name is None else series.name
         if isinstance(name, tuple):
             raise several_levels(len(name))
-        if columns is None:
+        if arguments.get("columns") is None:
             arguments["columns"] = name
-        result = _predict(series.to_frame(name), Request(model, **arguments))
-        return result[result.columns[0]] if len(result.columns) == 1 else result
+        return series.to_frame(name), arguments
 
     def to_numpy(self, dtype: Any = None) -> np.ndarray:
         """Compute this column as one ``(n, *shape)`` array."""
@@ -288,3 +335,11 @@ def _predict(frame: DataFrame, request: Request) -> DataFrame:
     node = Predict if request.row_wise else PredictBatches
     predicted: DataFrame = new_collection(node(frame.expr, job, emit))
     return predicted
+
+
+def _explain(frame: DataFrame, model: Any, arguments: dict[str, Any]) -> Any:
+    from dask_infer.client.explain import explain  # imports torch
+
+    Request(model, **arguments)  # refuses what `predict` does
+    request = Request(model, **{**arguments, "parallel": "auto"})
+    return explain(request, frame.expr)

@@ -7,17 +7,24 @@ from collections.abc import Mapping
 from dask_infer import config
 from dask_infer.client.examples import examples, split_keys
 from dask_infer.client.model_call import ModelCall
+from dask_infer.errors import PlacementError
 from dask_infer.model.runtime.stage_model import chain_blob, read_chain
-from dask_infer.model.shapes.trace_errors import Example
-from dask_infer.plan.units import count
+from dask_infer.model.shapes.trace_errors import CannotTrace, Example
+from dask_infer.plan.units import count, in_bytes
 from dask_infer.spec import (
     ArgumentKey,
+    AutoSpec,
     Blob,
     GroupSpec,
     Inputs,
     LayerGroups,
+    Layout,
     Patience,
 )
+
+#: Bytes of a model that every process with torch can hold: it need not be split, which
+#: may take seconds.
+SMALL = 64 * 2**20
 
 
 def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
@@ -33,8 +40,34 @@ def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
         If the layout does not go with other arguments.
     """
     request, layout = call.request, call.request.parallel
-    if layout.sweep or (layout.is_local and not request.resources):
+    whole = layout.is_local and not request.resources
+    if request.auto or layout.sweep or whole:
         return None
+    chain = None if layout.stages == 1 else _chain(call, inputs)
+    return _group(call, layout, chain)
+
+
+def auto_spec(call: ModelCall, inputs: Inputs) -> AutoSpec | None:
+    """Return what a layout is chosen from, with the model split where it can be.
+
+    None where the call says which one.
+    """
+    if not call.request.auto:
+        return None
+    chain = None
+    uncut = f"{in_bytes(call.spec.nbytes)}: below {in_bytes(SMALL)} it is not cut"
+    # The bytes of a factory's model may be unknown before it is built.
+    if call.spec.nbytes > SMALL or (call.spec.weights and not call.spec.nbytes):
+        try:
+            chain, uncut = _chain(call, inputs), ""
+        except (CannotTrace, PlacementError, ValueError) as error:
+            uncut = str(error).partition(";")[0]
+    group = _group(call, Layout(), chain)
+    return AutoSpec(group, uncut, text=inputs.tokenized)
+
+
+def _group(call: ModelCall, layout: Layout, chain: Blob | None) -> GroupSpec:
+    request = call.request
     return GroupSpec(
         call.spec,
         layout,
@@ -43,7 +76,7 @@ def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
         device=request.device,
         method=request.method,
         timeout=request.timeout,
-        chain=None if layout.stages == 1 else _chain(call, inputs),
+        chain=chain,
         patience=Patience(
             grace=config.get_seconds("placement.grace") or 0.0,
             idle=config.get_seconds("stage.idle-timeout") or 0.0,

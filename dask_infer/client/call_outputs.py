@@ -92,7 +92,8 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
     """
     if call.interface != "tensor":
         return inputs, None
-    grouped = not call.request.parallel.is_local or bool(call.request.resources)
+    request = call.request
+    grouped = request.auto or not request.parallel.is_local or bool(request.resources)
     declared = call.format.declares_outputs
     try:
         if declared or (grouped and undecided_integers(call, inputs)):

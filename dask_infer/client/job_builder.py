@@ -12,7 +12,7 @@ from typing import Any
 
 from dask_infer import config
 from dask_infer.batch.outputs.resolve_outputs import check_names
-from dask_infer.client.call_group import call_group, call_sweep
+from dask_infer.client.call_group import auto_spec, call_group, call_sweep
 from dask_infer.client.call_inputs import call_inputs, kept_columns
 from dask_infer.client.call_outputs import call_outputs
 from dask_infer.client.model_call import ModelCall, recognise_call
@@ -45,6 +45,7 @@ def build_job(request: Request, expr: Any) -> tuple[Job, tuple[Any, ...]]:
         undecided=undecided,
         group=call_group(call, inputs),
         sweep=call_sweep(call, inputs),
+        auto=auto_spec(call, inputs),
     )
     return job, (*kept, *job.names)
 

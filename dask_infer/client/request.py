@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -46,8 +46,11 @@ class Request:
     timeout: Any = None
     row_wise: bool = True
     meta: Any = None
+    #: Whether the layout is chosen once workers are known; `parallel` is the default.
+    auto: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "auto", _is_auto(self.parallel))
         parsed = {
             "device": check_device_name(_named(self.device)),
             "dtype": _named(self.dtype),
@@ -91,11 +94,15 @@ def _named(value: Any) -> Any:
     return value
 
 
+def _is_auto(parallel: Any) -> bool:
+    return isinstance(parallel, str) and parallel == "auto"
+
+
 def _layout(parallel: Any) -> Layout:
     """Return the layout that ``parallel=`` asks for, or raise `ValueError`."""
     if isinstance(parallel, Layout):
         layout = parallel
-    elif parallel == "data":
+    elif parallel == "data" or _is_auto(parallel):
         layout = Layout()
     elif parallel == "pipeline":
         layout = Layout(stages="auto")
@@ -103,7 +110,7 @@ def _layout(parallel: Any) -> Layout:
         layout = Layout(sweep=True)
     else:
         raise ValueError(
-            f'parallel={parallel!r}: pass "data", "pipeline", "sweep" or a '
+            f'parallel={parallel!r}: pass "data", "pipeline", "sweep", "auto" or a '
             "dask_infer.Layout; this version has no other layout"
         )
     if layout.shards != 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -25,6 +26,7 @@ from dask_infer._dask import (
     Projection,
     Task,
     TaskRef,
+    count_rows_at_most,
     is_filter_pushdown_available,
     projected_columns,
 )
@@ -33,7 +35,7 @@ from dask_infer.graph.computing import announce, name_tasks
 from dask_infer.graph.fusion import fuse
 from dask_infer.graph.tasks import job_label, request_group, run_partition
 from dask_infer.metrics.sums import Label
-from dask_infer.spec import GroupSpec, Job
+from dask_infer.spec import AutoSpec, GroupSpec, Job
 
 
 class _Prediction:
@@ -144,9 +146,20 @@ class _Prediction:
         announce(self)
         if self.lowered:
             return None
-        group = self.job.group
+        group: GroupSpec | AutoSpec | None = self.job.group
+        if self.job.auto is not None:
+            group = self._auto(self.job.auto)
         group_request = None if group is None else GroupRequest(group)  # type: ignore[no-untyped-call]
         return self._with(lowered=True, group_request=group_request)
+
+    def _auto(self, auto: AutoSpec) -> AutoSpec:
+        """Return what a layout is chosen from, with the rows that will be predicted."""
+        return replace(
+            auto,
+            rows=count_rows_at_most(self.frame),
+            partitions=self.frame.npartitions,
+            rate_key=self.job.rate_key,
+        )
 
     def __str__(self) -> str:
         return f"Predict({self.frame}, {self.job!r})"
@@ -159,8 +172,8 @@ class GroupRequest(Expr):
     """The one task that all partitions wait for where other workers hold the model."""
 
     _parameters = ["group"]  # noqa: RUF012 (as the base class has it)
-    #: The group that is asked for.
-    group: GroupSpec
+    #: The group that is asked for, or what one is chosen from.
+    group: GroupSpec | AutoSpec
 
     @functools.cached_property
     def _meta(self) -> str:

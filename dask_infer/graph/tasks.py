@@ -10,6 +10,7 @@ import functools
 import multiprocessing
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from dask_infer.errors import PartitionError, make_portable
 from dask_infer.metrics.recorder import meter
 from dask_infer.metrics.sums import Label
 from dask_infer.replica.partition_counters import recording_partition
-from dask_infer.spec import Job
+from dask_infer.spec import AutoSpec, GroupSpec, Job, LayerGroups
 
 
 def run_partition(
     frame: pd.DataFrame,
     job: bytes,
     emit: tuple[Any, ...],
-    group_request: str | None = None,
+    group_request: str | GroupSpec | LayerGroups | None = None,
     partition: int | None = None,
 ) -> pd.DataFrame:
     """Return `frame`'s kept columns and the predictions of its rows.
@@ -42,12 +43,17 @@ def run_partition(
     emit
         Names of the result's columns, in order.
     group_request
-        What `request_group` returned, where other workers hold the model.
+        What `request_group` returned, where other workers hold the model or a layout
+        was chosen.
     partition
         Number of the partition, for errors.
     """
     with _portable_errors(partition):
         request, label = _read_job(job)
+        if isinstance(group_request, GroupSpec):
+            request = replace(request, group=group_request)
+        elif isinstance(group_request, LayerGroups):
+            request = replace(request, sweep=group_request)
         with recording_partition(label, len(frame)):
             if len(frame):
                 with meter("load"):
@@ -61,12 +67,29 @@ def run_partition(
             return _result(frame, predicted, emit)
 
 
-def request_group(group: bytes) -> str:
-    """Wait until other workers hold the model together; return their group's key."""
-    with _portable_errors():
-        from dask_infer.pipeline.worker import group_request
+def request_group(group: bytes) -> str | GroupSpec | LayerGroups | None:
+    """Wait until other workers hold the model together.
 
-        return group_request.request_group(pickle.loads(group))
+    Returns their group's key. Where the layout is chosen here, returns what the job has
+    of it: the group, the layer groups of a sweep, or None where each process holds the
+    model itself.
+    """
+    with _portable_errors():
+        wanted: GroupSpec | AutoSpec = pickle.loads(group)
+        if isinstance(wanted, GroupSpec):
+            return _request_group(wanted)
+        from dask_infer.pipeline.choice.auto_layout import choose_layout
+
+        chosen = choose_layout(wanted)
+        if isinstance(chosen, GroupSpec):
+            _request_group(chosen)
+        return chosen
+
+
+def _request_group(group: GroupSpec) -> str:
+    from dask_infer.pipeline.worker import group_request
+
+    return group_request.request_group(group)
 
 
 @contextlib.contextmanager

@@ -156,6 +156,12 @@ def add(name: str, amount: float = 1) -> None:
         counts[name] = counts.get(name, 0) + amount
 
 
+def recorded() -> Sums | None:
+    """Return what the recorder of the calling thread has so far; None without one."""
+    recorder = _own.recorder
+    return None if recorder is None else recorder.sums()
+
+
 class ambient:
     """Make a recorder that of the calling thread."""
 

@@ -65,12 +65,21 @@ class WorkerFacts:
         How many times as fast as the worker on which the blocks were timed.
     host
         Its machine. Of equally good workers, neighbours on one machine are taken.
+    threads
+        Partitions that it runs at once.
+    holds
+        Whether it may hold a stage or a remote replica: it has the resources.
+    one_at_a_time
+        Whether its forwards wait for each other, as on an accelerator.
     """
 
     address: str
     memory: int | None = None
     speed: float = 1.0
     host: str = ""
+    threads: int = 1
+    holds: bool = True
+    one_at_a_time: bool = False
 
     def __post_init__(self) -> None:
         if not self.speed > 0:

@@ -37,6 +37,7 @@ from dask_infer.model.runtime.load_model import load, resident_bytes
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.stage_model import load_part, part_bytes
 from dask_infer.replica.lease_wait import Wait
+from dask_infer.replica.measured import observe_load
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place
 from dask_infer.spec import Blob, ModelSpec
@@ -364,10 +365,14 @@ def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
             f"{replica.worker}: raise timeout=, or look at what its constructor waits "
             "for"
         ) from None
+    seconds = time.perf_counter() - began
+    if replica.part is None:
+        kind = replica.device.torch_device.type
+        observe_load(replica.spec, replica.key.dtype, kind, model.nbytes, seconds)
     logger.info(
         'model "%s"%s loaded in %.2f s: %s on %s of worker %s, from %s',
         *(name, "" if replica.part is None else f", stage {replica.part.stage}"),
-        *(time.perf_counter() - began, format_bytes(model.nbytes), replica.device),
+        *(seconds, format_bytes(model.nbytes), replica.device),
         *(replica.worker, replica.spec.origin),
     )
     add("loads")

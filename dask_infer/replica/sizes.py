@@ -1,33 +1,22 @@
 """The batch-size policies of one replica, and what they remember of earlier ones.
 
-What a policy has learned is kept beside the content store, a small file for each model,
-dtype, kind of device and input signature. So the other processes of the host, and those
-that are started later, begin where one has settled. Hosts learn each for themselves:
-their cores and memory differ. A file is a hint and no more: one that cannot be read or
-written is ignored, one that is old is learned anew, and one that is wrong is replaced
-when memory runs out.
+What a policy has learned is remembered for each model, dtype, kind of device and input
+signature. So the other processes of the host, and those that are started later, begin
+where one has settled. What is wrong is replaced when memory runs out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
-import os
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dask_infer import config
 from dask_infer.batch.sizing.batch_size import BatchSize
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.batch.sizing.token_budget import TokenBudget
-from dask_infer.errors import InferError
-from dask_infer.model.store.blob_store import LEARNED, default_store
+from dask_infer.replica.remembered import recall, remember
 
 logger = logging.getLogger(__name__)
 
@@ -145,36 +134,3 @@ class Sizes:
                 policy.resume(known)
         policy.on_learned = learned
         return policy
-
-
-def remember(key: str, state: Mapping[str, float]) -> None:
-    """Store what was learned; the last writer wins."""
-    if config.get_seconds("batch.remember") is None:
-        return
-    with contextlib.suppress(OSError, InferError):
-        path = _path(key)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(state, file)
-        os.replace(temporary, path)
-
-
-def recall(key: str) -> dict[str, float] | None:
-    """Return what was learned, unless that is long ago or cannot be read."""
-    lasts = config.get_seconds("batch.remember")
-    if lasts is None:
-        return None
-    try:
-        path = _path(key)
-        if time.time() - path.stat().st_mtime > lasts:
-            return None
-        state = json.loads(path.read_text())
-    except (OSError, ValueError, InferError):
-        return None
-    return state if isinstance(state, dict) else None
-
-
-def _path(key: str) -> Path:
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return default_store().root / LEARNED / f"{name}.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,9 +29,10 @@ from dask_infer.batch.outputs.generated import Generation
 from dask_infer.device.stream import Pending
 from dask_infer.faults.bisect import Rows
 from dask_infer.faults.classify import Step
-from dask_infer.metrics.recorder import add, meter
+from dask_infer.metrics.recorder import add, meter, recorded
 from dask_infer.model.runtime.tokenizers import load_tokenizer
 from dask_infer.model.store.blob_store import read_blob
+from dask_infer.replica.measured import observe_partition
 from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import (
     cores_of_process,
@@ -67,7 +69,12 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
         with sweep_runner(job, code, place) as runner:
             return Partition(frame, job, code, runner).columns()
     with local_runner(job, code, place) as runner:
-        return Partition(frame, job, code, runner).columns()
+        began = time.thread_time()
+        columns = Partition(frame, job, code, runner).columns()
+        if (sums := recorded()) is not None:
+            device, cpu = runner.device.torch_device.type, time.thread_time() - began
+            observe_partition(job, sums, cpu, place.forwards, device)
+        return columns
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,7 +129,7 @@ class Partition:
         self.assembler = Assembler(job.outputs, len(frame), nullable=job.nullable)
         self.encode_step: Step = "input" if code.preprocess is None else "preprocess"
         self.work: Work = plan_work(len(frame), self.encoder, job, runner)
-        self.encode: Callable[[Rows], Batch] = self._encode
+        self.encode: Callable[[Rows], Batch] = self.encoder.batch
         #: Entered while batches are run.
         self.prefetching: contextlib.AbstractContextManager[None]
         self.prefetching = contextlib.nullcontext()
@@ -249,9 +256,6 @@ class Partition:
         with contextlib.suppress(Exception):
             output = dict(self.runner.send(alone)())
         self.assembler.learn_axis(output, alone.padding.width)
-
-    def _encode(self, rows: Rows) -> Batch:
-        return self.runner.prepare(self.encoder.batch(rows))
 
     def _classify(
         self,

@@ -1,5 +1,6 @@
 """The frozen nouns that travel from client to worker. Standard library only."""
 
+from dask_infer.spec.auto_spec import AutoSpec
 from dask_infer.spec.group_spec import GroupSpec, Patience
 from dask_infer.spec.input_spec import Argument, ArgumentKey, Fitted, Inputs, Undecided
 from dask_infer.spec.job import Blob, Code, Job, LayerGroups
@@ -11,6 +12,7 @@ __all__ = [
     "ERROR_COLUMN",
     "Argument",
     "ArgumentKey",
+    "AutoSpec",
     "Blob",
     "Code",
     "Fitted",

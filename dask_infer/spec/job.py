@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dask_infer.spec.auto_spec import AutoSpec
 from dask_infer.spec.group_spec import GroupSpec
 from dask_infer.spec.input_spec import Inputs, Undecided
 from dask_infer.spec.model_spec import Blob, ModelSpec
@@ -68,12 +70,29 @@ class Job:
     group: GroupSpec | None = None
     #: The layer groups that are swept; None where the model is not cut, or a group is.
     sweep: LayerGroups | None = None
+    #: What a group request chooses one of them from, where ``parallel="auto"``.
+    auto: AutoSpec | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """Columns that the prediction adds: the outputs, and that of errors."""
         added = (ERROR_COLUMN,) if self.quarantine else ()
         return (*self.outputs.names, *added)
+
+    @property
+    def rate_key(self) -> str:
+        """Name under which its times are remembered, the same under every layout."""
+        content = (
+            self.model.key,
+            self.model.compile,
+            self.inputs.columns,
+            self.method,
+            self.batch_size,
+            self.batch_tokens,
+            self.dtype,
+            self.code.key,
+        )
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
     @property
     def nullable(self) -> bool:

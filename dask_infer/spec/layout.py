@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 from dask_infer.views.view import View
@@ -75,6 +75,16 @@ class Layout:
     def _repr_html_(self) -> str | None:
         lines = {name: str(value) for name, value in asdict(self).items()}
         return View("Layout", lines).html()
+
+    def short(self) -> str:
+        """Return how to write it, without what is as it is by default."""
+        default = Layout()
+        given = [
+            f"{each.name}={getattr(self, each.name)!r}"
+            for each in fields(self)
+            if getattr(self, each.name) != getattr(default, each.name)
+        ]
+        return f"Layout({', '.join(given)})"
 
     @property
     def is_local(self) -> bool:

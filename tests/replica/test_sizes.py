@@ -9,7 +9,8 @@ import dask
 import pytest
 
 from dask_infer.model.store.blob_store import LEARNED
-from dask_infer.replica.sizes import Sizes, recall, remember
+from dask_infer.replica.remembered import recall, remember
+from dask_infer.replica.sizes import Sizes
 
 
 @pytest.fixture(autouse=True)

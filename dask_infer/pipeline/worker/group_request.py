@@ -17,7 +17,7 @@ from dask_infer._dask import current_task_key
 from dask_infer.errors import PlacementError
 from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 from dask_infer.pipeline.worker.group_client import GroupClient
-from dask_infer.pipeline.worker.measure import measure_chain
+from dask_infer.pipeline.worker.measure import timed_chain
 from dask_infer.pipeline.worker.microbatch_comms import comms_of
 from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import current_worker
@@ -50,7 +50,7 @@ def request_group(spec: GroupSpec) -> str:
         await client.close(user)
 
     known = sync(worker.loop, is_measured) or spec.chain is None
-    chain = None if known else pickle.dumps(measure_chain(spec))
+    chain = None if known else pickle.dumps(timed_chain(spec))
     sync(worker.loop, wait, chain)
     return spec.key
 

@@ -9,12 +9,17 @@ rows, the bytes of its blocks stand in for their time.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split import BlockCost, Chain, profile
 from dask_infer.plan.facts import BlockFacts, ChainFacts
 from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS
+from dask_infer.replica.measured import chain_key
+from dask_infer.replica.remembered import recall, remember
 from dask_infer.replica.worker_place import current_place
 from dask_infer.spec import GroupSpec
 
@@ -24,6 +29,40 @@ logger = logging.getLogger(__name__)
 WEIGHTS_RATE = 10e9
 #: Tokens of the texts that are timed.
 TOKENS = 32
+
+
+def timed_chain(spec: GroupSpec) -> ChainFacts:
+    """Return the bytes and seconds of each block, of an earlier job or measured now."""
+    assert spec.chain is not None
+    kind = resolve_device(spec.device).torch_device.type
+    key = chain_key(spec.chain.key, kind)
+    known = measured_chain(projected_chain(read_chain(spec.chain)), recall(key))
+    if known is not None:
+        return known
+    chain = measure_chain(spec)
+    if chain.fewer is not None:
+        state = {
+            "seconds": [block.seconds for block in chain.blocks],
+            "activations": [block.activation_bytes for block in chain.blocks],
+            "fewer": chain.fewer,
+        }
+        remember(key, state)
+    return chain
+
+
+def measured_chain(
+    projected: ChainFacts, state: Mapping[str, Any] | None
+) -> ChainFacts | None:
+    """Return blocks with the times of an earlier job; None where they do not fit."""
+    if state is None or len(state["seconds"]) != len(projected.blocks):
+        return None
+    blocks = tuple(
+        replace(block, seconds=seconds, activation_bytes=nbytes)
+        for block, seconds, nbytes in zip(
+            projected.blocks, state["seconds"], state["activations"], strict=True
+        )
+    )
+    return ChainFacts(blocks, tuple(state["fewer"]))
 
 
 def measure_chain(spec: GroupSpec) -> ChainFacts:
@@ -51,6 +90,15 @@ def measure_chain(spec: GroupSpec) -> ChainFacts:
         )
         logger.warning('model "%s": %s', spec.model.name, note)
         seconds, costs = None, _by_bytes(chain)
+    return ChainFacts(_block_facts(chain, costs), seconds, note)
+
+
+def projected_chain(chain: Chain) -> ChainFacts:
+    """Return the blocks of a chain with times by their bytes; runs nothing."""
+    return ChainFacts(_block_facts(chain, _by_bytes(chain)), None)
+
+
+def _block_facts(chain: Chain, costs: list[BlockCost]) -> tuple[BlockFacts, ...]:
     facts, entering = [], 0
     for block, cost in zip(chain.blocks, costs, strict=True):
         facts.append(
@@ -64,7 +112,7 @@ def measure_chain(spec: GroupSpec) -> ChainFacts:
             )
         )
         entering = block.cut_bytes_per_row * ROWS
-    return ChainFacts(tuple(facts), seconds, note)
+    return tuple(facts)
 
 
 def _by_bytes(chain: Chain) -> list[BlockCost]:

@@ -1,0 +1,142 @@
+"""The layouts of a job as `explain` compares them, shown as text and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from dask_infer.plan.layouts.alternative import Alternative
+from dask_infer.plan.layouts.fact import Fact
+from dask_infer.plan.units import in_bytes, in_seconds
+from dask_infer.spec import Layout
+from dask_infer.views.view import View
+
+COLUMNS = {
+    "layout": "str",
+    "replicas": "int64",
+    "workers": "int64",
+    "memory": "int64",
+    "room": "float64",
+    "load": "float64",
+    "run": "float64",
+    "total": "float64",
+    "chosen": "bool",
+    "refused": "str",
+}
+SOURCES = ("measured", "projected", "assumed")
+
+
+class Plan:
+    """What each layout of a model is projected to take, and which one to choose.
+
+    Attributes
+    ----------
+    layout
+        The `Layout` that is chosen, to be passed as ``parallel=``; None where the model
+        fits nowhere.
+    resources
+        Dask resources that go with it, to be passed as ``resources=``; None where there
+        are none.
+    table
+        A pandas DataFrame with a row for each layout: `layout`, `replicas`, `workers`
+        that hold weights, `memory` and `room` (bytes on the worker that is filled
+        most, and what a layout may take there), `load`, `run` and `total` (seconds),
+        `chosen`, and `refused`: why it cannot be, or empty.
+    facts
+        What it was computed from: `name`, `value`, and `source`, which is "measured",
+        "projected" or "assumed".
+    notes
+        Further advice, a line each.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        found: Sequence[Alternative],
+        chosen: Alternative | None,
+        facts: Sequence[Fact],
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.model = model
+        self.facts, self.notes = list(facts), list(notes)
+        self._found, self._chosen = list(found), chosen
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout that is chosen; None where the model fits nowhere."""
+        return None if self._chosen is None else self._chosen.layout
+
+    @property
+    def resources(self) -> dict[str, float] | None:
+        """Dask resources that go with the layout; None where there are none."""
+        return dict(self._chosen.resources) or None if self._chosen else None
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each layout; bytes and seconds, all projected."""
+        rows = [
+            {name: getattr(each, name, None) for name in COLUMNS}
+            | {"layout": each.name, "chosen": each is self._chosen}
+            for each in self._found
+        ]
+        table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+        refused = table["refused"] != ""
+        numbers = ["room", "load", "run", "total"]
+        table.loc[refused, numbers] = float("nan")
+        return table
+
+    def __repr__(self) -> str:
+        lines = [self._cells(each) for each in self._found]
+        whole = [HEAD, *(cells for cells in lines if len(cells) == len(HEAD))]
+        widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+        widths[0] = max(len(cells[0]) for cells in [HEAD, *lines])
+        shown = [_line(cells, widths) for cells in [HEAD, *lines]]
+        return "\n".join([f'model "{self.model}"', *shown, *self._sentences()])
+
+    def _repr_html_(self) -> str | None:
+        lines: dict[str, str | dict[str, str]] = {}
+        for each in self._found:
+            name, *cells = self._cells(each)
+            named = dict(zip(HEAD[1:], cells, strict=False))
+            lines[name] = each.refused or named
+        return View(f"Plan of {self.model}", lines, self._sentences()).html()
+
+    def _sentences(self) -> tuple[str, ...]:
+        said = [self._summary(), *self.notes]
+        for source in SOURCES:
+            facts = [f"{f.name} {f.value}" for f in self.facts if f.source == source]
+            said += [f"{source}: {', '.join(facts)}"] if facts else []
+        return tuple(said)
+
+    def _summary(self) -> str:
+        if self._chosen is None:
+            return "No layout that this version executes fits."
+        resources = f", resources={self.resources}" if self.resources else ""
+        return f"> parallel={self._chosen.layout.short()}{resources}"
+
+    def _cells(self, each: Alternative) -> list[str]:
+        name = f"{'>' if each is self._chosen else ' '} {each.name}"
+        if each.refused:
+            return [name, each.refused]
+        room = "" if each.room == float("inf") else f" of {in_bytes(each.room)}"
+        return [
+            name,
+            str(each.replicas),
+            str(each.workers),
+            f"{in_bytes(each.memory)}{room}",
+            in_seconds(each.load),
+            in_seconds(each.run),
+            in_seconds(each.total),
+        ]
+
+
+HEAD = ["  layout", "replicas", "workers", "memory", "load", "run", "total"]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first = cells[0].ljust(widths[0])
+    if len(cells) < len(widths):  # refused
+        return f"{first}  {cells[1]}"
+    rest = [c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)]
+    return "  ".join([first, *rest])

@@ -1,0 +1,315 @@
+"""The facts of one job, each with where it comes from: measured, projected, assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any
+
+from distributed.comm.addressing import get_address_host
+from distributed.system import MEMORY_LIMIT
+
+from dask_infer import config
+from dask_infer.device.resolve_device import resolve_device
+from dask_infer.errors import ModelLoadError
+from dask_infer.model.registry import format_of
+from dask_infer.model.runtime.load_model import resident_bytes
+from dask_infer.model.runtime.stage_model import read_chain
+from dask_infer.pipeline.scheduler.worker_states import models_bytes
+from dask_infer.pipeline.worker.measure import measured_chain, projected_chain
+from dask_infer.plan.facts import BlockFacts, ChainFacts, WorkerFacts
+from dask_infer.plan.layouts.fact import Fact, Source
+from dask_infer.plan.layouts.job_facts import JobFacts
+from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS, fixed_and_per_row
+from dask_infer.plan.units import count, in_bytes, in_seconds
+from dask_infer.replica.measured import chain_key, load_key, rate_key, rows_key
+from dask_infer.replica.worker_place import current_place
+from dask_infer.spec import AutoSpec, GroupSpec
+
+#: Floating operations a second of one core and of an accelerator, where nothing was
+#: measured; their proportion is how many times as fast an accelerator is.
+FLOPS = {"cpu": 5e10, "cuda": 1e13, "mps": 2e12}
+#: Tokens of a text.
+TOKENS = 128
+#: Seconds of a row of a model of unknown size, and of reading and encoding one.
+ROW, PREPARE = 1e-4, 2e-5
+#: Bytes a second of weights from a disk, and of all hosts from one store.
+DISK, STORE = 1e9, 1.25e9
+#: Rows of a partition where metadata does not tell.
+MANY = 100_000
+#: Share of an accelerator's memory that models may take (`Cuda.memory_limit`).
+ON_DEVICE = 0.75
+
+
+def keys_of(auto: AutoSpec) -> list[str]:
+    """Return the keys of what earlier jobs may have measured."""
+    group = auto.group
+    found = []
+    for kind in FLOPS:
+        found += [rows_key(auto.rate_key, kind), rate_key(kind)]
+        found.append(load_key(group.model.key, group.dtype, kind))
+        if group.chain is not None:
+            found.append(chain_key(group.chain.key, kind))
+    return found
+
+
+class Gatherer:
+    """Gathers the facts of one job.
+
+    Parameters
+    ----------
+    auto
+        The job.
+    workers
+        The scheduler's answer about each worker, by address; empty without a cluster.
+    known
+        What `recall_each` returned: remembered times, and the cores of a host.
+    """
+
+    def __init__(
+        self, auto: AutoSpec, workers: Mapping[str, Any], known: Mapping[str, Any]
+    ) -> None:
+        self.auto, self.group, self.known = auto, auto.group, known
+        self.info = {
+            address: each
+            for address, each in workers.items()
+            if each.get("status", "running") == "running"
+        }
+        self.shown: list[Fact] = []
+
+    def gather(self, chain: ChainFacts | None = None, kind: str = "cpu") -> JobFacts:
+        """Return the facts; those to be shown are in `shown`.
+
+        Parameters
+        ----------
+        chain, kind
+            The blocks as they were measured just now, on which kind of device; None to
+            go by earlier jobs.
+        """
+        nbytes = self._bytes()
+        self._timed, self.shown = kind, []
+        workers, kind, resources = self._workers()
+        blocks, fewer = self._blocks(chain, kind)
+        rows = self._rows()
+        row, call = self._row_seconds(kind, blocks, fewer, nbytes)
+        hosts = {worker.host for worker in workers}
+        facts = JobFacts(
+            nbytes=nbytes,
+            workers=tuple(workers),
+            rows=rows,
+            partitions=max(1, self.auto.partitions),
+            row_seconds=row,
+            prepare_seconds=self._prepare_seconds(kind),
+            call_seconds=call,
+            blocks=blocks,
+            uncut=self.auto.uncut,
+            load_rate=self._load_rate(kind, nbytes),
+            store_rate=STORE if len(hosts) > 1 else inf,
+            cores=self.known.get("cores"),
+            resources=resources,
+            pinned=bool(self.group.resources),
+        )
+        if len(hosts) > 1:
+            self._show("all hosts together load", f"{in_bytes(STORE)}/s", "assumed")
+        return facts
+
+    # --- each fact -----------------------------------------------------------------
+
+    def _show(self, name: str, value: str, source: Source) -> None:
+        self.shown.append(Fact(name, value, source))
+
+    def _bytes(self) -> int:
+        group = self.group
+        if group.chain is not None:
+            nbytes = int(read_chain(group.chain).nbytes)
+        else:
+            try:
+                nbytes = resident_bytes(group.model, group.dtype)
+            except (OSError, ModelLoadError):
+                nbytes = group.model.nbytes
+        source: Source = "projected" if nbytes else "assumed"
+        self._show("model", in_bytes(nbytes) if nbytes else "small", source)
+        return nbytes
+
+    def _rows(self) -> int:
+        parts = count(self.auto.partitions, "partition")
+        if self.auto.rows is not None:
+            rows = f"up to {self.auto.rows:,} in {parts}"
+            self._show("rows", rows, "measured")
+            return self.auto.rows
+        self._show("rows", f"{MANY:,} in each of {parts}", "assumed")
+        return MANY * self.auto.partitions
+
+    def _blocks(
+        self, chain: ChainFacts | None, kind: str
+    ) -> tuple[tuple[BlockFacts, ...], tuple[float, ...] | None]:
+        """Return the blocks, and their seconds at few rows where those are measured."""
+        if self.group.chain is None:
+            return (), None
+        if chain is not None:
+            return chain.blocks, chain.fewer
+        projected = projected_chain(read_chain(self.group.chain))
+        for each in (kind, *FLOPS):
+            state = self.known.get(chain_key(self.group.chain.key, each))
+            timed = measured_chain(projected, state)
+            if timed is not None:
+                self._timed = each
+                return timed.blocks, timed.fewer
+        return projected.blocks, None
+
+    def _speed(self, kind: str) -> float:
+        """Return how many times as fast as a CPU a kind of device is."""
+        names = [rows_key(self.auto.rate_key, each) for each in ("cpu", kind)]
+        rows = [self.known[name]["forward"] for name in names if name in self.known]
+        if len(rows) == 2 and rows[1]:
+            return float(rows[0] / rows[1])
+        return FLOPS[kind] / FLOPS["cpu"]
+
+    def _row_seconds(
+        self,
+        kind: str,
+        blocks: tuple[BlockFacts, ...],
+        fewer: tuple[float, ...] | None,
+        nbytes: int,
+    ) -> tuple[float, float]:
+        """Return CPU seconds of one row, and those of a forward whatever its rows."""
+        name = "forward of a row"
+        for each in (kind, *FLOPS):
+            state = self.known.get(rows_key(self.auto.rate_key, each))
+            if state is not None:
+                self._show(name, in_seconds(state["forward"]), "measured")
+                return state["forward"] * self._speed(each), 0.0
+        if fewer is not None:
+            small = (FEW_ROWS, sum(fewer))
+            large = (ROWS, sum(block.seconds for block in blocks))
+            fixed, row = fixed_and_per_row(small, large)
+            self._show(name, f"{in_seconds(row)} (synthetic rows)", "measured")
+            speed = self._speed(self._timed)
+            return row * speed, fixed * speed
+        if not nbytes:
+            self._show(name, in_seconds(ROW), "assumed")
+            return ROW, 0.0
+        numbers = sum(block.parameters for block in blocks) or nbytes / 4
+        seconds = 2 * numbers * (TOKENS if self.auto.text else 1) / FLOPS["cpu"]
+        shown = in_seconds(seconds / self._speed(kind))
+        self._show(name, f"{shown} (by the model's size)", "projected")
+        return seconds, 0.0
+
+    def _prepare_seconds(self, kind: str) -> float:
+        name = "reading and encoding a row"
+        for each in (kind, *FLOPS):
+            state = self.known.get(rows_key(self.auto.rate_key, each))
+            if state is not None:
+                self._show(name, in_seconds(state["prepare"]), "measured")
+                return float(state["prepare"])
+        self._show(name, in_seconds(PREPARE), "assumed")
+        return PREPARE
+
+    def _load_rate(self, kind: str, nbytes: int) -> float:
+        group = self.group
+        for key in (load_key(group.model.key, group.dtype, kind), rate_key(kind)):
+            state = self.known.get(key)
+            if state is not None and state["bytes"] and state["seconds"]:
+                rate = state["bytes"] / state["seconds"]
+                self._show("a worker loads", f"{in_bytes(rate)}/s", "measured")
+                return float(rate)
+        self._show("a worker loads", f"{in_bytes(DISK)}/s", "assumed")
+        return DISK
+
+    def _workers(
+        self,
+    ) -> tuple[list[WorkerFacts], str, tuple[tuple[str, float], ...]]:
+        """Return the workers, the kind of device, and the resources of a group."""
+        group = self.group
+        if not self.info:
+            local = _this_process(group)
+            kind = "cuda" if local.one_at_a_time else "cpu"
+            self._show_memory([local])
+            return [local], kind, group.resources
+        kinds = {address: self._kind(each) for address, each in self.info.items()}
+        fast = [address for address, kind in kinds.items() if kind != "cpu"]
+        resources = group.resources
+        if fast and len(fast) < len(self.info) and not resources:
+            resources = self._in_common(fast)
+        workers = [
+            self._worker(address, kinds[address], resources) for address in self.info
+        ]
+        self._show_memory(workers)
+        kind = kinds[fast[0]] if fast else "cpu"
+        if fast and len(fast) < len(self.info):
+            times = f"{self._speed(kind):.0f} times a worker without one"
+            what = f"speed of {count(len(fast), 'accelerator')}"
+            self._show(what, times, "assumed")
+        return workers, kind, resources
+
+    def _kind(self, info: Mapping[str, Any]) -> str:
+        device = self.group.device.partition(":")[0]
+        if format_of(self.group.model).on_host:
+            return "cpu"
+        if device != "auto":
+            return device
+        has_one = bool(info.get("gpu")) or "GPU" in info.get("resources", {})
+        return "cuda" if has_one else "cpu"
+
+    def _in_common(self, fast: list[str]) -> tuple[tuple[str, float], ...]:
+        """Return a resource that all of these workers have, and no other."""
+        for name in ("GPU", *self.info[fast[0]]["resources"]):
+            having = [a for a, i in self.info.items() if i["resources"].get(name)]
+            if set(having) == set(fast):
+                return ((name, 1.0),)
+        return ()
+
+    def _worker(
+        self,
+        address: str,
+        kind: str,
+        resources: tuple[tuple[str, float], ...],
+    ) -> WorkerFacts:
+        info = self.info[address]
+        accelerated = kind != "cpu"
+        return WorkerFacts(
+            address,
+            _room(info, accelerated),
+            speed=self._speed(kind),
+            host=get_address_host(address),
+            threads=int(info["nthreads"]),
+            holds=all(info["resources"].get(n, 0) >= v for n, v in resources),
+            one_at_a_time=accelerated,
+        )
+
+    def _show_memory(self, workers: list[WorkerFacts]) -> None:
+        rooms = sorted({worker.room for worker in workers})
+        shown = " to ".join(in_bytes(each) for each in {*rooms[:1], *rooms[-1:]})
+        what = f"memory for models of {count(len(workers), 'worker')}"
+        self._show(what, shown, "assumed" if rooms[-1] == inf else "measured")
+
+
+def _room(info: Mapping[str, Any], accelerated: bool) -> int | None:
+    """Return the bytes that models may take on a worker; None for no limit."""
+    configured = config.get_bytes("replica.memory-limit")
+    if accelerated and info.get("gpu"):
+        room = int(ON_DEVICE * info["gpu"]["memory-total"])
+        return room if configured is None else min(room, configured)
+    limit = None if accelerated else info.get("memory_limit")
+    if not limit:
+        return configured
+    room = models_bytes(limit)
+    return room if configured is None else min(configured, room)
+
+
+def _this_process(group: GroupSpec) -> WorkerFacts:
+    """Return this process as the one worker, for schedulers without workers."""
+    place = current_place()
+    on_host = format_of(group.model).on_host
+    device = resolve_device("cpu" if on_host else group.device)
+    limit = device.memory_limit()
+    accelerated = limit is not None
+    configured = config.get_bytes("replica.memory-limit")
+    if limit is None:
+        limit = MEMORY_LIMIT if configured is None else configured
+    return WorkerFacts(
+        "this process",
+        int(limit),
+        threads=place.forwards,
+        one_at_a_time=accelerated,
+    )

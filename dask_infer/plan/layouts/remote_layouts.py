@@ -1,0 +1,266 @@
+"""Layouts on workers of their own, fed by the partitions: replicas, stages, shards."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+
+from dask_infer.errors import PlacementError
+from dask_infer.plan.facts import BlockFacts, WorkerFacts, need
+from dask_infer.plan.layouts.alternative import Alternative
+from dask_infer.plan.layouts.job_facts import TASK, JobFacts, room, with_margin
+from dask_infer.plan.layouts.local_layouts import makespan
+from dask_infer.plan.microbatch_size import OVERHEAD, ROWS, fewest_rows
+from dask_infer.plan.min_stages import min_stages
+from dask_infer.plan.plan_pipeline import plan_pipeline
+from dask_infer.plan.stage_plan import StagePlan
+from dask_infer.plan.units import count, in_bytes
+from dask_infer.spec import Layout
+
+#: Numbers of stages that are compared before only powers of two are.
+EVERY_STAGES = 8
+#: Seconds until workers of their own are found and their stages started, before these
+#: load.
+FORMING = 0.3
+#: Workers that may share a layer.
+SHARDS = (2, 4, 8)
+#: Collectives of a block whose weights are shared: attention, and what follows it.
+COLLECTIVES = 2
+
+
+def holders(facts: JobFacts) -> list[WorkerFacts]:
+    """Return the workers that may hold a stage, with the memory that it may take."""
+    return [with_margin(worker) for worker in facts.workers if worker.holds]
+
+
+def replicas(facts: JobFacts) -> Alternative | None:
+    """Project whole replicas on some workers, fed by all of them.
+
+    None where every worker could hold the model itself just as well.
+    """
+    able = [worker for worker in holders(facts) if worker.room >= facts.whole]
+    if not facts.pinned and len(able) == len(facts.workers):
+        return None
+    if not able:
+        largest = max(facts.workers, key=lambda worker: (worker.holds, room(worker)))
+        refused = (
+            f"needs {in_bytes(facts.whole)}; {largest.address} has the most, "
+            f"{in_bytes(room(largest))}"
+        )
+        return Alternative("replicas", Layout(), facts.resources, refused=refused)
+    # Without resources the number alone says that replicas live on workers of theirs.
+    layout = Layout() if facts.resources else Layout(replicas=len(able))
+    return Alternative(
+        "replicas",
+        layout,
+        facts.resources,
+        replicas=len(able),
+        workers=len(able),
+        memory=facts.whole,
+        room=min(worker.room for worker in able),
+        load=FORMING + facts.loading(facts.nbytes, len({w.host for w in able})),
+        run=_streamed(facts, [[w] for w in able], [[1.0]] * len(able)),
+    )
+
+
+def stages(facts: JobFacts) -> list[Alternative]:
+    """Project pipelines, by their number of stages."""
+    able = holders(facts)
+    if not facts.blocks:
+        return [_refused("stages", Layout(stages="auto"), facts, facts.uncut)]
+    try:
+        least = max(2, min_stages(facts.blocks, able))
+    except PlacementError as error:
+        return [_refused("stages", Layout(stages="auto"), facts, _cause(error))]
+    most = min(len(facts.blocks), len(able))
+    if most < least:
+        why = (
+            f"needs 2 workers and 2 blocks; there are {count(len(able), 'worker')} "
+            f"and {count(len(facts.blocks), 'block')}"
+        )
+        return [_refused("stages", Layout(stages=2), facts, why)]
+    numbers = [
+        number
+        for number in range(least, most + 1)
+        if number - least < EVERY_STAGES or number == most or not number & (number - 1)
+    ]
+    return [_pipeline(facts, able, number) for number in numbers]
+
+
+def _pipeline(facts: JobFacts, able: Sequence[WorkerFacts], number: int) -> Alternative:
+    layout = Layout(stages=number)
+    try:
+        plans = plan_pipeline(facts.blocks, able, number, "auto", facts.link)
+    except PlacementError as error:
+        return _refused("stages", layout, facts, _cause(error))
+    by_address = {worker.address: worker for worker in able}
+    seconds = sum(block.seconds for block in facts.blocks) or 1.0
+    shares = [
+        [
+            sum(b.seconds for b in facts.blocks[stage.start : stage.stop]) / seconds
+            for stage in plan.stages
+        ]
+        for plan in plans
+    ]
+    routes = [[by_address[address] for address in plan.workers] for plan in plans]
+    biggest = max(
+        (stage for plan in plans for stage in plan.stages), key=lambda s: s.memory
+    )
+    return Alternative(
+        "stages",
+        layout,
+        facts.resources,
+        replicas=len(plans),
+        workers=number * len(plans),
+        memory=biggest.memory,
+        room=by_address[biggest.worker].room,
+        load=FORMING
+        + max(
+            max(stage.nbytes for plan in plans for stage in plan.stages)
+            / facts.load_rate,
+            len(plans) * facts.nbytes / facts.store_rate,
+        ),
+        run=_streamed(facts, routes, shares, plans),
+    )
+
+
+def _streamed(
+    facts: JobFacts,
+    routes: Sequence[Sequence[WorkerFacts]],
+    shares: Sequence[Sequence[float]],
+    plans: Sequence[StagePlan] = (),
+) -> float:
+    """Seconds until microbatches of all rows have passed one of the routes.
+
+    Parameters
+    ----------
+    routes
+        The workers of each replica, in order.
+    shares
+        What part of a forward each of them computes.
+    plans
+        Where there are stages, for what travels between them.
+    """
+    slowest = max(
+        share / worker.speed
+        for route, parts in zip(routes, shares, strict=True)
+        for worker, share in zip(route, parts, strict=True)
+    )
+    best = fewest_rows(
+        OVERHEAD + slowest * facts.call_seconds, slowest * facts.row_seconds
+    )
+    # A partition is cut into equal microbatches of about that size.
+    each = max(1, round(facts.part / best))
+    size = facts.part / each
+    forward = facts.call_seconds + size * facts.row_seconds
+    total = facts.partitions * each
+    busy: dict[str, float] = defaultdict(float)
+    beats, fills = [], []
+    for number, (route, parts) in enumerate(zip(routes, shares, strict=True)):
+        times = [
+            forward * share / worker.speed
+            for worker, share in zip(route, parts, strict=True)
+        ]
+        for worker, seconds in zip(route, times, strict=True):
+            busy[worker.host] += seconds
+        hops = [
+            facts.link.seconds(int(stage.cut_bytes * size / ROWS))
+            for stage in (plans[number].stages if plans else ())
+        ]
+        beats.append(OVERHEAD + max([*times, *hops]))
+        fills.append(sum(times) + sum(hops))
+    # Stages of one host share its cores.
+    crowded = max(facts.slowdown(host, _running(busy[host], beats)) for host in busy)
+    rate = sum(1 / beat for beat in beats) / crowded
+    last = max(0, ceil(total / len(routes)) - 1) * len(routes) / rate
+    run = crowded * max(fills) + OVERHEAD + last
+    prepared = makespan(facts, forward=False)
+    cores = (facts.cores or facts.threads) * len(facts.hosts)
+    work = sum(busy.values()) * total / len(routes)
+    work += facts.rows * facts.prepare_seconds
+    on_device = any(worker.one_at_a_time for route in routes for worker in route)
+    return max(
+        run, prepared, 0.0 if on_device else work / cores, facts.partitions * TASK
+    )
+
+
+def _running(busy: float, beats: Sequence[float]) -> float:
+    """Return how many forwards run at once on a host, on average."""
+    return busy / (sum(beats) / len(beats))
+
+
+def shards(facts: JobFacts) -> list[Alternative]:
+    """Project layers whose weights several workers share."""
+    able = holders(facts)
+    if not facts.blocks:
+        return [_refused("shards", Layout(shards=2), facts, facts.uncut)]
+    found = []
+    for number in SHARDS:
+        layout = Layout(shards=number)
+        memory = _shard_bytes(facts.blocks, number)
+        rooms = sorted((worker.room for worker in able), reverse=True)
+        if len(able) < number:
+            why = f"needs {number} workers; there are {len(able)}"
+            found.append(_refused("shards", layout, facts, why))
+        elif memory > rooms[number - 1]:
+            why = (
+                f"needs {in_bytes(memory)} on each of {number} workers; one of them "
+                f"has {in_bytes(rooms[number - 1])}"
+            )
+            found.append(_refused("shards", layout, facts, why))
+        else:
+            found.append(_sharded(facts, able, number, memory))
+    # Of the refused ones the last is enough.
+    able_ones = [each for each in found if not each.refused]
+    return able_ones or found[-1:]
+
+
+def _shard_bytes(blocks: Sequence[BlockFacts], number: int) -> int:
+    nbytes = sum(block.nbytes for block in blocks)
+    return ceil(nbytes / number) + need(blocks) - nbytes
+
+
+def _sharded(
+    facts: JobFacts, able: Sequence[WorkerFacts], number: int, memory: int
+) -> Alternative:
+    fits = sorted((w for w in able if w.room >= memory), key=lambda w: -w.speed)
+    groups = max(1, min(len(fits) // number, facts.partitions))
+    slowest = fits[groups * number - 1].speed
+    # Each shard computes its part, and waits for the others' in each collective.
+    crossing = sum(block.cut_bytes for block in facts.blocks) / ROWS
+    moved = 2 * (number - 1) / number * crossing * COLLECTIVES / facts.link.bandwidth
+    calls = COLLECTIVES * len(facts.blocks) * facts.link.latency
+    shared = replace(
+        facts,
+        row_seconds=facts.row_seconds / number + moved,
+        call_seconds=facts.call_seconds / number + calls,
+    )
+    alone = [[WorkerFacts(f"{g}", None, slowest, w.host)] for g, w in enumerate(fits)]
+    routes = alone[:groups]
+    run = _streamed(shared, routes, [[1.0]] * groups)
+    held = fits[: groups * number]
+    crowded = max(
+        facts.slowdown(h, n) for h, n in Counter(w.host for w in held).items()
+    )
+    return Alternative(
+        "shards",
+        Layout(shards=number),
+        facts.resources,
+        replicas=groups,
+        workers=groups * number,
+        memory=memory,
+        room=min(worker.room for worker in held),
+        load=FORMING + facts.loading(facts.nbytes / number),
+        run=run * crowded,
+    )
+
+
+def _refused(kind: str, layout: Layout, facts: JobFacts, why: str) -> Alternative:
+    return Alternative(kind, layout, facts.resources, refused=why)  # type: ignore[arg-type]
+
+
+def _cause(error: PlacementError) -> str:
+    """Return the cause without the remedy."""
+    return str(error).rpartition(": ")[0] or str(error)

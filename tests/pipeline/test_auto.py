@@ -1,0 +1,176 @@
+"""``parallel="auto"`` on clusters and without: what it takes, and equal rows."""
+
+from __future__ import annotations
+
+import contextlib
+
+import dask
+import dask.dataframe as dd
+import pandas as pd
+import pytest
+import torch
+from distributed import Client
+
+import dask_infer
+from dask_infer import Layout, PlacementError
+from dask_infer.client import call_group
+from dask_infer.plan.layouts import choose as chosen
+
+from .conftest import groups, held, near, workers
+
+#: Fewer bytes than those of `model`, which the workers of a cluster have from here.
+LIMIT = {"infer.replica.memory-limit": "4 KiB"}
+
+
+@pytest.fixture(autouse=True)
+def cuts_small_models(monkeypatch):
+    monkeypatch.setattr(call_group, "SMALL", 0)
+
+
+def reasons(client):
+    events = [event for _, event in client.get_events("infer-groups")]
+    return [event["event"] for event in events if 'parallel="auto"' in event["event"]]
+
+
+def test_data_where_the_model_is_small(client, ddf, pdf, model, expected):
+    pred = ddf.infer.predict(model, parallel="auto")
+    near(pred.compute(), expected, pdf)
+    assert not held(client)
+    assert "takes data: " in reasons(client)[-1] and "\n" not in reasons(client)[-1]
+
+
+@pytest.fixture(scope="module")
+def small_workers(store):
+    """Three workers whose models may take 4 KiB; the model of `model` has 4.6."""
+    with contextlib.ExitStack() as stack:
+        with dask.config.set(LIMIT):
+            cluster = stack.enter_context(workers({"A": 1}, {"A": 1}, {"A": 1}))
+        yield stack.enter_context(Client(cluster))
+
+
+def test_a_sweep_where_no_worker_holds_the_model(
+    small_workers, ddf, pdf, model, expected
+):
+    pred = ddf.infer.predict(model, parallel="auto")
+    near(pred.compute(), expected, pdf)
+    assert "takes sweep: " in reasons(small_workers)[-1]
+    assert "data refused (needs " in reasons(small_workers)[-1]
+    with dask.config.set(LIMIT):
+        plan = ddf.infer.explain(model)
+    assert plan.layout == Layout(sweep=True)
+    near(ddf.infer.predict(model, parallel=plan.layout).compute(), expected, pdf)
+    dask_infer.unload()
+
+
+def test_stages_where_no_worker_with_the_resource_holds_the_model(
+    small_workers, ddf, pdf, model, expected
+):
+    pred = ddf.infer.predict(model, parallel="auto", resources={"A": 1})
+    near(pred.compute(), expected, pdf)
+    assert "takes stages=" in reasons(small_workers)[-1]
+    assert set(dask_infer.replicas().stage) >= {0, 1}
+    dask_infer.unload()
+
+
+def test_every_row_fails_where_nothing_fits(small_workers, ddf):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 4096), torch.nn.Linear(4096, 1))
+    pred = ddf.infer.predict(model, parallel="auto")
+    with pytest.raises(PlacementError, match=r"no layout: data: needs \d+\.0 KiB on"):
+        pred.compute()
+
+
+def test_what_is_not_known_yet_is_no_part_of_any_key(ddf, model):
+    one, two = (ddf.infer.predict(model, parallel="auto") for _ in range(2))
+    assert one._name == two._name
+    keys = [set(pred.optimize().__dask_graph__()) for pred in (one, two)]
+    assert keys[0] == keys[1]
+    assert one._name != ddf.infer.predict(model)._name
+
+
+def many_rows(pdf):
+    """As many rows as there are, which no metadata tells."""
+    parts = [pdf.iloc[start : start + 31] for start in range(0, len(pdf), 31)]
+    return dd.from_map(lambda part: part, parts, meta=pdf.iloc[:0])
+
+
+def test_a_mixed_cluster_feeds_its_accelerators(client, pdf):
+    # Large enough that CPU workers would be slow at it, by its size.
+    sizes = [2, 1200, 1200, 1200, 1]
+    model = torch.nn.Sequential(*map(torch.nn.Linear, sizes[:-1], sizes[1:]))
+    with torch.inference_mode():
+        expected = model(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
+    pred = many_rows(pdf).infer.predict(model, parallel="auto")
+    near(pred.compute(), expected, pdf)
+    (group,) = groups(client)
+    having = {
+        address
+        for address, info in client.scheduler_info(n_workers=-1)["workers"].items()
+        if info["resources"].get("GPU")
+    }
+    routes = {address for each in group["instances"] for address in each["route"]}
+    assert routes <= having
+    assert "takes replicas: " in reasons(client)[-1]
+
+
+def test_a_plan_names_the_resource_that_goes_with_it(client, pdf):
+    sizes = [2, 1200, 1200, 1200, 1]
+    model = torch.nn.Sequential(*map(torch.nn.Linear, sizes[:-1], sizes[1:]))
+    plan = many_rows(pdf).infer.explain(model)
+    assert (plan.layout, plan.resources) == (Layout(), {"GPU": 1.0})
+    assert "speed of 2 accelerators" in repr(plan)
+
+
+def test_resources_are_kept(client, ddf, pdf, model, expected):
+    pred = ddf.infer.predict(model, parallel="auto", resources={"GPU": 1})
+    near(pred.compute(), expected, pdf)
+    assert held(client)
+    plan = ddf.infer.explain(model, resources={"GPU": 1})
+    again = ddf.infer.predict(model, parallel=plan.layout, resources=plan.resources)
+    near(again.compute(), expected, pdf)
+
+
+def test_rows_that_fail_are_missing_under_auto_too(client, ddf, pdf, model):
+    def breaks(frame):
+        if (frame.index == 33).any():
+            raise ValueError("no such row")
+        return frame
+
+    pred = ddf.infer.predict(
+        model, parallel="auto", preprocess=breaks, on_error="null", meta="float32"
+    )
+    missing = pred.compute()["prediction"].isna()
+    assert missing[missing].index.tolist() == [33]
+
+
+def test_a_sweep_without_a_cluster(ddf, pdf, model, expected):
+    pred = ddf.infer.predict(model, parallel="auto")
+    with dask.config.set(LIMIT):
+        plan = ddf.infer.explain(model)
+        near(pred.compute(scheduler="threads"), expected, pdf)
+    assert plan.layout == Layout(sweep=True)
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
+def test_every_scheduler(scheduler, ddf, pdf, model, expected):
+    pred = ddf.infer.predict(model, parallel="auto")
+    near(pred.compute(scheduler=scheduler), expected, pdf)
+
+
+def test_models_that_cannot_be_cut_stay_whole(client, pdf):
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.layer(x)[:, 0] if x.sum() > -1e9 else x[:, 0]
+
+    ddf = dd.from_pandas(pdf, npartitions=2)
+    result = ddf.infer.predict(Odd(), parallel="auto", meta="float32").compute()
+    assert isinstance(result, pd.DataFrame) and len(result) == len(pdf)
+    refused = ddf.infer.explain(Odd(), meta="float32").table.set_index("layout").refused
+    assert refused["sweep"] == refused["stages=auto"] != ""
+
+
+def test_kinds_that_run_are_executed():
+    assert {"data", "replicas", "sweep", "stages"} <= chosen.EXECUTED

@@ -1,0 +1,180 @@
+"""Which layout is taken for which model, cluster and rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dask_infer.plan.facts import BlockFacts, WorkerFacts
+from dask_infer.plan.layouts.alternative import KINDS, Alternative
+from dask_infer.plan.layouts.choose import (
+    EXECUTED,
+    TIE,
+    alternatives,
+    choose,
+    nothing_fits,
+    reason,
+)
+from dask_infer.plan.layouts.job_facts import room
+from dask_infer.plan.layouts.local_layouts import data
+from dask_infer.spec import Layout
+
+from .jobs import CASES, GB, crew, layers, small
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_nine_cases(case):
+    facts, expected = CASES[case]
+    chosen = choose(alternatives(facts), KINDS)
+    assert (chosen and chosen.name) == expected
+
+
+def named(facts, name):
+    return next(each for each in alternatives(facts) if each.name == name)
+
+
+def test_70b_on_two_stages_of_80_gb_leaves_a_tenth_free():
+    facts, _ = CASES["70B on eight GPUs of 80 GB"]
+    two = named(facts, "stages=2")
+    assert two.memory == 70 * GB + GB // 2
+    assert two.room == 72 * GB
+    full = replace(facts, workers=crew(8, 78))
+    assert choose(alternatives(full), KINDS).name == "stages=4"
+
+
+def test_what_refuses_a_layout_is_a_number():
+    facts, _ = CASES["30 GB in one block on four workers of 16 GB"]
+    found = {each.name: each.refused for each in alternatives(facts)}
+    assert found["data"] == "needs 29.8 GiB on every worker; w0 has 10.1 GiB"
+    assert "27.9 GiB" in found["sweep"] and "10.1 GiB" in found["sweep"]
+    assert "27.9 GiB" in found["stages=auto"]
+
+
+def test_a_block_larger_than_a_worker_is_not_cut_by_dividing_bytes():
+    facts, _ = CASES["30 GB in one block on four workers of 16 GB"]
+    assert all(a.refused for a in alternatives(facts) if a.kind in ("stages", "sweep"))
+
+
+def test_data_uses_no_more_workers_than_partitions():
+    facts = small(crew(16, 4), partitions=3, rows=300, store_rate=1e9)
+    assert data(facts).workers == 3
+    assert data(facts).run == pytest.approx(0.1)
+    facts = replace(facts, workers=crew(16, 4, a_host=1))
+    assert data(facts).load == 3.0
+
+
+def test_a_small_worker_among_large_ones_refuses_data():
+    workers = (*crew(3, 4), WorkerFacts("little", GB // 2))
+    refused = data(small(workers)).refused
+    assert refused == "needs 953.7 MiB on every worker; little has 429.2 MiB"
+    remote = named(small(workers), "replicas")
+    assert (remote.replicas, remote.layout) == (3, Layout(replicas=3))
+
+
+def test_no_layout_is_executed_that_this_version_lacks():
+    facts, expected = CASES["30 GB in one block on four workers of 16 GB"]
+    assert expected.partition("=")[0] == "shards"
+    chosen = choose(alternatives(facts))
+    assert chosen is None or chosen.kind in EXECUTED
+
+
+def test_pinned_models_stay_on_workers_with_the_resource():
+    workers = (*crew(1, 4), WorkerFacts("plain", 4 * GB, holds=False))
+    facts = small(workers, pinned=True, resources=(("GPU", 1.0),))
+    chosen = choose(alternatives(facts), KINDS)
+    assert (chosen.kind, chosen.layout, chosen.replicas) == ("replicas", Layout(), 1)
+    assert chosen.resources == (("GPU", 1.0),)
+
+
+def made(kind, total, workers=1):
+    return Alternative(kind, Layout(), workers=workers, replicas=1, load=0.0, run=total)
+
+
+@pytest.mark.parametrize(
+    ("totals", "kind"),
+    [
+        ({"data": 104.0, "shards": 100.0}, "data"),
+        ({"data": 106.0, "shards": 100.0}, "shards"),
+        ({"stages": 100.0, "sweep": 105.0}, "sweep"),
+        ({"replicas": 100.0, "data": 100.0, "sweep": 100.0}, "data"),
+        ({"sweep": 100.0, "replicas": 101.0}, "replicas"),
+    ],
+)
+def test_within_five_percent_the_simpler_is_taken(totals, kind):
+    found = [made(each, total) for each, total in totals.items()]
+    assert choose(found, KINDS).kind == kind
+
+
+def test_within_five_percent_fewer_stages_are_taken():
+    found = [made("stages", 100.0, 8), made("stages", 103.0, 4)]
+    assert choose(found, KINDS).workers == 4
+
+
+def test_the_reason_is_one_line_with_what_was_refused():
+    facts, _ = CASES["70B on two GPUs of 24 GB"]
+    found = alternatives(facts)
+    line = reason(choose(found, KINDS), found)
+    assert "\n" not in line
+    assert line.startswith("sweep: ") and "data refused (needs 130.9 GiB" in line
+
+
+def test_where_nothing_fits_each_refusal_is_named():
+    facts, _ = CASES["8 GB that cannot be cut, on workers of 4 GB"]
+    message = str(nothing_fits("big", alternatives(facts)))
+    assert "needs 7.5 GiB on every worker; w0 has 3.4 GiB" in message
+    assert "no layers are visible" in message
+
+
+def drawn_jobs():
+    worker = st.tuples(st.none() | st.integers(1, 12), st.sampled_from((0.5, 1.0, 4.0)))
+    workers = st.lists(worker, min_size=1, max_size=5).map(
+        lambda rows: tuple(
+            WorkerFacts(f"w{i}", memory, speed, f"h{i // 2}", threads=1 + i % 2)
+            for i, (memory, speed) in enumerate(rows)
+        )
+    )
+    block = st.tuples(st.integers(1, 6), st.sampled_from((0.1, 1.0)))
+    chain = st.lists(block, min_size=0, max_size=5).map(
+        lambda rows: tuple(BlockFacts(f"b{i}", *row) for i, row in enumerate(rows))
+    )
+    return st.builds(
+        lambda workers, blocks, rows, partitions, cores, pinned: small(
+            workers,
+            rows=rows,
+            partitions=partitions,
+            blocks=blocks,
+            cores=cores,
+            pinned=pinned,
+            load_rate=2.0,
+        ),
+        workers, chain, st.integers(0, 500), st.integers(1, 9),
+        st.none() | st.integers(1, 3), st.booleans(),
+    )  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn_jobs())
+def test_what_is_chosen_fits_and_no_other_is_much_faster(facts):
+    facts = replace(facts, nbytes=sum(block.nbytes for block in facts.blocks) or 5)
+    found = alternatives(facts)
+    chosen = choose(found, KINDS)
+    able = [each for each in found if not each.refused]
+    assert (chosen is None) == (not able)
+    for each in able:
+        assert each.memory <= each.room
+        assert each.workers <= len(facts.workers)
+        assert 0 <= each.total < float("inf")
+        assert chosen.total <= each.total * (1 + TIE) * (1 + 1e-9)
+    whole_fits = all(facts.whole <= room(worker) for worker in facts.workers)
+    assert (not data(facts).refused) == (whole_fits and not facts.pinned)
+
+
+def test_every_number_of_stages_that_fits_is_compared():
+    facts = small(crew(6, 0.6), blocks=layers(6, GB, 16e-3))
+    found = [each.name for each in alternatives(facts) if each.kind == "stages"]
+    assert found == ["stages=2", "stages=3", "stages=4", "stages=5", "stages=6"]
+    # 1 GB in six blocks: three of them fit into 0.54 GB.
+    assert not named(facts, "stages=2").refused
