@@ -54,7 +54,7 @@ class Squeezed(nn.Module):
         self.shape = shape
 
     def forward(self, x):
-        ones = torch.ones(self.shape)
+        ones = torch.ones(self.shape, device=x.device)
         return (x.reshape(-1, *[1] * len(self.shape)) * ones).squeeze()
 
 

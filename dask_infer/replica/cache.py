@@ -160,7 +160,7 @@ class ReplicaCache:
         part: StageLayers | None = None,
     ) -> Iterator[Replica]:
         """Hold the replica of `spec`, or a part of it; load it where it is not yet."""
-        if device == "auto" and format_of(spec).on_host:
+        if device == "auto" and format_of(spec).takes_host():
             device = "cpu"
         where = resolve_device(device)
         key = ReplicaKey(spec.key, dtype, str(where), spec.compile, part)

@@ -24,6 +24,7 @@ from dask_infer.faults.classify import (
     StepFailed,
     describe,
     forget_frames,
+    is_device_lost,
     is_of_no_row,
     raise_again,
 )
@@ -41,6 +42,13 @@ logger = logging.getLogger(__name__)
 #: client: ``client.get_events("infer-errors")`` returns them when a computation is
 #: over, ``client.subscribe_topic`` as they come (distributed 2026.8.0).
 TOPIC = "infer-errors"
+
+#: What helps where `is_device_lost`. CUDA reports it late, with rows of a batch that
+#: may not be the cause.
+LOST_DEVICE = (
+    "the process can use its device no more: restart the worker "
+    '(client.restart()). Often an index is out of range; device="cpu" names its row'
+)
 
 #: Timeouts of a partition after which a batch that hangs is not split any more: each
 #: costs the timeout and leaves a thread behind.
@@ -121,6 +129,8 @@ class Recovery:
         elif hung:
             self.runner.discard()
             advice = "raise timeout=, or pass a smaller batch_size="
+        elif is_device_lost(cause):
+            advice = LOST_DEVICE
         if self.job.nullable and not is_of_no_row(cause):
             self._keep(cause, hung)
             message = describe(step, cause)

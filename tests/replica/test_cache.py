@@ -116,7 +116,7 @@ def test_a_model_that_would_pause_the_worker_is_refused():
     message = r"memory limit is 10\.00 MiB.*pauses it at 8\.00 MiB"
     with (
         pytest.raises(ModelLoadError, match=message),
-        ReplicaCache().lease(spec_of(4, 1), tight),
+        ReplicaCache().lease(spec_of(4, 1), tight, device="cpu"),
     ):
         pass
 

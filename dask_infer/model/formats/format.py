@@ -103,7 +103,7 @@ class Format:
     interface: ClassVar[Interface] = "tensor"
     #: `dtype=` may choose the floating dtype.
     has_dtype: ClassVar[bool] = True
-    #: It runs on the CPU unless the user asks for a device.
+    #: It runs on the CPU unless the user asks for a device: see `takes_host`.
     on_host: ClassVar[bool] = False
     #: Its objects were fitted: `described_outputs` reads their attributes.
     is_fitted: ClassVar[bool] = False
@@ -112,6 +112,10 @@ class Format:
 
     def __init_subclass__(cls) -> None:
         _extras.update(dict.fromkeys(cls.libraries, cls.extra))
+
+    def takes_host(self) -> bool:
+        """Whether ``device="auto"`` is the CPU for it, in this process."""
+        return self.on_host
 
     # What the user gave
 

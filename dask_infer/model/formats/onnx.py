@@ -52,6 +52,14 @@ class OnnxFormat(Format):
     has_dtype = False
     declares_outputs = True
 
+    def takes_host(self) -> bool:
+        """Whether the installed onnxruntime is one for CPUs, or there is none."""
+        try:
+            import onnxruntime
+        except ImportError:
+            return True
+        return "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
+
     def check(self, path: Path, trust: bool) -> None:
         """Refuse a file that is not one whole message of protocol buffers."""
         refuse_empty(path)

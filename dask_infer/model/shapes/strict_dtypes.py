@@ -52,6 +52,11 @@ class StrictDtypes(TorchDispatchMode):
             raise
 
     def _check(self, kernel: str, args: Sequence[Any]) -> None:
+        if kernel == "embedding" and args[1].is_floating_point():  # torch below 2.13
+            raise RuntimeError(
+                "Expected tensor for argument #1 'indices' to have one of the "
+                f"following scalar types: Long, Int; but got {args[1].dtype} instead"
+            )
         if kernel not in self.ALIKE and kernel not in self.NORMS:
             return
         tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]

@@ -300,7 +300,7 @@ def _room(info: Mapping[str, Any], accelerated: bool) -> int | None:
 def _this_process(group: GroupSpec) -> WorkerFacts:
     """Return this process as the one worker, for schedulers without workers."""
     place = current_place()
-    on_host = format_of(group.model).on_host
+    on_host = format_of(group.model).takes_host()
     device = resolve_device("cpu" if on_host else group.device)
     limit = device.memory_limit()
     accelerated = limit is not None

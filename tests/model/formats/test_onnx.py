@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dask_infer.errors import InputError, ModelLoadError
+from dask_infer.model.formats.onnx import OnnxFormat
 from dask_infer.model.recognise import recognise
 from dask_infer.model.runtime.load_model import load
 from dask_infer.model.runtime.loaded_model import LoadedModel
@@ -264,6 +265,16 @@ def test_onnx_of_an_estimator_gives_the_same(tmp_path: Path) -> None:
     output = loaded(path).call((FRAME.to_numpy(),), {})
     wanted = estimator.predict_proba(FRAME.to_numpy())
     np.testing.assert_allclose(output["probabilities"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_cuda", [False, True])
+def test_auto_is_the_device_that_onnxruntime_can_use(
+    monkeypatch: pytest.MonkeyPatch, has_cuda: bool
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    found = ["CUDAExecutionProvider"] * has_cuda + ["CPUExecutionProvider"]
+    monkeypatch.setattr(runtime, "get_available_providers", lambda: found)
+    assert OnnxFormat().takes_host() is not has_cuda
 
 
 def test_onnx_has_no_dtype_methods_or_gpu_here(two_inputs: Path) -> None:
