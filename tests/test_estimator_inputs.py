@@ -57,42 +57,41 @@ def recorded(ddf, columns, **options):
     return set(pred.prediction.compute())
 
 
+#: Partitions and most rows of a batch: rows alone in a batch, and in a partition.
+CUTS = [(1, "auto"), (1, 16), (7, 1), (120, "auto")]
+
+
 @pytest.mark.parametrize("convert", [True, False])
-@pytest.mark.parametrize("partitions", [1, 7, 120])
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("frame", [PDF, NONE], ids=["NaN", "None"])
 @pytest.mark.parametrize("steps", PIPELINES)
-def test_missing_text_is_what_the_pipeline_was_fitted_on(
-    steps, frame, partitions, convert
-):
+def test_missing_text_is_what_the_pipeline_was_fitted_on(steps, frame, cut, convert):
     if steps == "imputer of None" and frame is PDF:
         pytest.skip("scikit-learn refuses NaN there")
     fitted = make_pipeline(*PIPELINES[steps]).fit(frame[["color"]], BLUE)
     expected = fitted.predict_proba(frame[["color"]])
     with dask.config.set({"dataframe.convert-string": convert}):
-        ddf = dd.from_pandas(frame, npartitions=partitions)
-        for size in (1, 16, "auto"):
-            pred = ddf.infer.predict(
-                fitted,
-                columns=["color"],
-                method="predict_proba",
-                output=["other", "blue"],
-                batch_size=size,
-            )
-            np.testing.assert_allclose(pred.blue.compute(), expected[:, 1])
+        pred = dd.from_pandas(frame, npartitions=cut[0]).infer.predict(
+            fitted,
+            columns=["color"],
+            method="predict_proba",
+            output=["other", "blue"],
+            batch_size=cut[1],
+        )
+        np.testing.assert_allclose(pred.blue.compute(), expected[:, 1])
 
 
 @pytest.mark.parametrize("on_error", ["raise", "null"])
-@pytest.mark.parametrize("partitions", [1, 7, 120])
-def test_a_text_pipeline_reads_the_texts(partitions, on_error):
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_text_pipeline_reads_the_texts(cut, on_error):
     fitted = make_pipeline(TfidfVectorizer(), LogisticRegression())
     fitted.fit(PDF.txt, PDF.i % 3)
-    ddf = dd.from_pandas(PDF, npartitions=partitions)
-    for size in (1, 16, "auto"):
-        options = {"batch_size": size, "on_error": on_error}
-        named = ddf.infer.predict(fitted, columns="txt", **options).prediction
-        series = ddf.txt.infer.predict(fitted, **options)
-        for pred in (named, series):
-            assert pred.compute().tolist() == (PDF.i % 3).tolist()
+    ddf = dd.from_pandas(PDF, npartitions=cut[0])
+    options = {"batch_size": cut[1], "on_error": on_error}
+    named = ddf.infer.predict(fitted, columns="txt", **options).prediction
+    series = ddf.txt.infer.predict(fitted, **options)
+    for pred in (named, series):
+        assert pred.compute().tolist() == (PDF.i % 3).tolist()
 
 
 def test_a_text_pipeline_is_not_given_column_names():

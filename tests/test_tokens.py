@@ -56,8 +56,9 @@ def alone(model, ids, **options):
         return model.generate(torch.tensor([ids]), **options)[0].tolist()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, "auto"])
-@pytest.mark.parametrize("dtype", [LISTS, object])
+@pytest.mark.parametrize(
+    ("dtype", "batch_size"), [(LISTS, 1), (LISTS, 3), (LISTS, "auto"), (object, "auto")]
+)
 def test_generated_rows_are_those_of_single_prompts(batch_size, dtype):  # ZO-4
     model = llama(generation={"pad_token_id": 0}, eos_token_id=17)
     pred = frame_of(PROMPTS, dtype).infer.predict(
