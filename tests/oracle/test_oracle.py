@@ -1,8 +1,8 @@
 """Values equal those of each row alone, whatever the partitions, sizes and schedulers.
 
 `ORACLE_SEED` chooses the draws (printed with every failure, so that a run is repeated
-by it), `ORACLE_CHUNKS` how many thousand are drawn: five in `make test`. `make slow`
-draws 90,000 others in two processes beside each other, or as many thousand as
+by it), `ORACLE_CHUNKS` how many thousand are drawn: two in `make test`. `make slow`
+draws 94,000 others in two processes beside each other, or as many thousand as
 `ORACLE_SLOW` says, and 10,000 on a cluster of processes. Unless a seed is given, draws
 are the same each time, so that a change is judged by itself.
 """
@@ -27,9 +27,9 @@ from tests.oracle.frames import Column, Frame
 from tests.oracle.requests import Draw, Run
 
 SEED = int(os.environ.get("ORACLE_SEED", "0"))
-CHUNKS = int(os.environ.get("ORACLE_CHUNKS", "5"))
+CHUNKS = int(os.environ.get("ORACLE_CHUNKS", "2"))
 CHUNK = 1000
-SLOW = int(os.environ.get("ORACLE_SLOW", "90"))
+SLOW = int(os.environ.get("ORACLE_SLOW", "94"))
 CLUSTER, PROCESSES = 10, 2
 
 

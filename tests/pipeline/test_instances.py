@@ -12,7 +12,7 @@ from dask_infer import Layout
 
 from .conftest import groups, near
 from .test_bugs import by_hand, slow
-from .test_loss import MICROBATCH, MICROBATCHES, Kills, stages_with
+from .test_loss import IN_THE_MIDDLE, MICROBATCH, MICROBATCHES, Kills, stages_with
 
 
 @pytest.mark.parametrize("partitions", [1, 4])
@@ -33,7 +33,7 @@ def test_a_microbatch_for_each_replica_keeps_them_all_busy(client, partitions):
     assert list(after - before) == [20] * 4
 
 
-@pytest.mark.parametrize("at", [1, MICROBATCHES // 2, MICROBATCHES])
+@pytest.mark.parametrize("at", IN_THE_MIDDLE)
 def test_a_replica_of_several_is_killed(client, pdf, log, at):
     small = pdf.iloc[: MICROBATCH * MICROBATCHES]
     model = stages_with(Kills(log, at))(1)

@@ -64,8 +64,19 @@ def by_hand(model, pdf):
         return model(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
 
 
-@pytest.mark.parametrize("at", [1, MICROBATCHES // 2, MICROBATCHES])
-@pytest.mark.parametrize("stage", [0, 1, 2])
+#: Each stage once in the fast tests, at the first, middle or last microbatch.
+MOMENTS = [1, MICROBATCHES // 2, MICROBATCHES]
+DEATHS = [
+    pytest.param(stage, at, marks=[pytest.mark.slow] * (MOMENTS[stage] != at))
+    for stage in range(3)
+    for at in MOMENTS
+]
+IN_THE_MIDDLE = [
+    pytest.param(at, marks=[pytest.mark.slow] * (at != MOMENTS[1])) for at in MOMENTS
+]
+
+
+@pytest.mark.parametrize(("stage", "at"), DEATHS)
 def test_a_stage_is_killed(client, small, log, stage, at):  # PP-10
     model = stages_with(Kills(log, at))(stage)
     ddf = dd.from_pandas(small, npartitions=13, sort=False)
@@ -77,7 +88,7 @@ def test_a_stage_is_killed(client, small, log, stage, at):  # PP-10
     assert os.path.getsize(log) > MICROBATCHES  # the one that killed was run again
 
 
-@pytest.mark.parametrize("at", [1, MICROBATCHES // 2, MICROBATCHES])
+@pytest.mark.parametrize("at", IN_THE_MIDDLE)
 def test_a_feeder_is_killed(client, small, log, at):  # PP-10
     layers = stages_with(torch.nn.Tanh())(1)
 

@@ -348,9 +348,10 @@ def test_other_schedulers_say_what_is_missing(ddf, model, scheduler):
         pred.compute(scheduler=scheduler)
 
 
-def test_ten_thousand_tiny_microbatches(client, model):
+@pytest.mark.parametrize("rows", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_tiny_microbatches(client, model, rows):
     pdf = pd.DataFrame(
-        np.random.default_rng(1).normal(size=(10_000, 2)).astype("f4"),
+        np.random.default_rng(1).normal(size=(rows, 2)).astype("f4"),
         columns=["a", "b"],
     )
     pred = dd.from_pandas(pdf, npartitions=10).infer.predict(
