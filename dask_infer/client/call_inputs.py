@@ -22,11 +22,7 @@ TENSORS = (*TOKENIZED, "input_", "inputs_", "pixel_", "position_")
 
 def kept_columns(call: ModelCall) -> tuple[Any, ...]:
     """Return the input columns that the result carries, as ``keep=`` names them."""
-    labels = call.frame_meta.columns
-    if labels.has_duplicates:
-        twice = labels[labels.duplicated()][0]
-        raise InputError(f'two columns are named "{twice}"; rename one')
-    keep, columns = call.request.keep, list(labels)
+    keep, columns = call.request.keep, list(call.frame_meta.columns)
     if isinstance(keep, bool):
         return tuple(columns) if keep else ()
     if isinstance(keep, Mapping) or not is_list_like(keep, allow_sets=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -99,7 +100,7 @@ def _takes_ids(call: ModelCall) -> bool:
     live = call.recognised.live
     if not isinstance(live, nn.Module):
         return True
-    function = getattr(live, call.request.method or "forward", None)
+    function: Any = getattr(live, call.request.method or "forward", None)
     taken = keywords_of(function)
     return taken is None or TOKENIZED[0] in taken
 

@@ -15,20 +15,15 @@ from dask_infer.errors import InputError
 
 
 def open_ids(series: pd.Series[Any]) -> Rows:
-    """Return the rows of a column of integer lists of any length.
+    """Return the rows of a column of integer lists of any length, as `holds_ids` says.
 
     Raises
     ------
     InputError
-        Where a row is missing, is no flat list of integers, or holds one that int64
-        cannot.
+        Where a row is missing, or holds an integer that int64 cannot.
     """
     rows = to_ragged(series)
     flat = rows.values
-    if flat.ndim != 1 or (flat.dtype.kind not in "iu" and len(flat)):
-        raise InputError(
-            f'column "{series.name}" holds lists of {flat.dtype}, not of integers'
-        )
     wrong = misfits(flat, np.dtype(np.int64))
     if wrong is not None:
         owner = np.repeat(np.arange(len(rows)), rows.lengths)

@@ -112,9 +112,7 @@ class FactoryFormat(Format):
     def load(self, spec: ModelSpec, placement: Placement) -> LoadedModel:
         """Build the model; what it is says how it wants to be called."""
         if spec.weights is not None:
-            module = build_with_weights(spec)
-            if needs_conversion(module, placement.dtype):
-                module = in_dtype(spec, placement, lambda: build_with_weights(spec))
+            module = in_dtype(spec, placement, lambda: build_with_weights(spec))
             return place(spec, module, placement.device)
         built = _build(spec)
         if isinstance(built, torch.nn.Module):

@@ -26,6 +26,7 @@ from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
 )
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.identity.file_key import file_key
+from dask_infer.model.runtime.import_library import EXTRAS, remedy_for
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.shapes.boosting import Described
@@ -111,7 +112,7 @@ class Format:
     declares_outputs: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        _extras.update(dict.fromkeys(cls.libraries, cls.extra))
+        EXTRAS.update(dict.fromkeys(cls.libraries, cls.extra))
 
     def takes_host(self) -> bool:
         """Whether ``device="auto"`` is the CPU for it, in this process."""
@@ -315,10 +316,6 @@ def no_dtype(spec: ModelSpec) -> ModelLoadError:
     )
 
 
-#: Extras by the modules that they install; each format adds its own.
-_extras: dict[str, str] = {}
-
-
 @contextlib.contextmanager
 def load_errors(spec: ModelSpec) -> Iterator[None]:
     """Raise `ModelLoadError`, which names model, cause and remedy, for any failure.
@@ -340,7 +337,7 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return (
             f"{spec.name}{where} needs the module {error.name}, which this worker "
-            f"cannot import; {_remedy(error.name.partition('.')[0])}"
+            f"cannot import; {remedy_for(error.name)}"
         )
     if isinstance(error, AttributeError) and "Can't get attribute" in str(error):
         return (
@@ -350,9 +347,3 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
         )
     cause = str(error).strip() or "no message"
     return f"{spec.name}{where} cannot be loaded: {type(error).__name__}: {cause}"
-
-
-def _remedy(library: str) -> str:
-    if library in _extras:
-        return f'pip install "dask-infer[{_extras[library]}]" on the workers'
-    return f"install {library} on the workers or send it with client.upload_file"

@@ -26,7 +26,7 @@ from dask_infer.model.runtime.loaded_model import ModuleModel
 from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
 from dask_infer.model.runtime.place_module import (
     Placement,
-    in_dtype,
+    convert,
     needs_conversion,
     place,
     shared,
@@ -169,9 +169,9 @@ def mapped(
     """Build the module; tensors that would not be mapped go through the store."""
     if placement.device.type != "cpu":
         return build(placement.dtype)
-    module = build(None)
-    if needs_conversion(module, placement.dtype):
-        return in_dtype(spec, placement, lambda: build(placement.dtype))
+    module, dtype = build(None), placement.dtype
+    if dtype is not None and needs_conversion(module, dtype):
+        return shared(spec, str(dtype), lambda: convert(build(dtype), dtype))
     if mapped_share(module) < 0.5:
         return shared(spec, "as stored", lambda: build(None))
     return module

@@ -121,7 +121,7 @@ class OnnxModel(GraphModel):
 
 
 def _runtime(spec: ModelSpec) -> Any:
-    return import_library("onnxruntime", what=spec.name, extra="onnx")
+    return import_library("onnxruntime", what=spec.name)
 
 
 def _providers(onnxruntime: Any, device: torch.device) -> list[Any]:
@@ -233,7 +233,19 @@ def _fields(
     """Yield where the values of a field stand in a message of protocol buffers.
 
     With each comes whether it is of a length of its own: text, a message, a packed
-    list. Nothing else is read, so weights inside the file cost nothing.
+    list.
+    """
+    for number, sized, place in _all_fields(data, within):
+        if number == wanted:
+            yield sized, place
+
+
+def _all_fields(
+    data: mmap.mmap, within: tuple[int, int]
+) -> Iterator[tuple[int, bool, tuple[int, int]]]:
+    """Yield number, form and place of each value of a message.
+
+    Values are not read, so weights inside the file cost nothing.
     """
     place, stop = within
     while place < stop:
@@ -247,25 +259,21 @@ def _fields(
             place = start + size
         else:
             place += {1: 8, 5: 4}[wire]
-        if number == wanted:
-            yield wire == 2, (start, place)
+        yield number, wire == 2, (start, place)
 
 
 def _is_whole(data: mmap.mmap) -> bool:
     """Whether all bytes are the fields of a model, a graph among them."""
-    place, fields = 0, set()
+    end, numbers = 0, set()
     try:
-        while place < len(data):
-            key, place = _varint(data, place)
-            fields.add(key >> 3)
-            if key >> 3 not in _MODEL_FIELDS or key & 7 not in (0, 2):
+        for number, _, place in _all_fields(data, (0, len(data))):
+            if number not in _MODEL_FIELDS:
                 return False
-            value, place = _varint(data, place)
-            if key & 7 == 2:  # of a length of its own
-                place += value
-    except IndexError:
+            numbers.add(number)
+            end = place[1]
+    except (IndexError, KeyError):
         return False
-    return place == len(data) and _GRAPH in fields
+    return end == len(data) and _GRAPH in numbers
 
 
 def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:

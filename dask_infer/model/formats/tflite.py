@@ -87,9 +87,7 @@ class _Graph:
     """The main graph of a file in an interpreter; for one thread at a time."""
 
     def __init__(self, spec: ModelSpec, threads: int) -> None:
-        library = import_library(
-            "ai_edge_litert.interpreter", what=spec.name, extra=TFLiteFormat.extra
-        )
+        library = import_library("ai_edge_litert.interpreter", what=spec.name)
         try:
             self._interpreter = library.Interpreter(
                 model_path=str(spec.path), num_threads=threads

@@ -23,12 +23,7 @@ from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.runtime.compiled import compile_arguments
 from dask_infer.model.runtime.footprint import is_lazy, tensor_bytes
 from dask_infer.model.runtime.loaded_model import ModuleModel
-from dask_infer.model.runtime.place_module import (
-    Placement,
-    in_dtype,
-    needs_conversion,
-    place,
-)
+from dask_infer.model.runtime.place_module import Placement, in_dtype, place
 from dask_infer.model.shapes.fake_model import TraceableModel, named_tensors
 from dask_infer.model.source import ModelSource
 from dask_infer.spec.model_spec import ModelSpec
@@ -68,9 +63,7 @@ class TorchModuleFormat(Format):
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the module from the content store."""
-        module = read_module(spec)
-        if needs_conversion(module, placement.dtype):
-            module = in_dtype(spec, placement, lambda: read_module(spec))
+        module = in_dtype(spec, placement, lambda: read_module(spec))
         return place(spec, module, placement.device)
 
     def open_to_split(

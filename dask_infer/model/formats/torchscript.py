@@ -68,12 +68,10 @@ class TorchScriptFormat(Format):
         """Load the archive or the pickled module, both only if trusted."""
         with file_of(spec) as path:
             if not spec.trust:
-                raise ModelLoadError(_untrusted(path))
+                raise ModelLoadError(_needs_trust(path))
             if _is_torchscript(path):
                 return _place_script(spec, _load_script(path), placement)
-            module = _unpickle(path)
-            if needs_conversion(module, placement.dtype):
-                module = in_dtype(spec, placement, lambda: _unpickle(path))
+            module = in_dtype(spec, placement, lambda: _unpickle(path))
         return place(spec, module, placement.device)
 
 
@@ -144,27 +142,10 @@ def _place_script(
     return ModuleModel(spec, module.to(placement.device), placement.device)
 
 
-def _untrusted(path: str) -> str:
-    try:
-        content = torch.load(path, map_location="meta", weights_only=True)
-    except Exception:
-        content = None
-    if isinstance(content, dict):
-        return _weights_only(path)
-    return _needs_trust(path)
-
-
 def _needs_trust(path: str | Path) -> str:
     return (
         f"{path} can run code when it is loaded; if you trust it pass "
         "ModelSource.from_path(path, trust=True)"
-    )
-
-
-def _weights_only(path: str) -> str:
-    return (
-        f"{path} holds weights only; save them with safetensors and pass "
-        'ModelSource.from_factory(build, weights="model.safetensors")'
     )
 
 
@@ -180,7 +161,10 @@ def _unpickle(path: str) -> torch.nn.Module:
         path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=False
     )
     if isinstance(module, dict):
-        raise ModelLoadError(_weights_only(path))
+        raise ModelLoadError(
+            f"{path} holds weights only; save them with safetensors and pass "
+            'ModelSource.from_factory(build, weights="model.safetensors")'
+        )
     if not isinstance(module, torch.nn.Module):
         raise ModelLoadError(f"{path} holds a {type(module).__name__}, no torch module")
     return module

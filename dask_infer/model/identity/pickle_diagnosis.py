@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import io
 import socket
 import threading
@@ -72,22 +74,11 @@ def _parts(obj: Any) -> Iterator[tuple[str, object]]:
 
 
 def _free_variables(func: types.FunctionType) -> Iterator[tuple[str, object]]:
-    cells = func.__closure__ or ()
-    for name, cell in zip(func.__code__.co_freevars, cells, strict=False):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:
-            continue
-    for name in func.__code__.co_names:
-        if name in func.__globals__:
-            yield name, func.__globals__[name]
-    yield from _defaults(func)
-
-
-def _defaults(func: types.FunctionType) -> Iterator[tuple[str, object]]:
-    for value in func.__defaults__ or ():
-        yield "default", value
-    yield from (func.__kwdefaults__ or {}).items()
+    with contextlib.suppress(ValueError):  # a variable without a value
+        found = inspect.getclosurevars(func)
+        yield from (*found.nonlocals.items(), *found.globals.items())
+    for name, parameter in inspect.signature(func).parameters.items():
+        yield name, parameter.default
 
 
 _WORDS: tuple[tuple[Any, str], ...] = (

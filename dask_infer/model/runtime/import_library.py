@@ -13,7 +13,20 @@ from dask_infer.errors import ModelLoadError
 one_at_a_time = threading.RLock()
 
 
-def import_library(name: str, *, what: str, extra: str = "huggingface") -> Any:
+#: Extras of this package by the libraries that they install; each format adds its own.
+EXTRAS: dict[str, str] = {}
+
+
+def remedy_for(module: str) -> str:
+    """Return how to have a module that cannot be imported."""
+    library = module.partition(".")[0]
+    if library in EXTRAS:
+        extra = f'"dask-infer[{EXTRAS[library]}]"'
+        return f"pip install {extra} on the client and the workers"
+    return f"install {library} on the workers or send it with client.upload_file"
+
+
+def import_library(name: str, *, what: str) -> Any:
     """Import a library, one thread at a time.
 
     Parameters
@@ -22,8 +35,6 @@ def import_library(name: str, *, what: str, extra: str = "huggingface") -> Any:
         The module.
     what
         What needs it, as the error begins.
-    extra
-        The extra of this package that installs it.
 
     Raises
     ------
@@ -36,5 +47,5 @@ def import_library(name: str, *, what: str, extra: str = "huggingface") -> Any:
         except ModuleNotFoundError as error:
             raise ModelLoadError(
                 f"{what} needs {error.name}, which this process cannot import; "
-                f'pip install "dask-infer[{extra}]" on the client and the workers'
+                f"{remedy_for(name)}"
             ) from error

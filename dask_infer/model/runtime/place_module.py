@@ -64,10 +64,13 @@ def needs_conversion(module: torch.nn.Module, dtype: torch.dtype | None) -> bool
 def in_dtype(
     spec: ModelSpec, placement: Placement, build: Callable[[], torch.nn.Module]
 ) -> torch.nn.Module:
-    """Return the module in another dtype, one copy a host unless it leaves the CPU."""
-    dtype = cast(torch.dtype, placement.dtype)
+    """Build a module in the dtype asked for, which is one copy a host on the CPU."""
+    module, dtype = build(), placement.dtype
+    if dtype is None or not needs_conversion(module, dtype):
+        return module
     if placement.device.type != "cpu":
-        return convert(build(), dtype)
+        return convert(module, dtype)
+    del module
     return shared(spec, str(dtype), lambda: convert(build(), dtype))
 
 

@@ -53,12 +53,7 @@ class TraceableModel:
 
     def signature(self, method: str | None) -> inspect.Signature | None:
         """Return how a call may look; None where it is hidden."""
-        signature = signature_of(getattr(self.module, method or "forward"))
-        exported = getattr(self.module, "_in_spec", None)
-        as_it_is = exported is None or self.program is not None or method is not None
-        if as_it_is or signature is None:
-            return signature
-        return _exported_signature(signature, exported)
+        return signature_of(getattr(self.module, method or "forward"))
 
     def one_row(self, method: str | None) -> bool:
         """Whether a call takes one row: it looks for padding, and has no token."""
@@ -68,19 +63,6 @@ class TraceableModel:
     def floating(self, dtype: torch.dtype | None) -> torch.dtype:
         """Return the dtype of floating inputs: `dtype`, the model's, or torch's own."""
         return dtype or floating_dtype(self.module) or torch.get_default_dtype()
-
-
-def _exported_signature(signature: inspect.Signature, spec: Any) -> inspect.Signature:
-    """Return a program's signature: it takes keywords only as it was exported."""
-    parameters = list(signature.parameters.values())
-    positional, keywords = spec.children()
-    count = positional.num_children
-    if count + keywords.num_children != len(parameters):
-        return signature
-    kind = inspect.Parameter
-    first = [kind(p.name, kind.POSITIONAL_ONLY) for p in parameters[:count]]
-    rest = [kind(name, kind.KEYWORD_ONLY) for name in keywords.context]
-    return inspect.Signature([*first, *rest])
 
 
 def _scripted(
