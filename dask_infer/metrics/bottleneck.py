@@ -31,6 +31,10 @@ CAUSES = {
         "transfer-bound: copies to the device",
         "Use a larger batch_size=, and columns= that are smaller.",
     ),
+    "spill": (
+        "transfer-bound: activations of a sweep in files",
+        "Set infer.sweep.activations to what memory allows, or use smaller partitions.",
+    ),
     "wait": (
         "compute-bound: threads wait in turn for one device",
         "Use more workers with fewer threads each (threads_per_worker=1), or more "
@@ -100,7 +104,10 @@ def find_bottleneck(record: Mapping[str, Any]) -> Bottleneck:
     if stages:
         cause, remedy = _of_stages(sums, stages, observed)
     else:
-        cause, remedy = CAUSES[_largest(sums)]
+        largest = _largest(sums)
+        if largest == "transfer" and sums.count("spilled_bytes"):
+            largest = "spill"
+        cause, remedy = CAUSES[largest]
     return Bottleneck(
         record["model"],
         record["job"],

@@ -162,6 +162,13 @@ def recorded() -> Sums | None:
     return None if recorder is None else recorder.sums()
 
 
+def set_level(name: str, value: float) -> None:
+    """Say what is so now, in the thread of a recorder; nothing where there is none."""
+    recorder = _own.recorder
+    if recorder is not None:
+        recorder.levels[name] = value
+
+
 class ambient:
     """Make a recorder that of the calling thread."""
 

@@ -63,6 +63,7 @@ class JobProgress:
     def update(self, sums: Sums) -> None:
         """Take what was counted of it."""
         rows = sums.count("rows") + sums.count("failed_rows")
+        rows += int(sums.levels.get("rows_underway", 0))
         started = sums.count("started")
         total = self.known
         if total is None and started:

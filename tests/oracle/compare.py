@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dask_infer import OutputError
+from dask_infer import Layout, OutputError, PlacementError
 from tests.oracle import reference
 from tests.oracle.requests import FUNCTIONS, Draw, Run
 
@@ -92,7 +93,7 @@ def _run(draw: Draw, run: Run, compute: Compute) -> tuple[Any, Any, pd.DataFrame
     request |= {name: FUNCTIONS[f] for name, f in draw.functions.items()}
     request |= {"batch_size": run.batch_size, "on_error": run.on_error}
     target = ddf[draw.reads[0][0]] if draw.series else ddf
-    predicted = target.infer.predict(draw.model.make(), **request)
+    predicted = _predict(target, draw.model.make(), run, request)
     result = compute(predicted, run.scheduler)
     if isinstance(result, pd.Series):
         meta = {predicted.name: predicted.dtype}
@@ -101,6 +102,15 @@ def _run(draw: Draw, run: Run, compute: Compute) -> tuple[Any, Any, pd.DataFrame
         meta = predicted.dtypes
     source = ddf.compute(scheduler="sync")
     return source[[draw.reads[0][0]]] if draw.series else source, meta, result
+
+
+def _predict(target: Any, model: Any, run: Run, request: dict[str, Any]) -> Any:
+    if run.parallel == "sweep":
+        # What cannot be cut, or has another fault, is as without.
+        with suppress(PlacementError, ValueError):
+            layout = Layout(sweep=True, stages=2)
+            return target.infer.predict(model, parallel=layout, **request)
+    return target.infer.predict(model, **request)
 
 
 def _compute(collection: Any, scheduler: str) -> Any:

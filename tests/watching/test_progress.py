@@ -24,6 +24,7 @@ import torch
 from distributed import Client, LocalCluster, futures_of
 
 import dask_infer
+from dask_infer import Layout
 from dask_infer.graph.computing import listeners
 from dask_infer.metrics.sums import Label, Sums
 from dask_infer.watching.display import (
@@ -278,6 +279,28 @@ def test_a_slow_model_moves_within_a_partition() -> None:
             time.sleep(0.05)
             seen |= {job.done for job in running._jobs.values()}
     assert any(0 < done < ROWS for done in seen)
+
+
+class Naps(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if type(x) is torch.Tensor:  # shapes alone do not matter
+            time.sleep(0.005)
+        return x
+
+
+def test_a_sweep_moves_within_a_pass() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), *[Naps() for _ in range(3)])
+    options = {"preprocess": None, "meta": None, "batch_size": 20}
+    layout = Layout(sweep=True, stages=["1", "2", "3"])
+    pred = predict(numbers(1), model, parallel=layout, **options)
+    seen: set[int] = set()
+    with dask_infer.progress() as running:
+        thread = threading.Thread(target=pred.compute, kwargs={"scheduler": "sync"})
+        thread.start()
+        while thread.is_alive():
+            time.sleep(0.02)
+            seen |= {job.done for job in running._jobs.values()}
+    assert len(seen - {0, ROWS}) > 1
 
 
 # --- lines ------------------------------------------------------------------------

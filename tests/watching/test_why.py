@@ -223,6 +223,14 @@ def test_stages_by_the_rule(first: Sums, second: Sums, cause: str) -> None:
     assert found.cause.startswith(cause)
 
 
+def test_activations_in_files_are_named() -> None:
+    spilled = record({"transfer": 6, "forward": 4})
+    assert "copies to the device" in find_bottleneck(spilled).cause
+    ((*label, counts, seconds, levels),) = spilled["sums"]
+    spilled["sums"] = [[*label, counts | {"spilled_bytes": 1e6}, seconds, levels]]
+    assert "infer.sweep.activations" in find_bottleneck(spilled).remedy
+
+
 def test_loading_is_a_cause_only_where_it_takes_most() -> None:
     assert "loading" in find_bottleneck(record({"load": 6, "forward": 4})).cause
     assert "compute" in find_bottleneck(record({"load": 5, "forward": 6})).cause

@@ -67,6 +67,14 @@ class LoadedStage(LoadedModel):
         with torch.inference_mode():
             return self._kept.run(module, lambda: module(*args))
 
+    def close(self) -> None:
+        """Free the tensors at once: a graph module would keep them, in a cycle."""
+        if self.target is not None:
+            for part in self.target.modules():
+                part._parameters.clear()
+                part._buffers.clear()
+        super().close()
+
     def token_rules(self, method: str | None) -> TokenRules:
         """Return how the whole model takes tokens."""
         return self._rules

@@ -37,12 +37,20 @@ class GroupLoader:
         The layers of each group.
     kept
         How many of the first groups stay once they are loaded.
+    reads_ahead
+        There is room for two groups.
     """
 
     def __init__(
-        self, job: Job, place: Place, parts: Sequence[StageLayers], kept: int
+        self,
+        job: Job,
+        place: Place,
+        parts: Sequence[StageLayers],
+        kept: int,
+        reads_ahead: bool,
     ) -> None:
         self.job, self.place, self.parts, self.kept = job, place, parts, kept
+        self.reads_ahead = reads_ahead
         self._reader: threading.Thread | None = None
         self._reads = -1
         #: Groups that stay, once they were loaded.
@@ -73,7 +81,8 @@ class GroupLoader:
 
     def read_ahead(self, group: int) -> None:
         """Read a group while another one runs."""
-        if group >= len(self.parts) or group in (self._reads, *self._stayed):
+        known = group in (self._reads, *self._stayed)
+        if known or group >= len(self.parts) or not self.reads_ahead:
             return
         self._join()
         self._closed.clear()

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 SHARE = 0.1
 #: Part of the free memory that groups may take where nothing limits them.
 FREE = 0.6
+#: Part of the memory at which Dask pauses a worker that a sweep fills.
+PAUSE = 0.9
 #: Sweeps that a process remembers.
 MOST_SWEEPS = 16
 
@@ -100,7 +102,7 @@ def _planned(
     blocks = [BlockFacts(b.name, b.nbytes, 0.0) for b in chain.blocks]
     whose = f"{device} of worker {place.worker}"
     check_blocks(spec.name, blocks, inf if limit is None else limit, whose)
-    room = _room(place, device, limit) - budget
+    room = _room(place, device, limit, budget)
     bounds = plan_groups(blocks, room, groups.stages)
     parts = [
         StageLayers(groups.chain, start, stop, number)
@@ -108,6 +110,7 @@ def _planned(
     ]
     sizes = [chain.stage_bytes(part.start, part.stop) for part in parts]
     kept = leading_groups(sizes, room)
+    reads_ahead = max(map(sum, pairwise(sizes)), default=0) <= room
     logger.info(
         'model "%s" of %s is swept in %s, of %s at most, on %s; %d stay loaded',
         *(spec.name, in_bytes(chain.nbytes), count(len(parts), "layer group")),
@@ -116,7 +119,7 @@ def _planned(
     worker = current_worker()
     return OpenSweep(
         Sweep(
-            GroupLoader(job, place, parts, kept),
+            GroupLoader(job, place, parts, kept, reads_ahead),
             [row_axes(chain, bound) for bound in bounds],
         ),
         chain,
@@ -128,7 +131,7 @@ def _planned(
     )
 
 
-def _room(place: Place, device: Device, limit: int | None) -> float:
+def _room(place: Place, device: Device, limit: int | None, activations: int) -> float:
     """Return the bytes that groups may take, beside what else is in memory."""
     if limit is None:
         return FREE * device.free_bytes()
@@ -136,4 +139,4 @@ def _room(place: Place, device: Device, limit: int | None) -> float:
         return limit
     models = sum(replica.nbytes for replica in cache.replicas())
     used = max(0, place.used_bytes() - models)
-    return min(limit, place.pause_at - used)
+    return min(limit, PAUSE * place.pause_at - used - activations)

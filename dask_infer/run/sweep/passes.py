@@ -14,6 +14,7 @@ Invariants, guarded by one lock:
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from dask_infer.replica.cache import Replica, cache
 from dask_infer.run.sweep.activations import Activations, Stored
 from dask_infer.run.sweep.carry_rows import Axes, take_rows
 from dask_infer.run.sweep.group_loader import GroupLoader
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two looks of a thread that waits.
 POLL_SECONDS = 0.1
@@ -205,7 +208,8 @@ class Sweep:
                 while not batch.done:
                     work = self._next(batch.runner)
                     if work is None:
-                        with meter("wait"):
+                        loads = self._pass is not None and self._pass.changing
+                        with meter("load" if loads else "wait"):
                             self._changed.wait(POLL_SECONDS)
                         look()
                         continue
@@ -264,6 +268,14 @@ class Sweep:
                 piece.end(error)
         current.leases.close()
         self._pass, self._last_seconds = None, monotonic() - current.began
+        logger.info(
+            'model "%s": %d rows of %d partitions passed %d layer groups in %.2f s',
+            *(
+                self.loader.job.model.name,
+                sum(len(p.positions) for p in current.pieces),
+            ),
+            *(len(self._open), self.groups - 1, self._last_seconds),
+        )
         self._all_wait_since = None
         self._changed.notify_all()
 
@@ -283,6 +295,9 @@ class Sweep:
                     current.pieces += again
                 if current.todo is not None:
                     current.todo.extendleft(reversed(again))
+                if piece.batch.runner not in self._open:
+                    for left in (piece, *again):
+                        left.carry.release()
                 if is_stuck and current.replica is replica:
                     cache.discard(replica)
                     current.replica = None

@@ -23,7 +23,7 @@ from dask_infer.device.stream import Fields, Pending, map_tensors
 from dask_infer.faults.bisect import HALVES, MANY, Rows
 from dask_infer.faults.classify import is_of_no_row, raise_again
 from dask_infer.faults.deadline import DeadlineExceeded, within
-from dask_infer.metrics.recorder import add, meter
+from dask_infer.metrics.recorder import add, meter, set_level
 from dask_infer.pipeline.worker.remote_call import called
 from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.replica.cache import Replica
@@ -112,6 +112,8 @@ class SweepRunner(Runner):
         self._failed: dict[int, Failed] = {}
         #: Forwards that hung, rows that failed alone, rows that were sent.
         self._timeouts = self._failures = self._rows = 0
+        #: Rows times groups that they passed, of batches that are not back yet.
+        self._passed = 0
         #: The error that was raised last, and the group that it is from.
         self._raised: tuple[BaseException | None, int | None] = (None, None)
 
@@ -240,6 +242,7 @@ class SweepRunner(Runner):
             handed = dict(within(left, pending, what=what))
         add("forwards")
         replica.count(rows)
+        self._passed += rows
         return handed
 
     def parts_before(self, piece: Piece) -> int:
@@ -314,8 +317,13 @@ class SweepRunner(Runner):
 
     def _look(self) -> None:
         """Raise `Abandoned` where the task is not wanted any more."""
+        self._show()
         if self._is_wanted is not None and not self._is_wanted():
             raise Abandoned
+
+    def _show(self) -> None:
+        """Have progress go on during a pass."""
+        set_level("rows_underway", max(0, self._passed) / (self.sweep.groups + 1))
 
     def _fields(self, swept: SweptBatch, batch: Batch, rows: Rows | None) -> Fields:
         """Wait for a batch; return the fields that become columns."""
@@ -330,6 +338,8 @@ class SweepRunner(Runner):
         try:
             return self._fields_of(_pieces_of(swept, places), batch, swept, places)
         finally:
+            self._passed -= batch.rows * self.sweep.groups
+            self._show()
             if not failed:
                 swept.release()
                 self._batches.discard(swept)
