@@ -188,7 +188,7 @@ def test_groups_are_loaded_once_for_the_partitions_that_wait(
     settings = {"infer.replica.memory-limit": 2600}
     frame = dd.from_pandas(pdf, npartitions=2)
     pred = frame.infer.predict(model, parallel=Layout(sweep=True, stages=6))
-    dask_infer.unload(model)
+    dask_infer.unload()
     with dask.config.set(settings), caplog.at_level("INFO", "dask_infer"):
         near(pred.compute(scheduler="threads", num_workers=2), expected, pdf)
     passes = [r.getMessage() for r in caplog.records if "passed" in r.msg]
@@ -196,9 +196,7 @@ def test_groups_are_loaded_once_for_the_partitions_that_wait(
     assert "203 rows of 2 partitions passed 5 layer groups" in passes[0]
     loaded = [r.getMessage() for r in caplog.records if "loaded in" in r.msg]
     assert len(loaded) == 6
-    held = dask_infer.replicas()
-    assert held[held.model == "Sequential"].stage.tolist() == [0]
-    dask_infer.unload(model)
+    assert dask_infer.replicas().stage.tolist() == [0]
 
 
 def test_two_models_at_once(ddf, pdf, model, expected):
