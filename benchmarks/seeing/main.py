@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import statistics
 import time
 import timeit
 import tracemalloc
@@ -15,13 +16,16 @@ import msgpack
 from distributed import wait
 
 from benchmarks import measure
+from benchmarks.noop.functions import make_frame
 from benchmarks.noop.main import collections
 from dask_infer.dashboard.cluster_counters import ClusterCounters
 from dask_infer.dashboard.page_tables import by_model, lines, replica_table, time_table
+from dask_infer.graph.tasks import run_partition
 from dask_infer.metrics.cluster_sums import VERSION
 from dask_infer.metrics.recorder import Recorder, add, meter
 from dask_infer.metrics.sums import ACTIVITIES, Label, Sums, to_message
 from dask_infer.metrics.totals import Totals, recording
+from dask_infer.replica import partition_counters
 
 #: Costs of a batch are CPU time: on a busy machine wall time is that of neighbours.
 CPU = time.process_time
@@ -84,35 +88,62 @@ def _switch(on: bool, dask_worker: Any) -> None:
     tasks.recording_partition = partition
 
 
+def call_cost(rounds: int) -> list[list[Any]]:
+    """CPU of the one function that a task calls, without Dask around it.
+
+    The fastest of many runs: of a few hundred microseconds, some meet no neighbour.
+    """
+    node = collections(1, 1000)["predict"].expr.frame
+    frame = make_frame(0, 1000)
+    worker = SimpleNamespace(metrics={}, address="tcp://worker")
+    # Recording asks which worker it is on; the task itself runs as without one.
+    partition_counters.current_worker = lambda: worker
+    call = partial(run_partition, frame, node._job_bytes, node.emit, None, 0)
+
+    def run(on: bool) -> float:
+        _switch(on, worker)
+        return min(timeit.repeat(call, number=1, repeat=500, timer=CPU))
+
+    run(True)
+    runs = measure.interleave(
+        {"off": partial(run, False), "on": partial(run, True)}, rounds
+    )
+    off, on = (1e6 * min(runs[name]) for name in ("off", "on"))
+    return [
+        ["no-op partition without Dask, counters off", f"{off:.1f} µs"],
+        ["no-op partition without Dask, counters on", f"{on:.1f} µs"],
+        ["no-op partition, counters", f"{on - off:.1f} µs"],
+    ]
+
+
 def noop_cost(partitions: int, rounds: int) -> list[list[Any]]:
-    """Milliseconds a partition of the no-op benchmark, with and without counters."""
+    """CPU of workers, user and system, a partition of the no-op benchmark.
+
+    Counters on and off in turn, a pair a round: what a neighbour does to the caches
+    then falls on both of a pair, and the median of the pairs leaves out the rest.
+    """
     with measure.cluster(2) as client:
         lazy = collections(partitions, 1000)["predict"]
 
-        def run(on: bool) -> dict[str, float]:
+        def run(on: bool) -> float:
             client.run(partial(_switch, on))
             cpu = sum(client.run(time.process_time).values())
-            began = time.perf_counter()
             result = lazy.persist()
             wait(result)
-            seconds = time.perf_counter() - began
-            cpu = sum(client.run(time.process_time).values()) - cpu
-            return {"seconds": seconds, "cpu": cpu}
+            return sum(client.run(time.process_time).values()) - cpu
 
         run(True)
         runs = measure.interleave(
             {"off": partial(run, False), "on": partial(run, True)}, rounds
         )
+    micros = {name: [1e6 * cpu / partitions for cpu in runs[name]] for name in runs}
+    pairs = zip(micros["on"], micros["off"], strict=True)
+    micros["on - off"] = [on - off for on, off in pairs]
     rows = []
-    for name, answers in runs.items():
-        for what in ("seconds", "cpu"):
-            times = [1e3 * answer[what] / partitions for answer in answers]
-            rows.append(
-                [
-                    f"no-op partition, counters {name}, {what}",
-                    f"{measure.median(times):.3f} ms ({measure.spread(times, 3)})",
-                ]
-            )
+    for name, values in micros.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        text = f"{middle:,.0f} µs ({low:,.0f} to {high:,.0f})"
+        rows.append([f"no-op partition, CPU, counters {name}", text])
     return rows
 
 
@@ -210,11 +241,12 @@ def memory_growth() -> list[list[Any]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--partitions", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--partitions", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
-    rows = [*batch_cost(2 * arguments.rounds), *heartbeat_bytes()]
+    rows = [*batch_cost(arguments.rounds), *heartbeat_bytes()]
     rows += [*scheduler_cost(200, 1), *scheduler_cost(200, 10), *memory_growth()]
+    rows += call_cost(arguments.rounds)
     rows += noop_cost(arguments.partitions, arguments.rounds)
     print(measure.machine(), measure.table(["what", "cost"], rows), sep="\n\n")
 

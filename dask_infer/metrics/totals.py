@@ -42,9 +42,9 @@ class Totals:
 
     def close(self, recorder: Recorder) -> Sums:
         """Keep and return the sums of a recorder that is written no more."""
-        sums = recorder.sums()
         with self._lock:
             self._open.discard(recorder)
+            sums = recorder.close()
             closed = self._closed.setdefault(recorder.worker, OrderedDict())
             known = recorder.label in closed
             self._keep(closed, recorder.label, sums)

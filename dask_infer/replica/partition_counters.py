@@ -60,7 +60,7 @@ class recording_partition:
             read = time.time() - max(began, _ended.at)
             recorder.seconds["read"] = max(0.0, read)
         recorder.levels["partitions"] = 1
-        recorder.counts |= {"started": 1, "rows_in": self._rows}
+        recorder.counts["started"], recorder.counts["rows_in"] = 1, self._rows
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:

@@ -34,6 +34,8 @@ class JobProgress:
     def __init__(self, label: Label) -> None:
         self.label = label
         self.name = label.model.rpartition("-")[0]
+        #: What it adds to the frame; distinguishes jobs whose models have one name.
+        self.adds = f"job {label.job}"
         #: Expressions that it predicts, whose rows are not counted yet.
         self.frames: list[Any] = []
         self.partitions = 0
@@ -44,6 +46,8 @@ class JobProgress:
         #: Whether it began before it was watched, so that earlier runs count as well.
         self.began_before = False
         self.done = self.failed = 0
+        #: Whether its first partitions have begun and predicted no row yet.
+        self.loading = False
         self.total: int | None = None
         self.estimated = False
         self.started = time.monotonic()
@@ -77,6 +81,7 @@ class JobProgress:
             # Other processes count on their own.
             rows = total * min(self.finished, self.partitions) // self.partitions
         self.failed = sums.count("failed_rows")
+        self.loading = not rows and sums.seconds.get("load", 0.0) > 0
         self.estimated = self.known is None
         if total is not None:
             total = max(total, self.done)
@@ -108,13 +113,15 @@ class JobProgress:
         (since, before), (now, done) = self._before[0], self._before[-1]
         return (done - before) / (now - since) if now > since else 0.0
 
-    def line(self, state: str) -> ProgressLine:
+    def line(self, state: str, *, alone: bool = True) -> ProgressLine:
         """Return its line.
 
         Parameters
         ----------
         state
             "running", "done", or "stopped" by an error or the user.
+        alone
+            Whether no other line has its name.
         """
         count = f"{self.done:,}"
         # What a job did is all that there was, where that was not known before.
@@ -124,10 +131,13 @@ class JobProgress:
         count += " rows"
         if self.total is None and self.finished:
             count = f"{self.finished:,} of {self.partitions:,} partitions"
-        parts = [f"{self.name}: {count}"]
+        name = self.name if alone else f"{self.name} ({self.adds})"
+        parts = [f"{name}: {count}"]
         if self.failed:
             parts.append(f"{self.failed:,} failed")
         if state == "running":
+            if self.loading:
+                parts.append("loading the model")
             if self.rate:
                 parts.append(f"{self.rate:,.0f} rows/s")
             if self.total is not None and self.rate and self.total > self.done:

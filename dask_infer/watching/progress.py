@@ -158,6 +158,7 @@ class Progress:
         if node.lowered and known is not None:
             return
         job = known or JobProgress(node.label)
+        job.adds = ", ".join(map(str, node.job.names))
         # Seen again, it is computed again, unless nothing ran since.
         if not self._seen[node._name] or job.done:
             job.frames.append(node.frame)
@@ -212,7 +213,9 @@ class Progress:
             time.sleep(INTERVAL / 3)
 
     def _lines(self) -> list[ProgressLine]:
-        return [job.line(self._state) for job in list(self._jobs.values())]
+        jobs = list(self._jobs.values())
+        names = Counter(job.name for job in jobs)
+        return [job.line(self._state, alone=names[job.name] == 1) for job in jobs]
 
 
 class Persisted:

@@ -159,6 +159,15 @@ def test_each_model_has_a_line_and_filters_end_at_the_truth(
     assert two.startswith("Other: 900 rows, ")
 
 
+def test_models_of_one_name_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    ddf = numbers()
+    with dask_infer.progress():
+        one, two = predict(ddf), predict(ddf, output="z", batch_size=50)
+        dask.compute(one, two, scheduler="threads")
+    names = sorted(line.partition(":")[0] for line in shown(capsys))
+    assert names == ["Slow (y)", "Slow (z)"]
+
+
 @pytest.mark.parametrize("scheduler", ["threads", "distributed"])
 def test_what_was_optimized_before(
     scheduler: str, client: Client, capsys: pytest.CaptureFixture[str]
@@ -335,6 +344,14 @@ def test_estimated_totals_are_marked() -> None:
         "[##                      ] Linear: 120 of ~1,200 rows, 20 failed"
     )
     assert "~" not in made.line("done").text
+
+
+def test_a_line_says_that_the_model_is_loaded() -> None:
+    made = job()
+    made.update(Sums({"started": 2, "rows_in": 200}, {"load": 2.0}))
+    assert made.line("running").text == "Linear: 0 of 1,000 rows, loading the model"
+    made.update(Sums({"started": 2, "rows_in": 200, "rows": 5}, {"load": 2.0}))
+    assert "loading" not in made.line("running").text
 
 
 def test_earlier_runs_of_a_persisted_job_do_not_count() -> None:
