@@ -121,9 +121,11 @@ class StubScheduler:
         await settle()
         return await self.watch(spec)
 
-    async def watch(self, spec: GroupSpec, version: int = -1) -> GroupState:
+    async def watch(self, spec: GroupSpec, version: int = -1) -> GroupState | None:
+        """Return a newer state of a group, or None where there was none."""
         answer = await self.handlers["infer_watch"](key=spec.key, version=version)
-        return pickle.loads(answer)
+        packed = answer["state"]
+        return None if packed is None else GroupState.unpacked(packed)
 
     async def serve(self, *keys: str) -> None:
         """Have stage tasks report that they serve; all of them without `keys`."""

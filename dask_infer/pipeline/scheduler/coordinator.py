@@ -13,10 +13,9 @@ The first group request registers it; it outlives every client and feeder, and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import pickle
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -30,6 +29,10 @@ from dask_infer.pipeline.scheduler.stage_tasks import StageTasks
 from dask_infer.pipeline.scheduler.worker_states import is_silent
 from dask_infer.spec import GroupSpec
 from dask_infer.spec.group_spec import COORDINATOR
+
+#: What is answered: a packed `GroupState`, None where it is known; and how many tasks
+#: feed the group now.
+Answer: TypeAlias = dict[str, Any]
 
 #: Seconds after which a watcher is answered even if nothing changed.
 LONG_POLL_SECONDS = 60.0
@@ -77,34 +80,41 @@ class GroupCoordinator(SchedulerPlugin):
         is_request: bool,
         worker: str,
         chain: bytes | None = None,
-    ) -> bytes:
-        """Add a user to a group; start to form it where it is not there."""
+        version: int = -1,
+    ) -> Answer:
+        """Add a user to a group; start to form it where it is not there.
+
+        Parameters
+        ----------
+        version
+            Of the state that the worker knows, which is not sent again.
+        """
         self.tasks.clients.add(worker)
         task = self.scheduler.tasks.get(user)
         if task is None or task.state != "processing":
             # The thread of a cancelled feeder may still ask, and would never leave.
             gone = PlacementError(f"task {user} was cancelled")
-            return pickle.dumps(GroupState(0, "refused", error=pickled(gone)))
+            refused = GroupState(0, "refused", error=pickled(gone))
+            return {"state": refused.packed(), "feeders": 0}
         wanted: GroupSpec = pickle.loads(spec)
         if chain is not None:
             self.table.chains[wanted.key] = pickle.loads(chain)
         group = self.table.groups.get(wanted.key)
-        if group is None or group.status in ("refused", "released"):
+        if group is None or group.ended:
             group = self.table.groups[wanted.key] = Group(wanted)
             self.table.start(group, Placer(self.table, group).form())
         (group.requests if is_request else group.feeders).add(user)
         group.idle_since = None
-        return pickle.dumps(group.state())
+        return _answer(group, version)
 
-    async def _watch(self, key: str, version: int) -> bytes:
+    async def _watch(self, key: str, version: int) -> Answer:
         """Return the state of a group once it is newer than `version`."""
         group = self.table.groups.get(key)
         if group is None:
-            return pickle.dumps(GroupState(Group.next_version(), "released"))
-        if group.version <= version:
-            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(group.changed.wait(), LONG_POLL_SECONDS)
-        return pickle.dumps(group.state())
+            released = GroupState(Group.next_version(), "released")
+            return {"state": released.packed(), "feeders": 0}
+        await group.watch(version, LONG_POLL_SECONDS)
+        return _answer(group, version)
 
     async def _ready(self, instance: str, index: int, epoch: int, facts: bytes) -> None:
         """Note that a stage serves."""
@@ -182,5 +192,11 @@ class GroupCoordinator(SchedulerPlugin):
                     Placer(self.table, group).lose(instance, placed.address)
                     break
                 # Feeders may have come since it was placed.
-                if not placed.ready and placed.future is not None:
+                if not placed.ready and self.tasks.lacks_thread(placed):
                     self.table.start(group, self.tasks.request_thread(placed))
+
+
+def _answer(group: Group, version: int) -> Answer:
+    known = group.version == version
+    state = None if known else group.message()
+    return {"state": state, "feeders": len(group.feeders)}

@@ -111,7 +111,9 @@ class Placer:
             self.table.tasks.cancel(instance.placed.pop(index))
         names = ", ".join(f"stage {index}" for index in lost)
         self.table.notify(
-            self.group, f"worker {worker} is gone, and {names} of {instance.name}"
+            self.group,
+            f"worker {worker} is gone, and {names} of {instance.name}",
+            lost=True,
         )
         if self.group.used or self.group.idle < RETURN:
             self.table.start(self.group, self._replace(instance))

@@ -130,7 +130,7 @@ class RemoteRunner(Runner):
         """The feeder's share of what all instances admit."""
         state = self.client.state or self.state
         ready = sum(instance.ready for instance in state.instances)
-        return feeder_share(self.client.window, ready, state.feeders)
+        return feeder_share(self.client.window, ready, self.client.feeders)
 
     @property
     def where(self) -> str:
