@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from math import ceil, sqrt
 
+from dask_infer.plan.layouts.job_facts import TASK
 from dask_infer.plan.units import in_bytes, in_seconds
 
-#: Seconds of the scheduler for one partition's task (benchmarks/noop).
-TASK_SECONDS = 2.9e-3
+#: Seconds of the scheduler that are worth a warning.
+WORTH = 1.0
 #: Times that a partition is in memory at once: as read, as a frame, with its result.
 COPIES = 3
 
@@ -24,6 +25,7 @@ def partition_warnings(
     row_bytes: float | None = None,
     memory: float | None = None,
     threads: int = 1,
+    local: bool = True,
 ) -> list[str]:
     """Return what is wrong with the size of partitions, and the remedy; else nothing.
 
@@ -41,11 +43,13 @@ def partition_warnings(
         Bytes of a worker beside its models; None where there is no limit.
     threads
         Partitions that a worker runs at a time.
+    local
+        Whether the model runs where its partitions do: else few keep it busy.
     """
     if not rows or not partitions or not workers:
         return []
     found = [
-        _too_few(partitions, workers * threads),
+        _too_few(partitions, workers * threads) if local else None,
         row_seconds and _too_small(rows * row_seconds, partitions, workers),
         row_bytes
         and memory
@@ -62,20 +66,20 @@ def most_partitions(seconds: float, workers: int) -> int:
     seconds
         Work of the whole job, of all workers together.
     """
-    most = seconds / (workers * TASK_SECONDS)
+    most = seconds / (workers * TASK)
     # A short job needs fewer workers: its least time is where both are equally slow.
-    return max(1, int(most if most >= workers else sqrt(seconds / TASK_SECONDS)))
+    return max(1, int(most if most >= workers else sqrt(seconds / TASK)))
 
 
 def _too_small(seconds: float, partitions: int, workers: int) -> str | None:
     most = most_partitions(seconds, workers)
-    scheduler = partitions * TASK_SECONDS
-    if partitions <= most or scheduler <= seconds / workers:
+    scheduler = partitions * TASK
+    if partitions <= most or scheduler <= max(WORTH, seconds / workers):
         return None
     return (
         "partitions are too small: a partition takes "
         f"{in_seconds(seconds / partitions)} on one of {workers} workers, and the "
-        f"scheduler takes about {in_seconds(TASK_SECONDS)} for each, "
+        f"scheduler takes about {in_seconds(TASK)} for each, "
         f"{in_seconds(scheduler)} in all; use ddf.repartition(npartitions={most})"
     )
 
