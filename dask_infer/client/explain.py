@@ -24,7 +24,7 @@ from dask_infer.plan.layouts.job_facts import JobFacts
 from dask_infer.plan.partition_sizes import partition_warnings
 from dask_infer.replica.measured import recall_each
 from dask_infer.replica.residents import current_client
-from dask_infer.spec import AutoSpec
+from dask_infer.spec import AutoSpec, Job
 
 #: Hosts that are asked what they remember.
 ASKED = 8
@@ -39,6 +39,11 @@ def explain(request: Request, expr: Any) -> Plan | Awaitable[Plan]:
         The call, with ``parallel="auto"``.
     """
     job, _ = build_job(request, expr)
+    if not isinstance(job, Job):
+        raise ValueError(
+            f"explain() compares the layouts of one model, not of {job.name}: pass the "
+            "models one by one; each may have parallel= of its own"
+        )
     assert job.auto is not None
     auto = replace(
         job.auto,

@@ -113,6 +113,8 @@ class Group:
         self.idle_since: float | None = None
         #: Whether it is released as soon as it has no user.
         self.unloading = False
+        #: Seconds of a row in its slowest stage; None until that was seen.
+        self.seconds_per_row: float | None = None
         #: What the coordinator does for it now.
         self.tasks: set[asyncio.Task[Any]] = set()
 
