@@ -19,7 +19,6 @@ from dask_infer.errors import (
     PlacementError,
 )
 from dask_infer.model.source import ModelSource
-from dask_infer.model.towers import Ensemble, Towers
 from dask_infer.replica.residents import replicas, unload
 from dask_infer.spec import Layout
 from dask_infer.watching.progress import progress
@@ -29,7 +28,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataFrameInfer",
-    "Ensemble",
     "InferError",
     "InputError",
     "Layout",
@@ -43,7 +41,6 @@ __all__ = [
     "SeriesInfer",
     "TensorArray",
     "TensorDtype",
-    "Towers",
     "progress",
     "replicas",
     "unload",

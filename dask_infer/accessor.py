@@ -126,10 +126,12 @@ class DataFrameInfer:
         parallel
             How the model is spread over workers. ``"data"``: each holds all of it.
             ``"pipeline"``: layer groups on as few workers as can hold the model, which
-            needs a distributed client. ``"sweep"``: each process runs the layer groups
-            one after the other, for a model larger than all memory there is.
-            ``"auto"``: chosen as the result is computed, from the model's size, the
-            workers' memory and measured speed; `explain` shows what it compares. A
+            needs a distributed client. ``"tensor"``: the weights of each layer on as
+            few workers as can hold them, two at least, which needs one as well.
+            ``"sweep"``: each process runs the layer groups one after the other, for a
+            model larger than all memory there is. ``"auto"``: chosen as the result is
+            computed, from the model's size, the workers' memory and measured speed;
+            `explain` shows what it compares. A
             `Layout` says it in detail.
         resources
             Dask resources that one replica, or one stage, holds: ``{"GPU": 1}``. Only

@@ -10,6 +10,7 @@ from dask_infer.client.model_call import ModelCall
 from dask_infer.errors import PlacementError
 from dask_infer.model.runtime.stage_model import chain_blob, read_chain
 from dask_infer.model.shapes.trace_errors import CannotTrace, Example
+from dask_infer.model.split_refusals import CannotSplit
 from dask_infer.plan.units import count, in_bytes
 from dask_infer.spec import (
     ArgumentKey,
@@ -43,7 +44,11 @@ def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
     whole = layout.is_local and not request.resources
     if request.auto or layout.sweep or whole:
         return None
-    chain = None if layout.stages == 1 else _chain(call, inputs)
+    chain = None
+    if layout.shards != 1:
+        chain = _in_shards(call, inputs)
+    elif layout.stages != 1:
+        chain = _chain(call, inputs)
     return _group(call, layout, chain)
 
 
@@ -96,17 +101,48 @@ def call_sweep(call: ModelCall, inputs: Inputs) -> LayerGroups | None:
     return LayerGroups(_chain(call, inputs), layout.stages)
 
 
+def _in_shards(call: ModelCall, inputs: Inputs) -> Blob | None:
+    """Return the chain of the model's blocks; None where shards alone divide it."""
+    chain: Blob | None = None
+    try:
+        chain = _chain(call, inputs)
+        axes = read_chain(chain).axes
+    except CannotSplit as refusal:
+        if call.request.parallel.stages != 1:
+            raise
+        axes = _axes_of_uncut(call, refusal)
+    if not axes:
+        raise CannotSplit(
+            call.spec.name,
+            "it has no weights that shards could divide: those of nn.Linear, "
+            "nn.Embedding and convolutions",
+            'use parallel="data", or stages=',
+        )
+    return chain
+
+
+def _axes_of_uncut(call: ModelCall, refusal: CannotSplit) -> Mapping[str, int]:
+    """Return what shards divide of a module that cannot be cut into stages."""
+    from dask_infer.model.split.uncut import open_uncut
+
+    try:
+        return open_uncut(call.spec, call.recognised.live, call.request.dtype).axes
+    except CannotSplit:
+        raise refusal from None
+
+
 def _chain(call: ModelCall, inputs: Inputs) -> Blob:
     """Split the model and put the chain of its blocks where workers find it."""
     request, stages = call.request, call.request.parallel.stages
+    parts = "stages" if request.parallel.shards == 1 else "shards"
     if request.method is not None:
         raise ValueError(
             f"method={request.method!r}: only the model's own call can be split into "
-            "stages; leave out method= or parallel="
+            f"{parts}; leave out method= or parallel="
         )
     if request.dtype == "int8":
         raise ValueError(
-            'dtype="int8": stages run in floating dtypes only; pass "bfloat16", or '
+            f'dtype="int8": {parts} run in floating dtypes only; pass "bfloat16", or '
             "leave out parallel="
         )
     blob = split_call(call, examples(call, inputs))

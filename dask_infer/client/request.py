@@ -106,17 +106,14 @@ def _layout(parallel: Any) -> Layout:
         layout = Layout()
     elif parallel == "pipeline":
         layout = Layout(stages="auto")
+    elif parallel == "tensor":
+        layout = Layout(shards="auto")
     elif parallel == "sweep":
         layout = Layout(sweep=True)
     else:
         raise ValueError(
-            f'parallel={parallel!r}: pass "data", "pipeline", "sweep", "auto" or a '
-            "dask_infer.Layout; this version has no other layout"
-        )
-    if layout.shards != 1:
-        raise ValueError(
-            f"Layout(shards={layout.shards}): this version does not split single "
-            "layers; pass stages= to split the model between its layers"
+            f'parallel={parallel!r}: pass "data", "pipeline", "tensor", "sweep", '
+            '"auto" or a dask_infer.Layout'
         )
     return layout
 

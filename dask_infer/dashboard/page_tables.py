@@ -33,13 +33,17 @@ class Line:
     sums: Sums = field(default_factory=Sums)
     recent: Sums = field(default_factory=Sums)
     resident: bool = False
+    #: Shards of the stage that are here; empty where it has none.
+    shards: set[int] = field(default_factory=set)
 
     def add(self, other: Line) -> None:
         """Add the same model and stage on another worker."""
         self.workers += other.workers
         self.devices |= other.devices
         self.nbytes += other.nbytes
-        self.rows += other.rows
+        if not other.shards or 0 in other.shards:  # all shards run the same rows
+            self.rows += other.rows
+        self.shards |= other.shards
         self.rate += other.rate
         self.sums.add(other.sums)
         self.recent.add(other.recent)
@@ -66,7 +70,11 @@ class Line:
     def part(self) -> str:
         """Which part of the model's work it is."""
         if self.label.stage is not None:
-            return f"stage {self.label.stage}"
+            stage = f"stage {self.label.stage}"
+            if len(self.shards) == 1:
+                return f"{stage}, shard {next(iter(self.shards))}"
+            count = len(self.shards)
+            return f"{stage}, {count} shards" if count else stage
         return "whole model" if self.resident else "feeders"
 
 
@@ -101,6 +109,8 @@ def _made(counters: ClusterCounters) -> list[Line]:
             line.devices.add(replica["device"])
             line.nbytes += replica["bytes"]
             line.rows += replica["rows"]
+            if replica.get("shard") is not None:
+                line.shards.add(replica["shard"])
         for label, each in latest.by_model.items():
             active = each.levels or recent[label].count("rows")
             if label not in by_label and active:

@@ -28,6 +28,10 @@ class BlockFacts:
         Most bytes that a microbatch occupies while the block runs.
     parameters
         Number of parameters, to be shown.
+    divisible
+        Bytes of `nbytes` that shards divide; each of them holds the others.
+    exchanges
+        Most times that shards exchange parts of tensors in one forward.
     """
 
     name: str
@@ -36,6 +40,8 @@ class BlockFacts:
     cut_bytes: int = 0
     activation_bytes: int = 0
     parameters: int = 0
+    divisible: int = 0
+    exchanges: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,14 @@ def too_few_workers(workers: Sequence[WorkerFacts], stages: int) -> PlacementErr
     )
 
 
+def too_few_for_shards(workers: Sequence[WorkerFacts], shards: int) -> PlacementError:
+    """Each shard has a worker to itself."""
+    return PlacementError(
+        f"{count(shards, 'shard')} need {count(shards, 'worker')}, one each, and "
+        f"{len(workers)} can hold one: start more workers, or ask for fewer shards"
+    )
+
+
 def too_few_blocks(blocks: Sequence[BlockFacts], stages: int) -> PlacementError:
     """Each stage has a block at least."""
     return PlacementError(

@@ -35,27 +35,14 @@ from dask_infer.metrics.recorder import add
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.load_model import load, resident_bytes
 from dask_infer.model.runtime.loaded_model import LoadedModel
-from dask_infer.model.runtime.stage_model import load_part, part_bytes
+from dask_infer.model.runtime.stage_model import StageLayers, load_part, part_bytes
 from dask_infer.replica.lease_wait import Wait
 from dask_infer.replica.measured import observe_load
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place
-from dask_infer.spec import Blob, ModelSpec
+from dask_infer.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StageLayers:
-    """The layers of a model that one stage of a pipeline holds."""
-
-    #: The model as a chain of blocks.
-    chain: Blob
-    #: Blocks that live here: from, and up to.
-    start: int
-    stop: int
-    #: Number of the stage.
-    stage: int
 
 
 @dataclass(frozen=True)
@@ -335,7 +322,7 @@ def _projected_bytes(replica: Replica) -> int:
     spec, part = replica.spec, replica.part
     try:
         if part is not None:
-            return part_bytes(part.chain, part.start, part.stop)
+            return part_bytes(spec, part, replica.key.dtype)
         return resident_bytes(spec, replica.key.dtype)
     except (OSError, ModelLoadError) as error:
         raise ModelLoadError(
@@ -353,8 +340,7 @@ def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
         device, dtype, part = str(replica.device), replica.key.dtype, replica.part
         if part is None:
             return load(replica.spec, device=device, dtype=dtype)
-        blocks = (part.chain, part.start, part.stop)
-        return load_part(replica.spec, *blocks, device=device, dtype=dtype)
+        return load_part(replica.spec, part, device=device, dtype=dtype)
 
     began = time.perf_counter()
     try:
@@ -371,7 +357,7 @@ def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
         observe_load(replica.spec, replica.key.dtype, kind, model.nbytes, seconds)
     logger.info(
         'model "%s"%s loaded in %.2f s: %s on %s of worker %s, from %s',
-        *(name, "" if replica.part is None else f", stage {replica.part.stage}"),
+        *(name, "" if replica.part is None else f", {replica.part.name}"),
         *(seconds, format_bytes(model.nbytes), replica.device),
         *(replica.worker, replica.spec.origin),
     )

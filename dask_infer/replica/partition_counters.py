@@ -22,7 +22,10 @@ from dask_infer.replica.residents import rows_here
 from dask_infer.replica.worker_place import current_worker
 
 #: Columns of `replicas` that travel with each heartbeat.
-REPORTED = ("label", "model", "device", "stage", "serving", "bytes", "rows", "idle")
+REPORTED = (
+    *("label", "model", "device", "stage", "shard"),
+    *("serving", "bytes", "rows", "idle"),
+)
 
 #: Seconds from which a part of a task is shown in Dask's fine metrics: each takes some
 #: microseconds, which the parts of a no-op partition are not worth (benchmarks/seeing).

@@ -6,12 +6,11 @@ import asyncio
 import inspect
 import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import Any
 
 import pandas as pd
 
-from dask_infer.model.towers import single_models
 from dask_infer.spec.group_spec import COORDINATOR
 
 COLUMNS = {
@@ -84,20 +83,17 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
     OSError
         If the client has lost its scheduler.
     """
-    contents = None
+    content = None
     if model is not None:
         from dask_infer.model.recognise import recognise
 
-        contents = [
-            recognise(each.model, each.options["method"]).spec.key
-            for each in single_models(model)
-        ]
+        content = recognise(model).spec.key
     client = client or current_client()
     if client is None:
-        unload_here(contents)
+        unload_here(content)
         return None
-    released = client.run_on_scheduler(_release, contents)
-    freed = client.run(unload_on_worker, contents)
+    released = client.run_on_scheduler(_release, content)
+    freed = client.run(unload_on_worker, content)
     if not inspect.isawaitable(freed):
         return None
 
@@ -123,7 +119,7 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
             "serving": replica.serving,
             "device": str(replica.device),
             "stage": None if replica.part is None else replica.part.stage,
-            "shard": None,
+            "shard": _shard(replica.part),
             "bytes": replica.nbytes,
             "rows": replica.rows,
             # A stage's own lease does not count: it may be idle.
@@ -137,12 +133,15 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
     ]
 
 
-def unload_here(contents: Sequence[str] | None) -> None:
-    """Free the replicas of these models in this process, or of all."""
+def _shard(part: Any) -> int | None:
+    return None if part is None or part.shards == 1 else int(part.shard)
+
+
+def unload_here(content: str | None) -> None:
+    """Free replicas of this process."""
     cache = _cache()
-    for content in [None] if contents is None else contents:
-        if cache is not None:
-            cache.unload(content)
+    if cache is not None:
+        cache.unload(content)
 
 
 def _cache() -> Any | None:
@@ -154,17 +153,16 @@ def _cache() -> Any | None:
     return getattr(module, "cache", None)
 
 
-async def unload_on_worker(contents: Sequence[str] | None) -> None:
+async def unload_on_worker(content: str | None) -> None:
     """Free replicas while the worker's event loop goes on."""
-    await asyncio.to_thread(unload_here, contents)
+    await asyncio.to_thread(unload_here, content)
 
 
-def _release(contents: Sequence[str] | None, dask_scheduler: Any) -> None:
+def _release(content: str | None, dask_scheduler: Any) -> None:
     """Release groups of workers that hold a model together; runs on the scheduler."""
     coordinator = dask_scheduler.plugins.get(COORDINATOR)
-    for content in [None] if contents is None else contents:
-        if coordinator is not None:
-            coordinator.unload(content)
+    if coordinator is not None:
+        coordinator.unload(content)
 
 
 def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:

@@ -41,6 +41,8 @@ class Place:
     cpu_threads: int
     #: Bytes of the process that are neither models nor data held by Dask.
     used_bytes: Callable[[], int]
+    #: Threads of the host that may run forwards at once.
+    forwards: int = 1
     #: Bytes at which the worker's nanny intervenes; None without a limit.
     memory_limit: int | None = None
     #: Bytes at which Dask pauses the worker.
@@ -91,7 +93,8 @@ def current_place() -> Place:
     """Return the place of the calling thread."""
     worker = current_worker()
     if worker is None:
-        return Place("local", _threads(_local_forwards()), _resident_bytes)
+        forwards = _local_forwards()
+        return Place("local", _threads(forwards), _resident_bytes, forwards)
     now = time.monotonic()
     known = _places.get(worker)
     if known and now - known[0] < RECOUNT:
@@ -142,6 +145,7 @@ def _place_of(worker: Any, forwards: int) -> Place:
         worker=worker.address,
         cpu_threads=_threads(forwards),
         used_bytes=used_bytes,
+        forwards=forwards,
         memory_limit=limit,
         pause_at=int(limit * pause) if limit and pause else None,
     )

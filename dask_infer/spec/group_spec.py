@@ -46,6 +46,11 @@ class GroupSpec:
     patience: Patience = field(default_factory=Patience)
 
     @property
+    def is_divided(self) -> bool:
+        """Whether workers share each replica, so that its blocks have to be known."""
+        return self.chain is not None or self.layout.shards != 1
+
+    @property
     def key(self) -> str:
         """Name of the group, equal where its stages would be."""
         content = (

@@ -21,7 +21,9 @@ class Layout:
         Layer groups, each on a worker of its own: a number, ``"auto"`` for the fewest
         that fit, or the names of the modules before which to cut.
     shards
-        Workers that share each layer's weights.
+        Workers that share the weights of each layer: a number, or ``"auto"`` for the
+        fewest that fit, two at least; ``parallel="tensor"``. With `stages` those of
+        each stage.
     window
         Microbatches admitted and not yet finished; ``"auto"`` is twice the stages.
     microbatch
@@ -34,7 +36,7 @@ class Layout:
 
     replicas: int | Literal["auto"] = "auto"
     stages: int | Literal["auto"] | tuple[str, ...] = 1
-    shards: int = 1
+    shards: int | Literal["auto"] = 1
     window: int | Literal["auto"] = "auto"
     microbatch: int | Literal["auto"] = "auto"
     sweep: bool = field(default=False, kw_only=True)
@@ -50,13 +52,12 @@ class Layout:
                 )
             if isinstance(value, int):
                 continue
-            if value == "auto" and name != "shards":
+            if value == "auto":
                 continue
             if name == "stages" and isinstance(value, tuple) and value:
                 continue
             raise ValueError(
-                f"Layout({name}={value!r}): pass a positive whole number"
-                + ("" if name == "shards" else ' or "auto"')
+                f'Layout({name}={value!r}): pass a positive whole number or "auto"'
             )
         if self.sweep:
             self._check_sweep()

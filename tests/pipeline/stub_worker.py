@@ -69,7 +69,7 @@ async def stage_of(
         return {name: model(value) for name, value in args[0].items()}
 
     replica = SimpleNamespace(
-        device=Accelerator(torch.device("cpu")), part=spec.index,
+        device=Accelerator(torch.device("cpu")), part=SimpleNamespace(chain="chain"),
         loaded=SimpleNamespace(call=call), spec=SimpleNamespace(name="model"),
         count=lambda rows: None,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.formats.checkpoints.archive_vetting import Refused, vet_archive
 from dask_infer.model.formats.checkpoints.pt2_tensors import tensors_in
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    Parts,
     TensorNames,
     Tensors,
 )
@@ -90,7 +91,9 @@ class ExportedProgramFormat(Format):
         check_dtype(spec, program, dtype)
         return program
 
-    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+    def read_tensors(
+        self, spec: ModelSpec, names: TensorNames, parts: Parts
+    ) -> Tensors:
         """Read records of the archive."""
         every = {n: name for name, tied in names.items() for n in (*tied, name)}
         with file_of(spec) as path:

@@ -15,6 +15,7 @@ import torch
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
     Checkpoint,
+    Parts,
     TensorNames,
     Tensors,
 )
@@ -156,9 +157,11 @@ class FactoryFormat(Format):
         reason = f"it builds a {type(module).__name__}, which is no torch module"
         raise CannotSplit(spec.name, reason, 'use parallel="data"')
 
-    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+    def read_tensors(
+        self, spec: ModelSpec, names: TensorNames, parts: Parts
+    ) -> Tensors:
         """Return tensors of the weights file, mapped."""
-        return Checkpoint(self.weight_files(spec)).read(names)
+        return Checkpoint(self.weight_files(spec)).read(names, parts)
 
 
 def _without_memory(build: Callable[[], Any]) -> Any:

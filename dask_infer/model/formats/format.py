@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.errors import InferError, ModelLoadError
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    Parts,
     TensorNames,
     Tensors,
 )
@@ -280,10 +281,18 @@ class Format:
         reason = f"this {self.kind} has no layers that can be distinguished"
         raise CannotSplit(spec.name, reason, AS_MODULE)
 
-    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+    def read_tensors(
+        self, spec: ModelSpec, names: TensorNames, parts: Parts
+    ) -> Tensors:
         """Read these tensors of what `open_to_split` returned, and no others.
 
         What is not found is left out.
+
+        Parameters
+        ----------
+        parts
+            What is needed of tensors that shards divide; the whole may be returned
+            where its memory is mapped or has to be made anyway.
         """
         raise NotImplementedError
 

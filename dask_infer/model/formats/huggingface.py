@@ -16,6 +16,7 @@ import torch
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.checkpoints.huggingface_names import read_converted
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    Parts,
     TensorNames,
     Tensors,
 )
@@ -124,10 +125,12 @@ class HuggingFaceFormat(ModelDirectory):
         with parameters_on_meta():
             return build_architecture(spec)
 
-    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+    def read_tensors(
+        self, spec: ModelSpec, names: TensorNames, parts: Parts
+    ) -> Tensors:
         """Read tensors of the checkpoint, renamed and packed as the library does."""
         files = safetensors_of(spec)
-        return read_converted(files, names, lambda: build_architecture(spec))
+        return read_converted(files, names, lambda: build_architecture(spec), parts)
 
 
 def _check_config(path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.checkpoints.huggingface_names import read_converted
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    Parts,
     TensorNames,
     Tensors,
 )
@@ -124,7 +125,9 @@ class SentenceTransformersFormat(ModelDirectory):
         """Build the pipeline without the weights of its transformer."""
         return build_pipeline(spec)
 
-    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+    def read_tensors(
+        self, spec: ModelSpec, names: TensorNames, parts: Parts
+    ) -> Tensors:
         """Read each module's tensors from its own directory."""
         found = {}
         for part, prefix in pipeline_parts(spec):
@@ -135,7 +138,12 @@ class SentenceTransformersFormat(ModelDirectory):
             }
             if own:
                 files = safetensors_of(part)
-                read = read_converted(files, own, lambda: build_transformer(spec))
+                mine = {
+                    name.removeprefix(prefix): part
+                    for name, part in parts.items()
+                    if name.startswith(prefix)
+                }
+                read = read_converted(files, own, lambda: build_transformer(spec), mine)
                 found.update({f"{prefix}{n}": tensor for n, tensor in read.items()})
         return found
 

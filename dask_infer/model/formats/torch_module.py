@@ -9,6 +9,7 @@ import torch
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
+    Parts,
     TensorNames,
     Tensors,
 )
@@ -74,7 +75,9 @@ class TorchModuleFormat(Format):
         module: torch.nn.Module = unwrap(live if is_module else read_module(spec))[0]
         return module
 
-    def read_tensors(self, spec: ModelSpec, names: TensorNames) -> Tensors:
+    def read_tensors(
+        self, spec: ModelSpec, names: TensorNames, parts: Parts
+    ) -> Tensors:
         """Return tensors of the pickled module, mapped."""
         found = dict(named_tensors(read_module(spec)))
         return {name: found[name].detach() for name in names if name in found}

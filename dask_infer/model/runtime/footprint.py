@@ -38,10 +38,13 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
 
 
 def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Every parameter and buffer that has data, shared objects once."""
+    """Every parameter and buffer that has data, shared objects once.
+
+    Of one that shards divide its part.
+    """
     for tensor in (*module.parameters(), *module.buffers()):
         if not is_lazy(tensor):
-            yield tensor
+            yield getattr(tensor, "part", tensor)
 
 
 def is_lazy(tensor: torch.Tensor) -> bool:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import weakref
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,27 +80,56 @@ def _code() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def part_bytes(chain: Blob, start: int, stop: int) -> int:
-    """Projected bytes of the blocks from `start` up to `stop`."""
-    return int(read_chain(chain).stage_bytes(start, stop))
+@dataclass(frozen=True)
+class StageLayers:
+    """What one stage of a pipeline holds of a model, or one shard of the stage."""
+
+    #: The model as a chain of blocks; None where shards divide a model that is none.
+    chain: Blob | None
+    #: Blocks that live here: from, and up to.
+    start: int
+    stop: int
+    #: Number of the stage.
+    stage: int
+    #: Number of the shard that holds its part of tensors, and how many there are.
+    shard: int = 0
+    shards: int = 1
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        stage = f"stage {self.stage}"
+        return stage if self.shards == 1 else f"{stage}, shard {self.shard}"
+
+
+def part_bytes(spec: ModelSpec, part: StageLayers, dtype: str | None) -> int:
+    """Projected bytes of what a stage or a shard holds."""
+    from dask_infer.model.split.shards import Shard
+    from dask_infer.model.split.uncut import open_uncut
+
+    shard = Shard(part.shard, part.shards) if part.shards > 1 else None
+    if part.chain is None:
+        return int(open_uncut(spec, None, dtype).shard_bytes(shard))
+    return int(read_chain(part.chain).stage_bytes(part.start, part.stop, shard))
 
 
 def load_part(
-    spec: ModelSpec,
-    chain: Blob,
-    start: int,
-    stop: int,
-    *,
-    device: str,
-    dtype: str | None,
+    spec: ModelSpec, part: StageLayers, *, device: str, dtype: str | None
 ) -> LoadedModel:
-    """Load the blocks from `start` up to `stop`, and nothing else.
+    """Load what a stage or a shard holds, and nothing else.
 
     Raises
     ------
     ModelLoadError
-        If they cannot be read; names the model and the cause.
+        If it cannot be read; names the model and the cause.
     """
     from dask_infer.model.split import load_stage
+    from dask_infer.model.split.shards import Shard
+    from dask_infer.model.split.uncut import load_uncut
 
-    return load_stage(spec, read_chain(chain), start, stop, device=device, dtype=dtype)
+    shard = Shard(part.shard, part.shards) if part.shards > 1 else None
+    if part.chain is None:
+        assert shard is not None
+        return load_uncut(spec, shard, device=device, dtype=dtype)
+    chain, blocks = read_chain(part.chain), (part.start, part.stop)
+    return load_stage(spec, chain, *blocks, device=device, dtype=dtype, shard=shard)

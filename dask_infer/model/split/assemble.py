@@ -47,7 +47,7 @@ def assemble(
     program, module = graph.program, source.on_meta
     names, bounds = _blocks(places, len(program.steps), exact_cuts)
     constants = {**source.unsaved(), **graph.constants}
-    aliases, tensors = _tensors(module, constants)
+    aliases, tensors = named_once(module, constants)
     blocks: list[Block] = []
     crossed = set(program.live(0))
     for name, (start, stop) in zip(names, pairwise(bounds), strict=True):
@@ -106,7 +106,7 @@ def _blocks(
     return list(first.values()), [0, *list(first)[1:], end]
 
 
-def _tensors(
+def named_once(
     module: nn.Module, constants: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return the first names of tensors by their others, and all tensors by theirs."""
@@ -142,7 +142,7 @@ def _row_bytes(program: Program, names: tuple[str, ...]) -> int:
 
 def _pickled(obj: object) -> bytes:
     try:
-        return pickling.to_bytes(obj, pickling.DryRun())  # without memory to share
+        return pickling.to_bytes(obj, pickling.Survey())  # without memory to share
     except Exception:
-        pickling.dry_run(obj)  # says what cannot be pickled
+        pickling.survey(obj)  # says what cannot be pickled
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from dask_infer.model.split.build_stage import build_stage
 from dask_infer.model.split.export.size_guards import Guard
 from dask_infer.model.split.nesting import put_together
 from dask_infer.model.split.program import Program, Value, ValueRef, WeightRef
+from dask_infer.model.split.shards.division import Axes, Shard, axes_of
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec import ArgumentKey
 
@@ -113,10 +115,37 @@ class Chain:
         """Projected bytes of all tensors, shared ones once."""
         return self.stage_bytes(0, len(self.blocks))
 
-    def stage_bytes(self, start: int, stop: int) -> int:
-        """Projected bytes of the tensors of blocks [start, stop), shared ones once."""
+    @cached_property
+    def axes(self) -> Axes:
+        """The axis of each tensor that shards of a stage divide."""
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        return axes_of(self.layers(), self.program, shapes, self.aliases)
+
+    def stage_bytes(self, start: int, stop: int, shard: Shard | None = None) -> int:
+        """Projected bytes of the tensors of blocks [start, stop), shared ones once.
+
+        Parameters
+        ----------
+        shard
+            The one that holds them; None where the stage is on one worker.
+        """
         names = {n for block in self.blocks[start:stop] for n in block.tensors}
-        return sum(self.tensors[name].nbytes for name in names)
+        found = {name: self.tensors[name] for name in names}
+        if shard is None:
+            return sum(tensor.nbytes for tensor in found.values())
+        return sum(
+            tensor.dtype.itemsize * shard.numel(tensor.shape, self.axes.get(name))
+            for name, tensor in found.items()
+        )
+
+    def divisible_bytes(self, block: Block) -> int:
+        """Projected bytes of the tensors of a block that shards divide."""
+        return sum(self.tensors[n].nbytes for n in block.tensors if n in self.axes)
+
+    def exchanges(self, block: Block) -> int:
+        """Return how many divided weights a block has: each has outputs to join."""
+        shapes = [self.tensors[n].shape for n in block.tensors if n in self.axes]
+        return sum(len(shape) > 1 for shape in shapes)
 
     def cut_names(self, place: int) -> tuple[str, ...]:
         """Return the names of what crosses before block `place`: the carry's."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
+from dask_infer.model.formats.checkpoints.safetensors_checkpoint import Part
 from dask_infer.model.formats.format import load_errors
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import parse_dtype, tensor_bytes
 from dask_infer.model.runtime.kept_memory import KeptMemory
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.shapes.fake_model import named_tensors
-from dask_infer.model.split.chain import Chain
+from dask_infer.model.split.chain import Chain, Tensor
+from dask_infer.model.split.shards import DividedTensor, Shard
+from dask_infer.model.split.shards.division import Axes
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec.model_spec import ModelSpec
 from dask_infer.spec.token_rules import TokenRules
@@ -88,6 +92,7 @@ def load_stage(
     *,
     device: str = "cpu",
     dtype: str | None = None,
+    shard: Shard | None = None,
 ) -> LoadedStage:
     """Load blocks [start, stop) of a model, reading their own tensors and no others.
 
@@ -99,6 +104,9 @@ def load_stage(
         Where the stage is to live: ``"cpu"``, ``"cuda:1"``, ``"mps"``.
     dtype
         Floating dtype to run in. A chain has one already; another is refused.
+    shard
+        Which of the workers that share the stage this is; only its parts of tensors
+        are read. None for the whole stage.
 
     Raises
     ------
@@ -114,46 +122,104 @@ def load_stage(
     place = torch.device(device)
     with load_errors(spec):
         module = chain.stage(start, stop, place)
-        _fill(spec, chain, module, place)
+        fill(spec, chain, module, place, shard)
     return LoadedStage(spec, chain, start, stop, module, place)
 
 
-def _fill(
-    spec: ModelSpec, chain: Chain, module: nn.Module, device: torch.device
+class TensorTable(Protocol):
+    """What is known of the tensors of a model; a `Chain` is one."""
+
+    @property
+    def name(self) -> str:
+        """What people call the model."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Every tensor by its first name."""
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """First name of tensors that have several."""
+
+    @property
+    def constants(self) -> Mapping[str, torch.Tensor]:
+        """Values of tensors that are in no checkpoint."""
+
+    @property
+    def axes(self) -> Axes:
+        """The axis of each tensor that shards divide."""
+
+
+def fill(
+    spec: ModelSpec,
+    table: TensorTable,
+    module: nn.Module,
+    device: torch.device,
+    shard: Shard | None,
 ) -> None:
     """Put each tensor where the stage holds it, one object for all of its names."""
     places = defaultdict(list)
     for name, _ in named_tensors(module):
-        places[chain.first_name(name)].append(name)
+        places[table.aliases.get(name, name)].append(name)
     tied = defaultdict(list)
-    for other, first in chain.aliases.items():
+    for other, first in table.aliases.items():
         tied[first].append(other)
-    asked = {n: tuple(tied[n]) for n in places if n not in chain.constants}
-    found = {**format_of(spec).read_tensors(spec, asked), **chain.constants}
+    asked = {n: tuple(tied[n]) for n in places if n not in table.constants}
+    parts = {} if shard is None else _parts(table, asked, shard)
+    found = {**format_of(spec).read_tensors(spec, asked, parts), **table.constants}
     if missing := sorted(places.keys() - found.keys()):
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         where = spec.weights or spec.path or spec.name
         raise ModelLoadError(f"{where} lacks weights of {spec.name}: {some}")
     for name, names in places.items():
-        put(chain, module, names, found[name], device)
+        put(table, module, names, found[name], device, shard)
+
+
+def _parts(table: TensorTable, names: Iterable[str], shard: Shard) -> dict[str, Part]:
+    """Return the axis, the first item and the end of what a shard holds of tensors."""
+    parts = {}
+    for name in names:
+        axis = table.axes.get(name)
+        pieces = shard.pieces(table.tensors[name].shape, axis)
+        if pieces is not None and axis is not None:
+            parts[name] = (axis, *pieces.range(shard.index))
+    return parts
 
 
 def put(
-    chain: Chain,
+    table: TensorTable,
     module: nn.Module,
     names: list[str],
     tensor: torch.Tensor,
     device: torch.device,
+    shard: Shard | None = None,
 ) -> None:
-    """Put one tensor into a stage under all its names."""
-    expected = chain.tensors[chain.first_name(names[0])]
-    if tuple(tensor.shape) != expected.shape:
+    """Put one tensor, or what a shard holds of it, into a stage under all its names.
+
+    Parameters
+    ----------
+    tensor
+        The whole, or the shard's part of it.
+    """
+    first = table.aliases.get(names[0], names[0])
+    expected, axis = table.tensors[first], table.axes.get(first) if shard else None
+    shape, pieces = expected.shape, None
+    if shard is not None and axis is not None:
+        pieces = shard.pieces(shape, axis)
+    if shard is not None and axis is not None and pieces is not None:
+        if tuple(tensor.shape) == shape:
+            tensor = pieces.take(tensor, axis, shard.index)
+        tensor = tensor.contiguous()
+        shape = pieces.part_shape(shape, axis, shard.index)
+    if tuple(tensor.shape) != shape:
         raise ModelLoadError(
-            f"{chain.name}: {names[0]} has shape {tuple(tensor.shape)}, its "
-            f"architecture wants {expected.shape}"
+            f"{table.name}: {names[0]} has shape {tuple(tensor.shape)}, its "
+            f"architecture wants {shape}"
         )
     ready: torch.Tensor = tensor.detach().to(device, expected.dtype)
-    if expected.is_parameter:
+    if axis is not None and pieces is not None:
+        ready = DividedTensor(ready, axis, pieces, expected.is_parameter)
+    elif expected.is_parameter:
         ready = nn.Parameter(ready, requires_grad=False)
     for name in names:
         parent, _, leaf = name.rpartition(".")

@@ -1,9 +1,7 @@
-"""The state of a group, as the coordinator describes it to feeders."""
+"""The state of a group, as the coordinator describes it to feeders; travels pickled."""
 
 from __future__ import annotations
 
-import pickle
-import zlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,9 +20,12 @@ class InstanceState:
     name: str
     #: Counts its re-formations.
     epoch: int
-    #: Addresses of the workers that hold its stages, in order.
+    #: Addresses of the workers that hold its stages, in order; of a stage in shards
+    #: that of the first one.
     route: tuple[str, ...]
     ready: bool
+    #: Addresses of the other shards of each stage; empty where stages have none.
+    followers: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,14 @@ class ModelFacts:
 class GroupState:
     """A group at one moment."""
 
-    #: Rises with every change that feeders are informed of.
+    #: Rises with every change.
     version: int
     status: Status
     instances: tuple[InstanceState, ...] = ()
     facts: ModelFacts = field(default_factory=ModelFacts)
     #: Rows of a microbatch; None where the feeders' own policy finds them.
     microbatch: int | None = None
+    #: Tasks that feed it now.
+    feeders: int = 0
     #: The exception of a group that was refused, pickled: it may not be importable.
     error: bytes | None = None
-
-    def packed(self) -> bytes:
-        """Return it as it travels: compressed, since addresses resemble each other."""
-        return zlib.compress(pickle.dumps(self), 1)
-
-    @classmethod
-    def unpacked(cls, packed: bytes) -> GroupState:
-        """Return what was packed."""
-        state: GroupState = pickle.loads(zlib.decompress(packed))
-        return state

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from dask_infer.errors import pickled
-from dask_infer.pipeline.messages.wire import Message, copied, pack, unpack
+from dask_infer.pipeline.messages.stage_spec import StageSpec
+from dask_infer.pipeline.messages.wire import Message, again, copied, pack, unpack
 
 
 class Target(NamedTuple):
@@ -16,8 +17,26 @@ class Target(NamedTuple):
 
     name: str
     epoch: int
-    #: Addresses of its stages, in order.
+    #: Addresses of its stages, in order; of a stage in shards that of the first one.
     route: tuple[str, ...]
+    #: Addresses of the other shards of each stage; empty where stages have none.
+    followers: tuple[tuple[str, ...], ...] = ()
+
+    def shards(self, stage: int) -> tuple[str, ...]:
+        """Return the addresses of all shards of a stage."""
+        others = self.followers[stage] if self.followers else ()
+        return (self.route[stage], *others)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses of all shards of all stages."""
+        stages = range(len(self.route))
+        return tuple(address for n in stages for address in self.shards(n))
+
+    def stage_at(self, address: str) -> int:
+        """Return the stage of which a worker holds a shard."""
+        stages = range(len(self.route))
+        return next(stage for stage in stages if address in self.shards(stage))
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,8 @@ class Header:
     outputs: bytes | None = None
     #: Instances of which the first one's worker chooses; empty where it is chosen.
     candidates: tuple[Target, ...] = ()
+    #: Number of the microbatch in a stage of several shards, equal on all of them.
+    turn: int = 0
 
     def to(self, target: Target) -> Header:
         """Return the header for one of the candidates."""
@@ -61,7 +82,7 @@ class Payload:
 
     def packed(self) -> Message:
         """Return the message."""
-        return pack(self.values) if self.message is None else self.message
+        return pack(self.values) if self.message is None else again(self.message)
 
 
 @dataclass(frozen=True)
@@ -77,17 +98,28 @@ class Failure:
     #: Traceback as text: frames do not travel.
     trace: str
     out_of_memory: bool = False
+    #: Shard of the stage; None where it has one alone.
+    shard: int | None = None
+    #: It could not go on because another shard failed.
+    of_other: bool = False
 
     @classmethod
     def of(
-        cls, error: BaseException, stage: int, stages: int, worker: str, memory: bool
+        cls,
+        error: BaseException,
+        spec: StageSpec,
+        worker: str,
+        *,
+        memory: bool,
     ) -> Failure:
         """Describe an exception and its causes."""
         trace = "".join(traceback.format_exception(error))
         if not isinstance(error, Exception):
             # What ends a thread would end the event loop of the feeder's worker.
             error = RuntimeError(f"{type(error).__name__}: {error}")
-        return cls(pickled(error), stage, stages, worker, trace, memory)
+        shard = None if spec.shards == 1 else spec.shard
+        where = (spec.index, spec.stages, worker)
+        return cls(pickled(error), *where, trace, memory, shard)
 
     def exception(self) -> BaseException:
         """Return the stage's exception; its first cause says where it was raised."""
@@ -103,7 +135,10 @@ class RemoteTraceback(Exception):
     """The traceback of a stage, as text, so that the cause is seen with the error."""
 
     def __init__(self, failure: Failure) -> None:
-        where = f"stage {failure.stage} of {failure.stages} on worker {failure.worker}"
+        where = f"stage {failure.stage} of {failure.stages}"
+        if failure.shard is not None:
+            where += f", shard {failure.shard}"
+        where += f" on worker {failure.worker}"
         super().__init__(f"\n\nin {where}:\n{failure.trace}")
         self.failure = failure
 

@@ -1,4 +1,4 @@
-"""One stage of one instance, as its Dask task gets it from the coordinator."""
+"""One stage of one instance, or a shard of it, as its Dask task gets it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,25 @@ class StageSpec:
     #: The stage's blocks of the chain: `start` to `stop`, the latter not included.
     start: int
     stop: int
+    #: Which of the workers that share the stage's tensors, and how many there are.
+    shard: int = 0
+    shards: int = 1
+
+    @property
+    def slot(self) -> int:
+        """Place among all shards of all stages of the instance."""
+        return self.index * self.shards + self.shard
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        stage = f"stage {self.index}"
+        return stage if self.shards == 1 else f"{stage}, shard {self.shard}"
 
     @property
     def key(self) -> str:
         """Name of the task, a new one for every epoch: Dask counts deaths by key."""
         part = f"stage{self.index}of{self.stages}" if self.group.chain else "replica"
+        if self.shards > 1:
+            part += f"-shard{self.shard}of{self.shards}"
         return f"infer-{part}-{self.instance}-epoch{self.epoch}"

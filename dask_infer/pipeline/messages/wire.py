@@ -47,6 +47,12 @@ def unpack(message: Message) -> dict[Any, Any]:
     return values
 
 
+def again(message: Message) -> Message:
+    """Return a message that was received, to be sent on."""
+    frames = message["frames"]
+    return {**message, "frames": [to_serialize(frame) for frame in frames]}
+
+
 def copied(values: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return the values for a receiver in this process, which may write into them."""
     return {

@@ -1,10 +1,6 @@
 """A group as the coordinator keeps it: its users, its instances and their stages.
 
 Only states and their changes; lives on the scheduler's event loop.
-
-Watchers are informed of another status and of a loss at once, since what they know is
-false then. Of more instances they are informed at intervals that grow with the number
-of watchers, so that a large group which forms does not occupy the scheduler.
 """
 
 from __future__ import annotations
@@ -27,16 +23,10 @@ from dask_infer.pipeline.messages.group_state import (
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.spec import GroupSpec
 
-#: Seconds between two states that watchers are informed of: at least, and for each
-#: watcher. An answer takes 0.2 ms of the scheduler (benchmarks/watchers).
-INTERVAL = (0.1, 0.005)
-#: The same before they are informed of a loss: none in small clusters.
-LOSS_INTERVAL = (0.0, 0.001)
-
 
 @dataclass(eq=False)
 class PlacedStage:
-    """One stage on one worker."""
+    """One stage, or a shard of it, on one worker."""
 
     spec: StageSpec
     address: str
@@ -54,10 +44,12 @@ class Instance:
     name: str
     #: First block of each stage, and the end of the last.
     bounds: tuple[int, ...]
-    #: Bytes of each stage's weights.
+    #: Bytes of weights of each slot: a stage, or one of its shards.
     nbytes: tuple[int, ...]
-    #: The worker that each stage was planned for.
+    #: The worker that each slot was planned for.
     planned: tuple[str, ...] = ()
+    #: Workers that share each stage; the slots are all shards of all stages, in order.
+    shards: int = 1
     epoch: int = 0
     placed: dict[int, PlacedStage] = field(default_factory=dict)
 
@@ -67,14 +59,39 @@ class Instance:
         return len(self.bounds) - 1
 
     @property
+    def slots(self) -> range:
+        """All of its slots."""
+        return range(self.stages * self.shards)
+
+    @property
     def addresses(self) -> list[str]:
-        """Workers that hold or will hold a stage, in order."""
-        return [self.placed[index].address for index in sorted(self.placed)]
+        """Workers that hold or will hold a slot, in order."""
+        return [self.placed[slot].address for slot in sorted(self.placed)]
 
     @property
     def missing(self) -> list[int]:
-        """Stages that have no worker."""
-        return [index for index in range(self.stages) if index not in self.placed]
+        """Slots that have no worker."""
+        return [slot for slot in self.slots if slot not in self.placed]
+
+    def shards_with(self, slot: int) -> list[int]:
+        """Return the other shards of a slot's stage."""
+        first = slot - slot % self.shards
+        return [n for n in range(first, first + self.shards) if n != slot]
+
+    def slot_name(self, slot: int) -> str:
+        """Return what messages call a slot."""
+        stage, shard = divmod(slot, self.shards)
+        return f"stage {stage}" + (f", shard {shard}" if self.shards > 1 else "")
+
+    def state(self) -> InstanceState:
+        """Return what feeders must know."""
+        where, step = self.addresses, self.shards
+        others: tuple[tuple[str, ...], ...] = ()
+        if step > 1:
+            starts = range(0, len(where), step)
+            others = tuple(tuple(where[n + 1 : n + step]) for n in starts)
+        route = tuple(where[::step])
+        return InstanceState(self.name, self.epoch, route, self.ready, others)
 
     @property
     def ready(self) -> bool:
@@ -100,21 +117,14 @@ class Group:
         self.microbatch: int | None = None
         self.error: bytes | None = None
         self.version = self.next_version()
-        #: How many watch now.
-        self.watchers = 0
-        #: When they were informed last, how many they were, and of which status.
-        self._informed: tuple[float, int, Status] = (-inf, 0, self.status)
-        self._changed = asyncio.Event()
-        self._later: asyncio.TimerHandle | None = None
-        self._message: bytes | None = None
+        #: Set, and replaced, at every change.
+        self.changed = asyncio.Event()
         #: Workers on which it could not be loaded.
         self.unfit: set[str] = set()
         #: `time.monotonic()` when its last user left; None while it has users.
         self.idle_since: float | None = None
         #: Whether it is released as soon as it has no user.
         self.unloading = False
-        #: Seconds of a row in its slowest stage; None until that was seen.
-        self.seconds_per_row: float | None = None
         #: What the coordinator does for it now.
         self.tasks: set[asyncio.Task[Any]] = set()
 
@@ -128,11 +138,6 @@ class Group:
     def next_version(cls) -> int:
         """Return a number above all that were given out."""
         return next(cls._versions)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was refused or released."""
-        return self.status in ("refused", "released")
 
     @property
     def used(self) -> bool:
@@ -154,15 +159,18 @@ class Group:
         several = len(self.instances) > 1 and instance in self.instances
         return several and self.spec.layout.replicas == "auto"
 
-    def new_instance(self, bounds: Sequence[int], nbytes: Sequence[int]) -> Instance:
+    def new_instance(
+        self, bounds: Sequence[int], nbytes: Sequence[int], shards: int = 1
+    ) -> Instance:
         """Add an instance that has no workers yet."""
         name = f"{self.spec.key}-{next(self._names)}"
-        instance = Instance(name, tuple(bounds), tuple(nbytes))
+        instance = Instance(name, tuple(bounds), tuple(nbytes), shards=shards)
         self.instances.append(instance)
         return instance
 
-    def place(self, instance: Instance, index: int, address: str) -> PlacedStage:
-        """Note the worker of a stage, under the instance's epoch."""
+    def place(self, instance: Instance, slot: int, address: str) -> PlacedStage:
+        """Note the worker of a slot, under the instance's epoch."""
+        index, shard = divmod(slot, instance.shards)
         start, stop = instance.bounds[index : index + 2]
         spec = StageSpec(
             self.spec,
@@ -172,63 +180,20 @@ class Group:
             instance.epoch,
             start,
             stop,
+            shard,
+            instance.shards,
         )
-        placed = instance.placed[index] = PlacedStage(spec, address)
+        placed = instance.placed[slot] = PlacedStage(spec, address)
         return placed
 
-    async def watch(self, version: int, timeout: float) -> None:
-        """Return once there is a newer version, or after so many seconds."""
-        if self.version > version:
-            return
-        self.watchers += 1
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
-        except (TimeoutError, asyncio.TimeoutError):
-            pass
-        finally:
-            self.watchers -= 1
-
-    def notify(self, lost: bool = False) -> None:
-        """Inform all who watch of a change, now or together with later ones.
-
-        Parameters
-        ----------
-        lost
-            An instance does not serve any more.
-        """
-        if not self.ended:
+    def notify(self) -> None:
+        """Wake everyone who watches, after a change."""
+        if self.status in ("forming", "ready"):
             ready = any(instance.ready for instance in self.instances)
             self.status = "ready" if ready else "forming"
-        when, watchers, status = self._informed
-        least, each = LOSS_INTERVAL if lost else INTERVAL
-        due = when + max(least, each * watchers)
-        if self.ended or self.status != status or due <= time.monotonic():
-            self._inform()
-        else:
-            self._inform_at(due)
-
-    def _inform_at(self, due: float) -> None:
-        loop = asyncio.get_running_loop()
-        due += loop.time() - time.monotonic()
-        if self._later is None or due < self._later.when():
-            if self._later is not None:
-                self._later.cancel()
-            self._later = loop.call_at(due, self._inform)
-
-    def _inform(self) -> None:
-        if self._later is not None:
-            self._later.cancel()
-            self._later = None
-        self._informed = time.monotonic(), self.watchers, self.status
-        self.version, self._message = self.next_version(), None
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def message(self) -> bytes:
-        """Return the state as watchers get it: packed, once for a version."""
-        if self._message is None:
-            self._message = self.state().packed()
-        return self._message
+        self.version = self.next_version()
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     def refuse(self, error: BaseException) -> None:
         """End with an error that every user gets."""
@@ -239,11 +204,9 @@ class Group:
         return GroupState(
             self.version,
             self.status,
-            tuple(
-                InstanceState(each.name, each.epoch, tuple(each.addresses), each.ready)
-                for each in self.instances
-            ),
+            tuple(each.state() for each in self.instances),
             self.facts,
             self.microbatch,
+            len(self.feeders),
             self.error,
         )

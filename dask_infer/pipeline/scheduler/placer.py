@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 from dask_infer.errors import InferError, ModelLoadError, PlacementError
 from dask_infer.pipeline.scheduler.group import Group, Instance, PlacedStage
@@ -23,8 +25,7 @@ from dask_infer.pipeline.scheduler.worker_states import (
 from dask_infer.plan.facts import ChainFacts, WorkerFacts
 from dask_infer.plan.microbatch_size import microbatch_rows
 from dask_infer.plan.plan_pipeline import plan_pipeline
-from dask_infer.plan.share_replicas import next_replica
-from dask_infer.plan.stage_plan import StagePlan
+from dask_infer.plan.shards import ShardPlan, chain_in_shards, plan_shards
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec import GroupSpec
 
@@ -44,47 +45,34 @@ class Placer:
         self.spec = group.spec
         self.resources = group.spec.resources
 
-    async def form(self, placed: asyncio.Future[None] | None = None) -> None:
+    async def form(self) -> None:
         """Place the first instance, then as many more as are wanted and fit.
-
-        Parameters
-        ----------
-        placed
-            Done once the first instance has workers, where others are placed with it.
 
         Raises
         ------
         PlacementError
             If there are too few workers after the grace.
         """
-        if placed is None:
-            await place_first([self])
-        else:
-            await asyncio.shield(placed)
-        first, wanted = self.group.instances[0], self.spec.layout.replicas
-        for _ in range(0 if wanted == "auto" else wanted - 1):
-            more = self.group.new_instance(first.bounds, first.nbytes)
-            await fill([(self, more)])
-        if wanted == "auto" and placed is None:  # else they share what is free
-            while self.grow():
-                pass
-
-    async def first_instance(self) -> Instance:
-        """Return the first instance, planned and not placed yet."""
         bounds: tuple[int, ...] = (0, 1)
         nbytes: tuple[int, ...] = (self.spec.model.nbytes,)
         planned: tuple[str, ...] = ()
         asked = self.spec.layout.microbatch
         self.group.microbatch = None if asked == "auto" else asked
-        if self.spec.chain is not None:
+        shards = 1
+        if self.spec.is_divided:
             plan = await self._plan(self.table.chains[self.spec.key])
-            bounds, planned = plan.bounds, plan.workers
-            nbytes = tuple(stage.nbytes for stage in plan.stages)
-        instance = self.group.new_instance(bounds, nbytes)
-        instance.planned = planned
-        return instance
+            bounds, planned, shards = plan.stages.bounds, plan.workers, plan.shards
+            nbytes = tuple(s.nbytes for s in plan.stages.stages for _ in range(shards))
+        wanted = self.spec.layout.replicas
+        count = 1 if wanted == "auto" else wanted
+        for number in range(count):
+            instance = self.group.new_instance(bounds, nbytes, shards)
+            instance.planned = planned if number == 0 else ()
+            await self._fill(instance)
+        if wanted == "auto":
+            self.grow()
 
-    async def _plan(self, chain: ChainFacts) -> StagePlan:
+    async def _plan(self, chain: ChainFacts) -> ShardPlan:
         """Plan the stages, once there are workers that could hold them.
 
         Every worker counts that could hold a stage, busy or not: a plan made for the
@@ -104,23 +92,22 @@ class Placer:
                         f"{remedy(self.resources)}"
                     ) from error
             await asyncio.sleep(POLL_SECONDS)
-        lines = ["planned", plan.table(), *filter(None, [chain.note])]
+        lines = ["planned", plan.stages.table(), *filter(None, [chain.note])]
         if self.group.microbatch is None:
-            self.group.microbatch = microbatch_rows(plan, chain)
+            self.group.microbatch = microbatch_rows(
+                plan.stages, chain_in_shards(chain, plan.shards)
+            )
         if self.group.microbatch is not None:
             lines.append(f"Microbatches of {self.group.microbatch} rows.")
         self.table.notify(self.group, "\n".join(lines))
         return plan
 
-    def grow(self) -> bool:
-        """Add an instance; False where no workers are free for all of its stages."""
+    def grow(self) -> None:
+        """Add instances as long as there are free workers for all of their stages."""
         first = self.group.instances[0]
-        found = self._find(first, range(first.stages), taken=())
-        if found is None:
-            return False
-        more = self.group.new_instance(first.bounds, first.nbytes)
-        self.run(more, [self.group.place(more, i, a) for i, a in found.items()])
-        return True
+        about = (first.bounds, first.nbytes, first.shards)
+        while (found := self._find(first, first.slots, taken=())) is not None:
+            self._place(self.group.new_instance(*about), found)
 
     def lose(self, instance: Instance, worker: str) -> None:
         """Place the stages of a worker that is gone again, under a higher epoch."""
@@ -128,11 +115,9 @@ class Placer:
         instance.epoch += 1
         for index in lost:
             self.table.tasks.cancel(instance.placed.pop(index))
-        names = ", ".join(f"stage {index}" for index in lost)
+        names = ", ".join(map(instance.slot_name, lost))
         self.table.notify(
-            self.group,
-            f"worker {worker} is gone, and {names} of {instance.name}",
-            lost=True,
+            self.group, f"worker {worker} is gone, and {names} of {instance.name}"
         )
         if self.group.used or self.group.idle < RETURN:
             self.table.start(self.group, self._replace(instance))
@@ -147,57 +132,83 @@ class Placer:
         if spare and found is None:
             self.table.drop(self.group, instance, "has no place any more")
         else:
-            await fill([(self, instance)])
+            await self._fill(instance)
 
-    def place(self, instance: Instance) -> list[PlacedStage] | None:
-        """Note a worker for each missing stage; None where one has none."""
-        found = self._find(instance, instance.missing, instance.addresses)
-        if found is None:
-            return None
-        return [self.group.place(instance, i, a) for i, a in sorted(found.items())]
+    async def _fill(self, instance: Instance) -> None:
+        """Place all missing stages; wait up to the grace where workers are missing."""
+        deadline = time.monotonic() + self.spec.patience.grace
+        notified, made_room = False, -MAKES_ROOM
+        while instance in self.group.instances:
+            found = self._find(instance, instance.missing, instance.addresses)
+            if found is not None:
+                self._place(instance, found)
+                return
+            # A group that makes room frees its workers in a moment: one at a time.
+            waited = time.monotonic() - made_room > MAKES_ROOM
+            if waited and self.table.make_room(self.group, self._occupied(instance)):
+                made_room = time.monotonic()
+            if not notified:
+                notified = True
+                self.table.notify(self.group, f"waits: {self._shortage(instance)}")
+            if time.monotonic() >= deadline:
+                raise self._refusal(instance)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _find(
         self, instance: Instance, missing: Sequence[int], taken: Collection[str]
     ) -> dict[int, str] | None:
-        """Return a worker for each missing stage, or None; the largest choose first."""
-        free = candidates(self._workers(), self.resources, taken)
+        """Return a worker for each missing slot, or None; the largest choose first."""
+        workers = self._workers()
+        free = candidates(workers, self.resources, taken)
+        hosts = {w.address: w.host for w in workers}
         found: dict[int, str] = {}
-        for index in sorted(missing, key=lambda i: -instance.nbytes[i]):
-            fits = [w for w in free if w.fits(instance.nbytes[index])]
+        # Without `taken` it is another instance, cut alike.
+        where = {s: p.address for s, p in instance.placed.items() if taken}
+        for slot in sorted(missing, key=lambda i: -instance.nbytes[i]):
+            fits = [w for w in free if w.fits(instance.nbytes[slot])]
             if not fits:
                 return None
-            planned = instance.planned[index] if instance.planned else None
+            planned = instance.planned[slot] if instance.planned else None
+            others = [{**where, **found}.get(n) for n in instance.shards_with(slot)]
+            near = {hosts[address] for address in others if address in hosts}
+            if not near:
+                room = Counter(worker.host for worker in fits)
+                near = {h for h, count in room.items() if count >= instance.shards}
             # The smallest that is large enough leaves the others for larger stages.
             best = min(
                 fits,
-                key=lambda w: (w.address != planned, len(w.holds), w.memory or 0),
+                key=lambda w: (
+                    *(w.address != planned, w.host not in near, len(w.holds)),
+                    w.memory or 0,
+                ),
             )
             free.remove(best)
-            found[index] = best.address
+            found[slot] = best.address
         return found
 
     def _workers(self) -> list[WorkerState]:
         workers = self.table.workers(self.spec)
         return [w for w in workers if w.address not in self.group.unfit]
 
-    def occupied(self, instance: Instance) -> set[str]:
-        """Return workers that others could free; none where all were too few."""
+    def _occupied(self, instance: Instance) -> set[str]:
+        """Workers that others could free; empty where all of them were too few."""
         taken = set(instance.addresses)
         able = {w.address for w in self._workers() if w.has(self.resources)} - taken
         return able if len(able) >= len(instance.missing) else set()
 
-    def run(self, instance: Instance, placed: Sequence[PlacedStage]) -> None:
-        """Start the tasks of stages that were placed."""
-        for stage in placed:
-            self.table.start(self.group, self._run(instance, stage))
-        where = ", ".join(f"stage {p.spec.index} on {p.address}" for p in placed)
+    def _place(self, instance: Instance, found: dict[int, str]) -> None:
+        for index, address in sorted(found.items()):
+            placed = self.group.place(instance, index, address)
+            self.table.start(self.group, self._run(instance, placed))
+        names = {slot: instance.slot_name(slot) for slot in found}
+        where = ", ".join(f"{names[slot]} on {a}" for slot, a in sorted(found.items()))
         self.table.notify(self.group, f"{instance.name}: {where}")
 
     async def _run(self, instance: Instance, placed: PlacedStage) -> None:
         """Run a stage's task; decide for the group where it ends by itself."""
         error = await self.table.tasks.run(placed)
-        index, address = placed.spec.index, placed.address
-        if placed.cancelled or instance.placed.get(index) is not placed:
+        slot, address = placed.spec.slot, placed.address
+        if placed.cancelled or instance.placed.get(slot) is not placed:
             return
         if address not in self.table.scheduler.workers:  # `remove_worker` does the rest
             return
@@ -208,8 +219,8 @@ class Placer:
             cause, error = (
                 error,
                 ModelLoadError(
-                    f'stage {index} of model "{self.spec.model.name}" ended on worker '
-                    f"{address}: {type(error).__name__}: {error}"
+                    f'{placed.spec.name} of model "{self.spec.model.name}" ended on '
+                    f"worker {address}: {type(error).__name__}: {error}"
                 ),
             )
             error.__cause__ = cause
@@ -220,8 +231,7 @@ class Placer:
         else:
             self.table.refuse(self.group, error)
 
-    def shortage(self, instance: Instance) -> str:
-        """Describe what an instance lacks."""
+    def _shortage(self, instance: Instance) -> str:
         missing, workers = instance.missing, self._workers()
         lacks = shortage(workers, self.resources, len(missing), instance.addresses)
         largest = max(instance.nbytes[index] for index in missing)
@@ -234,95 +244,19 @@ class Placer:
             )
         return lacks
 
-    def refusal(self, instance: Instance, shortage: str) -> PlacementError:
-        """Return the error for an instance that found no place within the grace."""
-        names = [f"stage {index}" for index in instance.missing]
-        what = ", ".join(names) if instance.stages > 1 else "its replica"
+    def _refusal(self, instance: Instance) -> PlacementError:
+        names = map(instance.slot_name, instance.missing)
+        what = ", ".join(names) if len(instance.slots) > 1 else "its replica"
         return PlacementError(
             f'model "{self.spec.model.name}" has no place for {what} after '
             f"{self.spec.patience.grace:g} s (infer.placement.grace): "
-            f"{shortage}; {remedy(self.resources)}"
+            f"{self._shortage(instance)}; {remedy(self.resources)}"
         )
-
-
-async def fill(wanted: Sequence[tuple[Placer, Instance]]) -> None:
-    """Place all missing stages of these instances, or none of them yet.
-
-    Instances of several groups are placed together where one job needs all: two jobs
-    that each held some would wait for each other.
-
-    Raises
-    ------
-    PlacementError
-        If workers are missing after the grace.
-    """
-    began = time.monotonic()
-    notified, made_room = False, -MAKES_ROOM
-    while True:
-        wanted = [each for each in wanted if each[1] in each[0].group.instances]
-        lacking = _place_all(wanted)
-        if lacking is None:
-            return
-        placer, instance, shortage = lacking
-        # A group that makes room frees its workers in a moment: one at a time.
-        waited = time.monotonic() - made_room > MAKES_ROOM
-        where = placer.occupied(instance)
-        if waited and placer.table.make_room(placer.group, where):
-            made_room = time.monotonic()
-        if not notified:
-            notified = True
-            placer.table.notify(placer.group, f"waits: {shortage}")
-        if time.monotonic() - began >= placer.spec.patience.grace:
-            raise placer.refusal(instance, shortage)
-        await asyncio.sleep(POLL_SECONDS)
-
-
-def _place_all(
-    wanted: Sequence[tuple[Placer, Instance]],
-) -> tuple[Placer, Instance, str] | None:
-    """Place and start these instances; else none, and return one and what it lacks."""
-    placed: list[tuple[Placer, Instance, list[PlacedStage]]] = []
-    for placer, instance in wanted:
-        stages = placer.place(instance)
-        if stages is None:
-            shortage = placer.shortage(instance)
-            for _, other, noted in placed:
-                for stage in noted:
-                    del other.placed[stage.spec.index]
-            return placer, instance, shortage
-        placed.append((placer, instance, stages))
-    for placer, instance, stages in placed:
-        placer.run(instance, stages)
-    return None
-
-
-async def place_first(placers: Sequence[Placer]) -> None:
-    """Place the first instance of each group, all or none.
-
-    Raises
-    ------
-    PlacementError
-        If there are too few workers after the grace.
-    """
-    # Those that can be on few workers choose first.
-    ordered = sorted(placers, key=lambda placer: -len(placer.resources))
-    await fill([(placer, await placer.first_instance()) for placer in ordered])
-
-
-def grow_slowest(table: GroupTable, groups: Sequence[Group]) -> None:
-    """Add instances while workers are free, next to the group that is the slowest."""
-    growing = list(groups)
-    while growing:
-        seconds = [group.seconds_per_row or 0.0 for group in growing]
-        replicas = [len(group.instances) for group in growing]
-        slowest = growing[next_replica(seconds, replicas)]
-        if not Placer(table, slowest).grow():
-            growing.remove(slowest)
 
 
 def plan_stages(
     spec: GroupSpec, chain: ChainFacts, able: Sequence[WorkerState]
-) -> StagePlan:
+) -> ShardPlan:
     """Plan the stages of one instance for the workers that could hold them.
 
     Raises
@@ -331,8 +265,12 @@ def plan_stages(
         If they fit nowhere.
     """
     workers = [WorkerFacts(w.address, w.memory, host=w.host) for w in able]
-    stages = spec.layout.stages
-    if isinstance(stages, tuple):  # the chain has no other places to be cut at
-        cuts = tuple(range(1, len(chain.blocks)))
-        return plan_pipeline(chain.blocks, workers, cuts)[0]
-    return plan_pipeline(chain.blocks, workers, stages)[0]
+    stages: int | Literal["auto"] | tuple[int, ...]
+    if isinstance(spec.layout.stages, tuple):
+        stages = tuple(range(1, len(chain.blocks)))  # it has no other places to be cut
+    else:
+        stages = spec.layout.stages
+    if spec.layout.shards != 1:
+        return plan_shards(chain.blocks, workers, stages, spec.layout.shards)
+    plan = plan_pipeline(chain.blocks, workers, stages)[0]
+    return ShardPlan(plan, 1, plan.workers)

@@ -67,16 +67,13 @@ class StageTasks:
             return None if placed.future.cancelled() else raised
         return None
 
-    def lacks_thread(self, placed: PlacedStage) -> bool:
-        """Whether a stage was submitted to a worker whose threads may all feed."""
-        worker = self.scheduler.workers.get(placed.address)
-        if placed.future is None or worker is None:
-            return False
-        busy = len(worker.processing) >= worker.nthreads
-        return busy and placed.address in self.clients
-
     async def request_thread(self, placed: PlacedStage) -> None:
-        """Ask one feeder to leave its thread to the stage."""
+        """Ask one feeder to leave its thread to the stage, where all are busy."""
+        worker = self.scheduler.workers.get(placed.address)
+        if worker is None or placed.address not in self.clients:
+            return
+        if len(worker.processing) < worker.nthreads:
+            return
         with contextlib.suppress(OSError):
             rpc = self.scheduler.rpc(placed.address)
             await rpc.infer_request_thread(key=placed.spec.key)

@@ -16,7 +16,6 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
 from itertools import chain
 from math import ceil
 from typing import Any, TypeAlias
@@ -32,8 +31,8 @@ from dask_infer.pipeline.messages.microbatch import (
     Payload,
     Target,
 )
+from dask_infer.pipeline.worker.answers import Answer
 from dask_infer.pipeline.worker.microbatch_comms import (
-    Answer,
     InFlight,
     MicrobatchComms,
     comms_of,
@@ -59,8 +58,6 @@ class GroupClient:
     def __init__(self, comms: MicrobatchComms, spec: GroupSpec) -> None:
         self.comms, self.spec = comms, spec
         self.state: GroupState | None = None
-        #: Tasks of all workers that feed the group.
-        self.feeders = 0
         #: Microbatches that each instance admits.
         self.window = 1
         #: Keys of the tasks that use it now.
@@ -107,22 +104,6 @@ class GroupClient:
             await self.close(user)
             raise
 
-    async def reserve(
-        self, user: Any, groups: Sequence[tuple[GroupSpec, bytes | None]]
-    ) -> None:
-        """Have several groups formed together, this one among them.
-
-        Parameters
-        ----------
-        groups
-            Each with its `chain`, as of `open`.
-        """
-        worker = self.comms.worker()
-        if worker is None:
-            raise Lost
-        specs, here = pickle.dumps(list(groups)), self.comms.address
-        await worker.scheduler.infer_reserve(specs=specs, user=user, worker=here)
-
     async def close(self, user: Any) -> None:
         """Remove a user; with the last one the coordinator is not watched any more."""
         self.users.remove(user)
@@ -140,12 +121,12 @@ class GroupClient:
             "worker": self.comms.address,
             "chain": chain,
         }
-        state = await self._ask("open", self.state, **request)
+        state = await self._ask("open", **request)
         while state.status in ("forming", "released"):
             if state.status == "released":
-                state = await self._ask("open", state, **request)
+                state = await self._ask("open", **request)
             else:
-                state = await self._watched(state)
+                state = await self._watched(state.version)
         self._update(state)
         if state.status == "refused":
             raise _refusal(state)
@@ -153,35 +134,28 @@ class GroupClient:
             self._watching = asyncio.create_task(self._watch())
         return state
 
-    async def _ask(
-        self, operation: str, known: GroupState | None, **arguments: Any
-    ) -> GroupState:
-        """Ask the coordinator; return `known` where it is still so."""
+    async def _ask(self, operation: str, **arguments: Any) -> GroupState:
         worker = self.comms.worker()
         if worker is None:
             raise Lost
         ask = getattr(worker.scheduler, f"infer_{operation}")
-        version = -1 if known is None else known.version
-        answer = await ask(version=version, **arguments)
+        answer = await ask(**arguments)
         if answer is None:
             raise PlacementError(
                 "the scheduler has no coordinator of groups: set "
                 "distributed.scheduler.pickle to true there"
             )
-        self.feeders = answer["feeders"]
-        if answer["state"] is None:
-            assert known is not None
-            return known
-        return GroupState.unpacked(answer["state"])
+        state: GroupState = pickle.loads(answer)
+        return state
 
-    async def _watched(self, known: GroupState) -> GroupState:
-        return await self._ask("watch", known, key=self.spec.key)
+    async def _watched(self, version: int) -> GroupState:
+        return await self._ask("watch", key=self.spec.key, version=version)
 
     async def _watch(self) -> None:
         while True:
             assert self.state is not None
             try:
-                state = await self._watched(self.state)
+                state = await self._watched(self.state.version)
             except OSError:  # a worker without a scheduler ends by itself
                 await asyncio.sleep(1)
                 continue
@@ -273,7 +247,7 @@ class GroupClient:
             if lost_since is None or lost_since[0] != ready:
                 lost_since, pause = (ready, time.monotonic()), PAUSES[0]
             elif time.monotonic() - lost_since[1] > self.spec.patience.stall:
-                stages = dict.fromkeys(chain.from_iterable(t.route for t in ready))
+                stages = dict.fromkeys(chain.from_iterable(t.addresses for t in ready))
                 raise PartitionError(
                     f'model "{self.spec.model.name}": the scheduler reaches its stages '
                     f"on {', '.join(stages)}, but worker {self.comms.address} does "
@@ -352,7 +326,7 @@ class GroupClient:
 
 def _ready(state: GroupState) -> Targets:
     return tuple(
-        Target(each.name, each.epoch, each.route)
+        Target(each.name, each.epoch, each.route, each.followers)
         for each in state.instances
         if each.ready
     )

@@ -16,12 +16,14 @@ from typing import Any
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split import BlockCost, Chain, profile
+from dask_infer.model.split.uncut import open_uncut
 from dask_infer.plan.facts import BlockFacts, ChainFacts
 from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS
+from dask_infer.plan.units import in_bytes
 from dask_infer.replica.measured import chain_key
 from dask_infer.replica.remembered import recall, remember
 from dask_infer.replica.worker_place import current_place
-from dask_infer.spec import GroupSpec
+from dask_infer.spec import Blob, GroupSpec
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,10 @@ TOKENS = 32
 
 def timed_chain(spec: GroupSpec) -> ChainFacts:
     """Return the bytes and seconds of each block, of an earlier job or measured now."""
-    assert spec.chain is not None
+    if spec.chain is None:
+        return _uncut(spec)
+    if spec.layout.shards != 1 and (note := _too_large(spec.chain)):
+        return replace(projected_chain(read_chain(spec.chain)), note=note)
     kind = resolve_device(spec.device).torch_device.type
     key = chain_key(spec.chain.key, kind)
     known = measured_chain(projected_chain(read_chain(spec.chain)), recall(key))
@@ -109,10 +114,39 @@ def _block_facts(chain: Chain, costs: list[BlockCost]) -> tuple[BlockFacts, ...]
                 cut_bytes=entering,
                 activation_bytes=cost.carry_bytes,
                 parameters=block.parameters,
+                divisible=chain.divisible_bytes(block),
+                exchanges=chain.exchanges(block),
             )
         )
         entering = block.cut_bytes_per_row * ROWS
     return tuple(facts)
+
+
+def _too_large(blob: Blob) -> str:
+    """Return why blocks cannot be timed here, which are too large for one worker."""
+    limit = current_place().replica_limit()
+    block = max(read_chain(blob).blocks, key=lambda block: block.nbytes)
+    if limit is None or 2 * block.nbytes <= limit:
+        return ""
+    return (
+        f'Balanced by the bytes of weights: block "{block.name}" of '
+        f"{in_bytes(block.nbytes)} is too large to be timed on one worker."
+    )
+
+
+def _uncut(spec: GroupSpec) -> ChainFacts:
+    """Return the bytes of a model that shards alone divide, as one block."""
+    uncut = open_uncut(spec.model, None, spec.dtype)
+    nbytes = uncut.shard_bytes(None)
+    block = BlockFacts(
+        spec.model.name,
+        nbytes,
+        nbytes / WEIGHTS_RATE,
+        parameters=sum(t.numel for t in uncut.tensors.values() if t.is_parameter),
+        divisible=sum(uncut.tensors[name].nbytes for name in uncut.axes),
+        exchanges=sum(len(uncut.tensors[name].shape) > 1 for name in uncut.axes),
+    )
+    return ChainFacts((block,), None, "It cannot be cut into blocks, nor timed.")
 
 
 def _by_bytes(chain: Chain) -> list[BlockCost]:

@@ -10,9 +10,7 @@ One object a worker, on its event loop. A microbatch goes feeder -> stage 0 -> s
     last      outputs to the feeder
               the answers come back along the calls: done, failed or lost
 
-A handler answers with data and never raises what means a closed connection: Dask would
-close its caller's connection without an answer (distributed 2026.8.0), and the wrong
-stage would be blamed.
+A stage in shards is its first one here; `shard_comms` calls the others.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 from distributed import Worker
@@ -35,13 +34,12 @@ from dask_infer.pipeline.messages.microbatch import (
     Target,
 )
 from dask_infer.pipeline.worker.admission import Dispatcher
+from dask_infer.pipeline.worker.answers import DONE, LOST, Answer, answered, failed
+from dask_infer.pipeline.worker.shard_comms import ShardComms
 from dask_infer.pipeline.worker.stage_server import StageServer
 
-Answer: TypeAlias = dict[str, Any]
 Handler: TypeAlias = Callable[[Header, Payload], Coroutine[Any, Any, Answer]]
 
-DONE: Answer = {"status": "done"}
-LOST: Answer = {"status": "lost"}
 EMPTY = Payload()
 
 
@@ -86,6 +84,7 @@ class MicrobatchComms:
         #: Microbatches of the feeders here, until their outputs came.
         self.in_flight: dict[int, InFlight] = {}
         self.dispatcher = Dispatcher()
+        self.shards = ShardComms(self.address, self.stages, self.call, self.worker)
         #: Keys of stage tasks that wait for a thread here; one feeder leaves its own
         #: for each.
         self.thread_requests: set[str] = set()
@@ -94,8 +93,10 @@ class MicrobatchComms:
             "fetch": self._fetch,
             "forward": self._forward,
             "outputs": self._outputs,
+            "follow": self.shards.follow,
         }
         worker.handlers["infer_microbatch"] = self._receive
+        worker.handlers["infer_part"] = self.shards.receive
         worker.handlers["infer_request_thread"] = self._request_thread
         _by_address[worker.address] = self
 
@@ -194,7 +195,7 @@ class MicrobatchComms:
             return LOST
         if header.candidates:
             return await self._dispatch(stage, header)
-        return await _answered(stage, header, self._admit(stage, header))
+        return await answered(stage, header, self._admit(stage, header))
 
     async def _dispatch(self, stage: StageServer, header: Header) -> Answer:
         """Pass an offer on; also while the stage here is replaced."""
@@ -213,34 +214,24 @@ class MicrobatchComms:
             return await self._run(stage, header, answer["payload"])
 
     async def _forward(self, header: Header, payload: Payload) -> Answer:
-        index = header.target.route.index(self.address)
+        index = header.target.stage_at(self.address)
         stage = self.stages.get((header.target.name, index))
         if stage is None:
             return LOST
-        return await _answered(stage, header, self._run(stage, header, payload))
+        return await answered(stage, header, self._run(stage, header, payload))
 
     async def _run(
         self, stage: StageServer, header: Header, payload: Payload
     ) -> Answer:
         """Run a microbatch here and pass the result on."""
-        result = await stage.run(header, payload)
+        run = stage.run if stage.exchange is None else partial(self.shards.run, stage)
+        result = await run(header, payload)
         if isinstance(result, Failure):
-            return {"status": "failed", "failure": vars(result)}
+            return failed(result)
         following = header.target.route[stage.index + 1 :]
         if following:
             return await self.call(following[0], "forward", header, result)
         return await self.call(header.feeder, "outputs", header, result)
-
-
-async def _answered(
-    stage: StageServer, header: Header, work: Coroutine[Any, Any, Answer]
-) -> Answer:
-    """Do a stage's part for a microbatch, within its epoch."""
-    try:
-        answer: Answer = await stage.within_epoch(header.target.epoch, work)
-        return answer
-    except (Lost, OSError):
-        return LOST
 
 
 #: The comms of this process by their workers' addresses.

@@ -1,4 +1,4 @@
-"""The Dask task of a stage: it loads its layers, leaves its thread, and serves.
+"""The Dask task of a stage, or a shard of it: it loads, leaves its thread, serves.
 
 It holds its Dask resources until it is cancelled: a long-running task keeps them
 (distributed 2026.8.0), so other work that wants them waits and the dashboard shows who
@@ -15,11 +15,12 @@ from distributed import Worker, get_worker, secede
 from distributed.utils import sync
 
 from dask_infer.errors import make_portable
+from dask_infer.model.runtime.stage_model import StageLayers
 from dask_infer.pipeline.messages.group_state import ModelFacts
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.worker.microbatch_comms import comms_of
 from dask_infer.pipeline.worker.stage_server import StageServer
-from dask_infer.replica.cache import Replica, StageLayers, cache
+from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import current_place
 
@@ -44,10 +45,12 @@ def serve_stage(spec: bytes) -> None:
 def _serve(spec: StageSpec, worker: Worker) -> None:
     """Serve; a replica that is stuck in a forward is replaced by a fresh one."""
     comms, group = comms_of(worker), spec.group
-    stage = StageServer(spec, comms.loop, worker.address)
+    send = comms.shards.send if spec.shards > 1 else None
+    stage = StageServer(spec, comms.loop, worker.address, send)
     part = None
-    if group.chain is not None:
-        part = StageLayers(group.chain, spec.start, spec.stop, spec.index)
+    if group.chain is not None or spec.shards > 1:
+        blocks = (spec.start, spec.stop, spec.index)
+        part = StageLayers(group.chain, *blocks, spec.shard, spec.shards)
     seceded, stuck = False, True
     try:
         while stuck:
@@ -87,7 +90,7 @@ def _report(spec: StageSpec, worker: Worker, replica: Replica) -> None:
     async def report() -> None:
         await worker.scheduler.infer_ready(
             instance=spec.instance,
-            index=spec.index,
+            slot=spec.slot,
             epoch=spec.epoch,
             facts=pickle.dumps(facts),
         )

@@ -1,4 +1,4 @@
-"""A stage while it serves: a queue on the event loop, and a thread that empties it.
+"""A stage, or a shard of it: a queue on the event loop, and a thread that empties it.
 
 The thread is that of the stage's Dask task. Invariants:
 
@@ -14,6 +14,7 @@ import functools
 import pickle
 import queue
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -24,10 +25,17 @@ from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import Recorder, add, meter
 from dask_infer.metrics.sums import Label
 from dask_infer.metrics.totals import recording
+from dask_infer.model.split.shards import Collective, exchanging
 from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Payload
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.worker.admission import Window
 from dask_infer.pipeline.worker.remote_call import called, flattened
+from dask_infer.pipeline.worker.shard_exchange import (
+    Send,
+    ShardExchange,
+    ShardFailed,
+)
+from dask_infer.pipeline.worker.shard_turns import ShardTurns
 from dask_infer.plan.window import window_size
 from dask_infer.replica.cache import Replica
 from dask_infer.replica.worker_place import Place
@@ -46,7 +54,7 @@ class Queued(NamedTuple):
 
 
 class StageServer:
-    """One stage of one instance on one worker.
+    """One stage of one instance on one worker, or a shard of it.
 
     Parameters
     ----------
@@ -56,10 +64,16 @@ class StageServer:
         The worker's event loop.
     worker
         The worker's address.
+    send
+        Sends to other shards, where the stage has several.
     """
 
     def __init__(
-        self, spec: StageSpec, loop: asyncio.AbstractEventLoop, worker: str
+        self,
+        spec: StageSpec,
+        loop: asyncio.AbstractEventLoop,
+        worker: str,
+        send: Send | None = None,
     ) -> None:
         self.spec, self.loop, self.worker = spec, loop, worker
         self.instance, self.index = spec.instance, spec.index
@@ -71,14 +85,19 @@ class StageServer:
         #: Counters of the stage while it serves: its thread divides its own time, the
         #: event loop counts under names of its own.
         self.recorder: Recorder | None = None
+        #: Order and exchanges of the microbatches that several shards run together.
+        self.turns: ShardTurns[Queued] = ShardTurns()
+        self.exchange: ShardExchange | None = None
+        if send is not None:
+            shard = (spec.instance, spec.index, spec.shard)
+            self.exchange = ShardExchange(*shard, loop, send)
         self._queue: queue.SimpleQueue[Queued] = queue.SimpleQueue()
         #: Set, and replaced, when an epoch ends.
         self._epoch_ended = asyncio.Event()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._queue.qsize()} waiting"
-        place = f"{self.index} of {self.spec.stages}"
-        return f"<StageServer {place} of {self.instance}, {state}>"
+        return f"<StageServer {self.spec.name} of {self.instance}, {state}>"
 
     # --- on the event loop -------------------------------------------------------
 
@@ -135,7 +154,14 @@ class StageServer:
         """Run one microbatch in the stage's thread."""
         answer: asyncio.Future[Payload | Failure] = self.loop.create_future()
         began = perf_counter()
-        self._queue.put(Queued(header, payload, answer))
+        item = Queued(header, payload, answer)
+        if self.exchange is None:
+            self._queue.put(item)
+        elif (known := self.turns.answer(header.turn)) is not None:
+            answer = known
+        else:
+            for due in self.turns.take(header.turn, item, answer):
+                self._queue.put(due)
         try:
             return await answer
         finally:
@@ -148,6 +174,10 @@ class StageServer:
 
     def _end_epoch(self) -> None:
         self.window = Window(self.window.size)
+        self.turns.end()
+        self.turns = ShardTurns()
+        if self.exchange is not None:
+            self.exchange.begin_epoch(self.epoch)
         self._epoch_ended.set()
         self._epoch_ended = asyncio.Event()
 
@@ -165,6 +195,8 @@ class StageServer:
         Returns whether it is: then the replica is stuck in a forward, and the stage
         continues with a fresh one.
         """
+        if self.exchange is not None:
+            self.exchange.wanted = wanted
         label = Label(self.spec.group.model.label, self.index)
         with recording(self.worker, label, "idle") as self.recorder:
             return self._serve(replica, place, timeout, wanted)
@@ -190,8 +222,11 @@ class StageServer:
                     item, replica, place, stream, timeout
                 )
                 replica.count(item.header.rows)
-                add("rows", item.header.rows)
-                add("forwards")
+                if not self.spec.shard:  # all shards of a stage run the same rows
+                    add("rows", item.header.rows)
+                    add("forwards")
+            except Lost:  # the epoch ended during an exchange: nobody waits
+                continue
             except BaseException as error:  # SystemExit would end the worker
                 result = self._failure(error, replica)
                 stuck = isinstance(error, DeadlineExceeded)
@@ -212,22 +247,39 @@ class StageServer:
 
         This thread holds the device: one that a timeout abandons would keep it.
         """
-        what = f"forward of {replica.spec.name}, stage {self.index}"
+        what = f"forward of {replica.spec.name}, {self.spec.name}"
         with meter("transfer"):
             values = item.payload.open()
-        with meter("wait"), replica.device.exclusive(), meter("forward"):
-            pending = within(
-                timeout,
-                lambda: _launch(values, item.header, replica, place, stream),
-                what=what,
-            )
-        wait = timeout if stream.overlaps else None
-        with meter("forward"):
-            return Payload(values=dict(within(wait, pending, what=what)))
+        collective, alone = None, replica.device.exclusive()
+        if self.exchange is not None:
+            collective = self.exchange.begin(item.header)
+            # Two models that each wait for a shard while they hold the device of the
+            # other's would wait for ever.
+            alone = contextlib.nullcontext()
+        failed = True
+        try:
+            with meter("wait"), alone, meter("forward"):
+                pending = within(
+                    timeout,
+                    lambda: _launch(
+                        values, item.header, replica, place, stream, collective
+                    ),
+                    what=what,
+                )
+            wait = timeout if stream.overlaps else None
+            with meter("forward"):
+                outputs = Payload(values=dict(within(wait, pending, what=what)))
+            failed = False
+        finally:
+            if collective is not None:
+                collective.end(failed=failed)
+        return outputs
 
     def _failure(self, error: BaseException, replica: Replica) -> Failure:
         memory = is_out_of_memory(error)
-        failure = Failure.of(error, self.index, self.spec.stages, self.worker, memory)
+        failure = Failure.of(error, self.spec, self.worker, memory=memory)
+        if isinstance(error, ShardFailed):
+            failure = replace(failure, of_other=True)
         if memory:
             replica.device.release_memory()
         return failure
@@ -248,17 +300,20 @@ def _launch(
     replica: Replica,
     place: Place,
     stream: Stream,
+    collective: Collective | None,
 ) -> Pending:
     replica.device.enter_forward(place.cpu_threads)
     _, values = stream.upload((), values)
-    return stream.download(_outputs(values, replica, header))
+    with exchanging(collective):
+        outputs = _outputs(values, replica, header)
+    return stream.download(outputs)
 
 
 def _outputs(
     values: dict[Any, Any], replica: Replica, header: Header
 ) -> list[tuple[Any, Any]]:
     model = replica.loaded
-    if replica.part is not None:
+    if replica.part is not None and replica.part.chain is not None:
         return list(model.call((values,), {}).items())
     args, kwargs = called(values)
     output = model.call(args, kwargs, header.method)

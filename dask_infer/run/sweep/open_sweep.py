@@ -15,12 +15,12 @@ import dask
 from dask_infer import config
 from dask_infer.device.device import Device
 from dask_infer.device.resolve_device import resolve_device
-from dask_infer.model.runtime.stage_model import read_chain
+from dask_infer.model.runtime.stage_model import StageLayers, read_chain
 from dask_infer.model.split.chain import Chain
 from dask_infer.plan.facts import BlockFacts
 from dask_infer.plan.sweep_groups import check_blocks, leading_groups, plan_groups
 from dask_infer.plan.units import count, in_bytes
-from dask_infer.replica.cache import StageLayers, cache, models_limit
+from dask_infer.replica.cache import cache, models_limit
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place, current_worker
 from dask_infer.run.sweep.activations import Activations

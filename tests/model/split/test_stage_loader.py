@@ -37,9 +37,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     names: list[str] = []
     get = Checkpoint.get
 
-    def noted(self: Any, name: str) -> torch.Tensor:
+    def noted(self: Any, name: str, part: Any = None) -> torch.Tensor:
         names.append(name)
-        return get(self, name)
+        return get(self, name, part)
 
     monkeypatch.setattr(Checkpoint, "get", noted)
     yield names

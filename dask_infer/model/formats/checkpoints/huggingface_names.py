@@ -17,6 +17,7 @@ import torch
 
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
     Checkpoint,
+    Parts,
     TensorNames,
     Tensors,
 )
@@ -24,11 +25,14 @@ from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.shapes.sandbox import sandbox
 
 #: Names of a file's tensors, each with the pattern of the rule that it matches.
-Parts = list[tuple[str, str | None]]
+Sources = list[tuple[str, str | None]]
 
 
 def read_converted(
-    files: Iterable[Path], names: TensorNames, build: Callable[[], Any]
+    files: Iterable[Path],
+    names: TensorNames,
+    build: Callable[[], Any],
+    parts: Parts,
 ) -> Tensors:
     """Return those of `names` that the files hold, as they are or in another form.
 
@@ -36,9 +40,11 @@ def read_converted(
     ----------
     build
         Builds the model that the tensors are for; called on the meta device.
+    parts
+        What to read of those that the files hold as they are.
     """
     checkpoint = Checkpoint(files)
-    found = checkpoint.read(names)
+    found = checkpoint.read(names, parts)
     rest = {name: tied for name, tied in names.items() if name not in found}
     return {**found, **_convert(build, checkpoint, rest)} if rest else found
 
@@ -82,7 +88,7 @@ class _Rules:
             for pattern in rule.source_patterns
         }
 
-    def grouped(self, names: tuple[str, ...]) -> dict[str, Parts]:
+    def grouped(self, names: tuple[str, ...]) -> dict[str, Sources]:
         """Return what each first target is made of: names, and patterns they match."""
         groups = defaultdict(list)
         for name in sorted(names, key=self._loading.dot_natural_key):
@@ -101,7 +107,7 @@ class _Rules:
         )
         return found
 
-    def targets(self, target: str, parts: Parts) -> set[str]:
+    def targets(self, target: str, parts: Sources) -> set[str]:
         """Return the names of all tensors that are made together."""
         pattern = parts[0][1]
         if pattern is None:
@@ -110,7 +116,7 @@ class _Rules:
         return {target.replace(patterns[0], other) for other in patterns} | {target}
 
     def made(
-        self, target: str, parts: Parts, source: Checkpoint
+        self, target: str, parts: Sources, source: Checkpoint
     ) -> dict[str, torch.Tensor]:
         """Read the parts and make the tensors."""
         pattern = parts[0][1]

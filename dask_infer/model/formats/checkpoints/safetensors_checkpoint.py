@@ -17,6 +17,9 @@ from dask_infer.errors import ModelLoadError
 Tensors = dict[str, torch.Tensor]
 #: What to read; for each the names of tensors tied to it, which a file may use instead.
 TensorNames = Mapping[str, tuple[str, ...]]
+#: What to read of a tensor: the axis, the first item, and the end.
+Part = tuple[int, int, int]
+Parts = Mapping[str, Part]
 
 
 class Checkpoint:
@@ -33,18 +36,24 @@ class Checkpoint:
         """Names of all tensors."""
         return tuple(self._files)
 
-    def get(self, name: str) -> torch.Tensor:
-        """Return one tensor, mapped."""
-        tensor: torch.Tensor = self._handle(self._files[name]).get_tensor(name)
-        return tensor
+    def get(self, name: str, part: Part | None = None) -> torch.Tensor:
+        """Return one tensor, or a part of it, mapped."""
+        handle = self._handle(self._files[name])
+        if part is None:
+            tensor: torch.Tensor = handle.get_tensor(name)
+            return tensor
+        axis, start, stop = part
+        index = (*[slice(None)] * axis, slice(start, stop))
+        found: torch.Tensor = handle.get_slice(name)[index]
+        return found
 
-    def read(self, names: TensorNames) -> Tensors:
+    def read(self, names: TensorNames, parts: Parts) -> Tensors:
         """Return those tensors that it has under one of their names."""
         found = {}
         for name, tied in names.items():
             known = next((n for n in (name, *tied) if n in self._files), None)
             if known is not None:
-                found[name] = self.get(known)
+                found[name] = self.get(known, parts.get(name))
         return found
 
     def _handle(self, file: Path) -> Any:

@@ -1,0 +1,109 @@
+"""How the shards of a stage exchange tensors, whatever carries the messages.
+
+All shards run the same code on the same batch, so they make the same exchanges in the
+same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+
+
+class Collective(ABC):
+    """The exchanges of one shard during one forward."""
+
+    #: Number of this shard, and how many there are.
+    shard: int
+    shards: int
+
+    @abstractmethod
+    def exchange(self, part: torch.Tensor) -> list[torch.Tensor]:
+        """Give every other shard a tensor; return those of all, in their order.
+
+        What is returned is on the device of `part`, and may be written to by nobody.
+        """
+
+    def sum(self, part: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all shards, to the bit the same one on each."""
+        first, *others = self.exchange(part)
+        total = first.clone()
+        for other in others:
+            total += other
+        return total
+
+
+class _Current(threading.local):
+    collective: Collective | None = None
+
+
+_current = _Current()
+
+
+@contextlib.contextmanager
+def exchanging(collective: Collective | None) -> Iterator[None]:
+    """Let the forward in this thread exchange tensors by `collective`."""
+    before, _current.collective = _current.collective, collective
+    try:
+        yield
+    finally:
+        _current.collective = before
+
+
+def current_collective() -> Collective:
+    """Return what the forward in this thread exchanges tensors by.
+
+    Raises
+    ------
+    RuntimeError
+        Outside of a forward.
+    """
+    if _current.collective is None:
+        raise RuntimeError("a divided tensor is read outside of a stage's forward")
+    return _current.collective
+
+
+class ThreadCollective(Collective):
+    """Exchanges between threads of one process.
+
+    Parameters
+    ----------
+    meeting
+        What the threads share.
+    """
+
+    def __init__(self, meeting: Meeting, shard: int) -> None:
+        self.meeting, self.shard, self.shards = meeting, shard, meeting.shards
+
+    def exchange(self, part: torch.Tensor) -> list[torch.Tensor]:
+        """Return the parts of all threads, once all are there."""
+        return self.meeting.exchange(self.shard, part)
+
+
+class Meeting:
+    """Where the threads of a `ThreadCollective` meet."""
+
+    def __init__(self, shards: int) -> None:
+        self.shards = shards
+        #: Exchanges so far, and their bytes.
+        self.count = self.nbytes = 0
+        self._parts: list[torch.Tensor | None] = [None] * shards
+        self._barrier = threading.Barrier(shards)
+
+    def exchange(self, shard: int, part: torch.Tensor) -> list[torch.Tensor]:
+        """Return the parts of all threads."""
+        self._parts[shard] = part
+        if self._barrier.wait() == 0:
+            self.count += 1
+            self.nbytes += part.nbytes
+        found = [each for each in self._parts if each is not None]
+        self._barrier.wait()
+        return found
+
+    def abort(self) -> None:
+        """Let go of threads that wait."""
+        self._barrier.abort()

@@ -1,0 +1,129 @@
+"""A tensor of which every shard holds a part, and what becomes of it in a forward.
+
+To the model's code it looks like the whole tensor: sizes, dtype and device are those of
+the whole. Operations that have a rule (`rules.py`) work on the parts. Before any other
+operation the parts are put together, so the result is right whatever the code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from dask_infer.model.split.shards.collective import current_collective
+from dask_infer.model.split.shards.pieces import Pieces
+
+#: Attributes that give another tensor; all others describe the whole.
+_TENSORS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "_base", "grad"})
+_DESCRIBE = frozenset(
+    {
+        *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel),
+        *(torch.Tensor.nelement, torch.Tensor.__len__, torch.Tensor.stride),
+        *(torch.Tensor.is_floating_point, torch.is_floating_point, torch.numel),
+        *(torch.Tensor.is_complex, torch.is_complex, torch.Tensor.element_size),
+        *(torch.Tensor.is_contiguous, torch.Tensor.__hash__, torch.Tensor.ndimension),
+    }
+)
+#: Memory is that of the part.
+_OF_PART = frozenset({torch.Tensor.untyped_storage, torch.Tensor.data_ptr})
+
+#: What a rule returns where it does not apply.
+NO_RULE: Any = object()
+Rule = Callable[..., Any]
+#: The rules by the functions that they are of.
+RULES: dict[Any, Rule] = {}
+
+
+class DividedTensor(torch.Tensor):
+    """A tensor that is divided along one of its axes.
+
+    Parameters
+    ----------
+    part
+        What this shard holds.
+    dim
+        The axis, counted from the front.
+    pieces
+        Which items of the axis each shard holds.
+    """
+
+    part: torch.Tensor
+    dim_divided: int
+    pieces: Pieces
+
+    @staticmethod
+    def __new__(
+        cls, part: torch.Tensor, dim: int, pieces: Pieces, is_parameter: bool = False
+    ) -> DividedTensor:
+        """Make the wrapper, which has no memory of its own."""
+        shape = list(part.shape)
+        shape[dim] = pieces.size
+        made: DividedTensor = torch.Tensor._make_wrapper_subclass(
+            cls, shape, dtype=part.dtype, device=part.device
+        )
+        made.part, made.dim_divided, made.pieces = part, dim, pieces
+        # How torch knows a parameter of another class than `nn.Parameter`.
+        made._is_param = is_parameter
+        return made
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        shape, dim = tuple(self.shape), self.dim_divided
+        return f"<DividedTensor {shape}, axis {dim} in {self.pieces}>"
+
+    def whole(self) -> torch.Tensor:
+        """Return the tensor put together; an exchange among all shards."""
+        parts = current_collective().exchange(self.part)
+        return self.pieces.join(parts, self.dim_divided)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run a function by its rule, or on whole tensors."""
+        kwargs = kwargs or {}
+        if func in _OF_PART:
+            return func(args[0].part)
+        if func in _DESCRIBE or _is_description(func):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        rule = RULES.get(func)
+        if rule is not None:
+            with torch._C.DisableTorchFunctionSubclass():
+                given = rule(*args, **kwargs)
+            if given is not NO_RULE:
+                return given
+        args, kwargs = pytree.tree_map_only(DividedTensor, _whole, (args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operator that a function of torch called, on whole tensors."""
+        args, kwargs = pytree.tree_map_only(DividedTensor, _whole, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _whole(tensor: DividedTensor) -> torch.Tensor:
+    return tensor.whole()
+
+
+def _is_description(func: Any) -> bool:
+    """Whether a function reads an attribute that describes the whole tensor."""
+    if getattr(func, "__name__", "") != "__get__":
+        return False
+    return getattr(func.__self__, "__name__", "") not in _TENSORS

@@ -1,0 +1,146 @@
+"""Which tensors of a model are divided among shards, and along which axis.
+
+Those of layers that multiply by one large weight, and such weights that the code around
+layers reads. What is small stays whole: to put its outputs together would take a
+message and save next to nothing. All else is whole on every shard.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from dask_infer.model.split.program import Program, WeightRef
+from dask_infer.model.split.shards.pieces import Pieces
+
+#: Share of all that could be divided below which the tensors of one shape stay whole.
+SMALL = 0.01
+
+#: For each tensor its axis.
+Axes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the workers that share a stage."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"shard {self.index} of {self.count}"
+
+    def pieces(self, shape: tuple[int, ...], axis: int | None) -> Pieces | None:
+        """Return the division of a tensor; None where each shard has the whole."""
+        if axis is None or shape[axis] < self.count:
+            return None
+        return Pieces.even(shape[axis], self.count)
+
+    def numel(self, shape: tuple[int, ...], axis: int | None) -> int:
+        """Return how many numbers of a tensor this shard holds."""
+        pieces = self.pieces(shape, axis)
+        if pieces is None or axis is None:
+            return prod(shape)
+        start, stop = pieces.range(self.index)
+        return prod(shape) // shape[axis] * (stop - start)
+
+
+def axes_of(
+    layers: Mapping[str, nn.Module],
+    program: Program | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    aliases: Mapping[str, str],
+) -> dict[str, int]:
+    """Return the axis of each tensor that is divided, by its first name.
+
+    Parameters
+    ----------
+    layers
+        Modules by their paths.
+    program
+        The code around them; None where there is none.
+    shapes
+        Of tensors by their first names.
+    aliases
+        First names of tensors that have several.
+    """
+    axes: dict[str, int] = {}
+    for weight, axis, bias in _weights(layers, program):
+        name = aliases.get(weight, weight)
+        # Of an embedding that is a head as well each shard has some words: else the
+        # outputs of the head would have to be added.
+        axes[name] = min(axis, axes.get(name, axis))
+        if bias is not None:
+            axes.setdefault(aliases.get(bias, bias), 0)
+    axes = {name: axis for name, axis in axes.items() if name in shapes}
+    total = sum(prod(shapes[name]) for name in axes)
+    by_shape: Counter[tuple[int, ...]] = Counter()
+    for name in axes:
+        by_shape[shapes[name]] += prod(shapes[name])
+    large = {shape for shape, numel in by_shape.items() if numel > SMALL * total}
+    return {n: a for n, a in axes.items() if shapes[n] in large or len(shapes[n]) == 1}
+
+
+def _weights(
+    layers: Mapping[str, nn.Module], program: Program | None
+) -> Iterator[tuple[str, int, str | None]]:
+    """Yield the name of each weight, its axis and the name of its bias."""
+    for path, layer in layers.items():
+        for place, module in layer.named_modules(prefix=path, remove_duplicate=False):
+            for name, axis in _own_weights(module).items():
+                bias = "bias" if getattr(module, "bias", None) is not None else None
+                prefix = f"{place}." if place else ""
+                yield f"{prefix}{name}", axis, bias and f"{prefix}{bias}"
+    for step in () if program is None else program.steps:
+        if step.kind == "operator" and step.target[1] in _OPERATORS:
+            weight, axis, bias_place = _OPERATORS[step.target[1]]
+            if _is_weight(step.args, weight) and not _has_groups(step.args):
+                bias = None
+                if bias_place is not None and _is_weight(step.args, bias_place):
+                    bias = step.args[bias_place].name
+                yield step.args[weight].name, axis, bias
+
+
+#: Operators of exported code: the place of the weight, its axis, the place of the bias.
+_OPERATORS: dict[str, tuple[int, int, int | None]] = {
+    "linear": (1, 0, 2),
+    "addmm": (2, 1, 0),
+    "embedding": (0, 1, None),
+    **{f"conv{axes}d": (1, 0, 2) for axes in (1, 2, 3)},
+}
+
+
+def _is_weight(args: tuple[Any, ...], place: int) -> bool:
+    return len(args) > place and isinstance(args[place], WeightRef)
+
+
+def _has_groups(args: tuple[Any, ...]) -> bool:
+    return len(args) > 6 and args[6] != 1
+
+
+def _own_weights(module: nn.Module) -> dict[str, int]:
+    """Return the axes of a module's own weights."""
+    # A class of its own may read its weight in other ways.
+    kind = type(module)
+    if kind is nn.Linear:
+        return {"weight": 0}
+    if kind is nn.Embedding and module.max_norm is None:
+        return {"weight": 1}
+    if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        plain = module.groups == 1 and module.padding_mode == "zeros"
+        return {"weight": 0} if plain else {}
+    if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
+        return {"weight": 1}
+    # Matrices of experts, one behind the other: (experts, outputs, inputs) or turned.
+    return {
+        name: 1
+        for name, tensor in module.named_parameters(recurse=False)
+        if tensor.dim() == 3
+        and len(tensor) > 1
+        and not kind.__module__.startswith("torch.")
+    }
