@@ -77,7 +77,7 @@ def build_writer(
     target = pandas_dtype(column, nullable)
     if isinstance(target, pd.StringDtype):
         return TextWriter(column, n)
-    values = _block_dtype(column, target)
+    values = _block_dtype(target)
     if values is not None:
         return NumberWriter(column, n, target, values, cast)
     if isinstance(target, np.dtype):
@@ -85,7 +85,7 @@ def build_writer(
     return ExtensionWriter(column, n, target)
 
 
-def _block_dtype(column: OutputColumn, target: Any) -> np.dtype[Any] | None:
+def _block_dtype(target: Any) -> np.dtype[Any] | None:
     """Return the dtype of the memory behind `target`; None where it is Python's."""
     values: np.dtype[Any] | None = None
     if isinstance(target, TensorDtype):

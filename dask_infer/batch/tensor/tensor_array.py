@@ -252,17 +252,6 @@ class TensorArray(ExtensionArray):
         """Row by row, True where all numbers are equal; missing equals nothing."""
         if isinstance(other, (pd.Series, pd.Index, pd.DataFrame)):
             return NotImplemented
-        return self._equal(other, equal_nan=False)
-
-    def equals(self, other: object) -> bool:
-        """Whether dtype, missing rows and all numbers are equal, NaN equal to NaN."""
-        if not isinstance(other, TensorArray) or self.dtype != other.dtype:
-            return False
-        if len(self) != len(other) or (self.isna() != other.isna()).any():
-            return False
-        return bool((self._equal(other, equal_nan=True) | self.isna()).all())
-
-    def _equal(self, other: Any, equal_nan: bool) -> Array:
         if not isinstance(other, TensorArray):
             try:
                 other = self._boxed(other, scalar=False)
@@ -272,7 +261,18 @@ class TensorArray(ExtensionArray):
             other = other.take(np.zeros(len(self), np.intp))
         if len(other) != len(self):
             raise ValueError(f"Lengths must match: {len(self)} and {len(other)} rows")
-        return _same(self._rows, other._rows, equal_nan)
+        return _same(self._rows, other._rows)
+
+    def equals(self, other: object) -> bool:
+        """Whether dtype, missing rows and all numbers are equal, NaN equal to NaN."""
+        if not isinstance(other, TensorArray) or self.dtype != other.dtype:
+            return False
+        one, two = self._rows, other._rows  # equal rows have equal memory
+        return (
+            np.array_equal(one.absent, two.absent)
+            and (one.offsets is None or np.array_equal(one.lengths, two.lengths))
+            and np.array_equal(one.values, two.values, equal_nan=True)
+        )
 
     def _formatter(self, boxed: bool = False) -> Any:
         return _short
@@ -322,14 +322,14 @@ def _nothing(dtype: TensorDtype) -> Array:
     return np.zeros((0, *(n or 0 for n in dtype.shape[1:])), dtype.value)
 
 
-def _same(left: Rows, right: Rows, equal_nan: bool) -> Array:
+def _same(left: Rows, right: Rows) -> Array:
     present = ~(left.absent | right.absent)
     if left.shape != right.shape or left.offsets is not None:
-        return _same_ragged(left.ragged(), right.ragged(), present, equal_nan)
-    return present & _close(left.values, right.values, equal_nan)
+        return _same_ragged(left.ragged(), right.ragged(), present)
+    return present & _all_equal(left.values, right.values)
 
 
-def _same_ragged(left: Rows, right: Rows, present: Array, equal_nan: bool) -> Array:
+def _same_ragged(left: Rows, right: Rows, present: Array) -> Array:
     assert left.offsets is not None
     assert right.offsets is not None
     if left.values.shape[1:] != right.values.shape[1:]:
@@ -338,19 +338,15 @@ def _same_ragged(left: Rows, right: Rows, present: Array, equal_nan: bool) -> Ar
     picked = np.flatnonzero(same)
     one, two = left.take(picked), right.take(picked)
     assert one.offsets is not None
-    wrong = ~_close(one.values, two.values, equal_nan)
+    wrong = ~_all_equal(one.values, two.values)
     count = np.append(0, np.cumsum(wrong))
     same[picked] = count[one.offsets[1:]] == count[one.offsets[:-1]]
     return np.asarray(same)
 
 
-def _close(left: Array, right: Array, equal_nan: bool) -> Array:
+def _all_equal(left: Array, right: Array) -> Array:
     """Which entries along the first axis are equal throughout."""
-    equal = left == right
-    if equal_nan:
-        equal |= (left != left) & (right != right)
-    axes = tuple(range(1, equal.ndim))
-    return np.asarray(equal.all(axis=axes))
+    return np.asarray((left == right).all(axis=tuple(range(1, left.ndim))))
 
 
 def _unpacked(item: Any) -> Any:
