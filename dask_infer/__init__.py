@@ -19,6 +19,7 @@ from dask_infer.errors import (
     PlacementError,
 )
 from dask_infer.model.source import ModelSource
+from dask_infer.model.towers import Ensemble, Towers
 from dask_infer.replica.residents import replicas, unload
 from dask_infer.spec import Layout
 from dask_infer.watching.progress import progress
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataFrameInfer",
+    "Ensemble",
     "InferError",
     "InputError",
     "Layout",
@@ -41,6 +43,7 @@ __all__ = [
     "SeriesInfer",
     "TensorArray",
     "TensorDtype",
+    "Towers",
     "progress",
     "replicas",
     "unload",

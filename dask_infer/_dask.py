@@ -5,9 +5,10 @@ Checked with dask and distributed 2026.8.0.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from dask._collections import new_collection
 from dask._task_spec import Task, TaskRef
@@ -39,6 +40,7 @@ __all__ = [
     "Task",
     "TaskRef",
     "add_dashboard_pages",
+    "as_part_of_task",
     "count_in_fine_metrics",
     "count_partitions",
     "count_rows",
@@ -48,6 +50,7 @@ __all__ = [
     "is_filter_pushdown_available",
     "is_fusible",
     "is_lazy",
+    "is_task_thread",
     "live_clients",
     "new_collection",
     "projected_columns",
@@ -58,6 +61,8 @@ __all__ = [
     "show_page",
     "task_start",
 ]
+
+T = TypeVar("T")
 
 
 def is_lazy(collection: Any) -> bool:
@@ -149,6 +154,33 @@ def count_tasks_like_this(worker: Any) -> int:
     name = own[0] if isinstance(own, tuple) else own
     running = [task.key for task in worker.state.executing.copy()]
     return sum((key[0] if isinstance(key, tuple) else key) == name for key in running)
+
+
+def as_part_of_task(work: Callable[[], T]) -> Callable[[], T]:
+    """Return `work` as another thread may run it: as a part of the calling task.
+
+    The worker travels in the context, the task's key in the state of threads.
+    """
+    from distributed import worker
+    from distributed.utils import set_thread_state
+
+    running = worker.thread_state  # type: ignore[attr-defined]
+    names = ("key", "start_time")
+    state = {n: getattr(running, n) for n in names if hasattr(running, n)}
+    context = contextvars.copy_context()
+
+    def run() -> T:
+        with set_thread_state(**state):
+            return context.run(work)
+
+    return run
+
+
+def is_task_thread() -> bool:
+    """Whether the calling thread is one of a worker's own, which tasks may leave."""
+    from distributed import threadpoolexecutor
+
+    return hasattr(threadpoolexecutor.thread_state, "executor")
 
 
 def task_start() -> float | None:

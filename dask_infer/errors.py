@@ -8,8 +8,10 @@ or cannot be imported where it arrives, arrives as its text.
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import pickle
+from collections.abc import Iterator
 from types import FunctionType, TracebackType
 from typing import Any
 
@@ -81,6 +83,17 @@ class PartitionError(InferError):
     def cause(self) -> BaseException | None:
         """The error that was raised on the worker; None after a timeout."""
         return self.__cause__
+
+
+@contextlib.contextmanager
+def naming_model(name: str) -> Iterator[None]:
+    """Make errors say which of several models they are of."""
+    try:
+        yield
+    except Exception as error:
+        if error.args and (isinstance(error, InferError) or type(error) is ValueError):
+            error.args = (f"{name}: {error.args[0]}", *error.args[1:])
+        raise
 
 
 def make_portable(error: BaseException) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dask_infer import Plan
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dask_infer"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -19,6 +21,17 @@ def blocks(page: Path) -> list[str]:
 def test_readme_shows_only_code_that_the_docs_run() -> None:
     run = {block for page in PAGES for block in blocks(page)}
     assert set(blocks(ROOT / "README.md")) <= run
+
+
+def test_plans_of_the_page_on_planning_are_what_the_planner_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names: dict[str, object] = {}
+    page = ROOT / "docs" / "planning.md"
+    for block in blocks(page):
+        exec(block, names)
+        assert capsys.readouterr().out in page.read_text()
+    assert sum(isinstance(each, Plan) for each in names.values()) == 4
 
 
 @pytest.mark.parametrize(

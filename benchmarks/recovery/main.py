@@ -20,7 +20,7 @@ import dask_infer
 from benchmarks import measure
 from benchmarks.pipeline.model import Head, frame
 from dask_infer import Layout
-from dask_infer.pipeline.scheduler.coordinator import TOPIC
+from dask_infer.pipeline.scheduler.group_table import TOPIC
 
 HEADER = (
     "stage killed | noticed s | ready again s | range | job s | undisturbed s | "

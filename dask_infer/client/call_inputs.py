@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 from pandas.api.types import is_list_like
 
 from dask_infer.batch.inputs.column_types import column_type_of
@@ -20,9 +21,9 @@ from dask_infer.spec import Inputs
 TENSORS = (*TOKENIZED, "input_", "inputs_", "pixel_", "position_")
 
 
-def kept_columns(call: ModelCall) -> tuple[Any, ...]:
+def kept_columns(keep: Any, labels: pd.Index[Any]) -> tuple[Any, ...]:
     """Return the input columns that the result carries, as ``keep=`` names them."""
-    keep, columns = call.request.keep, list(call.frame_meta.columns)
+    columns = list(labels)
     if isinstance(keep, bool):
         return tuple(columns) if keep else ()
     if isinstance(keep, Mapping) or not is_list_like(keep, allow_sets=False):

@@ -1,87 +1,328 @@
-"""A request made a `Job`, on the client, when the call is built.
+"""A request made a job, on the client: of one model, or of several that are combined.
 
-The model, the user's functions and the graph do not run: shapes are propagated, names
-and dtypes compared. The model is written to the content store last, once everything is
-known to fit.
+Each of several models is a request of its own over the same rows; what combines them is
+one over a frame of their outputs, whose columns are known before anything runs.
 """
 
 from __future__ import annotations
 
-from numbers import Integral
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from dask_infer import config
+import pandas as pd
+
+from dask_infer.batch.outputs.column_dtypes import pandas_dtype
+from dask_infer.batch.outputs.naming import DEFAULT, name_values
+from dask_infer.batch.outputs.parse_meta import OutputValue, meta_pairs
 from dask_infer.batch.outputs.resolve_outputs import check_names
-from dask_infer.client.call_group import auto_spec, call_group, call_sweep
-from dask_infer.client.call_inputs import call_inputs, kept_columns
-from dask_infer.client.call_outputs import call_outputs
-from dask_infer.client.model_call import ModelCall, recognise_call
+from dask_infer.batch.tensor.lists import is_list, to_dense
+from dask_infer.client.call_inputs import kept_columns
+from dask_infer.client.combined_outputs import combined_outputs
+from dask_infer.client.model_call import InputRows
+from dask_infer.client.model_job import build_model_job
 from dask_infer.client.request import Request
-from dask_infer.model.store.blob_store import PendingBlob
-from dask_infer.spec import Blob, Code, Job
+from dask_infer.errors import InputError, naming_model
+from dask_infer.model.combine import Combine
+from dask_infer.model.formats.format import Format
+from dask_infer.model.recognise import recognise
+from dask_infer.model.registry import format_of
+from dask_infer.model.towers import Ensemble, Member, Towers
+from dask_infer.spec import AnyJob, OutputColumn, Outputs, Tower, TowersJob
+
+#: Arguments that say what a model is called with: of `Towers` each tower has its own.
+CALLS = (
+    *("columns", "preprocess", "tokenizer", "postprocess", "method", "call_kwargs"),
+)
 
 
-def build_job(request: Request, expr: Any) -> tuple[Job, tuple[Any, ...]]:
+def build_job(request: Request, expr: Any) -> tuple[AnyJob, tuple[Any, ...]]:
     """Return the job, and the columns of its result, for the rows of `expr`."""
-    call = recognise_call(request, expr)
-    kept = kept_columns(call)
-    outputs, inputs, undecided = call_outputs(call, call_inputs(call), kept)
-    check_names(outputs, kept, quarantine=request.on_error == "quarantine")
-    call.recognised.snapshot()
-    job = Job(
-        model=call.spec,
-        inputs=inputs,
-        outputs=outputs,
-        code=_code(call),
-        method=request.method,
-        batch_size=_batch_size(request),
-        batch_tokens=_or_configured(request.batch_tokens, "batch.tokens", "auto"),
-        dtype=request.dtype,
-        device=request.device,
-        timeout=request.timeout,
-        on_error=request.on_error,
-        max_errors=_configured_fraction("errors.max-fraction"),
-        row_wise=request.row_wise,
-        undecided=undecided,
-        group=call_group(call, inputs),
-        sweep=call_sweep(call, inputs),
-        auto=auto_spec(call, inputs),
-    )
+    rows = InputRows.of(expr)
+    kept = kept_columns(request.keep, rows.meta.columns)
+    job = _job(request, rows, kept)
     return job, (*kept, *job.names)
 
 
-def _code(call: ModelCall) -> Blob:
-    """Pickle what the user gave besides the model."""
-    request = call.request
-    code = Code(
-        preprocess=request.preprocess,
-        postprocess=request.postprocess,
-        tokenizer=call.tokenizer,
-        call_kwargs=dict(request.call_kwargs or {}),
+def _job(request: Request, rows: InputRows, kept: tuple[Any, ...] = ()) -> AnyJob:
+    if isinstance(request.model, Towers):
+        return _towers_job(request, request.model, rows, kept)
+    if isinstance(request.model, Ensemble):
+        return _ensemble_job(request, request.model, rows, kept)
+    return build_model_job(request, rows, kept)
+
+
+def _part(request: Request, member: Member, **arguments: Any) -> Request:
+    """Return the request of one of several models; its own options come first."""
+    options = {
+        "resources": dict(request.resources) or None,
+        "parallel": "auto" if request.auto else request.parallel,
+        "keep": False,
+        **arguments,
+        **member.options,
+    }
+    return replace(request, model=member.model, columns=member.columns, **options)
+
+
+# --- towers ---------------------------------------------------------------------------
+
+
+def _towers_job(
+    request: Request, model: Towers, rows: InputRows, kept: tuple[Any, ...]
+) -> TowersJob:
+    """Return the job of towers: a request each, and one of the head.
+
+    Raises
+    ------
+    ValueError
+        If an argument is given for the whole that each tower has for itself.
+    """
+    _check_call(request, rows)
+    meta = _meta_by_tower(request, model, kept) if model.head is None else {}
+    called = dict.fromkeys(CALLS[1:])
+    towers = []
+    for name, member in model.towers.items():
+        title = f'tower "{name}"'
+        with naming_model(title):
+            own = {
+                "output": None,
+                "meta": meta.get(name),
+                "on_error": _on_error(request, model.head is not None),
+            }
+            job = _job(_part(request, member, **called, **own), rows)
+        towers.append(Tower(title, job, _full_names(name, job)))
+    if model.head is not None:
+        return _headed(request, model, towers, kept)
+    return _headless(request, towers, kept)
+
+
+def _check_call(request: Request, rows: InputRows) -> None:
+    # A series names its column, which is all that there is.
+    named = isinstance(request.columns, str)
+    only = named and [request.columns] == list(rows.meta.columns)
+    for name in CALLS:
+        if getattr(request, name) is not None and not (name == "columns" and only):
+            raise ValueError(
+                f"{name}=: each tower has its own; pass it in Towers({{name: (model, "
+                f'columns, {{"{name}": ...}})}}, head=(model, columns, {{...}}))'
+                if name != "columns"
+                else "columns=: each tower names its own, as Towers({name: (model, "
+                "columns)}); leave out columns="
+            )
+
+
+def _on_error(request: Request, has_head: bool) -> Any:
+    """Return `on_error` of one of several models.
+
+    What combines them leaves out the rows that one failed on, so it must know them.
+    """
+    nullable = request.on_error != "raise"
+    return "quarantine" if nullable and has_head else request.on_error
+
+
+def _full_names(tower: str, job: AnyJob) -> tuple[tuple[str, str], ...]:
+    """Return the names of a tower's outputs, in its job and among those of all."""
+    own = job.outputs.names
+    if own == (DEFAULT,):
+        return ((DEFAULT, tower),)
+    return tuple((name, f"{tower}_{name.removeprefix(f'{DEFAULT}_')}") for name in own)
+
+
+def _meta_by_tower(
+    request: Request, model: Towers, kept: tuple[Any, ...]
+) -> dict[str, Any]:
+    """Return ``meta=`` of the whole as that of each tower."""
+    found: dict[str, Any] = {}
+    pairs = [] if request.meta is None else list(meta_pairs(request.meta))
+    for key, dtype in pairs:
+        if key in kept:
+            continue
+        names = [
+            name
+            for name in sorted(model.towers, key=len, reverse=True)
+            if key == name or str(key).startswith(f"{name}_")
+        ]
+        if not names:
+            raise ValueError(
+                f"meta=: {key!r} is no output of a tower; the outputs are named tower "
+                f"or tower_field, and the towers are {', '.join(model.towers)}"
+            )
+        name = names[0]
+        if key == name:
+            found[name] = dtype
+        else:
+            found.setdefault(name, {})[key.removeprefix(f"{name}_")] = dtype
+    return found
+
+
+def _headless(
+    request: Request, towers: Sequence[Tower], kept: tuple[Any, ...]
+) -> TowersJob:
+    values = [
+        OutputValue(full, column.dtype, column.shape)
+        for full, column in _columns(towers).items()
+    ]
+    columns = name_values(values, request.output)
+    if any(column.index is not None for column in columns):
+        raise ValueError(
+            "output=: the columns of a tower are named in its options: Towers({name: "
+            '(model, columns, {"output": [...]})})'
+        )
+    outputs = check_names(
+        Outputs(columns), kept, quarantine=request.on_error == "quarantine"
     )
-    return PendingBlob(code, subject="the call").write()
+    names = {column.field: column.name for column in columns}
+    towers = [
+        replace(
+            tower,
+            columns=tuple((o, names[f]) for o, f in tower.columns if f in names),
+        )
+        for tower in towers
+    ]
+    job = TowersJob("Towers", tuple(towers), outputs, on_error=request.on_error)
+    return job.reading(job.names)
 
 
-def _batch_size(request: Request) -> int | None:
-    """Return the most rows of a batch; where there are stages it is a microbatch."""
-    rows = _or_configured(request.batch_size, "batch.rows", None)
-    limits = [n for n in (rows, request.parallel.microbatch) if isinstance(n, int)]
-    return min(limits, default=None)
+def _headed(
+    request: Request, model: Towers, towers: Sequence[Tower], kept: tuple[Any, ...]
+) -> TowersJob:
+    assert model.head is not None
+    member = model.head
+    fitted = _format(member).is_fitted
+    arguments: dict[str, Any] = {
+        **dict.fromkeys(CALLS[1:]),
+        "shapes": None,
+        # It is small, and reads what is here.
+        "parallel": "data",
+        "resources": None,
+    }
+    with naming_model("head"):
+        if member.columns is None and not isinstance(member.model, Towers):
+            columns = [*_columns(towers)] if fitted else _by_tower(model, towers)
+            member = replace(member, columns=columns)
+        if fitted:
+            arguments["preprocess"] = spread_lists
+        part = _part(request, member, **arguments)
+        head = _job(part, _rows_of(towers), kept)
+    return TowersJob(
+        "Towers", tuple(towers), head.outputs, head, on_error=request.on_error
+    )
 
 
-def _or_configured(value: Any, key: str, automatic: Any) -> Any:
-    """Return what the call says, else what the configuration does."""
-    if value == "auto":
-        value = config.get(key)
-    if isinstance(value, Integral):
-        return int(value)
-    return automatic if value == "auto" else value
+def _format(member: Member) -> Format | type[Format]:
+    if isinstance(member.model, Towers | Ensemble):
+        return Format
+    return format_of(recognise(member.model, member.options.get("method")).spec)
 
 
-def _configured_fraction(key: str) -> float:
-    """Return a configured part of a whole."""
-    value = config.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1:
-        raise ValueError(f"infer.{key}: {value!r}; set a number from 0 to 1")
-    return float(value)
+def _by_tower(model: Towers, towers: Sequence[Tower]) -> dict[str, Any]:
+    """Return the columns that a head reads: an argument a tower."""
+    found: dict[str, Any] = {}
+    for name, tower in zip(model.towers, towers, strict=True):
+        full = [full for _, full in tower.columns]
+        found[name] = full if len(full) > 1 else full[0]
+        if len(full) > 1 and any(c.shape for c in tower.job.outputs.columns):
+            raise InputError(
+                f"it reads one argument a tower, and {tower.name} returns "
+                f"{', '.join(full)}; pick one in the tower's options, such as "
+                f'{{"output": {{"{tower.columns[0][0]}": "{name}"}}}}, or name what it '
+                "reads: head=(model, columns)"
+            )
+    return found
+
+
+def _columns(towers: Sequence[Tower]) -> dict[str, OutputColumn]:
+    """Return the outputs of all towers by their names.
+
+    Raises
+    ------
+    ValueError
+        If two have one name.
+    """
+    found: dict[str, OutputColumn] = {}
+    for tower in towers:
+        own = {column.name: column for column in tower.job.outputs.columns}
+        for name, full in tower.columns:
+            if full in found:
+                raise ValueError(
+                    f'two outputs of towers are named "{full}"; name the towers, or '
+                    "their outputs, otherwise"
+                )
+            found[full] = own[name]
+    return found
+
+
+def _rows_of(towers: Sequence[Tower]) -> InputRows:
+    """Return the towers' outputs as rows, which is what a head gets."""
+    dtypes = {name: pandas_dtype(column) for name, column in _columns(towers).items()}
+    return InputRows(
+        pd.DataFrame({n: pd.Series([], dtype=dtype) for n, dtype in dtypes.items()})
+    )
+
+
+def spread_lists(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame for an estimator: a column for each number of a list."""
+    columns: dict[str, Any] = {}
+    for name, series in frame.items():
+        if is_list(series.dtype):
+            block = to_dense(series)
+            columns |= {f"{name}_{i}": each for i, each in enumerate(block.T)}
+        else:
+            columns[str(name)] = series
+    return pd.DataFrame(columns, index=frame.index)
+
+
+# --- ensembles ------------------------------------------------------------------------
+
+
+def _ensemble_job(
+    request: Request, model: Ensemble, rows: InputRows, kept: tuple[Any, ...]
+) -> TowersJob:
+    """Return the job of an ensemble: a request a model, and one that combines them."""
+    how = model.combine
+    fields = request.output if isinstance(request.output, dict) else None
+    arguments = {
+        # Fields that are not read are not carried along.
+        "output": None if fields is None else {key: key for key in fields},
+        "meta": request.meta if how in ("mean", "vote") else None,
+        "on_error": _on_error(request, has_head=True),
+    }
+    towers = []
+    for place, member in enumerate(model.members):
+        title = f"member {place}"
+        own = dict.fromkeys(CALLS[1:]) if isinstance(member.model, Towers) else {}
+        if member.columns is None and not own:
+            member = replace(member, columns=request.columns)
+        with naming_model(title):
+            job = _job(_part(request, member, **arguments, **own), rows)
+        towers.append(Tower(title, job, _full_names(f"m{place}", job)))
+    combine = Combine(how, _fields(towers))
+    columns = {full: full for tower in towers for _, full in tower.columns}
+    part = Member(combine, columns)
+    calls = {**dict.fromkeys(CALLS[1:]), "shapes": None, "dtype": None}
+    here = {"parallel": "data", "resources": None, "device": "cpu", **calls}
+    rows = _rows_of(towers)
+    if callable(how):
+        head = build_model_job(_part(request, part, **here), rows, kept)
+    else:
+        values = combined_outputs(how, towers, list(combine.names[0]))
+        outputs = Outputs(name_values(values, request.output))
+        known = {"batch_size": "auto", "timeout": None, "meta": None, **here}
+        head = build_model_job(_part(request, part, **known), rows, kept, outputs)
+    return TowersJob(
+        "Ensemble", tuple(towers), head.outputs, head, on_error=request.on_error
+    )
+
+
+def _fields(towers: Sequence[Tower]) -> list[dict[str | None, str]]:
+    """Return of each model its outputs' names by field; None for one without a name.
+
+    Where all have one output it is the same, whatever each calls it.
+    """
+    names = {own for tower in towers for own, _ in tower.columns}
+    nameless = names if all(len(tower.columns) == 1 for tower in towers) else {DEFAULT}
+    nameless = nameless if len(names) > 1 else {DEFAULT}
+    return [
+        {None if own in nameless else own: full for own, full in tower.columns}
+        for tower in towers
+    ]

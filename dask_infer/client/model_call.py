@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -16,6 +16,23 @@ from dask_infer.model.recognise import recognise
 from dask_infer.model.registry import format_of
 from dask_infer.spec import ModelSpec
 from dask_infer.spec.model_spec import Interface
+
+
+@dataclass(frozen=True)
+class InputRows:
+    """What is known of the rows that a model gets."""
+
+    #: Empty frame with their columns and dtypes.
+    meta: pd.DataFrame
+    #: Row shapes of list columns, where a parquet schema states them.
+    schema: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, expr: Any) -> InputRows:
+        """Return what an expression tells of its rows."""
+        types = schema_columns(expr)
+        shapes = {name: arrow_row_shape(kind) for name, kind in types.items()}
+        return cls(expr._meta, {name: shape for name, shape in shapes.items() if shape})
 
 
 @dataclass(frozen=True)
@@ -51,8 +68,8 @@ class ModelCall:
         return own if self.request.tokenizer is None else self.request.tokenizer
 
 
-def recognise_call(request: Request, expr: Any) -> ModelCall:
-    """Recognise the model of a request over the rows of `expr`.
+def recognise_call(request: Request, rows: InputRows) -> ModelCall:
+    """Recognise the model of a request over `rows`.
 
     Raises
     ------
@@ -62,10 +79,7 @@ def recognise_call(request: Request, expr: Any) -> ModelCall:
         If it lacks the method asked for, or cannot run in the dtype asked for.
     """
     recognised = recognise(request.model, request.method)
-    types = schema_columns(expr)
-    shapes = {name: arrow_row_shape(kind) for name, kind in types.items()}
-    schema = {name: shape for name, shape in shapes.items() if shape}
-    call = ModelCall(request, recognised, expr._meta, schema)
+    call = ModelCall(request, recognised, rows.meta, rows.schema)
     _check_model(call)
     return call
 

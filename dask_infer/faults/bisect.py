@@ -50,7 +50,7 @@ def split(rows: Rows, parts: int) -> Sequence[Rows]:
 
 
 @dataclass
-class Cut:
+class Pieces:
     """The pieces of one failed batch."""
 
     #: Pieces that have to pass before the last is known to fail.
@@ -60,7 +60,7 @@ class Cut:
     parts: int
 
 
-class Search:
+class RowSearch:
     """What is known of the batches of one partition."""
 
     def __init__(self) -> None:
@@ -70,12 +70,12 @@ class Search:
         self.most: int | None = None
         self._largest = 0
         #: Where pieces that have not been run come from.
-        self._cuts: dict[Key, Cut] = {}
+        self._cuts: dict[Key, Pieces] = {}
         #: Pieces that need not be run to be cut, and into how many.
         self._known_to_fail: dict[Key, int] = {}
 
     def __repr__(self) -> str:
-        return f"<Search {len(self._cuts)} pieces, at most {self.most} rows>"
+        return f"<RowSearch {len(self._cuts)} pieces, at most {self.most} rows>"
 
     def instead(self, rows: Rows) -> Sequence[Rows] | None:
         """Return what to put back in place of a batch, or None to run it."""
@@ -115,7 +115,7 @@ class Search:
             self.most = max(1, key[1] // 2)
         pieces = split(rows, parts)
         keys = [_key(piece) for piece in pieces]
-        self._cuts |= dict.fromkeys(keys, Cut(len(keys) - 1, keys[-1], parts))
+        self._cuts |= dict.fromkeys(keys, Pieces(len(keys) - 1, keys[-1], parts))
         return pieces
 
     def alone(self, rows: Rows) -> None:

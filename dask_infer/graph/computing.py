@@ -29,7 +29,7 @@ def announce(node: Any) -> None:
 
 def name_tasks(name: str, nodes: Iterable[Any]) -> None:
     """Remember which predictions the tasks of a name run."""
-    _jobs_of_tasks[name] = tuple(node.label for node in nodes)
+    _jobs_of_tasks[name] = tuple(label for node in nodes for label, _ in node.counted)
     _jobs_of_tasks.move_to_end(name)
     while len(_jobs_of_tasks) > KEPT:
         _jobs_of_tasks.popitem(last=False)

@@ -33,9 +33,10 @@ from dask_infer._dask import (
 from dask_infer.batch.outputs.column_dtypes import output_meta
 from dask_infer.graph.computing import announce, name_tasks
 from dask_infer.graph.fusion import fuse
-from dask_infer.graph.tasks import job_label, request_group, run_partition
+from dask_infer.graph.tasks import request_groups, run_partition
 from dask_infer.metrics.sums import Label
-from dask_infer.spec import AutoSpec, GroupSpec, Job
+from dask_infer.run.predict import label_of
+from dask_infer.spec import AnyJob, AutoSpec, GroupSpec, Job
 
 
 class _Prediction:
@@ -52,10 +53,10 @@ class _Prediction:
     #: Input rows below the node.
     frame: Expr
     #: The whole request; also tells inputs and outputs.
-    job: Job
+    job: AnyJob
     #: Columns of the result, in order: input columns that are kept, and outputs.
     emit: tuple[Any, ...]
-    #: Task that brings the group about; there is one once the node is lowered.
+    #: Task that brings groups about; there is one once the node is lowered.
     group_request: GroupRequest | None
     #: Whether the node is about to become tasks, so that it may be fused.
     lowered: bool
@@ -73,7 +74,7 @@ class _Prediction:
     @functools.cached_property
     def _name(self) -> str:
         # The dashboard groups tasks by the letters before the token.
-        letters = "".join(filter(str.isalpha, self.job.model.name))
+        letters = "".join(filter(str.isalpha, self.job.name))
         name = f"predict{letters[:24]}-{self.deterministic_token}"  # type: ignore[attr-defined]
         name_tasks(name, [self])
         return name
@@ -86,9 +87,10 @@ class _Prediction:
         return bytes(dumps(self.job))
 
     @functools.cached_property
-    def label(self) -> Label:
-        """What the rows of its partitions are counted under."""
-        return job_label(self.job)
+    def counted(self) -> tuple[tuple[Label, tuple[str, ...]], ...]:
+        """What its rows are counted under, and what it adds: of each model."""
+        models = [model for model in self.job.models if model.token]
+        return tuple((label_of(model), model.names) for model in models)
 
     def _task(self, name: Any, index: int) -> Task:
         if index == 0:  # where Dask fused it before, it is not lowered any more
@@ -101,7 +103,7 @@ class _Prediction:
 
     def _required(self, emit: tuple[Any, ...]) -> list[Any]:
         """Input columns that the model and `emit` need, in the frame's order."""
-        needed = {*emit, *self.job.inputs.columns}
+        needed = {*emit, *self.job.reads}
         return [c for c in self.frame.columns if c in needed]
 
     def _simplify_down(self) -> Expr | None:
@@ -129,7 +131,7 @@ class _Prediction:
             return type(parent)(self.frame, *parent.operands[1:])
         if emit == self.emit:
             return None
-        narrow = self._with(emit=emit)
+        narrow = self._with(emit=emit, job=self.job.reading(emit))
         if list(emit) == parent.operand("columns"):
             return narrow
         return type(parent)(narrow, *parent.operands[1:])
@@ -146,19 +148,23 @@ class _Prediction:
         announce(self)
         if self.lowered:
             return None
-        group: GroupSpec | AutoSpec | None = self.job.group
-        if self.job.auto is not None:
-            group = self._auto(self.job.auto)
-        group_request = None if group is None else GroupRequest(group)  # type: ignore[no-untyped-call]
-        return self._with(lowered=True, group_request=group_request)
+        specs = tuple(self._spec(model) for model in self.job.spread_models)
+        request = GroupRequest(specs) if specs else None  # type: ignore[no-untyped-call]
+        return self._with(lowered=True, group_request=request)
 
-    def _auto(self, auto: AutoSpec) -> AutoSpec:
-        """Return what a layout is chosen from, with the rows that will be predicted."""
+    def _spec(self, model: Job) -> GroupSpec | AutoSpec:
+        """Return the group of a model, or what its layout is chosen from.
+
+        That is known only now: the rows that will be predicted.
+        """
+        if model.auto is None:
+            assert model.group is not None
+            return model.group
         return replace(
-            auto,
+            model.auto,
             rows=count_rows_at_most(self.frame),
             partitions=self.frame.npartitions,
-            rate_key=self.job.rate_key,
+            rate_key=model.rate_key,
         )
 
     def __str__(self) -> str:
@@ -169,11 +175,11 @@ class _Prediction:
 
 
 class GroupRequest(Expr):
-    """The one task that all partitions wait for where other workers hold the model."""
+    """The one task that all partitions wait for where other workers hold models."""
 
-    _parameters = ["group"]  # noqa: RUF012 (as the base class has it)
-    #: The group that is asked for, or what one is chosen from.
-    group: GroupSpec | AutoSpec
+    _parameters = ["groups"]  # noqa: RUF012 (as the base class has it)
+    #: The groups that are asked for, or what they are chosen from.
+    groups: tuple[GroupSpec | AutoSpec, ...]
 
     @functools.cached_property
     def _meta(self) -> str:
@@ -181,14 +187,14 @@ class GroupRequest(Expr):
 
     @functools.cached_property
     def _name(self) -> str:
-        return f"request-group-{self.group.key}"
+        return f"request-group-{'-'.join(group.key for group in self.groups)}"
 
     def _divisions(self) -> tuple[None, None]:
         return (None, None)
 
     def _layer(self) -> dict[Any, Task]:
         name = (self._name, 0)
-        return {name: Task(name, request_group, bytes(dumps(self.group)))}
+        return {name: Task(name, request_groups, bytes(dumps(self.groups)))}
 
 
 class Predict(_Prediction, Elemwise):

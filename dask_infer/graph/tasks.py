@@ -10,26 +10,21 @@ import functools
 import multiprocessing
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from dask.tokenize import tokenize
 
-from dask_infer.batch.outputs.column_dtypes import output_meta
 from dask_infer.errors import PartitionError, make_portable
-from dask_infer.metrics.recorder import meter
-from dask_infer.metrics.sums import Label
-from dask_infer.replica.partition_counters import recording_partition
-from dask_infer.spec import AutoSpec, GroupSpec, Job, LayerGroups
+from dask_infer.run.predict import predict
+from dask_infer.spec import AnyJob, AutoSpec, ChosenLayout, GroupSpec
 
 
 def run_partition(
     frame: pd.DataFrame,
     job: bytes,
     emit: tuple[Any, ...],
-    group_request: str | GroupSpec | LayerGroups | None = None,
+    group_request: tuple[ChosenLayout, ...] | None = None,
     partition: int | None = None,
 ) -> pd.DataFrame:
     """Return `frame`'s kept columns and the predictions of its rows.
@@ -39,57 +34,47 @@ def run_partition(
     frame
         The rows of one partition, with at least the columns that the model reads.
     job
-        The pickled `Job`; equal bytes are unpickled once in a process.
+        The pickled job; equal bytes are unpickled once in a process.
     emit
         Names of the result's columns, in order.
     group_request
-        What `request_group` returned, where other workers hold the model or a layout
-        was chosen.
+        What `request_groups` returned, where other workers hold models or a layout was
+        chosen.
     partition
         Number of the partition, for errors.
     """
     with _portable_errors(partition):
-        request, label = _read_job(job)
-        if isinstance(group_request, GroupSpec):
-            request = replace(request, group=group_request)
-        elif isinstance(group_request, LayerGroups):
-            request = replace(request, sweep=group_request)
-        with recording_partition(label, len(frame)):
-            if len(frame):
-                with meter("load"):
-                    from dask_infer.run.partition import predict_rows
-
-                predicted = predict_rows(frame, request)
-            else:
-                predicted = output_meta(
-                    request.outputs, request.nullable, request.quarantine
-                )
-            return _result(frame, predicted, emit)
+        request = _read_job(job)
+        if group_request is not None:
+            request = request.spread(iter(group_request))
+        return _result(frame, predict(frame, request), emit)
 
 
-def request_group(group: bytes) -> str | GroupSpec | LayerGroups | None:
-    """Wait until other workers hold the model together.
+def request_groups(wanted: bytes) -> tuple[ChosenLayout, ...]:
+    """Wait until other workers hold models together; return the layout of each.
 
-    Returns their group's key. Where the layout is chosen here, returns what the job has
-    of it: the group, the layer groups of a sweep, or None where each process holds the
-    model itself.
+    Parameters
+    ----------
+    wanted
+        A pickled `GroupSpec` or `AutoSpec` for each.
     """
     with _portable_errors():
-        wanted: GroupSpec | AutoSpec = pickle.loads(group)
-        if isinstance(wanted, GroupSpec):
-            return _request_group(wanted)
-        from dask_infer.pipeline.choice.auto_layout import choose_layout
+        specs: tuple[GroupSpec | AutoSpec, ...] = pickle.loads(wanted)
+        chosen = tuple(map(_chosen, specs))
+        groups = {spec.key: spec for spec in chosen if isinstance(spec, GroupSpec)}
+        if groups:
+            from dask_infer.pipeline.worker import group_request
 
-        chosen = choose_layout(wanted)
-        if isinstance(chosen, GroupSpec):
-            _request_group(chosen)
+            group_request.request_groups([*groups.values()])
         return chosen
 
 
-def _request_group(group: GroupSpec) -> str:
-    from dask_infer.pipeline.worker import group_request
+def _chosen(spec: GroupSpec | AutoSpec) -> ChosenLayout:
+    if isinstance(spec, GroupSpec):
+        return spec
+    from dask_infer.pipeline.choice.auto_layout import choose_layout
 
-    return group_request.request_group(group)
+    return choose_layout(spec)
 
 
 @contextlib.contextmanager
@@ -110,14 +95,9 @@ def _portable_errors(partition: int | None = None) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=256)
-def _read_job(job: bytes) -> tuple[Job, Label]:
-    request: Job = pickle.loads(job)
-    return request, job_label(request)
-
-
-def job_label(job: Job) -> Label:
-    """Return what a job's partitions are counted under, on clients and workers."""
-    return Label(job.model.label, None, tokenize(job)[:8])
+def _read_job(job: bytes) -> AnyJob:
+    request: AnyJob = pickle.loads(job)
+    return request
 
 
 def _result(

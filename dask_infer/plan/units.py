@@ -14,7 +14,11 @@ def in_bytes(nbytes: float) -> str:
 
 
 def in_seconds(seconds: float) -> str:
-    """Return seconds with a unit: ``"12.3 ms"``."""
+    """Return seconds with a unit: ``"12.3 ms"``, ``"1.5 h"``."""
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    if seconds >= 600:
+        return f"{seconds / 60:.0f} min"
     if seconds >= 1:
         return f"{seconds:.2f} s"
     if seconds >= 1e-3:

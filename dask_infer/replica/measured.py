@@ -6,11 +6,12 @@ what a crowded host adds depends on how many run, and a plan adds it again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from dask.system import CPU_COUNT
 
@@ -58,32 +59,55 @@ _times: dict[str, _Times] = {}
 _lock = threading.Lock()
 
 
-def observe_partition(
-    job: Job, sums: Sums, cpu: float, forwards: int, kind: str
-) -> None:
+class ThreadTimes(NamedTuple):
+    """Seconds of the calling thread since some moment."""
+
+    wall: float
+    cpu: float
+    #: Seconds in which it was ready to run and had no core (Linux); else 0.
+    waited: float
+
+    @classmethod
+    def now(cls) -> ThreadTimes:
+        """Return the times of the calling thread."""
+        waited = 0.0
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            counters = Path("/proc/thread-self/schedstat").read_text()
+            waited = int(counters.split()[1]) / 1e9
+        return cls(time.perf_counter(), time.thread_time(), waited)
+
+    def since(self, before: ThreadTimes) -> ThreadTimes:
+        """Return what has passed."""
+        return ThreadTimes(
+            *(now - then for now, then in zip(self, before, strict=True))
+        )
+
+
+def observe_partition(job: Job, sums: Sums, spent: ThreadTimes, kind: str) -> None:
     """Learn from a partition that was predicted in this process.
 
     Parameters
     ----------
     sums
         What its thread counted.
-    cpu
-        CPU seconds of the thread meanwhile.
-    forwards
-        Threads of the host that may run partitions at once.
+    spent
+        Times of the thread for all but reading and loading.
     kind
         Kind of the device.
     """
     rows = sums.count("rows")
-    outside = sums.seconds.get("read", 0.0) + sums.seconds.get("load", 0.0)
-    wall = sum(sums.seconds.values()) - outside
-    if not rows or wall <= 0:
+    if not rows or spent.wall <= 0:
         return
-    # A thread that waited for a core took longer; one that sleeps did not need one.
-    alone = min(1.0, max(cpu / wall, 1 / max(1.0, forwards / CPU_COUNT)))
-    forward = sums.seconds.get("forward", 0.0)
-    other = sum(sums.seconds.get(each, 0.0) for each in ("read", "encode", "decode"))
-    other += sums.seconds.get("other", 0.0) + sums.seconds.get("transfer", 0.0)
+    running = max(spent.wall - spent.waited, spent.cpu)
+    alone = running / spent.wall
+    seconds = sums.seconds
+    outside = ("load", "forward", "wait")
+    learned = {
+        "forward": alone * seconds.get("forward", 0.0),
+        "prepare": alone * sum(v for k, v in seconds.items() if k not in outside),
+        "cpu": spent.cpu,
+        "running": running,
+    }
     name = rows_key(job.rate_key, kind)
     with _lock:
         times = _times.setdefault(name, _Times())
@@ -92,16 +116,18 @@ def observe_partition(
             times.rows, times.seconds = 0.0, {}
         # The latest partitions count most.
         times.rows = times.rows / 2 + rows
-        for each, seconds in (("forward", forward), ("prepare", other)):
-            before = times.seconds.get(each, 0.0)
-            times.seconds[each] = before / 2 + seconds * alone
+        for each, amount in learned.items():
+            times.seconds[each] = times.seconds.get(each, 0.0) / 2 + amount
         now = time.monotonic()
         first_ones = times.partitions & (times.partitions - 1) == 0  # 1, 2, 4, 8, ...
         if not first_ones and now - times.written < INTERVAL:
             return
         times.written = now
-        state: Mapping[str, Any] = {
-            each: seconds / times.rows for each, seconds in times.seconds.items()
+        sums_now = times.seconds
+        state = {
+            "forward": sums_now["forward"] / times.rows,
+            "prepare": sums_now["prepare"] / times.rows,
+            "cores": sums_now["cpu"] / sums_now["running"],
         }
     remember(name, state)
 

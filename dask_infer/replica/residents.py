@@ -6,11 +6,12 @@ import asyncio
 import inspect
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import pandas as pd
 
+from dask_infer.model.towers import single_models
 from dask_infer.spec.group_spec import COORDINATOR
 
 COLUMNS = {
@@ -83,17 +84,20 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
     OSError
         If the client has lost its scheduler.
     """
-    content = None
+    contents = None
     if model is not None:
         from dask_infer.model.recognise import recognise
 
-        content = recognise(model).spec.key
+        contents = [
+            recognise(each.model, each.options["method"]).spec.key
+            for each in single_models(model)
+        ]
     client = client or current_client()
     if client is None:
-        unload_here(content)
+        unload_here(contents)
         return None
-    released = client.run_on_scheduler(_release, content)
-    freed = client.run(unload_on_worker, content)
+    released = client.run_on_scheduler(_release, contents)
+    freed = client.run(unload_on_worker, contents)
     if not inspect.isawaitable(freed):
         return None
 
@@ -137,11 +141,12 @@ def _shard(part: Any) -> int | None:
     return None if part is None or part.shards == 1 else int(part.shard)
 
 
-def unload_here(content: str | None) -> None:
-    """Free replicas of this process."""
+def unload_here(contents: Sequence[str] | None) -> None:
+    """Free the replicas of these models in this process, or of all."""
     cache = _cache()
-    if cache is not None:
-        cache.unload(content)
+    for content in [None] if contents is None else contents:
+        if cache is not None:
+            cache.unload(content)
 
 
 def _cache() -> Any | None:
@@ -153,16 +158,17 @@ def _cache() -> Any | None:
     return getattr(module, "cache", None)
 
 
-async def unload_on_worker(content: str | None) -> None:
+async def unload_on_worker(contents: Sequence[str] | None) -> None:
     """Free replicas while the worker's event loop goes on."""
-    await asyncio.to_thread(unload_here, content)
+    await asyncio.to_thread(unload_here, contents)
 
 
-def _release(content: str | None, dask_scheduler: Any) -> None:
+def _release(contents: Sequence[str] | None, dask_scheduler: Any) -> None:
     """Release groups of workers that hold a model together; runs on the scheduler."""
     coordinator = dask_scheduler.plugins.get(COORDINATOR)
-    if coordinator is not None:
-        coordinator.unload(content)
+    for content in [None] if contents is None else contents:
+        if coordinator is not None:
+            coordinator.unload(content)
 
 
 def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:

@@ -41,8 +41,6 @@ class Place:
     cpu_threads: int
     #: Bytes of the process that are neither models nor data held by Dask.
     used_bytes: Callable[[], int]
-    #: Threads of the host that may run forwards at once.
-    forwards: int = 1
     #: Bytes at which the worker's nanny intervenes; None without a limit.
     memory_limit: int | None = None
     #: Bytes at which Dask pauses the worker.
@@ -93,8 +91,7 @@ def current_place() -> Place:
     """Return the place of the calling thread."""
     worker = current_worker()
     if worker is None:
-        forwards = _local_forwards()
-        return Place("local", _threads(forwards), _resident_bytes, forwards)
+        return Place("local", _threads(_local_forwards()), _resident_bytes)
     now = time.monotonic()
     known = _places.get(worker)
     if known and now - known[0] < RECOUNT:
@@ -145,7 +142,6 @@ def _place_of(worker: Any, forwards: int) -> Place:
         worker=worker.address,
         cpu_threads=_threads(forwards),
         used_bytes=used_bytes,
-        forwards=forwards,
         memory_limit=limit,
         pause_at=int(limit * pause) if limit and pause else None,
     )

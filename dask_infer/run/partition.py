@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +31,7 @@ from dask_infer.faults.classify import Step
 from dask_infer.metrics.recorder import add, meter, recorded
 from dask_infer.model.runtime.tokenizers import load_tokenizer
 from dask_infer.model.store.blob_store import read_blob
-from dask_infer.replica.measured import observe_partition
+from dask_infer.replica.measured import ThreadTimes, observe_partition
 from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import (
     cores_of_process,
@@ -69,11 +68,11 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
         with sweep_runner(job, code, place) as runner:
             return Partition(frame, job, code, runner).columns()
     with local_runner(job, code, place) as runner:
-        began = time.thread_time()
+        began = ThreadTimes.now()
         columns = Partition(frame, job, code, runner).columns()
         if (sums := recorded()) is not None:
-            device, cpu = runner.device.torch_device.type, time.thread_time() - began
-            observe_partition(job, sums, cpu, place.forwards, device)
+            spent = ThreadTimes.now().since(began)
+            observe_partition(job, sums, spent, runner.device.torch_device.type)
         return columns
 
 

@@ -18,7 +18,7 @@ from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.assembler import Assembler
 from dask_infer.batch.outputs.column_writers import TextWriter
 from dask_infer.errors import InferError, PartitionError
-from dask_infer.faults.bisect import HALVES, MANY, Rows, Search
+from dask_infer.faults.bisect import HALVES, MANY, Rows, RowSearch
 from dask_infer.faults.classify import (
     Step,
     StepFailed,
@@ -84,7 +84,7 @@ class Recovery:
         self.runner = runner
         self.work = work
         self.assembler = assembler
-        self.search = Search()
+        self.search = RowSearch()
         #: The text of each row that failed.
         self.errors: TextWriter | None = None
         if job.quarantine:

@@ -3,17 +3,28 @@
 from dask_infer.spec.auto_spec import AutoSpec
 from dask_infer.spec.group_spec import GroupSpec, Patience
 from dask_infer.spec.input_spec import Argument, ArgumentKey, Fitted, Inputs, Undecided
-from dask_infer.spec.job import Blob, Code, Job, LayerGroups
+from dask_infer.spec.job import (
+    AnyJob,
+    Blob,
+    ChosenLayout,
+    Code,
+    Job,
+    LayerGroups,
+    Tower,
+    TowersJob,
+)
 from dask_infer.spec.layout import Layout
 from dask_infer.spec.model_spec import ModelSpec
 from dask_infer.spec.output_spec import ERROR_COLUMN, OutputColumn, Outputs
 
 __all__ = [
     "ERROR_COLUMN",
+    "AnyJob",
     "Argument",
     "ArgumentKey",
     "AutoSpec",
     "Blob",
+    "ChosenLayout",
     "Code",
     "Fitted",
     "GroupSpec",
@@ -25,5 +36,7 @@ __all__ = [
     "OutputColumn",
     "Outputs",
     "Patience",
+    "Tower",
+    "TowersJob",
     "Undecided",
 ]

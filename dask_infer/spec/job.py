@@ -1,11 +1,11 @@
-"""Everything one partition task needs to know, frozen."""
+"""Everything one partition task needs to know, frozen: of one model, or of several."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 from dask_infer.spec.auto_spec import AutoSpec
 from dask_infer.spec.group_spec import GroupSpec
@@ -13,7 +13,16 @@ from dask_infer.spec.input_spec import Inputs, Undecided
 from dask_infer.spec.model_spec import Blob, ModelSpec
 from dask_infer.spec.output_spec import ERROR_COLUMN, Outputs
 
-__all__ = ["Blob", "Code", "Job", "LayerGroups"]
+__all__ = [
+    "AnyJob",
+    "Blob",
+    "ChosenLayout",
+    "Code",
+    "Job",
+    "LayerGroups",
+    "Tower",
+    "TowersJob",
+]
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,11 @@ class LayerGroups:
     chain: Blob
     #: How many groups, "auto" for as few as fit, or the modules at which to cut.
     stages: int | Literal["auto"] | tuple[str, ...] = "auto"
+
+
+#: What a job has of the layout that was chosen for a model: a group, the layer groups
+#: of a sweep, or None where each process holds the model itself.
+ChosenLayout: TypeAlias = GroupSpec | LayerGroups | None
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,43 @@ class Job:
     sweep: LayerGroups | None = None
     #: What a group request chooses one of them from, where ``parallel="auto"``.
     auto: AutoSpec | None = None
+    #: What its rows are counted under, beside the model; empty where they are not.
+    token: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people call the model."""
+        return self.model.name
+
+    @property
+    def reads(self) -> tuple[Any, ...]:
+        """Input columns."""
+        return self.inputs.columns
+
+    @property
+    def models(self) -> tuple[Job, ...]:
+        """The jobs of single models that it consists of: itself."""
+        return (self,)
+
+    @property
+    def spread_models(self) -> tuple[Job, ...]:
+        """Those of which a group is requested, or chosen."""
+        return (self,) if self.group is not None or self.auto is not None else ()
+
+    def spread(self, chosen: Iterator[ChosenLayout]) -> Job:
+        """Return this job in the next of the chosen layouts, if it was to be chosen."""
+        if not self.spread_models:
+            return self
+        found = next(chosen)
+        if self.auto is None or found is None:
+            return self
+        if isinstance(found, LayerGroups):
+            return replace(self, sweep=found)
+        return replace(self, group=found)
+
+    def reading(self, names: Collection[Any]) -> Job:
+        """Return what has to run for these outputs: one model gives all or none."""
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,3 +159,96 @@ class Job:
         inputs = ", ".join(map(str, self.inputs.columns))
         outputs = ", ".join(map(str, self.names))
         return f"<{self.model.name}: {inputs} -> {outputs}>"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One of several models that read the same rows."""
+
+    name: str
+    job: AnyJob
+    #: Its output columns: their names in `job`, and in what all towers give together.
+    columns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class TowersJob:
+    """Several models on the same rows, and what combines their outputs.
+
+    Without a head the towers' columns are the outputs. A head reads a frame of these
+    columns. Where rows may fail, a tower's job is to say which (`ERROR_COLUMN`) if the
+    head has to leave them out.
+    """
+
+    #: "Towers" or "Ensemble".
+    name: str
+    towers: tuple[Tower, ...]
+    outputs: Outputs
+    head: AnyJob | None = None
+    on_error: Literal["raise", "null", "quarantine"] = "raise"
+
+    @property
+    def reads(self) -> tuple[Any, ...]:
+        """Input columns of all towers."""
+        return tuple(dict.fromkeys(c for tower in self.towers for c in tower.job.reads))
+
+    @property
+    def models(self) -> tuple[Job, ...]:
+        """The jobs of the single models, the head's last."""
+        jobs = [tower.job for tower in self.towers]
+        jobs += [] if self.head is None else [self.head]
+        return tuple(model for job in jobs for model in job.models)
+
+    @property
+    def spread_models(self) -> tuple[Job, ...]:
+        """Those of which a group is requested, or chosen."""
+        return tuple(job for model in self.models for job in model.spread_models)
+
+    def spread(self, chosen: Iterator[ChosenLayout]) -> TowersJob:
+        """Return this job, of each model in the chosen layout."""
+        towers = tuple(
+            replace(tower, job=tower.job.spread(chosen)) for tower in self.towers
+        )
+        head = None if self.head is None else self.head.spread(chosen)
+        return replace(self, towers=towers, head=head)
+
+    def reading(self, names: Collection[Any]) -> TowersJob:
+        """Return what has to run for these outputs.
+
+        A head reads all towers, and any tower may have the error of a row.
+        """
+        if self.head is not None or ERROR_COLUMN in names:
+            return self
+        read = [column for column in self.outputs.columns if column.name in names]
+        towers = []
+        for tower in self.towers:
+            columns = tuple((own, name) for own, name in tower.columns if name in names)
+            job = tower.job.reading([own for own, _ in columns])
+            towers += [replace(tower, job=job, columns=columns)] if columns else []
+        outputs = replace(self.outputs, columns=tuple(read))
+        return replace(self, towers=tuple(towers), outputs=outputs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns that the prediction adds: the outputs, and that of errors."""
+        added = (ERROR_COLUMN,) if self.quarantine else ()
+        return (*self.outputs.names, *added)
+
+    @property
+    def nullable(self) -> bool:
+        """Whether rows may be missing in the outputs."""
+        return self.on_error != "raise"
+
+    @property
+    def quarantine(self) -> bool:
+        """Whether a column says which rows failed and why."""
+        return self.on_error == "quarantine"
+
+    def __repr__(self) -> str:
+        towers = ", ".join(f"{tower.name}={tower.job!r}" for tower in self.towers)
+        head = "" if self.head is None else f", head={self.head!r}"
+        return f"<{self.name} {towers}{head}>"
+
+
+#: One model, or several that are combined.
+AnyJob: TypeAlias = Job | TowersJob

@@ -10,6 +10,7 @@ from dask_infer.graph.computing import jobs_of_task
 from dask_infer.graph.expr import predictions_in
 from dask_infer.metrics.sums import Label, Sums
 from dask_infer.replica.residents import current_client
+from dask_infer.run.predict import label_of
 from dask_infer.spec import Job
 from dask_infer.spec.input_spec import Argument
 from dask_infer.views.view import View
@@ -35,7 +36,8 @@ class PredictionSummary:
 
     def __init__(self, frame: Any) -> None:
         found = predictions_in(frame.expr)
-        self._jobs = {node.label: node.job for node in found}
+        models = [job for node in found for job in node.job.models if job.token]
+        self._jobs = {label_of(job): job for job in models}
         #: Those of a dataframe that is persisted, of which no more is known.
         self._persisted: set[Label] = set()
         if not found:

@@ -153,17 +153,19 @@ class Progress:
         client = current_client()
         if client is not None and client not in self._clients:
             self._clients.append(client)
-        known = self._jobs.get(node.label)
-        # Where it is lowered it was seen before, or optimized by an earlier call.
-        if node.lowered and known is not None:
-            return
-        job = known or JobProgress(node.label)
-        job.adds = ", ".join(map(str, node.job.names))
-        # Seen again, it is computed again, unless nothing ran since.
-        if not self._seen[node._name] or job.done:
-            job.frames.append(node.frame)
+        seen = self._seen[node._name]
         self._seen[node._name] += 1
-        self._jobs[node.label] = job
+        for label, names in node.counted:
+            known = self._jobs.get(label)
+            # Where it is lowered it was seen before, or optimized by an earlier call.
+            if node.lowered and known is not None:
+                continue
+            job = known or JobProgress(label)
+            job.adds = ", ".join(map(str, names))
+            # Seen again, it is computed again, unless nothing ran since.
+            if not seen or job.done:
+                job.frames.append(node.frame)
+            self._jobs[label] = job
 
     def _task_done(self, key: Any, *rest: Any) -> None:
         self._finished.update(jobs_of_task(key))

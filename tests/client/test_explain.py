@@ -9,6 +9,7 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from distributed import Client
@@ -17,6 +18,8 @@ import dask_infer
 from dask_infer import InputError, Layout, Plan
 from dask_infer._dask import count_rows_at_most
 from dask_infer.client import call_group
+from dask_infer.client.explain import row_bytes
+from dask_infer.plan import partition_sizes
 
 
 class Counts(torch.nn.Module):
@@ -192,3 +195,40 @@ def test_rows_are_counted_up_to_the_first_filter(tmp_path, filesystem):
     assert 199 <= count_rows_at_most(few.expr) <= 1000
     assert count_rows_at_most(rows.merge(rows, on="x").expr) is None
     assert count_rows_at_most(rows.explode("x").expr) is None
+
+
+def test_partitions_of_a_bad_size_are_noted(client, numbers, monkeypatch):
+    model = Counts(4)
+    assert numbers.infer.explain(model).notes == []
+    (note,) = numbers.repartition(npartitions=1).infer.explain(model).notes
+    assert "too few: 1 for 2 threads" in note
+    monkeypatch.setattr(partition_sizes, "WORTH", 0.0)
+    plan = numbers.infer.explain(model)
+    (note,) = plan.notes
+    assert "too small" in note and "2 workers" in note
+    assert note in repr(plan) and "too small" in plan._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("column", "nbytes"),
+    [
+        (np.zeros(2, "float32"), 4),
+        (pd.array([1, 2], "Int64"), 8),
+        (["one", "two"], 0),
+        (pd.array([[1.0] * 3] * 2, pd.ArrowDtype(pa.list_(pa.float32(), 3))), 12),
+        (pd.array([[1.0], []], pd.ArrowDtype(pa.list_(pa.float32()))), 0),
+        (pd.array([True, False], "bool[pyarrow]"), 1),
+    ],
+)
+def test_table_of_bytes_of_a_row(column, nbytes):
+    series = pd.Series(column)
+    assert row_bytes(series) == nbytes
+    assert row_bytes(pd.DataFrame({"a": series, "b": series})) == 2 * nbytes
+
+
+def test_bytes_of_a_row_of_tensors():
+    frame = pd.DataFrame({"x": [1.0, 2.0]}, dtype="float32")
+    pred = dd.from_pandas(frame, 1).infer.predict(
+        torch.nn.Linear(1, 5), keep=False, output="y"
+    )
+    assert row_bytes(pred._meta) == 20

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dask_infer.faults.bisect import HALVES, MANY, Search, split
+from dask_infer.faults.bisect import HALVES, MANY, RowSearch, split
 
 
 @pytest.mark.parametrize("parts", [HALVES, 3, MANY])
@@ -64,7 +64,7 @@ def run(search, rows, bad, parts=HALVES):
     ("bad", "forwards"), [(0, 21), (1, 21), (511, 13), (512, 20), (1023, 12)]
 )
 def test_what_is_known_to_fail_is_not_run(bad, forwards):
-    assert run(Search(), slice(0, 1024), [bad]) == ([bad], forwards)
+    assert run(RowSearch(), slice(0, 1024), [bad]) == ([bad], forwards)
 
 
 @pytest.mark.parametrize("parts", [HALVES, MANY])
@@ -75,12 +75,12 @@ def test_exactly_the_bad_rows_are_blamed(parts, positions):
         n = int(random.integers(1, 200))
         bad = random.choice(n, int(random.integers(0, n)), replace=False).tolist()
         rows = random.permutation(n) if positions else slice(0, n)
-        blamed, _ = run(Search(), rows, bad, parts)
+        blamed, _ = run(RowSearch(), rows, bad, parts)
         assert sorted(blamed) == sorted(bad)
 
 
 def test_a_failure_that_does_not_come_again_blames_nobody():
-    search, queue, forwards = Search(), [slice(0, 64)], 0
+    search, queue, forwards = RowSearch(), [slice(0, 64)], 0
     while queue:
         rows = queue.pop(0)
         if (pieces := search.instead(rows)) is not None:
@@ -95,7 +95,7 @@ def test_a_failure_that_does_not_come_again_blames_nobody():
 
 
 def test_batches_shrink_while_they_fail_and_grow_again():
-    search, sizes = Search(), []
+    search, sizes = RowSearch(), []
     for start, fails in zip(range(0, 800, 100), [1, 1, 1, 0, 0, 0, 0, 0], strict=True):
         rows = slice(start, start + 100)
         if (pieces := search.instead(rows)) is not None:
@@ -109,7 +109,13 @@ def test_batches_shrink_while_they_fail_and_grow_again():
 
 
 def test_a_search_costs_little_over_what_there_is_to_learn():
-    random, search, forwards, n, p = np.random.default_rng(0), Search(), 0, 65536, 0.01
+    random, search, forwards, n, p = (
+        np.random.default_rng(0),
+        RowSearch(),
+        0,
+        65536,
+        0.01,
+    )
     bad = np.flatnonzero(random.random(n) < p)
     for start in range(0, n, 2048):
         here = bad[(bad >= start) & (bad < start + 2048)].tolist()

@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+from dask_infer.metrics.sums import Label, Sums, to_message
 from dask_infer.pipeline.messages.group_state import GroupState, ModelFacts
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
@@ -95,6 +96,7 @@ class StubScheduler:
         self.workers[address] = SimpleNamespace(
             address=address, host="host", resources=held, used_resources={},
             memory_limit=memory, last_seen=time.time(), processing=set(), nthreads=1,
+            metrics={},
         )  # fmt: skip
 
     def remove_worker(self, address: str) -> None:
@@ -121,9 +123,29 @@ class StubScheduler:
         await settle()
         return await self.watch(spec)
 
-    async def watch(self, spec: GroupSpec, version: int = -1) -> GroupState:
+    async def reserve(self, specs: list[GroupSpec], user: str) -> list[GroupState]:
+        """Ask for several groups as one request, and let what follows happen."""
+        self.start_task(user)
+        pickled = pickle.dumps([(spec, None) for spec in specs])
+        reserve = self.handlers["infer_reserve"]
+        await reserve(specs=pickled, user=user, worker="tcp://feeder")
+        await settle()
+        return [await self.watch(spec) for spec in specs]
+
+    def measured(self, model: str, rows: int, seconds: float) -> None:
+        """Have the workers of a model's stages say what they did, by heartbeat."""
+        for stage, _ in self.submitted.values():
+            worker = self.tasks[stage.key].processing_on
+            if stage.group.model.name == model:
+                label = Label(stage.group.model.label, stage.index)
+                sums = Sums({"rows": rows}, {"forward": seconds})
+                worker.metrics["infer"] = {"sums": to_message({label: sums})}
+
+    async def watch(self, spec: GroupSpec, version: int = -1) -> GroupState | None:
+        """Return a newer state of a group, or None where there was none."""
         answer = await self.handlers["infer_watch"](key=spec.key, version=version)
-        return pickle.loads(answer)
+        packed = answer["state"]
+        return None if packed is None else GroupState.unpacked(packed)
 
     async def serve(self, *keys: str) -> None:
         """Have stage tasks report that they serve; all of them without `keys`."""

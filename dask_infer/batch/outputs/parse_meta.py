@@ -46,7 +46,7 @@ def parse_meta(meta: Any) -> list[OutputValue]:
     ValueError
         If `meta` is no dtype, mapping, pair, list of pairs or pandas object.
     """
-    pairs = list(_pairs(meta))
+    pairs = list(meta_pairs(meta))
     names = [name for name, _ in pairs]
     if not pairs or (len(pairs) > 1 and None in names):
         raise _refusal(meta)
@@ -84,7 +84,7 @@ def parse_dtype(dtype: Any, meta: Any) -> tuple[Any, Shape]:
     return _named(known), ()
 
 
-def _pairs(meta: Any) -> Iterator[tuple[Any, Any]]:
+def meta_pairs(meta: Any) -> Iterator[tuple[Any, Any]]:
     """Yield (name, dtype) for each column; the name is None for a bare dtype."""
     meta = getattr(meta, "_meta", meta)  # a Dask collection
     if isinstance(meta, pd.DataFrame):

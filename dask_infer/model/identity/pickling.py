@@ -139,7 +139,7 @@ def _address(tensor: Any) -> int:
 
 
 @dataclass
-class Survey:
+class DryRun:
     """What the pickle of an object will be."""
 
     #: Bytes of the pickle, its buffers and its tensors, each memory once.
@@ -170,7 +170,7 @@ class Survey:
         )
 
 
-def survey(obj: object, subject: str = "the model") -> Survey:
+def dry_run(obj: object, subject: str = "the model") -> DryRun:
     """Try the pickle of `obj` without copying its arrays and tensors.
 
     Raises
@@ -188,9 +188,9 @@ def survey(obj: object, subject: str = "the model") -> Survey:
     return found
 
 
-def _try(obj: object) -> Survey:
-    found = Survey()
-    _Surveyor(found).dump(obj)
+def _try(obj: object) -> DryRun:
+    found = DryRun()
+    _DryPickler(found).dump(obj)
     return found
 
 
@@ -202,8 +202,8 @@ def _fails(obj: object) -> bool:
     return False
 
 
-class _Surveyor(Pickler):
-    def __init__(self, found: Survey) -> None:
+class _DryPickler(Pickler):
+    def __init__(self, found: DryRun) -> None:
         super().__init__(found, protocol=5, buffer_callback=found.add_buffer)
         self._found = found
 
@@ -232,7 +232,7 @@ class _Surveyor(Pickler):
 # Writing
 
 
-def to_bytes(obj: object, found: Survey) -> bytes:
+def to_bytes(obj: object, found: DryRun) -> bytes:
     """Pickle of a small object."""
     file = io.BytesIO()
     if found.has_tensors:
@@ -242,7 +242,7 @@ def to_bytes(obj: object, found: Survey) -> bytes:
     return file.getvalue()
 
 
-def to_file(obj: object, found: Survey, path: Path) -> None:
+def to_file(obj: object, found: DryRun, path: Path) -> None:
     """Pickle an object of any size into a file that can be mapped."""
     if found.has_tensors:
         _save(obj, path, found)
@@ -254,7 +254,7 @@ def to_file(obj: object, found: Survey, path: Path) -> None:
         _write_parts(file, [stream.getbuffer(), *(b.raw() for b in buffers)])
 
 
-def _save(obj: object, target: Any, found: Survey) -> None:
+def _save(obj: object, target: Any, found: DryRun) -> None:
     import torch
 
     kind = type("Pickler", (Pickler,), {"loose": found.loose})

@@ -108,4 +108,4 @@ def shared(
 
 
 def _save(module: torch.nn.Module, target: Path) -> None:
-    pickling.to_file(module, pickling.survey(module), target)
+    pickling.to_file(module, pickling.dry_run(module), target)

@@ -142,7 +142,7 @@ def _row_bytes(program: Program, names: tuple[str, ...]) -> int:
 
 def _pickled(obj: object) -> bytes:
     try:
-        return pickling.to_bytes(obj, pickling.Survey())  # without memory to share
+        return pickling.to_bytes(obj, pickling.DryRun())  # without memory to share
     except Exception:
-        pickling.survey(obj)  # says what cannot be pickled
+        pickling.dry_run(obj)  # says what cannot be pickled
         raise

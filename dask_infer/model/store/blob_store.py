@@ -254,13 +254,13 @@ def default_store() -> Store:
 
 # Blobs
 
-#: Objects of earlier calls, by content key: what surveys of them found.
-MOST_SURVEYED = 256
-_surveyed: OrderedDict[str, tuple[int, bytes | None]] = OrderedDict()
+#: Objects of earlier calls, by content key: what dry runs of their pickles found.
+MOST_DRY_RUNS = 256
+_dry_runs: OrderedDict[str, tuple[int, bytes | None]] = OrderedDict()
 
 
 class PendingBlob:
-    """An object that workers will read: surveyed at once, written when asked.
+    """An object that workers will read: pickled dry at once, written when asked.
 
     Parameters
     ----------
@@ -286,18 +286,18 @@ class PendingBlob:
     def __init__(
         self, obj: object, key: str | None = None, subject: str = "the model"
     ) -> None:
-        self._survey = functools.cache(lambda: pickling.survey(obj, subject))
+        self._dry_run = functools.cache(lambda: pickling.dry_run(obj, subject))
         self._obj = obj
         key = key or content_key(obj)
         # What has a known key would be found to be the same.
-        known = _surveyed.pop(key, None) or (self._survey().nbytes, self._inline())
+        known = _dry_runs.pop(key, None) or (self._dry_run().nbytes, self._inline())
         self.nbytes, self.blob = known[0], Blob(key, known[1])
-        _surveyed[key] = known
-        if len(_surveyed) > MOST_SURVEYED:
-            _surveyed.popitem(last=False)
+        _dry_runs[key] = known
+        if len(_dry_runs) > MOST_DRY_RUNS:
+            _dry_runs.popitem(last=False)
 
     def _inline(self) -> bytes | None:
-        found = self._survey()
+        found = self._dry_run()
         if found.nbytes > INLINE:
             return None
         data = pickling.to_bytes(self._obj, found)
@@ -310,7 +310,7 @@ class PendingBlob:
         return self.blob
 
     def _write(self, path: Path) -> None:
-        pickling.to_file(self._obj, self._survey(), path)
+        pickling.to_file(self._obj, self._dry_run(), path)
 
 
 def write_pinned(

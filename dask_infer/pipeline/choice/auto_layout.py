@@ -17,7 +17,7 @@ from dask_infer.pipeline.choice.gather_facts import Gatherer, keys_of
 from dask_infer.pipeline.worker.measure import timed_chain
 from dask_infer.plan.layouts.alternative import Alternative
 from dask_infer.plan.layouts.choose import alternatives, choose, nothing_fits, reason
-from dask_infer.replica.measured import chain_key, recall_each
+from dask_infer.replica.measured import recall_each
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.spec import AutoSpec, GroupSpec, LayerGroups
 
@@ -93,15 +93,9 @@ def _is_worth_measuring(
     """Whether seconds of blocks can change the choice for more than they take."""
     if auto.group.chain is None or chosen is None:
         return False
-    if any(each in gatherer.known for each in _chain_keys(auto.group)):
+    if gatherer.is_measured:
         return False
-    able = [each for each in found if not each.refused]
-    if len({each.kind for each in able}) == 1 and len(able) == 1:
+    if sum(not each.refused for each in found) == 1:
         return False
     # Nothing is faster than whole replicas but by the time of their load.
     return chosen.kind != "data" or chosen.load > MEASURING
-
-
-def _chain_keys(group: GroupSpec) -> list[str]:
-    assert group.chain is not None
-    return [chain_key(group.chain.key, kind) for kind in ("cpu", "cuda", "mps")]

@@ -23,7 +23,7 @@ from dask_infer.plan.layouts.job_facts import JobFacts
 from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS, fixed_and_per_row
 from dask_infer.plan.units import count, in_bytes, in_seconds
 from dask_infer.replica.measured import chain_key, load_key, rate_key, rows_key
-from dask_infer.replica.worker_place import current_place
+from dask_infer.replica.worker_place import partitions_at_once
 from dask_infer.spec import AutoSpec, GroupSpec
 
 #: Floating operations a second of one core and of an accelerator, where nothing was
@@ -106,12 +106,19 @@ class Gatherer:
             load_rate=self._load_rate(kind, nbytes),
             store_rate=STORE if len(hosts) > 1 else inf,
             cores=self.known.get("cores"),
+            core_share=self._core_share(kind),
             resources=resources,
             pinned=bool(self.group.resources),
         )
         if len(hosts) > 1:
             self._show("all hosts together load", f"{in_bytes(STORE)}/s", "assumed")
         return facts
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether jobs before this one measured its forward."""
+        name = "forward of a row"
+        return any(f.name == name and f.source == "measured" for f in self.shown)
 
     # --- each fact -----------------------------------------------------------------
 
@@ -205,6 +212,10 @@ class Gatherer:
         self._show(name, in_seconds(PREPARE), "assumed")
         return PREPARE
 
+    def _core_share(self, kind: str) -> float:
+        state = self.known.get(rows_key(self.auto.rate_key, kind))
+        return 1.0 if state is None else min(1.0, float(state["cores"]))
+
     def _load_rate(self, kind: str, nbytes: int) -> float:
         group = self.group
         for key in (load_key(group.model.key, group.dtype, kind), rate_key(kind)):
@@ -244,10 +255,10 @@ class Gatherer:
 
     def _kind(self, info: Mapping[str, Any]) -> str:
         device = self.group.device.partition(":")[0]
-        if format_of(self.group.model).on_host:
-            return "cpu"
         if device != "auto":
             return device
+        if format_of(self.group.model).takes_host():
+            return "cpu"
         has_one = bool(info.get("gpu")) or "GPU" in info.get("resources", {})
         return "cuda" if has_one else "cpu"
 
@@ -299,8 +310,7 @@ def _room(info: Mapping[str, Any], accelerated: bool) -> int | None:
 
 def _this_process(group: GroupSpec) -> WorkerFacts:
     """Return this process as the one worker, for schedulers without workers."""
-    place = current_place()
-    on_host = format_of(group.model).takes_host()
+    on_host = group.device == "auto" and format_of(group.model).takes_host()
     device = resolve_device("cpu" if on_host else group.device)
     limit = device.memory_limit()
     accelerated = limit is not None
@@ -310,6 +320,6 @@ def _this_process(group: GroupSpec) -> WorkerFacts:
     return WorkerFacts(
         "this process",
         int(limit),
-        threads=place.forwards,
+        threads=partitions_at_once(),
         one_at_a_time=accelerated,
     )

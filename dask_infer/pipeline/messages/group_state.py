@@ -1,7 +1,9 @@
-"""The state of a group, as the coordinator describes it to feeders; travels pickled."""
+"""The state of a group, as the coordinator describes it to feeders."""
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,14 +47,22 @@ class ModelFacts:
 class GroupState:
     """A group at one moment."""
 
-    #: Rises with every change.
+    #: Rises with every change that feeders are informed of.
     version: int
     status: Status
     instances: tuple[InstanceState, ...] = ()
     facts: ModelFacts = field(default_factory=ModelFacts)
     #: Rows of a microbatch; None where the feeders' own policy finds them.
     microbatch: int | None = None
-    #: Tasks that feed it now.
-    feeders: int = 0
     #: The exception of a group that was refused, pickled: it may not be importable.
     error: bytes | None = None
+
+    def packed(self) -> bytes:
+        """Return it as it travels: compressed, since addresses resemble each other."""
+        return zlib.compress(pickle.dumps(self), 1)
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> GroupState:
+        """Return what was packed."""
+        state: GroupState = pickle.loads(zlib.decompress(packed))
+        return state

@@ -14,10 +14,9 @@ The first group request registers it; it outlives every client and feeder, and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import pickle
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -26,11 +25,15 @@ from dask_infer.errors import PlacementError, pickled
 from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.scheduler.group import Group
 from dask_infer.pipeline.scheduler.group_table import GroupTable
-from dask_infer.pipeline.scheduler.placer import Placer
+from dask_infer.pipeline.scheduler.placer import Placer, grow_slowest, place_first
 from dask_infer.pipeline.scheduler.stage_tasks import StageTasks
-from dask_infer.pipeline.scheduler.worker_states import is_silent
+from dask_infer.pipeline.scheduler.worker_states import is_silent, seconds_per_row
 from dask_infer.spec import GroupSpec
 from dask_infer.spec.group_spec import COORDINATOR
+
+#: What is answered: a packed `GroupState`, None where it is known; and how many tasks
+#: feed the group now.
+Answer: TypeAlias = dict[str, Any]
 
 #: Seconds after which a watcher is answered even if nothing changed.
 LONG_POLL_SECONDS = 60.0
@@ -54,7 +57,7 @@ class GroupCoordinator(SchedulerPlugin):
         self.tasks = StageTasks(scheduler)
         self.table = GroupTable(scheduler, self.tasks)
         self._looking = asyncio.ensure_future(self._look())
-        for operation in ("knows", "open", "watch", "ready"):
+        for operation in ("knows", "open", "reserve", "watch", "ready"):
             handler = getattr(self, f"_{operation}")
             scheduler.handlers[f"infer_{operation}"] = handler
 
@@ -78,34 +81,69 @@ class GroupCoordinator(SchedulerPlugin):
         is_request: bool,
         worker: str,
         chain: bytes | None = None,
-    ) -> bytes:
-        """Add a user to a group; start to form it where it is not there."""
+        version: int = -1,
+    ) -> Answer:
+        """Add a user to a group; start to form it where it is not there.
+
+        Parameters
+        ----------
+        version
+            Of the state that the worker knows, which is not sent again.
+        """
         self.tasks.clients.add(worker)
-        task = self.scheduler.tasks.get(user)
-        if task is None or task.state != "processing":
+        if not self._runs(user):
             # The thread of a cancelled feeder may still ask, and would never leave.
             gone = PlacementError(f"task {user} was cancelled")
-            return pickle.dumps(GroupState(0, "refused", error=pickled(gone)))
-        wanted: GroupSpec = pickle.loads(spec)
-        if chain is not None:
-            self.table.chains[wanted.key] = pickle.loads(chain)
-        group = self.table.groups.get(wanted.key)
-        if group is None or group.status in ("refused", "released"):
-            group = self.table.groups[wanted.key] = Group(wanted)
+            refused = GroupState(0, "refused", error=pickled(gone))
+            return {"state": refused.packed(), "feeders": 0}
+        group, is_new = self._join(pickle.loads(spec), user, is_request, chain)
+        if is_new:
             self.table.start(group, Placer(self.table, group).form())
+        return _answer(group, version)
+
+    async def _reserve(self, specs: bytes, user: Any, worker: str) -> None:
+        """Start to form all groups of one request: on workers for all, or for none.
+
+        Parameters
+        ----------
+        specs
+            Pickled pairs of `GroupSpec` and `chain`, as of ``open``.
+        """
+        self.tasks.clients.add(worker)
+        if not self._runs(user):
+            return
+        joined = [self._join(s, user, True, chain) for s, chain in pickle.loads(specs)]
+        placers = [Placer(self.table, group) for group, is_new in joined if is_new]
+        placed = asyncio.ensure_future(place_first(placers))
+        for placer in placers:
+            self.table.start(placer.group, placer.form(placed))
+
+    def _runs(self, user: Any) -> bool:
+        task = self.scheduler.tasks.get(user)
+        return task is not None and task.state == "processing"
+
+    def _join(
+        self, spec: GroupSpec, user: Any, is_request: bool, chain: bytes | None
+    ) -> tuple[Group, bool]:
+        """Add a user to a group; return it, and whether it has still to be formed."""
+        if chain is not None:
+            self.table.chains[spec.key] = pickle.loads(chain)
+        group = self.table.groups.get(spec.key)
+        is_new = group is None or group.ended
+        if group is None or is_new:
+            group = self.table.groups[spec.key] = Group(spec)
         (group.requests if is_request else group.feeders).add(user)
         group.idle_since = None
-        return pickle.dumps(group.state())
+        return group, is_new
 
-    async def _watch(self, key: str, version: int) -> bytes:
+    async def _watch(self, key: str, version: int) -> Answer:
         """Return the state of a group once it is newer than `version`."""
         group = self.table.groups.get(key)
         if group is None:
-            return pickle.dumps(GroupState(Group.next_version(), "released"))
-        if group.version <= version:
-            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(group.changed.wait(), LONG_POLL_SECONDS)
-        return pickle.dumps(group.state())
+            released = GroupState(Group.next_version(), "released")
+            return {"state": released.packed(), "feeders": 0}
+        await group.watch(version, LONG_POLL_SECONDS)
+        return _answer(group, version)
 
     async def _ready(self, instance: str, slot: int, epoch: int, facts: bytes) -> None:
         """Note that a stage, or a shard of it, serves."""
@@ -170,10 +208,20 @@ class GroupCoordinator(SchedulerPlugin):
                 self.table.release_if_idle(group)
                 self._look_at(group)
             if not any(each.missing for g in self.table for each in g.instances):
-                for group in self.table:
-                    grows = group.spec.layout.replicas == "auto" and group.used
-                    if grows and group.status == "ready":
-                        Placer(self.table, group).grow()
+                grow_slowest(self.table, list(filter(self._may_grow, self.table)))
+
+    def _may_grow(self, group: Group) -> bool:
+        """Whether a group may take free workers now.
+
+        Groups of one job share them by their speed, which has to be seen first.
+        """
+        auto = group.spec.layout.replicas == "auto"
+        if not (auto and group.used and group.status == "ready"):
+            return False
+        beside = [other for other in self.table if other.requests & group.requests]
+        if len(beside) > 1:
+            group.seconds_per_row = seconds_per_row(self.scheduler, group)
+        return len(beside) < 2 or group.seconds_per_row is not None
 
     def _look_at(self, group: Group) -> None:
         stall = group.spec.patience.stall
@@ -183,5 +231,11 @@ class GroupCoordinator(SchedulerPlugin):
                     Placer(self.table, group).lose(instance, placed.address)
                     break
                 # Feeders may have come since it was placed.
-                if not placed.ready and placed.future is not None:
+                if not placed.ready and self.tasks.lacks_thread(placed):
                     self.table.start(group, self.tasks.request_thread(placed))
+
+
+def _answer(group: Group, version: int) -> Answer:
+    known = group.version == version
+    state = None if known else group.message()
+    return {"state": state, "feeders": len(group.feeders)}

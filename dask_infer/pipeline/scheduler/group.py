@@ -1,6 +1,10 @@
 """A group as the coordinator keeps it: its users, its instances and their stages.
 
 Only states and their changes; lives on the scheduler's event loop.
+
+Watchers are informed of another status and of a loss at once, since what they know is
+false then. Of more instances they are informed at intervals that grow with the number
+of watchers, so that a large group which forms does not occupy the scheduler.
 """
 
 from __future__ import annotations
@@ -22,6 +26,12 @@ from dask_infer.pipeline.messages.group_state import (
 )
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.spec import GroupSpec
+
+#: Seconds between two states that watchers are informed of: at least, and for each
+#: watcher. An answer takes 0.2 ms of the scheduler (benchmarks/watchers).
+INTERVAL = (0.1, 0.005)
+#: The same before they are informed of a loss: none in small clusters.
+LOSS_INTERVAL = (0.0, 0.001)
 
 
 @dataclass(eq=False)
@@ -117,14 +127,21 @@ class Group:
         self.microbatch: int | None = None
         self.error: bytes | None = None
         self.version = self.next_version()
-        #: Set, and replaced, at every change.
-        self.changed = asyncio.Event()
+        #: How many watch now.
+        self.watchers = 0
+        #: When they were informed last, how many they were, and of which status.
+        self._informed: tuple[float, int, Status] = (-inf, 0, self.status)
+        self._changed = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
+        self._message: bytes | None = None
         #: Workers on which it could not be loaded.
         self.unfit: set[str] = set()
         #: `time.monotonic()` when its last user left; None while it has users.
         self.idle_since: float | None = None
         #: Whether it is released as soon as it has no user.
         self.unloading = False
+        #: Seconds of a row in its slowest stage; None until that was seen.
+        self.seconds_per_row: float | None = None
         #: What the coordinator does for it now.
         self.tasks: set[asyncio.Task[Any]] = set()
 
@@ -138,6 +155,11 @@ class Group:
     def next_version(cls) -> int:
         """Return a number above all that were given out."""
         return next(cls._versions)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was refused or released."""
+        return self.status in ("refused", "released")
 
     @property
     def used(self) -> bool:
@@ -186,14 +208,59 @@ class Group:
         placed = instance.placed[slot] = PlacedStage(spec, address)
         return placed
 
-    def notify(self) -> None:
-        """Wake everyone who watches, after a change."""
-        if self.status in ("forming", "ready"):
+    async def watch(self, version: int, timeout: float) -> None:
+        """Return once there is a newer version, or after so many seconds."""
+        if self.version > version:
+            return
+        self.watchers += 1
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout)
+        except (TimeoutError, asyncio.TimeoutError):
+            pass
+        finally:
+            self.watchers -= 1
+
+    def notify(self, lost: bool = False) -> None:
+        """Inform all who watch of a change, now or together with later ones.
+
+        Parameters
+        ----------
+        lost
+            An instance does not serve any more.
+        """
+        if not self.ended:
             ready = any(instance.ready for instance in self.instances)
             self.status = "ready" if ready else "forming"
-        self.version = self.next_version()
-        self.changed.set()
-        self.changed = asyncio.Event()
+        when, watchers, status = self._informed
+        least, each = LOSS_INTERVAL if lost else INTERVAL
+        due = when + max(least, each * watchers)
+        if self.ended or self.status != status or due <= time.monotonic():
+            self._inform()
+        else:
+            self._inform_at(due)
+
+    def _inform_at(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        due += loop.time() - time.monotonic()
+        if self._later is None or due < self._later.when():
+            if self._later is not None:
+                self._later.cancel()
+            self._later = loop.call_at(due, self._inform)
+
+    def _inform(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._informed = time.monotonic(), self.watchers, self.status
+        self.version, self._message = self.next_version(), None
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def message(self) -> bytes:
+        """Return the state as watchers get it: packed, once for a version."""
+        if self._message is None:
+            self._message = self.state().packed()
+        return self._message
 
     def refuse(self, error: BaseException) -> None:
         """End with an error that every user gets."""
@@ -207,6 +274,5 @@ class Group:
             tuple(each.state() for each in self.instances),
             self.facts,
             self.microbatch,
-            len(self.feeders),
             self.error,
         )

@@ -46,11 +46,19 @@ class GroupTable:
         placed = [stage for group in self for stage in group.placed]
         return worker_states(self.scheduler, placed, spec)
 
-    def notify(self, group: Group, what: str, level: int = logging.INFO) -> None:
-        """Describe a change to feeders, to the log and to subscribers."""
+    def notify(
+        self, group: Group, what: str, level: int = logging.INFO, lost: bool = False
+    ) -> None:
+        """Describe a change to feeders, to the log and to subscribers.
+
+        Parameters
+        ----------
+        lost
+            As of `Group.notify`.
+        """
         logger.log(level, "group %s: %s", group.spec.key, what)
         self.scheduler.log_event(TOPIC, {"group": group.spec.key, "event": what})
-        group.notify()
+        group.notify(lost)
 
     def start(self, group: Group, work: Coroutine[Any, Any, Any]) -> None:
         """Do something for a group; where it fails, the group is refused."""
@@ -75,7 +83,7 @@ class GroupTable:
         group.instances.remove(instance)
         for placed in instance.placed.values():
             self.tasks.cancel(placed)
-        self.notify(group, f"{instance.name} {why}", level)
+        self.notify(group, f"{instance.name} {why}", level, lost=True)
 
     def release(self, group: Group, why: str) -> None:
         """Cancel all stages of a group and forget it."""

@@ -26,6 +26,7 @@ from dask_infer.plan.facts import ChainFacts, WorkerFacts
 from dask_infer.plan.microbatch_size import microbatch_rows
 from dask_infer.plan.plan_pipeline import plan_pipeline
 from dask_infer.plan.shards import ShardPlan, chain_in_shards, plan_shards
+from dask_infer.plan.share_replicas import next_replica
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec import GroupSpec
 
@@ -45,14 +46,33 @@ class Placer:
         self.spec = group.spec
         self.resources = group.spec.resources
 
-    async def form(self) -> None:
+    async def form(self, placed: asyncio.Future[None] | None = None) -> None:
         """Place the first instance, then as many more as are wanted and fit.
+
+        Parameters
+        ----------
+        placed
+            Done once the first instance has workers, where others are placed with it.
 
         Raises
         ------
         PlacementError
             If there are too few workers after the grace.
         """
+        if placed is None:
+            await place_first([self])
+        else:
+            await asyncio.shield(placed)
+        first, wanted = self.group.instances[0], self.spec.layout.replicas
+        for _ in range(0 if wanted == "auto" else wanted - 1):
+            more = self.group.new_instance(first.bounds, first.nbytes, first.shards)
+            await fill([(self, more)])
+        if wanted == "auto" and placed is None:  # else they share what is free
+            while self.grow():
+                pass
+
+    async def first_instance(self) -> Instance:
+        """Return the first instance, planned and not placed yet."""
         bounds: tuple[int, ...] = (0, 1)
         nbytes: tuple[int, ...] = (self.spec.model.nbytes,)
         planned: tuple[str, ...] = ()
@@ -63,14 +83,9 @@ class Placer:
             plan = await self._plan(self.table.chains[self.spec.key])
             bounds, planned, shards = plan.stages.bounds, plan.workers, plan.shards
             nbytes = tuple(s.nbytes for s in plan.stages.stages for _ in range(shards))
-        wanted = self.spec.layout.replicas
-        count = 1 if wanted == "auto" else wanted
-        for number in range(count):
-            instance = self.group.new_instance(bounds, nbytes, shards)
-            instance.planned = planned if number == 0 else ()
-            await self._fill(instance)
-        if wanted == "auto":
-            self.grow()
+        instance = self.group.new_instance(bounds, nbytes, shards)
+        instance.planned = planned
+        return instance
 
     async def _plan(self, chain: ChainFacts) -> ShardPlan:
         """Plan the stages, once there are workers that could hold them.
@@ -102,12 +117,15 @@ class Placer:
         self.table.notify(self.group, "\n".join(lines))
         return plan
 
-    def grow(self) -> None:
-        """Add instances as long as there are free workers for all of their stages."""
+    def grow(self) -> bool:
+        """Add an instance; False where no workers are free for all of its stages."""
         first = self.group.instances[0]
-        about = (first.bounds, first.nbytes, first.shards)
-        while (found := self._find(first, first.slots, taken=())) is not None:
-            self._place(self.group.new_instance(*about), found)
+        found = self._find(first, first.slots, taken=())
+        if found is None:
+            return False
+        more = self.group.new_instance(first.bounds, first.nbytes, first.shards)
+        self.run(more, [self.group.place(more, i, a) for i, a in found.items()])
+        return True
 
     def lose(self, instance: Instance, worker: str) -> None:
         """Place the stages of a worker that is gone again, under a higher epoch."""
@@ -117,7 +135,9 @@ class Placer:
             self.table.tasks.cancel(instance.placed.pop(index))
         names = ", ".join(map(instance.slot_name, lost))
         self.table.notify(
-            self.group, f"worker {worker} is gone, and {names} of {instance.name}"
+            self.group,
+            f"worker {worker} is gone, and {names} of {instance.name}",
+            lost=True,
         )
         if self.group.used or self.group.idle < RETURN:
             self.table.start(self.group, self._replace(instance))
@@ -132,27 +152,14 @@ class Placer:
         if spare and found is None:
             self.table.drop(self.group, instance, "has no place any more")
         else:
-            await self._fill(instance)
+            await fill([(self, instance)])
 
-    async def _fill(self, instance: Instance) -> None:
-        """Place all missing stages; wait up to the grace where workers are missing."""
-        deadline = time.monotonic() + self.spec.patience.grace
-        notified, made_room = False, -MAKES_ROOM
-        while instance in self.group.instances:
-            found = self._find(instance, instance.missing, instance.addresses)
-            if found is not None:
-                self._place(instance, found)
-                return
-            # A group that makes room frees its workers in a moment: one at a time.
-            waited = time.monotonic() - made_room > MAKES_ROOM
-            if waited and self.table.make_room(self.group, self._occupied(instance)):
-                made_room = time.monotonic()
-            if not notified:
-                notified = True
-                self.table.notify(self.group, f"waits: {self._shortage(instance)}")
-            if time.monotonic() >= deadline:
-                raise self._refusal(instance)
-            await asyncio.sleep(POLL_SECONDS)
+    def place(self, instance: Instance) -> list[PlacedStage] | None:
+        """Note a worker for each missing stage; None where one has none."""
+        found = self._find(instance, instance.missing, instance.addresses)
+        if found is None:
+            return None
+        return [self.group.place(instance, i, a) for i, a in sorted(found.items())]
 
     def _find(
         self, instance: Instance, missing: Sequence[int], taken: Collection[str]
@@ -190,18 +197,17 @@ class Placer:
         workers = self.table.workers(self.spec)
         return [w for w in workers if w.address not in self.group.unfit]
 
-    def _occupied(self, instance: Instance) -> set[str]:
-        """Workers that others could free; empty where all of them were too few."""
+    def occupied(self, instance: Instance) -> set[str]:
+        """Return workers that others could free; none where all were too few."""
         taken = set(instance.addresses)
         able = {w.address for w in self._workers() if w.has(self.resources)} - taken
         return able if len(able) >= len(instance.missing) else set()
 
-    def _place(self, instance: Instance, found: dict[int, str]) -> None:
-        for index, address in sorted(found.items()):
-            placed = self.group.place(instance, index, address)
-            self.table.start(self.group, self._run(instance, placed))
-        names = {slot: instance.slot_name(slot) for slot in found}
-        where = ", ".join(f"{names[slot]} on {a}" for slot, a in sorted(found.items()))
+    def run(self, instance: Instance, placed: Sequence[PlacedStage]) -> None:
+        """Start the tasks of stages that were placed."""
+        for stage in placed:
+            self.table.start(self.group, self._run(instance, stage))
+        where = ", ".join(f"{p.spec.name} on {p.address}" for p in placed)
         self.table.notify(self.group, f"{instance.name}: {where}")
 
     async def _run(self, instance: Instance, placed: PlacedStage) -> None:
@@ -231,7 +237,8 @@ class Placer:
         else:
             self.table.refuse(self.group, error)
 
-    def _shortage(self, instance: Instance) -> str:
+    def shortage(self, instance: Instance) -> str:
+        """Describe what an instance lacks."""
         missing, workers = instance.missing, self._workers()
         lacks = shortage(workers, self.resources, len(missing), instance.addresses)
         largest = max(instance.nbytes[index] for index in missing)
@@ -244,14 +251,90 @@ class Placer:
             )
         return lacks
 
-    def _refusal(self, instance: Instance) -> PlacementError:
+    def refusal(self, instance: Instance, shortage: str) -> PlacementError:
+        """Return the error for an instance that found no place within the grace."""
         names = map(instance.slot_name, instance.missing)
         what = ", ".join(names) if len(instance.slots) > 1 else "its replica"
         return PlacementError(
             f'model "{self.spec.model.name}" has no place for {what} after '
             f"{self.spec.patience.grace:g} s (infer.placement.grace): "
-            f"{self._shortage(instance)}; {remedy(self.resources)}"
+            f"{shortage}; {remedy(self.resources)}"
         )
+
+
+async def fill(wanted: Sequence[tuple[Placer, Instance]]) -> None:
+    """Place all missing stages of these instances, or none of them yet.
+
+    Instances of several groups are placed together where one job needs all: two jobs
+    that each held some would wait for each other.
+
+    Raises
+    ------
+    PlacementError
+        If workers are missing after the grace.
+    """
+    began = time.monotonic()
+    notified, made_room = False, -MAKES_ROOM
+    while True:
+        wanted = [each for each in wanted if each[1] in each[0].group.instances]
+        lacking = _place_all(wanted)
+        if lacking is None:
+            return
+        placer, instance, shortage = lacking
+        # A group that makes room frees its workers in a moment: one at a time.
+        waited = time.monotonic() - made_room > MAKES_ROOM
+        where = placer.occupied(instance)
+        if waited and placer.table.make_room(placer.group, where):
+            made_room = time.monotonic()
+        if not notified:
+            notified = True
+            placer.table.notify(placer.group, f"waits: {shortage}")
+        if time.monotonic() - began >= placer.spec.patience.grace:
+            raise placer.refusal(instance, shortage)
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _place_all(
+    wanted: Sequence[tuple[Placer, Instance]],
+) -> tuple[Placer, Instance, str] | None:
+    """Place and start these instances; else none, and return one and what it lacks."""
+    placed: list[tuple[Placer, Instance, list[PlacedStage]]] = []
+    for placer, instance in wanted:
+        stages = placer.place(instance)
+        if stages is None:
+            shortage = placer.shortage(instance)
+            for _, other, noted in placed:
+                for stage in noted:
+                    del other.placed[stage.spec.slot]
+            return placer, instance, shortage
+        placed.append((placer, instance, stages))
+    for placer, instance, stages in placed:
+        placer.run(instance, stages)
+    return None
+
+
+async def place_first(placers: Sequence[Placer]) -> None:
+    """Place the first instance of each group, all or none.
+
+    Raises
+    ------
+    PlacementError
+        If there are too few workers after the grace.
+    """
+    # Those that can be on few workers choose first.
+    ordered = sorted(placers, key=lambda placer: -len(placer.resources))
+    await fill([(placer, await placer.first_instance()) for placer in ordered])
+
+
+def grow_slowest(table: GroupTable, groups: Sequence[Group]) -> None:
+    """Add instances while workers are free, next to the group that is the slowest."""
+    growing = list(groups)
+    while growing:
+        seconds = [group.seconds_per_row or 0.0 for group in growing]
+        replicas = [len(group.instances) for group in growing]
+        slowest = growing[next_replica(seconds, replicas)]
+        if not Placer(table, slowest).grow():
+            growing.remove(slowest)
 
 
 def plan_stages(

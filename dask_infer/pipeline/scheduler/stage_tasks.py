@@ -67,13 +67,16 @@ class StageTasks:
             return None if placed.future.cancelled() else raised
         return None
 
-    async def request_thread(self, placed: PlacedStage) -> None:
-        """Ask one feeder to leave its thread to the stage, where all are busy."""
+    def lacks_thread(self, placed: PlacedStage) -> bool:
+        """Whether a stage was submitted to a worker whose threads may all feed."""
         worker = self.scheduler.workers.get(placed.address)
-        if worker is None or placed.address not in self.clients:
-            return
-        if len(worker.processing) < worker.nthreads:
-            return
+        if placed.future is None or worker is None:
+            return False
+        busy = len(worker.processing) >= worker.nthreads
+        return busy and placed.address in self.clients
+
+    async def request_thread(self, placed: PlacedStage) -> None:
+        """Ask one feeder to leave its thread to the stage."""
         with contextlib.suppress(OSError):
             rpc = self.scheduler.rpc(placed.address)
             await rpc.infer_request_thread(key=placed.spec.key)

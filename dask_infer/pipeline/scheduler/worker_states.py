@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from distributed import Scheduler
 from distributed.scheduler import WorkerState as DaskWorkerState
 
-from dask_infer.pipeline.scheduler.group import PlacedStage
+from dask_infer.metrics.sums import from_message
+from dask_infer.pipeline.scheduler.group import Group, PlacedStage
 from dask_infer.spec import GroupSpec
 
 #: Bytes of a worker process that has imported torch and what splits models (torch
@@ -74,6 +75,27 @@ def is_silent(scheduler: Scheduler, address: str, seconds: float) -> bool:
     """Whether a worker sent no heartbeat for so long: it is blocked or frozen."""
     worker = scheduler.workers.get(address)
     return worker is not None and time.time() - worker.last_seen > seconds
+
+
+def seconds_per_row(scheduler: Scheduler, group: Group) -> float | None:
+    """Return the seconds of a row in a group's slowest stage; None where not seen yet.
+
+    As the heartbeats of its workers tell.
+    """
+    seconds: dict[int, float] = {}
+    rows: dict[int, float] = {}
+    for address in {placed.address for placed in group.placed}:
+        worker = scheduler.workers.get(address)
+        message = {} if worker is None else worker.metrics.get("infer", {})
+        for label, sums in from_message(message.get("sums", ())).items():
+            if label.model == group.spec.model.label and label.stage is not None:
+                stage = label.stage
+                rows[stage] = rows.get(stage, 0) + sums.count("rows")
+                forward = sums.seconds.get("forward", 0)
+                seconds[stage] = seconds.get(stage, 0) + forward
+    if not rows or not all(rows.values()):
+        return None
+    return max(seconds[stage] / rows[stage] for stage in rows)
 
 
 def _state(

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from math import ceil
 from typing import Any, TypeAlias
@@ -58,6 +59,8 @@ class GroupClient:
     def __init__(self, comms: MicrobatchComms, spec: GroupSpec) -> None:
         self.comms, self.spec = comms, spec
         self.state: GroupState | None = None
+        #: Tasks of all workers that feed the group.
+        self.feeders = 0
         #: Microbatches that each instance admits.
         self.window = 1
         #: Keys of the tasks that use it now.
@@ -104,6 +107,22 @@ class GroupClient:
             await self.close(user)
             raise
 
+    async def reserve(
+        self, user: Any, groups: Sequence[tuple[GroupSpec, bytes | None]]
+    ) -> None:
+        """Have several groups formed together, this one among them.
+
+        Parameters
+        ----------
+        groups
+            Each with its `chain`, as of `open`.
+        """
+        worker = self.comms.worker()
+        if worker is None:
+            raise Lost
+        specs, here = pickle.dumps(list(groups)), self.comms.address
+        await worker.scheduler.infer_reserve(specs=specs, user=user, worker=here)
+
     async def close(self, user: Any) -> None:
         """Remove a user; with the last one the coordinator is not watched any more."""
         self.users.remove(user)
@@ -121,12 +140,12 @@ class GroupClient:
             "worker": self.comms.address,
             "chain": chain,
         }
-        state = await self._ask("open", **request)
+        state = await self._ask("open", self.state, **request)
         while state.status in ("forming", "released"):
             if state.status == "released":
-                state = await self._ask("open", **request)
+                state = await self._ask("open", state, **request)
             else:
-                state = await self._watched(state.version)
+                state = await self._watched(state)
         self._update(state)
         if state.status == "refused":
             raise _refusal(state)
@@ -134,28 +153,35 @@ class GroupClient:
             self._watching = asyncio.create_task(self._watch())
         return state
 
-    async def _ask(self, operation: str, **arguments: Any) -> GroupState:
+    async def _ask(
+        self, operation: str, known: GroupState | None, **arguments: Any
+    ) -> GroupState:
+        """Ask the coordinator; return `known` where it is still so."""
         worker = self.comms.worker()
         if worker is None:
             raise Lost
         ask = getattr(worker.scheduler, f"infer_{operation}")
-        answer = await ask(**arguments)
+        version = -1 if known is None else known.version
+        answer = await ask(version=version, **arguments)
         if answer is None:
             raise PlacementError(
                 "the scheduler has no coordinator of groups: set "
                 "distributed.scheduler.pickle to true there"
             )
-        state: GroupState = pickle.loads(answer)
-        return state
+        self.feeders = answer["feeders"]
+        if answer["state"] is None:
+            assert known is not None
+            return known
+        return GroupState.unpacked(answer["state"])
 
-    async def _watched(self, version: int) -> GroupState:
-        return await self._ask("watch", key=self.spec.key, version=version)
+    async def _watched(self, known: GroupState) -> GroupState:
+        return await self._ask("watch", known, key=self.spec.key)
 
     async def _watch(self) -> None:
         while True:
             assert self.state is not None
             try:
-                state = await self._watched(self.state.version)
+                state = await self._watched(self.state)
             except OSError:  # a worker without a scheduler ends by itself
                 await asyncio.sleep(1)
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Sequence
 
 from distributed import Worker, secede
 from distributed.utils import sync
@@ -25,34 +26,41 @@ from dask_infer.spec import GroupSpec
 from dask_infer.spec.group_spec import COORDINATOR
 
 
-def request_group(spec: GroupSpec) -> str:
-    """Ask for a group and wait until it serves; return its key.
+def request_groups(specs: Sequence[GroupSpec]) -> None:
+    """Ask for the groups of one job and wait until all serve.
+
+    Workers are found for all of them or for none: two jobs that each held a part of
+    what they need would wait for each other.
 
     Raises
     ------
     PlacementError
-        If it cannot be placed; what its load raised where that failed.
+        If one cannot be placed; what its load raised where that failed.
     """
-    worker = worker_for(spec)
+    worker = worker_for(specs[0])
     setup_worker(worker)
     leave_thread()
     user = current_task_key()
-    client = GroupClient(comms_of(worker), spec)
 
-    async def is_measured() -> bool:
+    async def unmeasured() -> list[GroupSpec]:
         await worker.scheduler.register_scheduler_plugin(
             plugin=pickle.dumps(GroupCoordinator()), name=COORDINATOR, idempotent=True
         )
-        return bool(await worker.scheduler.infer_knows(key=spec.key))
+        knows = worker.scheduler.infer_knows
+        return [s for s in specs if s.is_divided and not await knows(key=s.key)]
 
-    async def wait(chain: bytes | None) -> None:
-        await client.open(user, is_request=True, chain=chain)
-        await client.close(user)
+    async def wait(chains: dict[str, bytes]) -> None:
+        wanted = [(spec, chains.get(spec.key)) for spec in specs]
+        clients = [GroupClient(comms_of(worker), spec) for spec in specs]
+        if len(specs) > 1:
+            await clients[0].reserve(user, wanted)
+        for client, (_, chain) in zip(clients, wanted, strict=True):
+            await client.open(user, is_request=True, chain=chain)
+            await client.close(user)
 
-    known = sync(worker.loop, is_measured) or not spec.is_divided
-    chain = None if known else pickle.dumps(timed_chain(spec))
-    sync(worker.loop, wait, chain)
-    return spec.key
+    measured = sync(worker.loop, unmeasured)
+    chains = {spec.key: pickle.dumps(timed_chain(spec)) for spec in measured}
+    sync(worker.loop, wait, chains)
 
 
 def worker_for(spec: GroupSpec) -> Worker:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import partial
 from math import ceil
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from distributed import Reschedule, Worker
 
-from dask_infer._dask import current_task_key
+from dask_infer._dask import current_task_key, is_task_thread
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.device.stream import Fields, Pending
@@ -24,6 +26,7 @@ from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.messages.microbatch import Failure, Payload, RemoteTraceback
 from dask_infer.pipeline.worker.group_client import GroupClient, group_client
 from dask_infer.pipeline.worker.group_request import leave_thread, worker_for
+from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms
 from dask_infer.pipeline.worker.remote_call import RemoteCall
 from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.plan.window import feeder_share
@@ -42,12 +45,20 @@ MAX_OVERSIZE = 1.5
 POLL_SECONDS = 0.2
 
 
+#: Set where other feeders of the same task failed: this one is not wanted any more.
+failed_beside: ContextVar[tuple[threading.Event, ...]] = ContextVar(
+    "dask_infer_failed_beside", default=()
+)
+
+
 class Waiting:
     """The waits of one feeder's thread, which it leaves where a stage needs one."""
 
-    def __init__(self, worker: Worker, client: GroupClient, key: Any) -> None:
-        self._comms = client.comms
+    def __init__(self, worker: Worker, comms: MicrobatchComms, key: Any) -> None:
+        self._comms = comms
         self._wanted = is_wanted(worker, key)
+        self._failed_beside = failed_beside.get()
+        self._may_leave = is_task_thread()
         self._looked = time.monotonic()
 
     def __call__(self, future: concurrent.futures.Future[T]) -> T:
@@ -67,10 +78,12 @@ class Waiting:
 
     def _look(self, future: concurrent.futures.Future[T]) -> None:
         self._looked = time.monotonic()
-        if not self._wanted():
+        failed = any(event.is_set() for event in self._failed_beside)
+        if failed or not self._wanted():
             future.cancel()
             raise Abandoned
-        if self._comms.thread_requests and self._comms.takes_thread_request():
+        asked = self._comms.thread_requests and self._may_leave
+        if asked and self._comms.takes_thread_request():
             leave_thread()
 
 
@@ -81,7 +94,7 @@ def remote_runner(job: Job, code: Code) -> Iterator[RemoteRunner]:
     worker = worker_for(job.group)
     client = group_client(worker, job.group)
     key = current_task_key()
-    wait = Waiting(worker, client, key)
+    wait = Waiting(worker, client.comms, key)
     loop = client.comms.loop
     try:
         with meter("load"):
@@ -130,7 +143,7 @@ class RemoteRunner(Runner):
         """The feeder's share of what all instances admit."""
         state = self.client.state or self.state
         ready = sum(instance.ready for instance in state.instances)
-        return feeder_share(self.client.window, ready, state.feeders)
+        return feeder_share(self.client.window, ready, self.client.feeders)
 
     @property
     def where(self) -> str:

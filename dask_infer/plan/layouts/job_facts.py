@@ -11,8 +11,8 @@ from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
 
 #: Share of the memory for models that a layout leaves free.
 MARGIN = 0.1
-#: Seconds of the scheduler for each partition (benchmarks/noop).
-TASK = 2.4e-3
+#: Seconds of the scheduler for each partition (benchmarks/noop), and of a job.
+TASK, START = 2.4e-3, 0.1
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class JobFacts:
         Bytes a second that all hosts together get of weights.
     cores
         Cores of a host; None where each thread has one.
+    core_share
+        Part of its time in which a partition's thread keeps a core busy.
     link
         The connection between two workers.
     resources
@@ -67,6 +69,7 @@ class JobFacts:
     load_rate: float = 1e9
     store_rate: float = inf
     cores: int | None = None
+    core_share: float = 1.0
     link: Link = field(default_factory=Link)
     resources: tuple[tuple[str, float], ...] = ()
     pinned: bool = False
@@ -91,9 +94,11 @@ class JobFacts:
         """Workers of each host."""
         return Counter(worker.host for worker in self.workers)
 
-    def slowdown(self, host: str, running: float) -> float:
+    def slowdown(self, running: float) -> float:
         """How many times as long each of so many forwards of a host takes."""
-        return max(1.0, running / self.cores) if self.cores else 1.0
+        if not self.cores:
+            return 1.0
+        return max(1.0, running * self.core_share / self.cores)
 
     def loading(self, nbytes: float, copies: int = 1) -> float:
         """Seconds until each worker has so many bytes, and all hosts their copies."""

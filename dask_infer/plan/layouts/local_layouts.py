@@ -8,7 +8,7 @@ from math import ceil, floor
 
 from dask_infer.plan.facts import WorkerFacts, need
 from dask_infer.plan.layouts.alternative import Alternative
-from dask_infer.plan.layouts.job_facts import TASK, JobFacts, room
+from dask_infer.plan.layouts.job_facts import START, TASK, JobFacts, room
 from dask_infer.plan.sweep_groups import RESIDENT, plan_groups
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec import Layout
@@ -40,7 +40,7 @@ def data(facts: JobFacts) -> Alternative:
         memory=facts.whole,
         room=room(smallest),
         load=facts.loading(facts.nbytes, hosts),
-        run=max(makespan(facts), facts.partitions * TASK),
+        run=START + max(makespan(facts), facts.partitions * TASK),
     )
 
 
@@ -58,7 +58,7 @@ def makespan(facts: JobFacts, *, forward: bool = True) -> float:
     for worker in facts.workers:
         threads[worker.host] += worker.threads
     for worker in facts.workers:
-        slower = facts.slowdown(worker.host, busy * threads[worker.host])
+        slower = facts.slowdown(busy * threads[worker.host])
         seconds = _partition_seconds(facts, worker, forward) * slower
         durations[seconds] += worker.threads
     return last_end(durations, facts.partitions)
@@ -135,7 +135,7 @@ def sweep(facts: JobFacts) -> Alternative:
         memory=min(facts.whole, RESIDENT * most, int(min(memory, facts.whole))),
         room=memory,
         load=facts.loading(most, min(len(facts.hosts), used)),
-        run=max(_passes(facts), facts.partitions * TASK),
+        run=START + max(_passes(facts), facts.partitions * TASK),
     )
 
 
@@ -152,7 +152,7 @@ def _passes(facts: JobFacts) -> float:
     for worker in facts.workers:
         alone = _partition_seconds(facts, worker, forward=True)
         busy = threads[worker.host]
-        full = alone * facts.slowdown(worker.host, busy)
-        last = alone * facts.slowdown(worker.host, busy * left / facts.threads)
+        full = alone * facts.slowdown(busy)
+        last = alone * facts.slowdown(busy * left / facts.threads)
         slowest = max(slowest, (rounds - 1) * max(read, full) + max(read, last))
     return slowest

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 
 from dask_infer.errors import PlacementError
+from dask_infer.plan.assign import count_replicas
 from dask_infer.plan.facts import BlockFacts, WorkerFacts, need
 from dask_infer.plan.layouts.alternative import Alternative
-from dask_infer.plan.layouts.job_facts import TASK, JobFacts, room, with_margin
+from dask_infer.plan.layouts.job_facts import START, TASK, JobFacts, room, with_margin
 from dask_infer.plan.layouts.local_layouts import makespan
 from dask_infer.plan.microbatch_size import OVERHEAD, ROWS, fewest_rows
 from dask_infer.plan.min_stages import min_stages
@@ -23,7 +24,7 @@ from dask_infer.spec import Layout
 EVERY_STAGES = 8
 #: Seconds until workers of their own are found and their stages started, before these
 #: load.
-FORMING = 0.3
+FORMING = 0.1
 #: Workers that may share a layer.
 SHARDS = (2, 4, 8)
 #: Collectives of a block whose weights are shared: attention, and what follows it.
@@ -92,45 +93,48 @@ def stages(facts: JobFacts) -> list[Alternative]:
 def _pipeline(facts: JobFacts, able: Sequence[WorkerFacts], number: int) -> Alternative:
     layout = Layout(stages=number)
     try:
-        plans = plan_pipeline(facts.blocks, able, number, "auto", facts.link)
+        (plan,) = plan_pipeline(facts.blocks, able, number, 1, facts.link)
     except PlacementError as error:
         return _refused("stages", layout, facts, _cause(error))
-    by_address = {worker.address: worker for worker in able}
+    number_of_replicas = count_replicas(facts.blocks, able, plan.bounds)
     seconds = sum(block.seconds for block in facts.blocks) or 1.0
     shares = [
-        [
-            sum(b.seconds for b in facts.blocks[stage.start : stage.stop]) / seconds
-            for stage in plan.stages
-        ]
-        for plan in plans
+        sum(b.seconds for b in facts.blocks[stage.start : stage.stop]) / seconds
+        for stage in plan.stages
     ]
-    routes = [[by_address[address] for address in plan.workers] for plan in plans]
-    biggest = max(
-        (stage for plan in plans for stage in plan.stages), key=lambda s: s.memory
-    )
+    by_address = {worker.address: worker for worker in able}
+    first = [by_address[address] for address in plan.workers]
+    others = [worker for worker in able if worker.address not in plan.workers]
+    routes = [first, *_batched(others, number)][:number_of_replicas]
+    biggest = max(plan.stages, key=lambda stage: stage.memory)
+    most = max(stage.nbytes for stage in plan.stages)
+    stored = len(routes) * facts.nbytes / facts.store_rate
     return Alternative(
         "stages",
         layout,
         facts.resources,
-        replicas=len(plans),
-        workers=number * len(plans),
+        replicas=len(routes),
+        workers=number * len(routes),
         memory=biggest.memory,
         room=by_address[biggest.worker].room,
-        load=FORMING
-        + max(
-            max(stage.nbytes for plan in plans for stage in plan.stages)
-            / facts.load_rate,
-            len(plans) * facts.nbytes / facts.store_rate,
-        ),
-        run=_streamed(facts, routes, shares, plans),
+        load=FORMING + max(most / facts.load_rate, stored),
+        run=_streamed(facts, routes, [shares] * len(routes), plan),
     )
+
+
+def _batched(
+    workers: Sequence[WorkerFacts], number: int
+) -> Iterator[Sequence[WorkerFacts]]:
+    """Return consecutive workers, so many at a time."""
+    for start in range(0, len(workers) - number + 1, number):
+        yield workers[start : start + number]
 
 
 def _streamed(
     facts: JobFacts,
     routes: Sequence[Sequence[WorkerFacts]],
     shares: Sequence[Sequence[float]],
-    plans: Sequence[StagePlan] = (),
+    plan: StagePlan | None = None,
 ) -> float:
     """Seconds until microbatches of all rows have passed one of the routes.
 
@@ -140,7 +144,7 @@ def _streamed(
         The workers of each replica, in order.
     shares
         What part of a forward each of them computes.
-    plans
+    plan
         Where there are stages, for what travels between them.
     """
     slowest = max(
@@ -158,32 +162,31 @@ def _streamed(
     total = facts.partitions * each
     busy: dict[str, float] = defaultdict(float)
     beats, fills = [], []
-    for number, (route, parts) in enumerate(zip(routes, shares, strict=True)):
+    hops = [
+        facts.link.seconds(int(stage.cut_bytes * size / ROWS))
+        for stage in (plan.stages if plan else ())
+    ]
+    for route, parts in zip(routes, shares, strict=True):
         times = [
             forward * share / worker.speed
             for worker, share in zip(route, parts, strict=True)
         ]
         for worker, seconds in zip(route, times, strict=True):
             busy[worker.host] += seconds
-        hops = [
-            facts.link.seconds(int(stage.cut_bytes * size / ROWS))
-            for stage in (plans[number].stages if plans else ())
-        ]
         beats.append(OVERHEAD + max([*times, *hops]))
         fills.append(sum(times) + sum(hops))
     # Stages of one host share its cores.
-    crowded = max(facts.slowdown(host, _running(busy[host], beats)) for host in busy)
+    crowded = max(facts.slowdown(_running(busy[host], beats)) for host in busy)
     rate = sum(1 / beat for beat in beats) / crowded
     last = max(0, ceil(total / len(routes)) - 1) * len(routes) / rate
     run = crowded * max(fills) + OVERHEAD + last
     prepared = makespan(facts, forward=False)
     cores = (facts.cores or facts.threads) * len(facts.hosts)
     work = sum(busy.values()) * total / len(routes)
-    work += facts.rows * facts.prepare_seconds
+    work = facts.core_share * (work + facts.rows * facts.prepare_seconds)
     on_device = any(worker.one_at_a_time for route in routes for worker in route)
-    return max(
-        run, prepared, 0.0 if on_device else work / cores, facts.partitions * TASK
-    )
+    computed = 0.0 if on_device else work / cores
+    return START + max(run, prepared, computed, facts.partitions * TASK)
 
 
 def _running(busy: float, beats: Sequence[float]) -> float:
@@ -241,9 +244,7 @@ def _sharded(
     routes = alone[:groups]
     run = _streamed(shared, routes, [[1.0]] * groups)
     held = fits[: groups * number]
-    crowded = max(
-        facts.slowdown(h, n) for h, n in Counter(w.host for w in held).items()
-    )
+    crowded = max(facts.slowdown(n) for n in Counter(w.host for w in held).values())
     return Alternative(
         "shards",
         Layout(shards=number),

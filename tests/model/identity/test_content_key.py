@@ -29,7 +29,7 @@ def notebook(source, **names):
 
 def sent(obj):
     """Return the object as a worker would have it."""
-    return pickling.from_bytes(pickling.to_bytes(obj, pickling.survey(obj)))
+    return pickling.from_bytes(pickling.to_bytes(obj, pickling.dry_run(obj)))
 
 
 def linear(fill=0.5, **kwargs):

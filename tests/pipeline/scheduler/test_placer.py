@@ -206,3 +206,70 @@ async def test_what_can_never_be_placed_takes_no_room():
         state = await cluster.open(spec_of(resources=GPU), user="other")
         assert state.status == "refused"
         assert len(cluster.running_stages()) == 2
+
+
+# --- several groups of one job ------------------------------------------------------
+
+
+@on_loop
+async def test_the_groups_of_a_job_are_placed_all_or_none():
+    async with StubScheduler("a") as cluster:
+        pair = [spec_of("x", grace=60), spec_of("y", grace=60)]
+        states = await cluster.reserve(pair, "request")
+        assert [state.status for state in states] == ["forming", "forming"]
+        assert not cluster.submitted
+        cluster.add_worker("b")
+        await until(lambda: len(cluster.running_stages()) == 2)
+        assert sorted(cluster.running_stages().values()) == ["a", "b"]
+
+
+@on_loop
+async def test_two_jobs_do_not_hold_what_the_other_needs():
+    async with StubScheduler("a", "b", GPU=1) as cluster:
+        options = {"resources": GPU, "grace": 60, **ONE}
+        one = [spec_of(name, **options) for name in ("x1", "y1")]
+        two = [spec_of(name, **options) for name in ("x2", "y2")]
+        await cluster.reserve(one, "first")
+        await cluster.reserve(two, "second")
+        held = {stage.group.model.name for stage, _ in cluster.submitted.values()}
+        assert held == {"x1", "y1"}
+        await cluster.serve()
+        cluster.end_task("first", "forgotten")  # the first job is done
+        await until(lambda: len(cluster.submitted) == 4)
+        states = [await cluster.watch(spec) for spec in two]
+        assert all(state.instances for state in states)
+
+
+@on_loop
+async def test_a_job_of_which_one_group_has_no_place_is_refused():
+    async with StubScheduler("a", "b") as cluster:
+        pair = [spec_of("x"), spec_of("y", resources=GPU)]
+        states = await cluster.reserve(pair, "request")
+        assert [state.status for state in states] == ["refused", "refused"]
+        assert not cluster.submitted
+        with pytest.raises(Exception, match=r'model "y" has no place .* with GPU=1'):
+            raise pickle.loads(states[0].error)
+
+
+@on_loop
+async def test_a_group_that_serves_already_is_shared():
+    async with StubScheduler("a", "b") as cluster:
+        await cluster.open(spec_of("x", **ONE))
+        await cluster.serve()
+        await cluster.reserve([spec_of("x", **ONE), spec_of("y", **ONE)], "request")
+        assert len(cluster.running_stages()) == 2
+
+
+@on_loop
+async def test_free_workers_go_to_the_slowest_group_of_a_job():
+    async with StubScheduler("a", "b", "c", "d") as cluster:
+        pair = [spec_of("x"), spec_of("y")]
+        await cluster.reserve(pair, "request")
+        await cluster.serve()
+        # Neither has run a row: no one knows which is slow.
+        assert len(cluster.running_stages()) == 2
+        cluster.measured("x", rows=100, seconds=1)
+        cluster.measured("y", rows=100, seconds=3)
+        await until(lambda: len(cluster.running_stages()) == 4)
+        names = [stage.group.model.name for stage, _ in cluster.submitted.values()]
+        assert sorted(names) == ["x", "y", "y", "y"]

@@ -270,7 +270,7 @@ class GraphReader:
         signature = site.signature
         if id(signature) not in self._pickled:
             learned = (signature, self._has_glue)
-            pickled = pickling.to_bytes(learned, pickling.Survey())
+            pickled = pickling.to_bytes(learned, pickling.DryRun())
             self._pickled[id(signature)] = pickled
         return site.path, self._pickled[id(signature)]
 

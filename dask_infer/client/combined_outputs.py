@@ -1,0 +1,77 @@
+"""What an ensemble returns, known from what its models return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dask_infer.batch.outputs.parse_meta import OutputValue
+from dask_infer.errors import OutputError
+from dask_infer.model.combine import mean_dtype
+from dask_infer.spec import OutputColumn, Tower
+
+
+def combined_outputs(
+    how: str, towers: Sequence[Tower], fields: Sequence[str | None]
+) -> list[OutputValue]:
+    """Return what the combined outputs are.
+
+    Raises
+    ------
+    OutputError
+        If the outputs are unlike, or cannot be combined so.
+    """
+    first = towers[0].job.outputs.columns
+    for tower in towers[1:]:
+        others = tower.job.outputs.columns
+        alike = len(fields) == 1 or [c.name for c in others] == fields
+        if not alike or [c.shape for c in others] != [c.shape for c in first]:
+            raise OutputError(
+                f'combine="{how}": the models must return alike, and member 0 returns '
+                f"{_described(first)}, {tower.name} {_described(others)}; bring them "
+                "to one form with postprocess=, or pass a function as combine="
+            )
+    found = []
+    for place, field in enumerate(fields):
+        columns = [tower.job.outputs.columns[place] for tower in towers]
+        dtype, shape = _combined_column(how, columns)
+        found.append(OutputValue(field, dtype, shape))
+    return found
+
+
+def _combined_column(how: str, columns: Sequence[OutputColumn]) -> tuple[Any, Any]:
+    """Return dtype and row shape of one combined output."""
+    dtypes = [np.dtype(_numpy_name(column.dtype)) for column in columns]
+    kinds = {dtype.kind for dtype in dtypes}
+    shape = columns[0].shape
+    numbers = kinds <= set("fiub")
+    if how == "mean" and numbers:
+        return mean_dtype(dtypes).name, shape
+    if how == "stack" and numbers and None not in shape:
+        return np.result_type(*dtypes).name, (len(columns), *shape)
+    if how == "vote" and len(kinds) == 1 and kinds <= set("iubO") and None not in shape:
+        whole = numbers and np.result_type(*dtypes).name
+        return whole or columns[0].dtype, shape
+    advice = {
+        "mean": 'labels are combined by "vote"',
+        "vote": 'labels are whole numbers or text, and the rest is combined by "mean"',
+        "stack": "only arrays of numbers of one shape are stacked",
+    }
+    raise OutputError(
+        f'combine="{how}": the models return {_described(columns)}; {advice[how]}, or '
+        "pass a function as combine="
+    )
+
+
+def _numpy_name(dtype: Any) -> Any:
+    return dtype if isinstance(dtype, str) and dtype != "string" else "object"
+
+
+def _described(columns: Sequence[OutputColumn]) -> str:
+    return ", ".join(
+        f'"{column.name}" of {column.dtype}'
+        + (f" {column.shape}" if column.shape else "")
+        for column in columns
+    )
