@@ -203,7 +203,8 @@ def summary(counters: ClusterCounters, found: list[Line]) -> str:
     rate = sum(line.rate for line in found if line.label.stage is None)
     models = len({line.label.model for line in found})
     return (
-        f"{models} models on {len(sums.workers)} of {len(counters.states)} workers · "
+        f"{models} model{'s' * (models != 1)} on {len(sums.workers)} of "
+        f"{len(counters.states)} workers · "
         f"{running:.0f} partitions running · {rows:,} rows predicted · "
         f"{rate:,.0f} rows/s · {failed:,} failed rows"
     )

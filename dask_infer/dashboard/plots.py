@@ -34,7 +34,6 @@ from dask_infer.dashboard.page_tables import (
     summary,
     time_table,
 )
-from dask_infer.metrics.history import Point
 from dask_infer.metrics.sums import ACTIVITIES, Label
 
 #: Lines of a plot that can be distinguished by colour; those that moved last.
@@ -177,7 +176,9 @@ class Throughput:
         self, counters: ClusterCounters, height: int = 270, **options: Any
     ) -> None:
         self.counters = counters
-        self.source = ColumnDataSource(_no_lines(), name="infer_rows")
+        self.source = ColumnDataSource(
+            _drawn(counters, stages=False), name="infer_rows"
+        )
         self.root = _figure(
             "Rows a second (dashed: read)", height, options, x_axis_type="datetime"
         )
@@ -195,7 +196,7 @@ class Throughput:
 
     def update(self) -> None:
         """Show the lines that moved last."""
-        _update(self.source, _drawn(_latest(self.counters, stages=False)))
+        _update(self.source, _drawn(self.counters, stages=False))
 
 
 class Windows:
@@ -205,7 +206,9 @@ class Windows:
         self, counters: ClusterCounters, height: int = 270, **options: Any
     ) -> None:
         self.counters = counters
-        self.source = ColumnDataSource(_no_lines(), name="infer_windows")
+        self.source = ColumnDataSource(
+            _drawn(counters, stages=True), name="infer_windows"
+        )
         title = "Microbatches in the windows, % (groups of workers only)"
         self.root = _figure(title, height, options, x_axis_type="datetime")
         self.root.name = "infer_windows"
@@ -218,7 +221,7 @@ class Windows:
 
     def update(self) -> None:
         """Show the lines that moved last."""
-        _update(self.source, _drawn(_latest(self.counters, stages=True)))
+        _update(self.source, _drawn(self.counters, stages=True))
 
 
 class Time(ByWorker):
@@ -365,23 +368,17 @@ def _place_legend(figure: Any, where: str = "top_left") -> None:
         legend.padding = 4
 
 
-def _latest(counters: ClusterCounters, stages: bool) -> list[tuple[Label, list[Point]]]:
-    """Return the lines that moved last: of partitions, or of first stages."""
-    wanted = 0 if stages else None
-    found = [
-        (label, list(line))
-        for label, line in counters.history.lines.items()
-        if label.stage == wanted
-    ]
-    return found[-LINES:]
+def _drawn(counters: ClusterCounters, stages: bool) -> dict[str, list[Any]]:
+    """Return lines as `multi_line` draws them, times in milliseconds.
 
-
-def _no_lines() -> dict[str, list[Any]]:
-    return _drawn([])
-
-
-def _drawn(found: list[tuple[Label, list[Point]]]) -> dict[str, list[Any]]:
-    """Return lines as `multi_line` draws them, times in milliseconds."""
+    Those that moved last: of partitions, or of first stages. A model has one colour in
+    all plots, for as long as no other model comes.
+    """
+    lines = counters.history.lines
+    models = sorted({label.model for label in lines})
+    colors = {m: COLORS[place % len(COLORS)] for place, m in enumerate(models)}
+    wanted = [label for label in lines if label.stage == (0 if stages else None)]
+    found = [(label, list(lines[label])) for label in sorted(wanted[-LINES:])]
     return {
         "model": [label.model for label, _ in found],
         "at": [[1e3 * p.at for p in line] for _, line in found],
@@ -392,5 +389,5 @@ def _drawn(found: list[tuple[Label, list[Point]]]) -> dict[str, list[Any]]:
             for _, line in found
         ],
         "rows": [line[-1].rows for _, line in found],
-        "color": list(COLORS[: len(found)]),
+        "color": [colors[label.model] for label, _ in found],
     }

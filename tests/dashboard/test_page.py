@@ -24,7 +24,7 @@ from distributed import Client, LocalCluster
 
 import dask_infer
 from dask_infer.dashboard.watch import NAME
-from dask_infer.metrics.sums import ACTIVITIES
+from dask_infer.metrics.sums import ACTIVITIES, Label, Sums
 
 pytest.importorskip("bokeh")
 
@@ -196,6 +196,29 @@ def test_a_missing_package_is_said_in_one_line(monkeypatch, caplog):
         predict().compute()
         eventually(lambda: rows_counted(client) == 1000)
         assert caplog.text.count("needs a package that is missing") == 1
+
+
+def test_a_model_has_one_colour_in_all_plots_whichever_moves():
+    """Lines are kept in the order in which they moved, and took colours by that."""
+    from dask_infer.dashboard.cluster_counters import ClusterCounters
+    from dask_infer.dashboard.plots import Throughput, Windows
+
+    counters = ClusterCounters({})
+    rows, windows = Throughput(counters), Windows(counters)
+    for now, label in enumerate([Label("B"), Label("A"), Label("B", 0), Label("B")]):
+        counters.history.update(now, {label: Sums({"rows": now + 1})})
+        rows.update()
+        windows.update()
+    colors = dict(
+        zip(rows.source.data["model"], rows.source.data["color"], strict=True)
+    )
+    assert len(set(colors.values())) == 2
+    assert list(windows.source.data["color"]) == [colors["B"]]
+    before = dict(rows.source.data)
+    counters.history.update(9, {Label("A"): Sums({"rows": 99})})
+    rows.update()
+    assert rows.source.data["color"] == before["color"]
+    assert rows.source.data["model"] == before["model"]
 
 
 def rows_counted(client: Client) -> int:

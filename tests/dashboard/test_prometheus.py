@@ -88,13 +88,33 @@ def test_documentation_and_grafana_name_series_that_exist():
     exist = set(re.findall(r"# TYPE (dask_infer_\w+)", exposed()))
     documented = set(re.findall(r"`(dask_infer_\w+)`", WATCHING.read_text()))
     assert documented == exist
-    queries = [
-        target["expr"]
-        for panel in json.loads(GRAFANA.read_text())["panels"]
-        for target in panel["targets"]
+    assert len(queries()) > 8
+    assert set(re.findall(r"dask_infer_\w+", " ".join(queries()))) <= exist
+
+
+def queries() -> list[str]:
+    panels = json.loads(GRAFANA.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def test_rates_leave_out_workers_that_left():
+    """Their sums move to "gone" at once: a rate of that is a peak that never was."""
+    rates = re.findall(r"rate\(([^)]*)\)", " ".join([*queries(), WATCHING.read_text()]))
+    assert len(rates) > 5
+    assert all('worker!="gone"' in rate for rate in rates)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
+def test_prometheus_can_read_the_queries(tmp_path: Path):
+    rules = [
+        {"record": f"query:{number}", "expr": query.replace("$model", ".*")}
+        for number, query in enumerate(queries())
     ]
-    assert len(queries) > 8
-    assert set(re.findall(r"dask_infer_\w+", " ".join(queries))) <= exist
+    file = tmp_path / "rules.json"  # every JSON is YAML
+    file.write_text(json.dumps({"groups": [{"name": "grafana", "rules": rules}]}))
+    check = ["promtool", "check", "rules", str(file)]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool")
