@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_infer.plan.share_replicas import next_replica
+from dask_infer.plan.layouts.share_replicas import next_replica
 
 
 def shared_out(seconds, workers):
