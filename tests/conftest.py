@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
@@ -122,8 +123,22 @@ def own_threads() -> set[threading.Thread]:
 
 
 def running_children() -> set[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return {child for child in children if not is_lasting(child)}
+    return {child for child in own_children() if not is_lasting(child)}
+
+
+def own_children() -> Iterator[psutil.Process]:
+    """Children of this process, from Linux itself where it lists them.
+
+    psutil reads of every process which parent it has: 2.5 ms, twice a test.
+    """
+    listed = list(Path("/proc/self/task").glob("*/children"))
+    if not listed:
+        yield from psutil.Process().children(recursive=True)
+    for thread in listed:
+        with contextlib.suppress(OSError):  # it has ended
+            for pid in thread.read_text().split():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    yield psutil.Process(int(pid))
 
 
 def is_lasting(child: psutil.Process) -> bool:
