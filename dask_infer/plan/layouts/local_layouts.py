@@ -9,7 +9,7 @@ from math import ceil, floor
 from dask_infer.plan.facts import WorkerFacts, need
 from dask_infer.plan.layouts.alternative import Alternative
 from dask_infer.plan.layouts.job_facts import START, TASK, JobFacts, room
-from dask_infer.plan.sweep_groups import RESIDENT, plan_groups
+from dask_infer.plan.layouts.sweep_groups import RESIDENT, plan_groups
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec import Layout
 

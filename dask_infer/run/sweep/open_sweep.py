@@ -18,7 +18,11 @@ from dask_infer.device.resolve_device import resolve_device
 from dask_infer.model.runtime.stage_model import StageLayers, read_chain
 from dask_infer.model.split.chain import Chain
 from dask_infer.plan.facts import BlockFacts
-from dask_infer.plan.sweep_groups import check_blocks, leading_groups, plan_groups
+from dask_infer.plan.layouts.sweep_groups import (
+    check_blocks,
+    leading_groups,
+    plan_groups,
+)
 from dask_infer.plan.units import count, in_bytes
 from dask_infer.replica.cache import cache, models_limit
 from dask_infer.replica.sizes import Sizes

@@ -8,7 +8,11 @@ import pytest
 
 from dask_infer.errors import PlacementError
 from dask_infer.plan.facts import BlockFacts
-from dask_infer.plan.sweep_groups import check_blocks, leading_groups, plan_groups
+from dask_infer.plan.layouts.sweep_groups import (
+    check_blocks,
+    leading_groups,
+    plan_groups,
+)
 
 
 def chain(*sizes: int) -> list[BlockFacts]:
