@@ -25,6 +25,8 @@ HEADER = (
     "auto / best | warm | projected | projected / warm"
 )
 WIDTH = 64
+#: Variable of the worker that stands for one with a GPU: how many times as fast it is.
+SPEED = "BENCHMARK_SPEED"
 
 
 class Layer(nn.Module):
@@ -45,6 +47,7 @@ class Layer(nn.Module):
 
 
 def _spend(seconds: float, computes: bool) -> None:
+    seconds /= float(os.environ.get(SPEED, 1))
     if not computes:
         time.sleep(seconds)
         return
@@ -107,11 +110,14 @@ def cluster(name: str) -> Iterator[Any]:
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     number, mixed, limit = CLUSTERS[name]
-    options = {"nthreads": 1}
     workers = {
         i: {
             "cls": Nanny,
-            "options": options | {"resources": {"GPU": 1} if mixed and not i else {}},
+            "options": {
+                "nthreads": 1,
+                "resources": {"GPU": 1} if mixed and not i else {},
+                "env": {SPEED: "50"} if mixed and not i else {},
+            },
         }
         for i in range(number)
     }

@@ -19,7 +19,7 @@ from dask_infer.client.layout_plan import Plan
 from dask_infer.client.request import Request
 from dask_infer.errors import PlacementError
 from dask_infer.pipeline.choice.gather_facts import Gatherer, keys_of
-from dask_infer.plan.layouts.choose import alternatives, choose
+from dask_infer.plan.layouts.choose import EXECUTED, alternatives, choose
 from dask_infer.plan.layouts.job_facts import JobFacts
 from dask_infer.plan.partition_sizes import partition_warnings
 from dask_infer.replica.measured import recall_each
@@ -94,6 +94,8 @@ def _plan(
     chosen = choose(found)
     local = chosen is None or chosen.kind == "data"
     notes = _size_notes(auto, workers, facts, row, local) if workers else []
+    if unable := sorted({a.kind for a in found if not a.refused} - EXECUTED):
+        notes.append(f"{', '.join(unable)}: projected, and not run by this version")
     return Plan(auto.group.model.name, found, chosen, gatherer.shown, notes)
 
 

@@ -75,13 +75,10 @@ def spread_of(group: GroupSpec, chosen: Alternative) -> GroupSpec | LayerGroups 
 
 def _workers(worker: Any) -> dict[str, Any]:
     async def ask() -> dict[str, Any]:
-        answer: dict[str, Any] = (await worker.scheduler.identity(n_workers=-1))[
-            "workers"
-        ]
-        return answer
+        return await worker.scheduler.identity(n_workers=-1)  # type: ignore[no-any-return]
 
-    answer: dict[str, Any] = sync(worker.loop, ask)
-    return answer
+    workers: dict[str, Any] = sync(worker.loop, ask)["workers"]
+    return workers
 
 
 def _is_worth_measuring(

@@ -86,8 +86,8 @@ class Gatherer:
             The blocks as they were measured just now, on which kind of device; None to
             go by earlier jobs.
         """
-        nbytes = self._bytes()
         self._timed, self.shown = kind, []
+        nbytes = self._bytes()
         workers, kind, resources = self._workers()
         blocks, fewer = self._blocks(chain, kind)
         rows = self._rows()
