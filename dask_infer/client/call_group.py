@@ -60,7 +60,9 @@ def auto_spec(call: ModelCall, inputs: Inputs) -> AutoSpec | None:
     if not call.request.auto:
         return None
     chain = None
-    uncut = f"{in_bytes(call.spec.nbytes)}: below {in_bytes(SMALL)} it is not cut"
+    uncut = "its layers are not known before it is loaded"
+    if call.spec.nbytes:
+        uncut = f"{in_bytes(call.spec.nbytes)}: below {in_bytes(SMALL)} it is not cut"
     # The bytes of a factory's model may be unknown before it is built.
     if call.spec.nbytes > SMALL or (call.spec.weights and not call.spec.nbytes):
         try:

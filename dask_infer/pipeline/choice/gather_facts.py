@@ -28,7 +28,7 @@ from dask_infer.spec import AutoSpec, GroupSpec
 
 #: Floating operations a second of one core and of an accelerator, where nothing was
 #: measured; their proportion is how many times as fast an accelerator is.
-FLOPS = {"cpu": 5e10, "cuda": 1e13, "mps": 2e12}
+FLOPS = {"cpu": 1e11, "cuda": 2e13, "mps": 4e12}
 #: Tokens of a text.
 TOKENS = 128
 #: Seconds of a row of a model of unknown size, and of reading and encoding one.
