@@ -6,6 +6,7 @@ any code there, so a scheduler that cannot import this package harms nobody.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -71,7 +72,9 @@ class recording_partition:
         self._recording.__exit__(kind, error, trace)
         _ended.at = time.time()
         if self._worker is not None and (parts := _parts(self._recording.sums.seconds)):
-            count_in_fine_metrics(parts)
+            # What Dask cannot show must not fail a task.
+            with contextlib.suppress(Exception):
+                count_in_fine_metrics(parts)
 
 
 def _parts(seconds: Mapping[str, float]) -> dict[str, float]:

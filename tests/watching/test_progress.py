@@ -227,6 +227,20 @@ def test_ctrl_c_ends_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert not listeners
 
 
+def test_ctrl_c_cancels_what_a_cluster_computes(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pred = predict(numbers(40), batch_size=1)
+    with interrupted_after(1.5), dask_infer.progress():
+        pred.compute()
+    (line,) = shown(capsys)
+    assert " of 1,000 rows, stopped" in line
+    deadline = time.monotonic() + 60
+    while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_ctrl_c_cancels_what_was_persisted(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
