@@ -301,8 +301,12 @@ def test_too_few_workers_are_named(client, ddf, model):
 
 
 def test_what_cannot_be_divided_is_refused_by_name(ddf, model):
-    with pytest.raises(ValueError, match=r"method='half'.*shards"):
-        ddf.infer.predict(model, parallel=ALONE, method="half")
+    class Doubles(torch.nn.Linear):
+        def twice(self, x):
+            return 2 * self(x)
+
+    with pytest.raises(ValueError, match=r"method='twice'.*shards"):
+        ddf.infer.predict(Doubles(2, 1), parallel=ALONE, method="twice")
     with pytest.raises(ValueError, match=r'dtype="int8": shards'):
         ddf.infer.predict(model, parallel=ALONE, dtype="int8")
     with pytest.raises(PlacementError, match="no weights that shards could divide"):

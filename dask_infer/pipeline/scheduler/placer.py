@@ -23,10 +23,10 @@ from dask_infer.pipeline.scheduler.worker_states import (
     shortage,
 )
 from dask_infer.plan.facts import ChainFacts, WorkerFacts
+from dask_infer.plan.layouts.shards import ShardPlan, chain_in_shards, plan_shards
 from dask_infer.plan.layouts.share_replicas import next_replica
 from dask_infer.plan.microbatch_size import microbatch_rows
 from dask_infer.plan.plan_pipeline import plan_pipeline
-from dask_infer.plan.shards import ShardPlan, chain_in_shards, plan_shards
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec import GroupSpec
 

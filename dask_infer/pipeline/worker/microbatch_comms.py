@@ -35,7 +35,7 @@ from dask_infer.pipeline.messages.microbatch import (
 )
 from dask_infer.pipeline.worker.admission import Dispatcher
 from dask_infer.pipeline.worker.answers import DONE, LOST, Answer, answered, failed
-from dask_infer.pipeline.worker.shard_comms import ShardComms
+from dask_infer.pipeline.worker.shards.shard_comms import ShardComms
 from dask_infer.pipeline.worker.stage_server import StageServer
 
 Handler: TypeAlias = Callable[[Header, Payload], Coroutine[Any, Any, Answer]]

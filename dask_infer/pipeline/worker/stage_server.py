@@ -30,12 +30,12 @@ from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Paylo
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.worker.admission import Window
 from dask_infer.pipeline.worker.remote_call import called, flattened
-from dask_infer.pipeline.worker.shard_exchange import (
+from dask_infer.pipeline.worker.shards.shard_exchange import (
     Send,
     ShardExchange,
     ShardFailed,
 )
-from dask_infer.pipeline.worker.shard_turns import ShardTurns
+from dask_infer.pipeline.worker.shards.shard_turns import ShardTurns
 from dask_infer.plan.window import window_size
 from dask_infer.replica.cache import Replica
 from dask_infer.replica.worker_place import Place

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from dask_infer.model.split.shards.axis_parts import AxisParts
 from dask_infer.model.split.shards.collective import current_collective
-from dask_infer.model.split.shards.pieces import Pieces
 
 #: Attributes that give another tensor; all others describe the whole.
 _TENSORS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "_base", "grad"})
@@ -52,11 +52,11 @@ class DividedTensor(torch.Tensor):
 
     part: torch.Tensor
     dim_divided: int
-    pieces: Pieces
+    pieces: AxisParts
 
     @staticmethod
     def __new__(
-        cls, part: torch.Tensor, dim: int, pieces: Pieces, is_parameter: bool = False
+        cls, part: torch.Tensor, dim: int, pieces: AxisParts, is_parameter: bool = False
     ) -> DividedTensor:
         """Make the wrapper, which has no memory of its own."""
         shape = list(part.shape)

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from dask_infer.model.split.program import Program, WeightRef
-from dask_infer.model.split.shards.pieces import Pieces
+from dask_infer.model.split.shards.axis_parts import AxisParts
 
 #: Share of all that could be divided below which the tensors of one shape stay whole.
 SMALL = 0.01
@@ -35,11 +35,11 @@ class Shard:
     def __str__(self) -> str:
         return f"shard {self.index} of {self.count}"
 
-    def pieces(self, shape: tuple[int, ...], axis: int | None) -> Pieces | None:
+    def pieces(self, shape: tuple[int, ...], axis: int | None) -> AxisParts | None:
         """Return the division of a tensor; None where each shard has the whole."""
         if axis is None or shape[axis] < self.count:
             return None
-        return Pieces.even(shape[axis], self.count)
+        return AxisParts.even(shape[axis], self.count)
 
     def numel(self, shape: tuple[int, ...], axis: int | None) -> int:
         """Return how many numbers of a tensor this shard holds."""

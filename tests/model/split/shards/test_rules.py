@@ -11,15 +11,15 @@ from torch import nn
 
 from dask_infer.model.runtime.footprint import tensor_bytes
 from dask_infer.model.split.shards import DividedTensor
+from dask_infer.model.split.shards.axis_parts import AxisParts
 from dask_infer.model.split.shards.collective import Meeting
-from dask_infer.model.split.shards.pieces import Pieces
 from tests.model.split.shards.ranks import on_ranks
 
 aten: Any = torch.ops.aten
 
 
 def divided(tensor: torch.Tensor, axis: int, shard: int, shards: int) -> DividedTensor:
-    pieces = Pieces.even(tensor.shape[axis], shards)
+    pieces = AxisParts.even(tensor.shape[axis], shards)
     return DividedTensor(pieces.take(tensor, axis, shard), axis, pieces)
 
 
@@ -105,7 +105,7 @@ def test_ids_beyond_the_words_raise_on_every_shard():
 def test_a_divided_weight_is_a_parameter_of_its_module():
     layer = nn.Linear(7, 10, bias=False)
     whole = layer.weight.detach()
-    pieces = Pieces.even(10, 2)
+    pieces = AxisParts.even(10, 2)
     layer.weight = DividedTensor(whole[:5].clone(), 0, pieces, True)
     assert dict(layer.named_parameters()).keys() == {"weight"}
     assert tuple(layer.weight.shape) == (10, 7)

@@ -10,7 +10,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Pieces:
+class AxisParts:
     """The division of an axis: the first item of each shard, and the end.
 
     Sizes may differ, and be 0.
@@ -22,7 +22,7 @@ class Pieces:
         return "|".join(str(stop - start) for start, stop in pairwise(self.bounds))
 
     @classmethod
-    def even(cls, size: int, shards: int) -> Pieces:
+    def even(cls, size: int, shards: int) -> AxisParts:
         """Divide an axis so that the sizes differ by one at most."""
         return cls(tuple(size * shard // shards for shard in range(shards + 1)))
 

@@ -16,7 +16,7 @@ from distributed import Worker
 from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Payload
 from dask_infer.pipeline.messages.wire import pack, unpack
 from dask_infer.pipeline.worker.answers import DONE, LOST, Answer, answered, failed
-from dask_infer.pipeline.worker.shard_exchange import ShardPart, Turn
+from dask_infer.pipeline.worker.shards.shard_exchange import ShardPart, Turn
 from dask_infer.pipeline.worker.stage_server import StageServer
 
 #: Seconds before a call is made again whose connection failed.

@@ -1,0 +1,1 @@
+"""What the shards of a stage do together."""
