@@ -26,12 +26,19 @@ from benchmarks.window import main as window_benchmark
 from dask_infer import Layout
 
 
-def slowness(seconds: float = 0.5) -> float:
-    """How many times longer a thread takes that wants a core all the time."""
-    wall, cpu = time.perf_counter(), time.thread_time()
-    while time.perf_counter() - wall < seconds:
-        pass
-    return (time.perf_counter() - wall) / (time.thread_time() - cpu)
+def slowness(bursts: int = 40, burst: float = 2e-3, pause: float = 10e-3) -> float:
+    """How many times longer CPU takes than alone, for a thread that sleeps in between.
+
+    As schedulers and stages do: who wants a core all the time waits longer for it.
+    """
+    taken = 0.0
+    for _ in range(bursts):
+        time.sleep(pause)
+        wall, cpu = time.perf_counter(), time.thread_time()
+        while time.thread_time() - cpu < burst:
+            pass
+        taken += time.perf_counter() - wall
+    return taken / (bursts * burst)
 
 
 def beside(

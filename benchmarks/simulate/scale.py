@@ -9,13 +9,9 @@ from benchmarks.simulate import tasks
 from benchmarks.simulate.calibration import SCHEDULER, STORE, WATCHER, WORKER
 from dask_infer.pipeline.scheduler.group import INTERVAL
 
-#: Answers of the coordinator for a partition that is fed to other workers: to who asks
-#: for the group, and to who watches it anew.
-ANSWERS = 2
-
 SIZES_HEADER = (
     "partitions | rows each | seconds each | job s | efficiency | scheduler busy | "
-    "fed to other workers, job s | the limit"
+    "the limit"
 )
 
 
@@ -26,15 +22,12 @@ def sizes(
     work = rows * row_seconds
     for count in counts:
         each = work / count
-        found = {}
-        for kind, extra in (("local", 0.0), ("fed", ANSWERS * WATCHER.value)):
-            cluster = tasks.Cluster(workers, SCHEDULER.value + extra, WORKER.value)
-            found[kind] = tasks.run(cluster, count, lambda _, each=each: [each])  # type: ignore[misc]
-        job = found["local"]
+        cluster = tasks.Cluster(workers, SCHEDULER.value, WORKER.value)
+        job = tasks.run(cluster, count, lambda _, each=each: [each])  # type: ignore[misc]
         busy = count * SCHEDULER.value / job
         yield [
             f"{count:,}", f"{rows // count:,}", f"{each:.3f}", f"{job:.0f}",
-            f"{work / workers / job:.2f}", f"{busy:.0%}", f"{found['fed']:.0f}",
+            f"{work / workers / job:.2f}", f"{busy:.0%}",
             _limit(count, workers, busy),
         ]  # fmt: skip
 
@@ -56,12 +49,9 @@ def limits(workers: int, hosts: int, row_seconds: float) -> Iterator[str]:
         f"{least / row_seconds:,.0f} rows here."
     )
     share = WATCHER.value / max(INTERVAL[1], INTERVAL[0] / workers)
-    fed = 1 + ANSWERS * WATCHER.value / SCHEDULER.value
     yield (
         f"Coordinator: {share:.1%} of the scheduler while a group forms or grows, "
-        f"however many watch; a loss takes {workers * WATCHER.value:.2f} s of it. "
-        f"Partitions fed to other workers take {ANSWERS} answers more each: {fed:.2f} "
-        "times the scheduler's time."
+        f"however many watch; a loss takes {workers * WATCHER.value:.2f} s of it."
     )
     for nbytes in (1e8, 1e9, 1e10):
         seconds = hosts * nbytes / STORE.value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import inspect
 import math
 import pickle
 import time
@@ -16,7 +15,7 @@ from typing import Any
 from distributed import Scheduler, rpc
 
 from benchmarks import measure
-from dask_infer.pipeline.messages.group_state import ModelFacts
+from dask_infer.pipeline.messages.group_state import GroupState, ModelFacts
 from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 from dask_infer.pipeline.scheduler.group import Group, Instance
 from dask_infer.pipeline.scheduler.placer import Placer
@@ -39,14 +38,16 @@ def _address(number: int) -> str:
 class SimulatedGroup:
     """A group on the scheduler whose workers are addresses; its changes are real."""
 
-    def __init__(self, scheduler: Scheduler, instances: int, stages: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, instances: int, stages: int, watchers: int
+    ) -> None:
         coordinator = scheduler.plugins[COORDINATOR]
         assert isinstance(coordinator, GroupCoordinator)
         self.coordinator, self.table = coordinator, coordinator.table
         model = ModelSpec(key="model", name="model", kind="callable", nbytes=1)
         spec = GroupSpec(model, Layout(replicas=instances, stages=stages))
         self.group = self.table.groups[KEY] = Group(spec)
-        self.group.requests.add("a request")
+        self.group.feeders.update(range(watchers))
         self.number = 0
         for _ in range(instances):
             instance = self.group.new_instance(range(stages + 1), [1] * stages)
@@ -82,17 +83,12 @@ class SimulatedGroup:
             instance.epoch += 1
             del instance.placed[0]
             lost.append(time.time())
-            options = {"lost": True} if LOST else {}
-            self.table.notify(self.group, "lost", **options)
+            self.table.notify(self.group, "lost", lost=True)
             await asyncio.sleep(0.5)
             self.place(instance, 0)
             await self.serve(instance, 0)
             await asyncio.sleep(pause - 0.5)
         return lost
-
-
-#: Whether this version of the package distinguishes losses.
-LOST = "lost" in inspect.signature(Group.notify).parameters
 
 
 async def _phase(
@@ -130,16 +126,15 @@ class Watchers:
 
     async def watch(self) -> None:
         """Ask again and again, on a connection of its own."""
-        version, epochs, known = -1, 0, b""
+        version, epochs = -1, 0
         async with rpc(self.address) as scheduler:
             while True:
                 answer = await scheduler.infer_watch(key=KEY, version=version)
-                message = answer["state"] if isinstance(answer, dict) else answer
                 self.answers += 1
-                self.nbytes += len(message)
-                if message == known:
+                if answer["state"] is None:
                     continue
-                known, state = message, _opened(message)
+                self.nbytes += len(answer["state"])
+                state = _opened(answer["state"])
                 version = state.version
                 total = sum(instance.epoch for instance in state.instances)
                 for epoch in range(epochs + 1, total + 1):
@@ -148,15 +143,12 @@ class Watchers:
 
 
 #: States by their messages: watchers are on machines of their own, not on this core.
-_states: dict[bytes, Any] = {}
+_states: dict[bytes, GroupState] = {}
 
 
-def _opened(message: bytes) -> Any:
+def _opened(message: bytes) -> GroupState:
     if message not in _states:
-        from dask_infer.pipeline.messages import group_state
-
-        read = getattr(group_state.GroupState, "unpacked", pickle.loads)
-        _states[message] = read(message)
+        _states[message] = GroupState.unpacked(message)
     return _states[message]
 
 
@@ -188,7 +180,7 @@ async def phases(
         ]  # fmt: skip
 
     counted = Watchers(client.scheduler.address)
-    await run("start", instances=instances, stages=stages)
+    await run("start", instances=instances, stages=stages, watchers=watchers)
     tasks = []
     for _ in range(watchers):
         tasks.append(asyncio.create_task(counted.watch()))

@@ -4,12 +4,13 @@ Only states and their changes; lives on the scheduler's event loop.
 
 Watchers are informed of another status and of a loss at once, since what they know is
 false then. Of more instances they are informed at intervals that grow with the number
-of watchers, so that a large group which forms does not occupy the scheduler.
+of users, so that a large group which forms does not occupy the scheduler.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -28,9 +29,10 @@ from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.spec import GroupSpec
 
 #: Seconds between two states that watchers are informed of: at least, and for each
-#: watcher. An answer takes 0.2 ms of the scheduler (benchmarks/watchers).
+#: user, since each may be on a worker that watches. An answer takes 0.2 ms of the
+#: scheduler (benchmarks/watchers).
 INTERVAL = (0.1, 0.005)
-#: The same before they are informed of a loss: none in small clusters.
+#: The same between two losses.
 LOSS_INTERVAL = (0.0, 0.001)
 
 
@@ -127,10 +129,12 @@ class Group:
         self.microbatch: int | None = None
         self.error: bytes | None = None
         self.version = self.next_version()
-        #: How many watch now.
-        self.watchers = 0
-        #: When they were informed last, how many they were, and of which status.
-        self._informed: tuple[float, int, Status] = (-inf, 0, self.status)
+        #: The status that watchers know, and when they were informed last: at all, and
+        #: of a loss.
+        self._informed_of: Status = self.status
+        self._informed, self._informed_lost = -inf, -inf
+        #: Whether they are to be informed of a loss.
+        self._lost = False
         self._changed = asyncio.Event()
         self._later: asyncio.TimerHandle | None = None
         self._message: bytes | None = None
@@ -210,15 +214,9 @@ class Group:
 
     async def watch(self, version: int, timeout: float) -> None:
         """Return once there is a newer version, or after so many seconds."""
-        if self.version > version:
-            return
-        self.watchers += 1
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
-        except (TimeoutError, asyncio.TimeoutError):
-            pass
-        finally:
-            self.watchers -= 1
+        if self.version <= version:
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), timeout)
 
     def notify(self, lost: bool = False) -> None:
         """Inform all who watch of a change, now or together with later ones.
@@ -231,10 +229,12 @@ class Group:
         if not self.ended:
             ready = any(instance.ready for instance in self.instances)
             self.status = "ready" if ready else "forming"
-        when, watchers, status = self._informed
+        self._lost |= lost
+        before = self._informed_lost if lost else self._informed
         least, each = LOSS_INTERVAL if lost else INTERVAL
-        due = when + max(least, each * watchers)
-        if self.ended or self.status != status or due <= time.monotonic():
+        due = before + max(least, each * (len(self.requests) + len(self.feeders)))
+        urgent = self.ended or self.status != self._informed_of
+        if urgent or due <= time.monotonic():
             self._inform()
         else:
             self._inform_at(due)
@@ -251,7 +251,9 @@ class Group:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        self._informed = time.monotonic(), self.watchers, self.status
+        self._informed_of, self._informed = self.status, time.monotonic()
+        if self._lost:
+            self._lost, self._informed_lost = False, self._informed
         self.version, self._message = self.next_version(), None
         self._changed.set()
         self._changed = asyncio.Event()

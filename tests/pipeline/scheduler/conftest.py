@@ -10,3 +10,4 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator, "POLL_SECONDS", 0.002)
     monkeypatch.setattr(placer, "POLL_SECONDS", 0.002)
     monkeypatch.setattr(group, "INTERVAL", (0.0, 0.0))
+    monkeypatch.setattr(group, "LOSS_INTERVAL", (0.0, 0.0))

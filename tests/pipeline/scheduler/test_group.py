@@ -72,18 +72,18 @@ async def test_what_makes_the_known_state_false_is_reported_at_once(rarely):
 
 
 @on_loop
-async def test_the_interval_grows_with_those_who_watch(monkeypatch):
+async def test_the_interval_grows_with_the_users(monkeypatch):
     monkeypatch.setattr(module, "INTERVAL", (0.0, 1000.0))
     monkeypatch.setattr(module, "LOSS_INTERVAL", (0.0, 0.0))
     group = serving()
     group.notify()
-    add(group)  # nobody watched
-    watching = asyncio.create_task(group.watch(group.version, 30))
-    await settle()
     version = group.version
-    add(group)
+    watching = asyncio.create_task(group.watch(version, 30))
+    await settle()
+    add(group)  # it has no users
     await watching
-    assert group.version > version and group.watchers == 0
+    assert group.version > version
+    group.feeders.add("a task")
     version = group.version
     add(group)
     assert group.version == version
@@ -95,13 +95,11 @@ async def test_the_interval_grows_with_those_who_watch(monkeypatch):
 async def test_a_second_loss_waits_in_large_clusters_only(monkeypatch):
     monkeypatch.setattr(module, "LOSS_INTERVAL", (0.0, 1000.0))
     group = serving()
+    group.feeders.add("a task")
     group.notify()
+    version = group.version
     group.notify(lost=True)
-    group.notify(lost=True)  # nobody watched
-    watching = asyncio.create_task(group.watch(group.version, 30))
-    await settle()
-    group.notify(lost=True)
-    await watching
+    assert group.version > version
     version = group.version
     group.notify(lost=True)
     assert group.version == version
