@@ -139,7 +139,7 @@ def _run_towers(
     elsewhere = [any(model.group for model in tower.job.models) for tower in towers]
     if len(towers) == 1 or not any(elsewhere):
         return [_run(frame, missing, tower) for tower in towers]
-    from dask_infer.pipeline.worker.feed_together import feed_together
+    from dask_infer.pipeline.worker.remote_runner import feed_together
 
     here: list[Columns] = []
 

@@ -7,7 +7,8 @@ import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
 from math import ceil
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from distributed import Reschedule, Worker
 
-from dask_infer._dask import current_task_key, is_task_thread
+from dask_infer._dask import as_part_of_task, current_task_key, is_task_thread
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import FixedSize
 from dask_infer.device.stream import Fields, Pending
@@ -26,10 +27,11 @@ from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.messages.microbatch import Failure, Payload, RemoteTraceback
 from dask_infer.pipeline.worker.group_client import GroupClient, group_client
 from dask_infer.pipeline.worker.group_request import leave_thread, worker_for
-from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms
+from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms, comms_of
 from dask_infer.pipeline.worker.remote_call import RemoteCall
 from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.plan.window import feeder_share
+from dask_infer.replica.worker_place import current_worker
 from dask_infer.run.runner import Abandoned, Runner
 from dask_infer.spec import Code, Job
 
@@ -207,3 +209,51 @@ def _failure(error: BaseException) -> Failure | None:
     while link is not None and not isinstance(link, RemoteTraceback):
         link = link.__cause__
     return None if link is None else link.failure
+
+
+# --- several feeders of one task ------------------------------------------------------
+
+
+def feed_together(
+    feeders: Sequence[Callable[[], T]], meanwhile: Callable[[], None]
+) -> list[T]:
+    """Return what each feeder returns; `meanwhile` runs in the calling thread.
+
+    Each feeder has a thread of its own. The calling thread is the task's: it alone may
+    be left where a stage needs one. Where one raises, the others give up, and that
+    error is raised.
+    """
+    worker = current_worker()
+    if worker is None:  # they refuse to run
+        return [feed() for feed in feeders]
+    failed = threading.Event()
+    token = failed_beside.set((*failed_beside.get(), failed))
+
+    def run(feed: Callable[[], T]) -> T:
+        try:
+            return feed()
+        except BaseException:
+            failed.set()
+            raise
+
+    errors: list[BaseException | None] = []
+    try:
+        with ThreadPoolExecutor(len(feeders), "dask-infer-tower") as pool:
+            parts = [as_part_of_task(partial(run, feed)) for feed in feeders]
+            futures = [pool.submit(part) for part in parts]
+            wait = Waiting(worker, comms_of(worker), current_task_key())
+            try:
+                meanwhile()
+                return [wait(future) for future in futures]
+            except BaseException as error:
+                failed.set()
+                errors.append(error)
+    finally:
+        failed_beside.reset(token)
+    errors += [future.exception() for future in futures if not future.cancelled()]
+    raise next(filter(_is_cause, errors), None) or Reschedule
+
+
+def _is_cause(error: BaseException | None) -> bool:
+    """Whether it is no mere consequence of another feeder's error."""
+    return error is not None and not isinstance(error, (Abandoned, Reschedule))
