@@ -13,9 +13,9 @@ from dask_infer.metrics.sums import Label
 
 logger = logging.getLogger(__name__)
 
-#: Seconds without a new number from which a job has ended: its workers' next heartbeat
-#: would have come, and the next partition would have begun.
-ENDED = 10.0
+#: Seconds without a new number from which a job has ended: a partition that is read
+#: meanwhile is counted after that.
+ENDED = 60.0
 
 
 class JobLog:

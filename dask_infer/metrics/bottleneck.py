@@ -100,7 +100,7 @@ def find_bottleneck(record: Mapping[str, Any]) -> Bottleneck:
     if record["start"] is not None:
         seconds = record["end"] - record["start"]
         # Stages and hosts are known from the first look at the job.
-        observed = record["end"] - record["seen"]
+        observed = record["end"] - record.get("seen", record["start"])
     if stages:
         cause, remedy = _of_stages(sums, stages, observed)
     else:

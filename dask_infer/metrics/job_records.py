@@ -97,13 +97,15 @@ class JobRecords:
                 continue
             known = self.records.get(label)
             stages = _stages(label.model, by_model)
-            paused = known and not known.running and now - known.end > PAUSE
+            before = Sums() if known is None else known.sums
+            # Reading is counted when a partition's read has ended: it is no pause.
+            start = now - _age(sums.since(before))
+            paused = known and not known.running and start - known.end > PAUSE
             if known is None or paused:
-                before = Sums() if known is None else known.sums
                 known = self.records[label] = JobRecord(
                     label.model,
                     label.job,
-                    start=now - _age(sums.since(before)),
+                    start=start,
                     seen=now,
                     end=now,
                     sums_before=before,

@@ -48,6 +48,21 @@ class View:
         return render("infer_view.html.j2", view=self, parts=list(parts))
 
 
+class Viewed:
+    """Shown by its views, one below the other."""
+
+    def views(self) -> list[View]:
+        """Return them."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(str, self.views()))
+
+    def _repr_html_(self) -> str | None:
+        shown = [view.html() for view in self.views()]
+        return None if None in shown else "".join(map(str, shown))
+
+
 def render(template: str, **values: Any) -> str | None:
     """Return a template of this folder as HTML; None where jinja2 is missing."""
     try:

@@ -13,7 +13,7 @@ from dask_infer.replica.residents import current_client
 from dask_infer.run.predict import label_of
 from dask_infer.spec import Job
 from dask_infer.spec.input_spec import Argument
-from dask_infer.views.view import View
+from dask_infer.views.view import View, Viewed
 from dask_infer.watching.counts import Counts
 
 #: Columns of an argument that are named.
@@ -25,7 +25,7 @@ NOTHING = View(
 )
 
 
-class PredictionSummary:
+class PredictionSummary(Viewed):
     """The predictions of a dataframe, as text and HTML.
 
     Parameters
@@ -44,14 +44,8 @@ class PredictionSummary:
             for key in frame.__dask_keys__():
                 self._persisted.update(jobs_of_task(key))
 
-    def __repr__(self) -> str:
-        return "\n\n".join(map(str, self._views()))
-
-    def _repr_html_(self) -> str | None:
-        shown = [view.html() for view in self._views()]
-        return None if None in shown else "".join(map(str, shown))
-
-    def _views(self) -> list[View]:
+    def views(self) -> list[View]:
+        """Return a view of each prediction."""
         if not (self._jobs or self._persisted):
             return [NOTHING]
         counted = _counted()

@@ -12,7 +12,7 @@ from dask.utils import format_time
 from dask_infer.metrics.bottleneck import Bottleneck, find_bottleneck
 from dask_infer.metrics.sums import Label, Sums, to_message
 from dask_infer.replica.residents import current_client
-from dask_infer.views.view import View
+from dask_infer.views.view import View, Viewed
 from dask_infer.watching.counts import local_jobs, read_workers, watch
 
 #: Seconds for which the first numbers of a short job may be on their way.
@@ -25,7 +25,7 @@ NOTHING = View(
 )
 
 
-class Why:
+class Why(Viewed):
     """What limits jobs, as text and HTML.
 
     Attributes
@@ -38,14 +38,8 @@ class Why:
     def __init__(self, jobs: list[Bottleneck]) -> None:
         self.jobs = jobs
 
-    def __repr__(self) -> str:
-        return "\n\n".join(map(str, self._views()))
-
-    def _repr_html_(self) -> str | None:
-        shown = [view.html() for view in self._views()]
-        return None if None in shown else "".join(map(str, shown))
-
-    def _views(self) -> list[View]:
+    def views(self) -> list[View]:
+        """Return a view of each job."""
         views = [_view(job) for job in self.jobs]
         return views or [NOTHING]
 

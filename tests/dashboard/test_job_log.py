@@ -35,11 +35,11 @@ def test_a_job_is_logged_once_when_it_has_ended(caplog: pytest.LogCaptureFixture
 
     assert look(100, 50, 1) == 0
     assert look(100 + 2 * ENDED, 50, 1) == 0  # it computes, and sends nothing new
-    assert look(130, 800, 0) == 0
-    assert look(130 + ENDED / 2, 800, 0) == 0  # the next partition may begin
-    assert look(130 + ENDED, 800, 0) == 1
+    assert look(400, 800, 0) == 0
+    assert look(400 + ENDED / 2, 800, 0) == 0  # the next partition may begin
+    assert look(400 + ENDED, 800, 0) == 1
     assert look(1000, 800, 0) == 1
-    assert "Linear-1 (job 5e6f): 800 rows in 30.60 s; compute-bound" in caplog.text
+    assert "Linear-1 (job 5e6f): 800 rows in 300.60 s; compute-bound" in caplog.text
     assert "device=" in caplog.text  # the remedy
     assert look(2000, 900, 0) == 1
     assert look(2000 + ENDED, 900, 0) == 2  # it was computed once more

@@ -119,6 +119,16 @@ def test_a_job_that_goes_on_after_a_pause_is_another_run():
     assert told["stages"][0][4] == {"idle": 0.0}
 
 
+def test_a_long_read_is_no_pause():
+    """It is counted when it has ended; until then nothing seems to run."""
+    records = JobRecords()
+    records.update(10.0, {JOB: Sums({"started": 1}, {"read": 9.0})}, {})
+    later = Sums({"started": 2}, {"read": 9.0 + 3 * PAUSE}, {"partitions": 1})
+    records.update(10.0 + 3 * PAUSE, {JOB: later}, {})
+    told = records.records[JOB].to_message()
+    assert (told["start"], told["sums"][0][3]) == (1.0, {"started": 2})
+
+
 def test_a_job_is_as_old_as_its_threads_say():
     """The first heartbeat came after seconds of imports."""
     records = JobRecords()
