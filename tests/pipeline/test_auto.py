@@ -6,6 +6,7 @@ import contextlib
 
 import dask
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -69,6 +70,22 @@ def test_stages_where_no_worker_with_the_resource_holds_the_model(
     near(pred.compute(), expected, pdf)
     assert "takes stages=" in reasons(small_workers)[-1]
     assert set(dask_infer.replicas().stage) >= {0, 1}
+    dask_infer.unload()
+
+
+def test_shards_where_a_layer_fits_no_worker(small_workers):
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(512, 2))  # 4 KiB of weights
+    values = np.random.default_rng(0).normal(size=(40, 512)).astype("float32")
+    columns = [f"x{i}" for i in range(512)]
+    wide = dd.from_pandas(pd.DataFrame(values, columns=columns), npartitions=2)
+    pred = wide.infer.predict(model, parallel="auto", keep=False)
+    with torch.inference_mode():
+        expected = model(torch.tensor(values)).numpy()
+    result = pred.compute()["prediction"].infer.to_numpy()
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    assert "takes shards=2: " in reasons(small_workers)[-1]
+    assert set(dask_infer.replicas().shard) == {0, 1}
     dask_infer.unload()
 
 
@@ -142,12 +159,12 @@ def test_rows_that_fail_are_missing_under_auto_too(client, ddf, pdf, model):
     assert missing[missing].index.tolist() == [33]
 
 
-def test_a_sweep_without_a_cluster(ddf, pdf, model, expected):
+def test_a_sweep_without_a_cluster(ddf, pdf, model, expected, caplog):
+    caplog.set_level("INFO", "dask_infer.pipeline.choice")
     pred = ddf.infer.predict(model, parallel="auto")
     with dask.config.set(LIMIT):
-        plan = ddf.infer.explain(model)
         near(pred.compute(scheduler="threads"), expected, pdf)
-    assert plan.layout == Layout(sweep=True)
+    assert 'parallel="auto" takes sweep: ' in caplog.text
 
 
 @pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
@@ -173,4 +190,4 @@ def test_models_that_cannot_be_cut_stay_whole(client, pdf):
 
 
 def test_kinds_that_run_are_executed():
-    assert {"data", "replicas", "sweep", "stages"} <= chosen.EXECUTED
+    assert set(chosen.KINDS) == chosen.EXECUTED

@@ -14,7 +14,7 @@ from dask_infer.plan.units import in_seconds
 #: Of layouts whose times differ by no more than this share the simpler is taken.
 TIE = 0.05
 #: Kinds of layouts that this version executes, so that "auto" may take them.
-EXECUTED = frozenset({"data", "replicas", "sweep", "stages"})
+EXECUTED = frozenset(KINDS)
 
 
 def alternatives(facts: JobFacts) -> list[Alternative]:

@@ -9,10 +9,11 @@ from math import ceil
 
 from dask_infer.errors import PlacementError
 from dask_infer.plan.assign import count_replicas
-from dask_infer.plan.facts import BlockFacts, WorkerFacts, need
+from dask_infer.plan.facts import WorkerFacts, need
 from dask_infer.plan.layouts.alternative import Alternative
 from dask_infer.plan.layouts.job_facts import START, TASK, JobFacts, room, with_margin
 from dask_infer.plan.layouts.local_layouts import makespan
+from dask_infer.plan.layouts.shards import EXCHANGE, in_shards
 from dask_infer.plan.microbatch_size import OVERHEAD, ROWS, fewest_rows
 from dask_infer.plan.min_stages import min_stages
 from dask_infer.plan.plan_pipeline import plan_pipeline
@@ -27,8 +28,6 @@ EVERY_STAGES = 8
 FORMING = 0.1
 #: Workers that may share a layer.
 SHARDS = (2, 4, 8)
-#: Collectives of a block whose weights are shared: attention, and what follows it.
-COLLECTIVES = 2
 
 
 def holders(facts: JobFacts) -> list[WorkerFacts]:
@@ -197,13 +196,17 @@ def _running(busy: float, beats: Sequence[float]) -> float:
 def shards(facts: JobFacts) -> list[Alternative]:
     """Project layers whose weights several workers share."""
     able = holders(facts)
+    first = Layout(shards=SHARDS[0])
     if not facts.blocks:
-        return [_refused("shards", Layout(shards=2), facts, facts.uncut)]
+        return [_refused("shards", first, facts, facts.uncut)]
+    if not any(block.divisible for block in facts.blocks):
+        why = "it has no weights that shards could divide"
+        return [_refused("shards", first, facts, why)]
+    rooms = sorted((worker.room for worker in able), reverse=True)
     found = []
     for number in SHARDS:
         layout = Layout(shards=number)
-        memory = _shard_bytes(facts.blocks, number)
-        rooms = sorted((worker.room for worker in able), reverse=True)
+        memory = need(in_shards(facts.blocks, number))
         if len(able) < number:
             why = f"needs {number} workers; there are {len(able)}"
             found.append(_refused("shards", layout, facts, why))
@@ -215,35 +218,31 @@ def shards(facts: JobFacts) -> list[Alternative]:
             found.append(_refused("shards", layout, facts, why))
         else:
             found.append(_sharded(facts, able, number, memory))
-    # Of the refused ones the last is enough.
-    able_ones = [each for each in found if not each.refused]
-    return able_ones or found[-1:]
-
-
-def _shard_bytes(blocks: Sequence[BlockFacts], number: int) -> int:
-    nbytes = sum(block.nbytes for block in blocks)
-    return ceil(nbytes / number) + need(blocks) - nbytes
+    # Of the refused ones the last with enough workers says most.
+    enough = sum(number <= len(able) for number in SHARDS)
+    return [a for a in found if not a.refused] or [found[max(0, enough - 1)]]
 
 
 def _sharded(
     facts: JobFacts, able: Sequence[WorkerFacts], number: int, memory: int
 ) -> Alternative:
-    fits = sorted((w for w in able if w.room >= memory), key=lambda w: -w.speed)
-    groups = max(1, min(len(fits) // number, facts.partitions))
-    slowest = fits[groups * number - 1].speed
-    # Each shard computes its part, and waits for the others' in each collective.
-    crossing = sum(block.cut_bytes for block in facts.blocks) / ROWS
-    moved = 2 * (number - 1) / number * crossing * COLLECTIVES / facts.link.bandwidth
-    calls = COLLECTIVES * len(facts.blocks) * facts.link.latency
+    parts = in_shards(facts.blocks, number)
+    nbytes = sum(part.nbytes for part in parts)
+    # Time goes by the weights, as of blocks; then shards wait for each other.
+    share = nbytes / max(1, sum(block.nbytes for block in facts.blocks))
+    exchanges = sum(block.exchanges for block in facts.blocks)
+    values = sum(block.cut_bytes for block in facts.blocks) / ROWS / len(facts.blocks)
+    moved = 2 * (number - 1) / number * exchanges * values / facts.link.bandwidth
+    waits = exchanges * (EXCHANGE + facts.link.latency)
     shared = replace(
         facts,
-        row_seconds=facts.row_seconds / number + moved,
-        call_seconds=facts.call_seconds / number + calls,
+        row_seconds=share * facts.row_seconds + moved,
+        call_seconds=share * facts.call_seconds + waits,
     )
-    alone = [[WorkerFacts(f"{g}", None, slowest, w.host)] for g, w in enumerate(fits)]
-    routes = alone[:groups]
-    run = _streamed(shared, routes, [[1.0]] * groups)
+    fits = sorted((w for w in able if w.room >= memory), key=lambda w: -w.speed)
+    groups = len(fits) // number
     held = fits[: groups * number]
+    slowest = replace(held[-1], host="")
     crowded = max(facts.slowdown(n) for n in Counter(w.host for w in held).values())
     return Alternative(
         "shards",
@@ -253,8 +252,8 @@ def _sharded(
         workers=groups * number,
         memory=memory,
         room=min(worker.room for worker in held),
-        load=FORMING + facts.loading(facts.nbytes / number),
-        run=run * crowded,
+        load=FORMING + facts.loading(nbytes),
+        run=crowded * _streamed(shared, [[slowest]] * groups, [[1.0]] * groups),
     )
 
 

@@ -27,7 +27,15 @@ def layers(number, nbytes, seconds=1.0, *, cut=0, activations=0, first=None):
     if first is not None:
         sizes[0] = first
     return tuple(
-        BlockFacts(f"h.{i}", size, seconds / number, cut if i else 0, activations)
+        BlockFacts(
+            f"h.{i}",
+            size,
+            seconds / number,
+            cut if i else 0,
+            activations,
+            divisible=size,
+            exchanges=2,
+        )
         for i, size in enumerate(sizes)
     )
 

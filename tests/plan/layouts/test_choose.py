@@ -74,11 +74,21 @@ def test_a_small_worker_among_large_ones_refuses_data():
     assert (remote.replicas, remote.layout) == (3, Layout(replicas=3))
 
 
-def test_no_layout_is_executed_that_this_version_lacks():
+def test_only_kinds_that_are_executed_are_taken():
+    assert set(KINDS) == EXECUTED
     facts, expected = CASES["30 GB in one block on four workers of 16 GB"]
-    assert expected.partition("=")[0] == "shards"
-    chosen = choose(alternatives(facts))
-    assert chosen is None or chosen.kind in EXECUTED
+    assert choose(alternatives(facts)).name == expected
+    assert choose(alternatives(facts), EXECUTED - {"shards"}) is None
+
+
+def test_shards_hold_whole_what_cannot_be_divided():
+    facts, _ = CASES["30 GB in one block on four workers of 16 GB"]
+    whole = [replace(block, divisible=0) for block in facts.blocks]
+    refused = named(replace(facts, blocks=tuple(whole)), "shards=2").refused
+    assert refused == "it has no weights that shards could divide"
+    whole[0] = replace(whole[0], divisible=15 * GB)
+    refused = named(replace(facts, blocks=tuple(whole)), "shards=4").refused
+    assert "on each of 4 workers; one of them has 10.1 GiB" in refused
 
 
 def test_pinned_models_stay_on_workers_with_the_resource():
