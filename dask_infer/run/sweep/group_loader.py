@@ -88,10 +88,11 @@ class GroupLoader:
         self._join()
         self._closed.clear()
         self._reads = group
-        self._reader = threading.Thread(
+        reader = threading.Thread(
             target=self._read, args=(group,), name="dask-infer-read-ahead", daemon=True
         )
-        self._reader.start()
+        reader.start()
+        self._reader = reader  # which `close` may join from now on
 
     def close(self) -> None:
         """End the reading."""
