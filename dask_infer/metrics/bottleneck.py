@@ -56,7 +56,9 @@ CAUSES = {
     ),
     "load": (
         "starved: loading the model",
-        "Larger partitions or a second compute() find it loaded; unload() less often.",
+        "Larger partitions or a second compute() find it loaded; unload() less often. "
+        "A sweep loads each layer group once for all rows that wait: let more of them "
+        "wait, by larger partitions or a larger threads_per_worker=.",
     ),
     "other": (
         "overhead: work around the batches",

@@ -11,7 +11,7 @@ from dask_infer.graph.expr import predictions_in
 from dask_infer.metrics.sums import Label, Sums
 from dask_infer.replica.residents import current_client
 from dask_infer.run.predict import label_of
-from dask_infer.spec import Job
+from dask_infer.spec import Job, Layout
 from dask_infer.spec.input_spec import Argument
 from dask_infer.views.view import View, Viewed
 from dask_infer.watching.counts import Counts
@@ -66,20 +66,28 @@ class PredictionSummary(Viewed):
 
 
 def _lines(job: Job) -> dict[str, str]:
-    model, group = job.model, job.group
+    model = job.model
     size = f", {format_bytes(model.nbytes)}" if model.nbytes else ""
-    layout = "each worker holds the whole model"
-    if group is not None:
-        held = "".join(f", {name}: {amount:g}" for name, amount in group.resources)
-        layout = f"{group.layout}{held}"
     outputs = [_column(c.name, c.dtype, c.shape) for c in job.outputs.columns]
     return {
         "model": f"{model.name} ({model.kind}{size}) from {model.origin}",
         "key": model.key,
-        "layout": layout,
+        "layout": _layout(job),
         "inputs": "; ".join(map(_argument, job.inputs.arguments)),
         "outputs": "; ".join(outputs),
     }
+
+
+def _layout(job: Job) -> str:
+    if job.auto is not None:
+        return 'chosen when it is computed (parallel="auto")'
+    if job.sweep is not None:
+        return str(Layout(stages=job.sweep.stages, sweep=True))
+    if job.group is None:
+        return "each worker holds the whole model"
+    resources = job.group.resources
+    held = "".join(f", {name}: {amount:g}" for name, amount in resources)
+    return f"{job.group.layout}{held}"
 
 
 def _argument(argument: Argument) -> str:

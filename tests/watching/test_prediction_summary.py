@@ -58,6 +58,16 @@ def test_a_layout_is_named() -> None:
     assert f"layout: {layout}, GPU: 1" in repr(pred.infer)
 
 
+def test_layouts_that_are_no_group_are_named() -> None:
+    model = torch.nn.Sequential(Scored(), torch.nn.Linear(1, 1))
+    swept = numbers().infer.predict(
+        model, columns=["a", "b"], parallel=Layout(stages=2, sweep=True)
+    )
+    assert f"layout: {Layout(stages=2, sweep=True)}" in repr(swept.infer)
+    auto = numbers().infer.predict(model, columns=["a", "b"], parallel="auto")
+    assert "layout: chosen when it is computed" in repr(auto.infer)
+
+
 def test_each_prediction_is_listed_however_it_is_wrapped() -> None:
     one = numbers().infer.predict(Scored(), columns=["a", "b"], output="y")
     two = one.infer.predict(torch.nn.Linear(1, 1), columns=["y"], output="z")
