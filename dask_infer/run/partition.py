@@ -201,7 +201,15 @@ class Partition:
 
     def _collect(self) -> None:
         """Wait for the outputs of the oldest batch and store them."""
-        rows, batch, pending, crowded = self.flight.popleft()
+        outcome = self._collect_next()
+        if outcome is not None:
+            self._handle(*outcome)
+
+    def _collect_next(self) -> tuple[Rows, Outcome] | None:
+        """Collect a batch; return its rows and how it failed, if it did."""
+        place = self.runner.next_back(sent.pending for sent in self.flight)
+        rows, batch, pending, crowded = self.flight[place]
+        del self.flight[place]
         fields: dict[Any, Any] = {}
         step: Step = "forward"
         try:
@@ -222,9 +230,8 @@ class Partition:
                 self.recovery.search.passed(rows)
             self.runner.count(row_count(rows))
             add("rows", row_count(rows))
-            return
-        del batch, pending, fields
-        self._handle(rows, outcome)
+            return None
+        return rows, outcome
 
     def _add(
         self, assembler: Assembler, rows: Rows, output: dict[Any, Any], batch: Batch
@@ -276,8 +283,16 @@ class Partition:
 
         The error is gone by now: its traceback held the memory of the forward.
         """
+        failed = [(rows, outcome)]
         if outcome.smaller or outcome.again:
-            self._collect_all()  # what is in flight takes memory, too
+            # What is in flight takes memory, too. Any number of it may fail.
+            while self.flight:
+                if (other := self._collect_next()) is not None:
+                    failed.append(other)
+        for each in failed:
+            self._handle_one(*each)
+
+    def _handle_one(self, rows: Rows, outcome: Outcome) -> None:
         if outcome.again:
             self.runner.release_memory()
             self._send(rows)

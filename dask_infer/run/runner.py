@@ -6,7 +6,7 @@ A runner belongs to one partition and is used by the partition's thread alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -84,6 +84,13 @@ class Runner:
         `DeadlineExceeded` after the timeout; anything else is taken as the forward's.
         """
         raise NotImplementedError
+
+    def next_back(self, pendings: Iterator[Pending]) -> int:
+        """Return which of the batches in flight to collect next; may wait for it.
+
+        The first, but for one whose error ends the partition at once.
+        """
+        return 0
 
     def kept(self, batch: Batch) -> Batch:
         """Return what has to stay of a batch that was sent; its padding is read."""

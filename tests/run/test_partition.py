@@ -36,3 +36,9 @@ def test_batches_are_compared_by_the_clock_of_the_runner():
     runner.size.observe = lambda rows, seconds: seen.append((rows, seconds))
     feed(runner)
     assert seen == [(10, 7)] * 10
+
+
+def test_any_number_of_batches_in_flight_may_run_out_of_memory():
+    # Each was collected while the one before was handled: 1,000 frames deep.
+    line = Line(window=10**6, size=2, most=1, late=True)
+    assert feed(line, 2000)["y"].tolist() == [2 * n for n in range(2000)]

@@ -57,6 +57,7 @@ class GroupLoader:
         #: Groups that stay, once they were loaded.
         self._stayed: set[int] = set()
         self._closed = threading.Event()
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def lease(self, group: int, *, passing: bool) -> Iterator[Replica]:
@@ -69,8 +70,10 @@ class GroupLoader:
         """
         with contextlib.ExitStack() as held:
             with meter("load"):
-                if group == self._reads:
-                    self._join()
+                with self._lock:
+                    reader = self._reader if group == self._reads else None
+                if reader is not None:
+                    reader.join()
                 replica = held.enter_context(self._lease(group))
             if group < self.kept:
                 self._stayed.add(group)
@@ -81,28 +84,29 @@ class GroupLoader:
                     cache.discard(replica)
 
     def read_ahead(self, group: int) -> None:
-        """Read a group while another one runs."""
-        known = group in (self._reads, *self._stayed)
-        if known or group >= len(self.parts) or not self.reads_ahead:
+        """Read a group while another one runs, unless another one is read."""
+        if group >= len(self.parts) or group in self._stayed or not self.reads_ahead:
             return
-        self._join()
-        self._closed.clear()
-        self._reads = group
-        reader = threading.Thread(
-            target=self._read, args=(group,), name="dask-infer-read-ahead", daemon=True
-        )
-        reader.start()
-        self._reader = reader  # which `close` may join from now on
+        with self._lock:
+            if self._reader is not None and self._reader.is_alive():
+                return
+            self._closed.clear()
+            self._reads = group
+            self._reader = threading.Thread(
+                target=self._read,
+                args=(group,),
+                name="dask-infer-read-ahead",
+                daemon=True,
+            )
+            self._reader.start()
 
     def close(self) -> None:
         """End the reading."""
         self._closed.set()
-        self._join()
-
-    def _join(self) -> None:
-        if self._reader is not None:
-            self._reader.join()
-        self._reader, self._reads = None, -1
+        with self._lock:
+            reader, self._reader, self._reads = self._reader, None, -1
+        if reader is not None:
+            reader.join()
 
     def _lease(self, group: int) -> contextlib.AbstractContextManager[Replica]:
         job = self.job

@@ -93,6 +93,8 @@ class SweptBatch:
         self.runner, self.rows, self.width = runner, rows, width
         #: What the model was called with, where `postprocess` wants that.
         self.inputs = inputs
+        #: Its outputs are collected: it is no trial of single rows.
+        self.in_flight = False
         #: In the order of their rows.
         self.pieces = [Piece(self, np.arange(rows), carry)]
 
@@ -187,6 +189,14 @@ class Sweep:
         if last:
             self.loader.close()
             self.activations.next_file()
+
+    def read_ahead(self) -> None:
+        """Read the second group while partitions run their batches through the first.
+
+        Where a pass is under way, memory has no room for it.
+        """
+        if self._pass is None:
+            self.loader.read_ahead(1)
 
     def record(self, batch: SweptBatch) -> None:
         """Have a batch, which has passed the first group, go through the others."""

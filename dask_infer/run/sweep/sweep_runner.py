@@ -7,10 +7,10 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add, meter, set_level
 from dask_infer.pipeline.worker.remote_call import called
 from dask_infer.pipeline.worker.serve_stage import is_wanted
-from dask_infer.replica.cache import Replica
+from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place, current_worker, partitions_at_once
 from dask_infer.run.postprocess import Postprocess, takes_inputs
 from dask_infer.run.recovery import MOST_TIMEOUTS
@@ -72,6 +72,24 @@ class Failed(NamedTuple):
     place: int
 
 
+class _EndingError(Exception):
+    """A batch has failed with an error that ends its partition."""
+
+
+@dataclass(frozen=True)
+class SweptOutput:
+    """Waits for the outputs of a batch."""
+
+    runner: SweepRunner
+    swept: SweptBatch
+    batch: Batch
+    rows: Rows | None
+
+    def __call__(self) -> Fields:
+        """Return the fields that become columns."""
+        return self.runner.fields(self.swept, self.batch, self.rows)
+
+
 class SweepRunner(Runner):
     """Batches of one partition through the layer groups of this process."""
 
@@ -112,6 +130,8 @@ class SweepRunner(Runner):
         self._failed: dict[int, Failed] = {}
         #: Forwards that hung, rows that failed alone, rows that were sent.
         self._timeouts = self._failures = self._rows = 0
+        #: A batch that failed with an error that ends the partition.
+        self._ending: SweptBatch | None = None
         #: Rows times groups that they passed, of batches that are not back yet.
         self._passed = 0
         #: The error that was raised last, and the group that it is from.
@@ -150,22 +170,24 @@ class SweepRunner(Runner):
     def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
         """Run a batch through the first group, and have it wait for the others."""
         activations = self.sweep.activations
+        carry = activations.put(self.chain.bind(batch.args, batch.kwargs))
         inputs = None
         if self._takes_inputs:
             inputs = activations.put({**dict(enumerate(batch.args)), **batch.kwargs})
-        carry = activations.put(self.chain.bind(batch.args, batch.kwargs))
         swept = SweptBatch(self, batch.rows, batch.padding.width, carry, inputs)
+        swept.in_flight = rows is not None
         self._batches.add(swept)
         self._rows += batch.rows
-        began = self._seconds()
-        todo, is_stuck = list(swept.pieces), False
+        began, todo = self._seconds(), list(swept.pieces)
         while todo:
-            piece = todo.pop(0)
-            pieces, is_stuck = self.sweep.run(piece, self._first_group(), 0)
+            piece, first = todo.pop(0), self._first_group()
+            pieces, is_stuck = self.sweep.run(piece, first, 0)
             if is_stuck:
+                cache.discard(first)
                 self._leave_first_group()
             if pieces != [piece]:
                 todo = pieces + todo
+        self._raise_at_once(swept)
         if len(swept.pieces) == 1 and not swept.done:
             self._observe(batch, self._seconds() - began)
         if self.sweep.groups == 1:
@@ -173,7 +195,30 @@ class SweepRunner(Runner):
                 piece.done = True
         else:
             self.sweep.record(swept)
-        return partial(self._fields, swept, self.kept(batch), rows)
+        return SweptOutput(self, swept, self.kept(batch), rows)
+
+    def _raise_at_once(self, swept: SweptBatch) -> None:
+        """Raise an error of the first group that no pass can change."""
+        for piece in swept.pieces:
+            error = piece.error
+            if error is not None and (self._ends(error) or is_out_of_memory(error)):
+                swept.release()
+                self._batches.discard(swept)
+                self._raise(piece)
+
+    def next_back(self, pendings: Iterator[Pending]) -> int:
+        """Wait for the first batch, or for one whose error ends the partition."""
+        first = next(pendings)
+        if not isinstance(first, SweptOutput) or first.swept.done:
+            return 0
+        self._leave_first_group()
+        try:
+            self.sweep.wait(first.swept, self._look)
+        except _EndingError:
+            for place, pending in enumerate(pendings, 1):
+                if isinstance(pending, SweptOutput) and pending.swept is self._ending:
+                    return place
+        return 0
 
     def kept(self, batch: Batch) -> Batch:
         """Return the batch without its numbers."""
@@ -269,7 +314,9 @@ class SweepRunner(Runner):
             if can_cut:
                 self._halve(rows, piece.batch.width)
             return HALVES * can_cut
-        if not self.job.nullable or is_of_no_row(error):
+        if self._ends(error):
+            if piece.batch.in_flight:
+                self._ending = piece.batch
             return 0
         self._failures += rows == 1
         most = max(FEW, self.job.max_errors * self._rows)
@@ -284,7 +331,7 @@ class SweepRunner(Runner):
         if self._first is None:
             lease = self.sweep.loader.lease(0, passing=True)
             self._first = self._leases.enter_context(lease)
-            self.sweep.loader.read_ahead(1)
+            self.sweep.read_ahead()
         return self._first
 
     def _leave_first_group(self) -> None:
@@ -315,9 +362,17 @@ class SweepRunner(Runner):
                 self.job.model.name, self.where, rows, size, policy.unit,
             )  # fmt: skip
 
+    def _ends(self, error: Exception) -> bool:
+        """Whether an error ends the partition."""
+        if is_out_of_memory(error):
+            return False
+        return not self.job.nullable or is_of_no_row(error)
+
     def _look(self) -> None:
-        """Raise `Abandoned` where the task is not wanted any more."""
+        """Leave a pass where the task is not wanted any more, or has failed."""
         self._show()
+        if self._ending is not None:
+            raise _EndingError
         if self._is_wanted is not None and not self._is_wanted():
             raise Abandoned
 
@@ -325,9 +380,9 @@ class SweepRunner(Runner):
         """Have progress go on during a pass."""
         set_level("rows_underway", max(0, self._passed) / (self.sweep.groups + 1))
 
-    def _fields(self, swept: SweptBatch, batch: Batch, rows: Rows | None) -> Fields:
+    def fields(self, swept: SweptBatch, batch: Batch, rows: Rows | None) -> Fields:
         """Wait for a batch; return the fields that become columns."""
-        if not swept.done:
+        if not swept.done and swept is not self._ending:
             self._leave_first_group()
             self.sweep.wait(swept, self._look)
         places = np.arange(batch.rows)
@@ -344,6 +399,11 @@ class SweepRunner(Runner):
                 swept.release()
                 self._batches.discard(swept)
 
+    def _raise(self, piece: Piece) -> NoReturn:
+        assert piece.error is not None
+        self._raised = (piece.error, piece.group)
+        raise_again(piece.error)
+
     def _fields_of(
         self,
         pieces: Sequence[tuple[Piece, np.ndarray]],
@@ -354,8 +414,7 @@ class SweepRunner(Runner):
         """Return the fields of some rows of a batch, or raise what the first raised."""
         for piece, _ in pieces:
             if piece.error is not None:
-                self._raised = (piece.error, piece.group)
-                raise_again(piece.error)
+                self._raise(piece)
         axes = self.sweep.axes[-1]
         parts = [piece.carry.load() for piece, _ in pieces]
         values = parts[0]

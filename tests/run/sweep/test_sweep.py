@@ -8,6 +8,7 @@ from pathlib import Path
 import dask
 import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -151,6 +152,59 @@ def test_the_error_of_a_group_names_it(ddf, tmp_path):
         pred.compute(scheduler="sync")
     assert caught.value.stage == 1
     assert caught.value.step == "forward"
+
+
+def test_an_error_ends_the_pass_at_once(pdf, tmp_path):
+    log = tmp_path / "log"
+    first = pdf.copy()
+    first.iloc[30, 0] = 100.0
+    frame = dd.from_pandas(first, npartitions=1)
+    model = faulty(log, above=99.0)
+    # The batches of the third group would all be run again.
+    model.append(Faulty(log, above=1e9))
+    pred = frame.infer.predict(
+        model, parallel=Layout(sweep=True, stages=["1", "4"]), batch_size=10
+    )
+    with pytest.raises(PartitionError, match="10 rows, 90 to 117"):
+        pred.compute(scheduler="sync")
+    assert len(forwards(log)) == 4
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+def test_batches_of_rows_that_belong_together(pdf, scheduler):
+    class Centred(torch.nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    model = torch.nn.Sequential(torch.nn.Tanh(), Centred(), torch.nn.Linear(2, 1))
+    frame = dd.from_pandas(pdf, npartitions=3)
+    pred = frame.infer.predict(
+        model, parallel=Layout(sweep=True, stages=["1"]), row_wise=False, batch_size=16
+    )
+    with torch.inference_mode():
+        parts = [frame.get_partition(n).compute().to_numpy() for n in range(3)]
+        expected = [
+            model(torch.tensor(part[at : at + 16]))[:, 0].numpy()
+            for part in parts
+            for at in range(0, len(part), 16)
+        ]
+    near(pred.compute(scheduler=scheduler), np.concatenate(expected), pdf)
+
+
+def test_texts_of_a_real_model(minilm):
+    texts = [f"{'word ' * (n % 17)} and {n}" for n in range(60)]
+    frame = dd.from_pandas(pd.DataFrame({"text": texts}), npartitions=3)
+    options = {"columns": "text", "keep": False}
+    whole = frame.infer.predict(str(minilm), **options)
+    swept = frame.infer.predict(
+        str(minilm), parallel=Layout(sweep=True, stages=4), **options
+    )
+    column = whole.columns[0]
+    one, other = (
+        each.compute(scheduler="threads")[column].infer.to_numpy()
+        for each in (whole, swept)
+    )
+    np.testing.assert_allclose(other, one, atol=1e-5)
 
 
 @pytest.mark.parametrize("place", [0, 2])
