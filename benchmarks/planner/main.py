@@ -146,15 +146,14 @@ def _warm() -> None:
     import dask_infer.run.sweep.sweep_runner  # noqa: F401
 
 
-def compute(call: Callable[[], Any]) -> tuple[float, float]:
-    """Return the seconds with weights to be loaded, and again with them there."""
-    dask_infer.unload()
-    pred = call()
-    cold, result = measure.timed(pred.compute)
+def compute(call: Callable[[], Any], *, unloaded: bool = True) -> float:
+    """Return the seconds of a job, by default with weights that are to be loaded."""
+    if unloaded:
+        dask_infer.unload()
+    time.sleep(0.5)  # until the scheduler has forgotten an earlier result
+    seconds, result = measure.timed(call().compute)
     assert result["prediction"].map(len).eq(WIDTH).all()
-    time.sleep(0.5)  # until the scheduler has forgotten the result
-    warm, _ = measure.timed(pred.compute)
-    return cold, warm
+    return seconds
 
 
 def case(client: Any, name: str, rows: int, partitions: int, rounds: int) -> Any:
@@ -176,14 +175,15 @@ def case(client: Any, name: str, rows: int, partitions: int, rounds: int) -> Any
     calls = {a.name: call(a.layout, dict(a.resources) or None) for a in able}
     named = {key: (lambda key=key: compute(calls[key])) for key in calls}
     answers = measure.interleave(named, rounds)
-    # What disturbs a run makes it slower.
-    cold = {key: min(c for c, _ in runs) for key, runs in answers.items()}
-    warm = {key: min(w for _, w in runs) for key, runs in answers.items()}
     plan = ddf.infer.explain(model, **options)
     compute(call("auto"))
-    taken = [e["event"] for _, e in client.get_events("infer-groups")
-             if 'parallel="auto"' in e["event"]][-1]  # fmt: skip
-    return plan, cold, warm, taken.partition("takes ")[2].partition(":")[0]
+    events = [e["event"] for _, e in client.get_events("infer-groups")]
+    taken = [e for e in events if 'parallel="auto"' in e][-1]
+    name = taken.partition("takes ")[2].partition(":")[0]
+    # What disturbs a run makes it slower.
+    warm = min(compute(calls[name], unloaded=False) for _ in range(rounds))
+    seconds = {key: min(runs) for key, runs in answers.items()}
+    return plan, seconds, warm, name
 
 
 def main() -> None:
@@ -213,8 +213,8 @@ def main() -> None:
                     lines.append(
                         [*each[:2], each[2], each[3], taken, f"{cold[taken]:.2f}",
                          best, f"{cold[best]:.2f}", f"{cold[taken] / cold[best]:.2f}",
-                         f"{warm[taken]:.2f}", f"{projected:.2f}",
-                         f"{projected / warm[taken]:.2f}"]
+                         f"{warm:.2f}", f"{projected:.2f}",
+                         f"{projected / warm:.2f}"]
                     )  # fmt: skip
                     print(lines[-1], os.getloadavg(), flush=True)
     print(measure.machine(), measure.table(HEADER.split(" | "), lines), sep="\n\n")

@@ -167,7 +167,10 @@ def test_a_sweep_without_a_cluster(ddf, pdf, model, expected, caplog):
     assert 'parallel="auto" takes sweep: ' in caplog.text
 
 
-@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["sync", "threads", pytest.param("processes", marks=pytest.mark.slow)],
+)
 def test_every_scheduler(scheduler, ddf, pdf, model, expected):
     pred = ddf.infer.predict(model, parallel="auto")
     near(pred.compute(scheduler=scheduler), expected, pdf)

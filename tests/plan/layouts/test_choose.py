@@ -165,7 +165,7 @@ def drawn_jobs():
     )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(drawn_jobs())
 def test_what_is_chosen_fits_and_no_other_is_much_faster(facts):
     facts = replace(facts, nbytes=sum(block.nbytes for block in facts.blocks) or 5)
