@@ -6,11 +6,10 @@ what a crowded host adds depends on how many run, and a plan adds it again.
 
 from __future__ import annotations
 
-import contextlib
+import os
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dask.system import CPU_COUNT
@@ -70,17 +69,27 @@ class ThreadTimes(NamedTuple):
     @classmethod
     def now(cls) -> ThreadTimes:
         """Return the times of the calling thread."""
-        waited = 0.0
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            counters = Path("/proc/thread-self/schedstat").read_text()
-            waited = int(counters.split()[1]) / 1e9
-        return cls(time.perf_counter(), time.thread_time(), waited)
+        return cls(time.perf_counter(), time.thread_time(), _waited())
 
     def since(self, before: ThreadTimes) -> ThreadTimes:
         """Return what has passed."""
         return ThreadTimes(
             *(now - then for now, then in zip(self, before, strict=True))
         )
+
+
+def _waited() -> float:
+    # As a file of Python it took three times as long, 15 us a partition.
+    try:
+        counters = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return 0.0
+    try:
+        return int(os.read(counters, 64).split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    finally:
+        os.close(counters)
 
 
 def observe_partition(job: Job, sums: Sums, spent: ThreadTimes, kind: str) -> None:
