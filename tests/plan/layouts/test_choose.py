@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_infer.plan.facts import BlockFacts, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, WorkerFacts, need
 from dask_infer.plan.layouts.alternative import KINDS, Alternative
 from dask_infer.plan.layouts.choose import (
     EXECUTED,
@@ -30,6 +30,30 @@ def test_the_nine_cases(case):
     facts, expected = CASES[case]
     chosen = choose(alternatives(facts), KINDS)
     assert (chosen and chosen.name) == expected
+
+
+def kind_by_hand(facts):
+    """Answer the questions of the decision tree in ``docs/layouts.md``."""
+    rooms = [room(worker) for worker in facts.workers]
+    if min(rooms) >= facts.whole:
+        if data(facts).load > data(facts).run:
+            return "stages"
+        speeds = [worker.speed for worker in facts.workers]
+        return "replicas" if max(speeds) > 10 * min(speeds) else "data"
+    if max(rooms) >= facts.whole:
+        return "replicas"
+    if max(need([block]) for block in facts.blocks) > max(rooms):
+        return "shards"
+    waiting = facts.part * max(worker.threads for worker in facts.workers)
+    reading = facts.loading(facts.nbytes, len(facts.hosts))
+    computes = waiting * facts.row_seconds > reading
+    return "sweep" if computes or sum(rooms) < facts.whole else "stages"
+
+
+@pytest.mark.parametrize("case", [name for name, (_, kind) in CASES.items() if kind])
+def test_the_decision_tree_of_the_docs_agrees(case):
+    facts, expected = CASES[case]
+    assert kind_by_hand(facts) == expected.partition("=")[0]
 
 
 def named(facts, name):
