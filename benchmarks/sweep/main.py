@@ -78,7 +78,7 @@ def compare(
             [rows, cache, name, *figures, f"{mib:.0f}", f"{middle / bound:.2f}"]
         )
     note = f"compute {measure.median(computes):.2f}, read {measure.median(reads):.2f}"
-    print(f"{rows} rows, {cache}: {note}", file=sys.stderr)
+    print(f"{rows} rows, {cache}: {note}", *lines, sep="\n", file=sys.stderr)
     return lines
 
 
