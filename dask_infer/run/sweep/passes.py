@@ -216,16 +216,15 @@ class Sweep:
             self._changed.notify_all()
             try:
                 while not batch.done:
+                    look()  # not once there is work, which must be done
                     work = self._next(batch.runner)
                     if work is None:
                         loads = self._pass is not None and self._pass.changing
                         with meter("load" if loads else "wait"):
                             self._changed.wait(POLL_SECONDS)
-                        look()
                         continue
                     self._changed.release()
                     try:
-                        look()
                         work()
                     finally:
                         self._changed.acquire()

@@ -176,3 +176,21 @@ def test_a_job_that_is_cancelled_stops_its_pass(client, pdf, tmp_path):
     done = len(forwards(log))
     time.sleep(0.5)
     assert len(forwards(log)) == done < 101
+
+
+def test_a_partition_that_leaves_a_pass_does_not_stop_the_others(
+    threaded_client, pdf, tmp_path
+):
+    log = tmp_path / "log"
+    log.write_text("")
+    frame = dd.from_pandas(pdf.iloc[:100], npartitions=1)
+    model = faulty(log, above=-1e9, nap=0.05)
+    options = {"parallel": CUT, "batch_size": 5, "keep": False}
+    first = frame.infer.predict(model, output="first", **options)
+    second = frame.infer.predict(model, output="prediction", **options)
+    leaves, stays = (threaded_client.compute(each) for each in (first, second))
+    deadline = time.monotonic() + 60
+    while len(forwards(log)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    leaves.cancel()
+    near(stays.result(timeout=60), pdf.a[:100].to_numpy(), pdf.iloc[:100])
