@@ -42,7 +42,7 @@ READY = Figure(
     "recovery: ready again, 0.47 to 0.52",
 )  # fmt: skip
 WATCHER = Figure(
-    0.16e-3, "s", "the coordinator's answer to one watcher",
+    0.19e-3, "s", "the coordinator's answer to one watcher",
     "watchers: scheduler's share over answers/s while 125 x 8 form",
 )  # fmt: skip
 STORE = Figure(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.dataframe as dd
 import numpy as np
@@ -26,19 +26,49 @@ from benchmarks.window import main as window_benchmark
 from dask_infer import Layout
 
 
-def slowness(bursts: int = 40, burst: float = 2e-3, pause: float = 10e-3) -> float:
-    """How many times longer CPU takes than alone, for a thread that sleeps in between.
+class Live(NamedTuple):
+    """A job that was run, beside what was predicted."""
 
-    As schedulers and stages do: who wants a core all the time waits longer for it.
+    #: If CPU were there at once, as it is for processes that sleep most of the time.
+    idle: Prediction
+    #: If each process had to wait for CPU as one does that wants it all the time.
+    busy: Prediction
+    #: How many times longer CPU took for such a process.
+    slow: float
+
+
+class Slowness:
+    """How many times longer CPU takes than on an idle machine, while a job runs.
+
+    A thread of the client, which only waits meanwhile, wants a core for 30 ms again and
+    again. The job's own processes are among those that it waits for.
     """
-    taken = 0.0
-    for _ in range(bursts):
-        time.sleep(pause)
-        wall, cpu = time.perf_counter(), time.thread_time()
-        while time.thread_time() - cpu < burst:
-            pass
-        taken += time.perf_counter() - wall
-    return taken / (bursts * burst)
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._probe, daemon=True)
+
+    def __enter__(self) -> Slowness:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _probe(self) -> None:
+        while not self.wall or not self._over.wait(0.15):
+            wall, cpu = time.perf_counter(), time.thread_time()
+            while time.perf_counter() - wall < 0.03:
+                pass
+            self.wall += time.perf_counter() - wall
+            self.cpu += time.thread_time() - cpu
+
+    @property
+    def times(self) -> float:
+        """Wall time over CPU time."""
+        return self.wall / self.cpu
 
 
 def beside(
@@ -46,12 +76,15 @@ def beside(
     case: str,
     predict: Callable[[float], float],
     run: Callable[[], float],
-) -> tuple[Prediction, float]:
-    """Run a job; predict it for the machine as it was just before and after."""
-    before = slowness()
-    measured = run()
-    slow = (before + slowness()) / 2
-    return Prediction(benchmark, case, predict(slow), measured), slow
+) -> Live:
+    """Run a job; predict it for an idle machine and for this one, as it was."""
+    with Slowness() as slowness:
+        measured = run()
+    idle, busy = (
+        Prediction(benchmark, case, predict(slow), measured)
+        for slow in (1.0, slowness.times)
+    )
+    return Live(idle, busy, slowness.times)
 
 
 def sleeps(batch: np.ndarray, seconds: tuple[float, ...]) -> np.ndarray:
@@ -85,16 +118,13 @@ def partitions_seconds(client: Any, count: int, seconds: tuple[float, ...]) -> f
 def partitions_predicted(
     slow: float, count: int, seconds: tuple[float, ...], workers: int
 ) -> float:
-    """The same, of one-thread workers on the cores of this machine."""
-    cores = len(os.sched_getaffinity(0))
-    cluster = tasks.Cluster(
-        workers, SCHEDULER.value, WORKER.value, cores, others=cores * slow - 1
-    )
+    """The same; what the job itself takes of the cores is in the slowness."""
+    cluster = tasks.Cluster(workers, slow * SCHEDULER.value, slow * WORKER.value)
     return tasks.run(cluster, count, lambda worker: [seconds[worker % len(seconds)]])
 
 
-def live(options: argparse.Namespace) -> Iterator[tuple[Prediction, float]]:
-    """Run all; yield each with the slowness of the machine."""
+def live(options: argparse.Namespace) -> Iterator[Live]:
+    """Run all that is asked for."""
     if "tasks" in options.live:
         with measure.fresh_store(), measure.cluster(4) as client:
             number_workers(client)
@@ -118,9 +148,7 @@ def live(options: argparse.Namespace) -> Iterator[tuple[Prediction, float]]:
         yield from _losses(80, 0.02)
 
 
-def _windows(
-    stages: int, count: int, sleep: float
-) -> Iterator[tuple[Prediction, float]]:
+def _windows(stages: int, count: int, sleep: float) -> Iterator[Live]:
     cuts = [str(n) for n in range(1, stages)]
     model = window_benchmark.uneven(stages, sleep, 0.3)
     with measure.fresh_store(), measure.cluster(stages) as client:
@@ -141,7 +169,7 @@ def _windows(
             )  # fmt: skip
 
 
-def _losses(count: int, sleep: float) -> Iterator[tuple[Prediction, float]]:
+def _losses(count: int, sleep: float) -> Iterator[Live]:
     options = argparse.Namespace(microbatches=count, sleep=sleep)
     with (
         tempfile.TemporaryDirectory() as place,
