@@ -55,6 +55,9 @@ class ChainFacts:
     fewer: tuple[float, ...] | None
     #: What people should know of the figures; may be empty.
     note: str = ""
+    #: For how many shards `cuts` is, which says how stages divide weights; pickled.
+    shards: int = 1
+    cuts: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import pickle
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ class StageLayers:
     #: Number of the shard that holds its part of tensors, and how many there are.
     shard: int = 0
     shards: int = 1
+    #: How the shards divide weights, where a trial found a better way; pickled.
+    cuts: bytes = b""
 
     @property
     def name(self) -> str:
@@ -104,10 +107,9 @@ class StageLayers:
 
 def part_bytes(spec: ModelSpec, part: StageLayers, dtype: str | None) -> int:
     """Projected bytes of what a stage or a shard holds."""
-    from dask_infer.model.split.shards import Shard
     from dask_infer.model.split.uncut import open_uncut
 
-    shard = Shard(part.shard, part.shards) if part.shards > 1 else None
+    shard = _shard(part)
     if part.chain is None:
         return int(open_uncut(spec, None, dtype).shard_bytes(shard))
     return int(read_chain(part.chain).stage_bytes(part.start, part.stop, shard))
@@ -124,12 +126,19 @@ def load_part(
         If it cannot be read; names the model and the cause.
     """
     from dask_infer.model.split import load_stage
-    from dask_infer.model.split.shards import Shard
     from dask_infer.model.split.uncut import load_uncut
 
-    shard = Shard(part.shard, part.shards) if part.shards > 1 else None
+    shard = _shard(part)
     if part.chain is None:
         assert shard is not None
         return load_uncut(spec, shard, device=device, dtype=dtype)
     chain, blocks = read_chain(part.chain), (part.start, part.stop)
     return load_stage(spec, chain, *blocks, device=device, dtype=dtype, shard=shard)
+
+
+def _shard(part: StageLayers) -> Any:
+    from dask_infer.model.split.shards import Shard
+
+    if part.shards == 1:
+        return None
+    return Shard(part.shard, part.shards, pickle.loads(part.cuts) if part.cuts else ())

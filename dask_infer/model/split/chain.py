@@ -134,7 +134,7 @@ class Chain:
         if shard is None:
             return sum(tensor.nbytes for tensor in found.values())
         return sum(
-            tensor.dtype.itemsize * shard.numel(tensor.shape, self.axes.get(name))
+            tensor.dtype.itemsize * shard.numel(name, tensor.shape, self.axes)
             for name, tensor in found.items()
         )
 

@@ -18,6 +18,7 @@ from dask_infer.model.runtime.kept_memory import KeptMemory
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import Chain, Tensor
+from dask_infer.model.split.nesting import UnknownValue, put_together, take_apart
 from dask_infer.model.split.shards import DividedTensor, Shard
 from dask_infer.model.split.shards.division import Axes
 from dask_infer.plan.units import in_bytes
@@ -123,7 +124,33 @@ def load_stage(
     with load_errors(spec):
         module = chain.stage(start, stop, place)
         fill(spec, chain, module, place, shard)
+        if shard is not None:
+            join_outputs(module, layer_paths(chain, start, stop))
     return LoadedStage(spec, chain, start, stop, module, place)
+
+
+def layer_paths(chain: Chain, start: int, stop: int) -> list[str]:
+    """Return the paths of the model's own modules that blocks call, in order."""
+    steps = chain.program.steps[chain.bounds[start] : chain.bounds[stop]]
+    return list(dict.fromkeys(step.target for step in steps if step.kind == "layer"))
+
+
+def join_outputs(stage: nn.Module, paths: Iterable[str]) -> None:
+    """Have what layers return put together, where it is divided: code after it."""
+    for path in paths:
+        stage.get_submodule(path).register_forward_hook(_joined)
+
+
+def _joined(layer: nn.Module, args: Any, output: Any) -> Any:
+    leaves: list[Any] = []
+    try:
+        structure = take_apart(output, leaves)
+    except UnknownValue:
+        return output
+    if not any(isinstance(leaf, DividedTensor) for leaf in leaves):
+        return output
+    whole = [x.whole() if isinstance(x, DividedTensor) else x for x in leaves]
+    return put_together(structure, whole)
 
 
 class TensorTable(Protocol):
@@ -176,13 +203,12 @@ def fill(
 
 
 def _parts(table: TensorTable, names: Iterable[str], shard: Shard) -> dict[str, Part]:
-    """Return the axis, the first item and the end of what a shard holds of tensors."""
+    """Return the axis and the items that a shard holds of divided tensors."""
     parts = {}
     for name in names:
-        axis = table.axes.get(name)
-        pieces = shard.pieces(table.tensors[name].shape, axis)
-        if pieces is not None and axis is not None:
-            parts[name] = (axis, *pieces.range(shard.index))
+        cut = shard.cut(name, table.tensors[name].shape, table.axes)
+        if cut is not None:
+            parts[name] = (cut.axis, cut.parts.ranges(shard.index))
     return parts
 
 
@@ -202,23 +228,22 @@ def put(
         The whole, or the shard's part of it.
     """
     first = table.aliases.get(names[0], names[0])
-    expected, axis = table.tensors[first], table.axes.get(first) if shard else None
-    shape, pieces = expected.shape, None
-    if shard is not None and axis is not None:
-        pieces = shard.pieces(shape, axis)
-    if shard is not None and axis is not None and pieces is not None:
+    expected, cut = table.tensors[first], None
+    shape = expected.shape
+    if shard is not None and (cut := shard.cut(first, shape, table.axes)) is not None:
         if tuple(tensor.shape) == shape:
-            tensor = pieces.take(tensor, axis, shard.index)
+            tensor = cut.parts.take(tensor, cut.axis, shard.index)
         tensor = tensor.contiguous()
-        shape = pieces.part_shape(shape, axis, shard.index)
+        shape = cut.parts.part_shape(shape, cut.axis, shard.index)
     if tuple(tensor.shape) != shape:
         raise ModelLoadError(
             f"{table.name}: {names[0]} has shape {tuple(tensor.shape)}, its "
             f"architecture wants {shape}"
         )
     ready: torch.Tensor = tensor.detach().to(device, expected.dtype)
-    if axis is not None and pieces is not None:
-        ready = DividedTensor(ready, axis, pieces, expected.is_parameter)
+    if cut is not None:
+        about = (cut.axis, cut.parts, expected.is_parameter, cut.stays)
+        ready = DividedTensor(ready, *about)
     elif expected.is_parameter:
         ready = nn.Parameter(ready, requires_grad=False)
     for name in names:

@@ -48,7 +48,7 @@ class Uncut:
         return sum(
             tensor.nbytes
             if shard is None
-            else tensor.dtype.itemsize * shard.numel(tensor.shape, self.axes.get(name))
+            else tensor.dtype.itemsize * shard.numel(name, tensor.shape, self.axes)
             for name, tensor in self.tensors.items()
         )
 

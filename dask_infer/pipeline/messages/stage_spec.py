@@ -23,6 +23,8 @@ class StageSpec:
     #: Which of the workers that share the stage's tensors, and how many there are.
     shard: int = 0
     shards: int = 1
+    #: How the shards divide weights, where a trial found a better way; pickled.
+    cuts: bytes = b""
 
     @property
     def slot(self) -> int:

@@ -62,6 +62,8 @@ class Instance:
     planned: tuple[str, ...] = ()
     #: Workers that share each stage; the slots are all shards of all stages, in order.
     shards: int = 1
+    #: As of `StageSpec`.
+    cuts: bytes = b""
     epoch: int = 0
     placed: dict[int, PlacedStage] = field(default_factory=dict)
 
@@ -89,6 +91,11 @@ class Instance:
         """Return the other shards of a slot's stage."""
         first = slot - slot % self.shards
         return [n for n in range(first, first + self.shards) if n != slot]
+
+    @property
+    def layout(self) -> tuple[tuple[int, ...], tuple[int, ...], int, bytes]:
+        """What another instance that is cut alike is made of."""
+        return self.bounds, self.nbytes, self.shards, self.cuts
 
     def slot_name(self, slot: int) -> str:
         """Return what messages call a slot."""
@@ -186,11 +193,16 @@ class Group:
         return several and self.spec.layout.replicas == "auto"
 
     def new_instance(
-        self, bounds: Sequence[int], nbytes: Sequence[int], shards: int = 1
+        self,
+        bounds: Sequence[int],
+        nbytes: Sequence[int],
+        shards: int = 1,
+        cuts: bytes = b"",
     ) -> Instance:
         """Add an instance that has no workers yet."""
         name = f"{self.spec.key}-{next(self._names)}"
-        instance = Instance(name, tuple(bounds), tuple(nbytes), shards=shards)
+        about = (tuple(bounds), tuple(nbytes))
+        instance = Instance(name, *about, shards=shards, cuts=cuts)
         self.instances.append(instance)
         return instance
 
@@ -208,6 +220,7 @@ class Group:
             stop,
             shard,
             instance.shards,
+            instance.cuts,
         )
         placed = instance.placed[slot] = PlacedStage(spec, address)
         return placed

@@ -65,7 +65,7 @@ class Placer:
             await asyncio.shield(placed)
         first, wanted = self.group.instances[0], self.spec.layout.replicas
         for _ in range(0 if wanted == "auto" else wanted - 1):
-            more = self.group.new_instance(first.bounds, first.nbytes, first.shards)
+            more = self.group.new_instance(*first.layout)
             await fill([(self, more)])
         if wanted == "auto" and placed is None:  # else they share what is free
             while self.grow():
@@ -78,12 +78,14 @@ class Placer:
         planned: tuple[str, ...] = ()
         asked = self.spec.layout.microbatch
         self.group.microbatch = None if asked == "auto" else asked
-        shards = 1
+        shards, cuts = 1, b""
         if self.spec.is_divided:
-            plan = await self._plan(self.table.chains[self.spec.key])
+            chain = self.table.chains[self.spec.key]
+            plan = await self._plan(chain)
             bounds, planned, shards = plan.stages.bounds, plan.workers, plan.shards
             nbytes = tuple(s.nbytes for s in plan.stages.stages for _ in range(shards))
-        instance = self.group.new_instance(bounds, nbytes, shards)
+            cuts = chain.cuts if chain.shards == shards else b""
+        instance = self.group.new_instance(bounds, nbytes, shards, cuts)
         instance.planned = planned
         return instance
 
@@ -123,7 +125,7 @@ class Placer:
         found = self._find(first, first.slots, taken=())
         if found is None:
             return False
-        more = self.group.new_instance(first.bounds, first.nbytes, first.shards)
+        more = self.group.new_instance(*first.layout)
         self.run(more, [self.group.place(more, i, a) for i, a in found.items()])
         return True
 

@@ -9,13 +9,16 @@ rows, the bytes of its blocks stand in for their time.
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split import BlockCost, Chain, profile
+from dask_infer.model.split.shards.trial import find_cuts
 from dask_infer.model.split.uncut import open_uncut
 from dask_infer.plan.facts import BlockFacts, ChainFacts
 from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS
@@ -37,8 +40,18 @@ def timed_chain(spec: GroupSpec) -> ChainFacts:
     """Return the bytes and seconds of each block, of an earlier job or measured now."""
     if spec.chain is None:
         return _uncut(spec)
-    if spec.layout.shards != 1 and (note := _too_large(spec.chain)):
+    if spec.layout.shards == 1:
+        return _timed(spec)
+    if note := _too_large(spec.chain):
         return replace(projected_chain(read_chain(spec.chain)), note=note)
+    # Fewer than two there are not, and more only where two do not fit.
+    shards = 2 if spec.layout.shards == "auto" else spec.layout.shards
+    cuts = find_cuts(read_chain(spec.chain), shards, _most_bytes())
+    return replace(_timed(spec), shards=shards, cuts=pickle.dumps(cuts))
+
+
+def _timed(spec: GroupSpec) -> ChainFacts:
+    assert spec.chain is not None
     kind = resolve_device(spec.device).torch_device.type
     key = chain_key(spec.chain.key, kind)
     known = measured_chain(projected_chain(read_chain(spec.chain)), recall(key))
@@ -124,14 +137,20 @@ def _block_facts(chain: Chain, costs: list[BlockCost]) -> tuple[BlockFacts, ...]
 
 def _too_large(blob: Blob) -> str:
     """Return why blocks cannot be timed here, which are too large for one worker."""
-    limit = current_place().replica_limit()
+    limit = _most_bytes()
     block = max(read_chain(blob).blocks, key=lambda block: block.nbytes)
-    if limit is None or 2 * block.nbytes <= limit:
+    if block.nbytes <= limit:
         return ""
     return (
         f'Balanced by the bytes of weights: block "{block.name}" of '
         f"{in_bytes(block.nbytes)} is too large to be timed on one worker."
     )
+
+
+def _most_bytes() -> float:
+    """Bytes of blocks that fit here as a whole and in all shards."""
+    limit = current_place().replica_limit()
+    return inf if limit is None else limit / 3
 
 
 def _uncut(spec: GroupSpec) -> ChainFacts:

@@ -50,7 +50,7 @@ def _serve(spec: StageSpec, worker: Worker) -> None:
     part = None
     if group.chain is not None or spec.shards > 1:
         blocks = (spec.start, spec.stop, spec.index)
-        part = StageLayers(group.chain, *blocks, spec.shard, spec.shards)
+        part = StageLayers(group.chain, *blocks, spec.shard, spec.shards, spec.cuts)
     seceded, stuck = False, True
     try:
         while stuck:

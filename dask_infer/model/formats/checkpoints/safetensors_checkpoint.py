@@ -17,8 +17,8 @@ from dask_infer.errors import ModelLoadError
 Tensors = dict[str, torch.Tensor]
 #: What to read; for each the names of tensors tied to it, which a file may use instead.
 TensorNames = Mapping[str, tuple[str, ...]]
-#: What to read of a tensor: the axis, the first item, and the end.
-Part = tuple[int, int, int]
+#: What to read of a tensor: the axis, and from where to where.
+Part = tuple[int, tuple[tuple[int, int], ...]]
 Parts = Mapping[str, Part]
 
 
@@ -42,10 +42,10 @@ class Checkpoint:
         if part is None:
             tensor: torch.Tensor = handle.get_tensor(name)
             return tensor
-        axis, start, stop = part
-        index = (*[slice(None)] * axis, slice(start, stop))
-        found: torch.Tensor = handle.get_slice(name)[index]
-        return found
+        axis, ranges = part
+        source, front = handle.get_slice(name), (slice(None),) * axis
+        found: list[torch.Tensor] = [source[(*front, slice(*each))] for each in ranges]
+        return found[0] if len(found) == 1 else torch.cat(found, axis)
 
     def read(self, names: TensorNames, parts: Parts) -> Tensors:
         """Return those tensors that it has under one of their names."""

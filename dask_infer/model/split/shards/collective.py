@@ -10,6 +10,7 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -20,6 +21,8 @@ class Collective(ABC):
     #: Number of this shard, and how many there are.
     shard: int
     shards: int
+    #: How weights would better be divided, by their ids; None where no trial asks.
+    wishes: dict[int, tuple[str, Any]] | None = None
 
     @abstractmethod
     def exchange(self, part: torch.Tensor) -> list[torch.Tensor]:

@@ -48,15 +48,30 @@ class DividedTensor(torch.Tensor):
         The axis, counted from the front.
     pieces
         Which items of the axis each shard holds.
+    is_parameter
+        It stands for a parameter of a module.
+    stays
+        Results are divided as long as operations have rules (`divided_results.py`), and
+        put together where one has none; else at once.
+    origin
+        The weight that it is a result of.
     """
 
     part: torch.Tensor
     dim_divided: int
     pieces: AxisParts
+    stays: bool
+    origin: DividedTensor | None
 
     @staticmethod
     def __new__(
-        cls, part: torch.Tensor, dim: int, pieces: AxisParts, is_parameter: bool = False
+        cls,
+        part: torch.Tensor,
+        dim: int,
+        pieces: AxisParts,
+        is_parameter: bool = False,
+        stays: bool = False,
+        origin: DividedTensor | None = None,
     ) -> DividedTensor:
         """Make the wrapper, which has no memory of its own."""
         shape = list(part.shape)
@@ -65,6 +80,7 @@ class DividedTensor(torch.Tensor):
             cls, shape, dtype=part.dtype, device=part.device
         )
         made.part, made.dim_divided, made.pieces = part, dim, pieces
+        made.stays, made.origin = stays, origin
         # How torch knows a parameter of another class than `nn.Parameter`.
         made._is_param = is_parameter
         return made
@@ -75,6 +91,20 @@ class DividedTensor(torch.Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         shape, dim = tuple(self.shape), self.dim_divided
         return f"<DividedTensor {shape}, axis {dim} in {self.pieces}>"
+
+    def again(
+        self, part: torch.Tensor, dim: int, pieces: AxisParts | None = None
+    ) -> DividedTensor:
+        """Return a result that is divided as this tensor is."""
+        origin = self if self.origin is None else self.origin
+        pieces = pieces or self.pieces
+        return DividedTensor(part, dim, pieces, stays=self.stays, origin=origin)
+
+    def wish(self, kind: str, value: Any) -> None:
+        """Note how the weight would better be divided, where a trial asks."""
+        wishes = current_collective().wishes
+        if wishes is not None and self.stays:
+            wishes[id(self if self.origin is None else self.origin)] = (kind, value)
 
     def whole(self) -> torch.Tensor:
         """Return the tensor put together; an exchange among all shards."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -25,29 +26,46 @@ SMALL = 0.01
 Axes = Mapping[str, int]
 
 
+class Cut(NamedTuple):
+    """How one tensor is divided."""
+
+    axis: int
+    parts: AxisParts
+    #: Results stay divided as long as operations have rules.
+    stays: bool = False
+
+
 @dataclass(frozen=True)
 class Shard:
     """One of the workers that share a stage."""
 
     index: int
     count: int
+    #: How tensors are divided other than evenly along their axes, by their first names.
+    cuts: tuple[tuple[str, Cut], ...] = ()
 
     def __str__(self) -> str:
         return f"shard {self.index} of {self.count}"
 
-    def pieces(self, shape: tuple[int, ...], axis: int | None) -> AxisParts | None:
-        """Return the division of a tensor; None where each shard has the whole."""
+    @cached_property
+    def _cuts(self) -> dict[str, Cut]:
+        return dict(self.cuts)
+
+    def cut(self, name: str, shape: tuple[int, ...], axes: Axes) -> Cut | None:
+        """Return how a tensor is divided; None where each shard has the whole."""
+        axis = axes.get(name)
         if axis is None or shape[axis] < self.count:
             return None
-        return AxisParts.even(shape[axis], self.count)
+        return self._cuts.get(name) or Cut(
+            axis, AxisParts.even(shape[axis], self.count)
+        )
 
-    def numel(self, shape: tuple[int, ...], axis: int | None) -> int:
+    def numel(self, name: str, shape: tuple[int, ...], axes: Axes) -> int:
         """Return how many numbers of a tensor this shard holds."""
-        pieces = self.pieces(shape, axis)
-        if pieces is None or axis is None:
+        cut = self.cut(name, shape, axes)
+        if cut is None:
             return prod(shape)
-        start, stop = pieces.range(self.index)
-        return prod(shape) // shape[axis] * (stop - start)
+        return prod(cut.parts.part_shape(shape, cut.axis, self.index))
 
 
 def axes_of(
@@ -70,48 +88,42 @@ def axes_of(
         First names of tensors that have several.
     """
     axes: dict[str, int] = {}
-    for weight, axis, bias in _weights(layers, program):
+    for weight, axis in _weights(layers, program):
         name = aliases.get(weight, weight)
         # Of an embedding that is a head as well each shard has some words: else the
         # outputs of the head would have to be added.
         axes[name] = min(axis, axes.get(name, axis))
-        if bias is not None:
-            axes.setdefault(aliases.get(bias, bias), 0)
     axes = {name: axis for name, axis in axes.items() if name in shapes}
     total = sum(prod(shapes[name]) for name in axes)
     by_shape: Counter[tuple[int, ...]] = Counter()
     for name in axes:
         by_shape[shapes[name]] += prod(shapes[name])
     large = {shape for shape, numel in by_shape.items() if numel > SMALL * total}
-    return {n: a for n, a in axes.items() if shapes[n] in large or len(shapes[n]) == 1}
+    return {name: axis for name, axis in axes.items() if shapes[name] in large}
 
 
 def _weights(
     layers: Mapping[str, nn.Module], program: Program | None
-) -> Iterator[tuple[str, int, str | None]]:
-    """Yield the name of each weight, its axis and the name of its bias."""
+) -> Iterator[tuple[str, int]]:
+    """Yield the name of each weight and its axis."""
     for path, layer in layers.items():
         for place, module in layer.named_modules(prefix=path, remove_duplicate=False):
+            prefix = f"{place}." if place else ""
             for name, axis in _own_weights(module).items():
-                bias = "bias" if getattr(module, "bias", None) is not None else None
-                prefix = f"{place}." if place else ""
-                yield f"{prefix}{name}", axis, bias and f"{prefix}{bias}"
+                yield f"{prefix}{name}", axis
     for step in () if program is None else program.steps:
         if step.kind == "operator" and step.target[1] in _OPERATORS:
-            weight, axis, bias_place = _OPERATORS[step.target[1]]
+            weight, axis = _OPERATORS[step.target[1]]
             if _is_weight(step.args, weight) and not _has_groups(step.args):
-                bias = None
-                if bias_place is not None and _is_weight(step.args, bias_place):
-                    bias = step.args[bias_place].name
-                yield step.args[weight].name, axis, bias
+                yield step.args[weight].name, axis
 
 
-#: Operators of exported code: the place of the weight, its axis, the place of the bias.
-_OPERATORS: dict[str, tuple[int, int, int | None]] = {
-    "linear": (1, 0, 2),
-    "addmm": (2, 1, 0),
-    "embedding": (0, 1, None),
-    **{f"conv{axes}d": (1, 0, 2) for axes in (1, 2, 3)},
+#: Operators of exported code: the place of the weight, and its axis.
+_OPERATORS: dict[str, tuple[int, int]] = {
+    "linear": (1, 0),
+    "addmm": (2, 1),
+    "embedding": (0, 1),
+    **{f"conv{axes}d": (1, 0) for axes in (1, 2, 3)},
 }
 
 

@@ -36,61 +36,66 @@ def is_divided(value: Any, dim: int) -> bool:
     return isinstance(value, DividedTensor) and value.dim_divided == value.dim() + dim
 
 
-def _joined(part: torch.Tensor, dim: int, weight: DividedTensor) -> torch.Tensor:
-    """Put together outputs that are divided as the weight is."""
-    return DividedTensor(part, part.dim() + dim, weight.pieces).whole()
+def _joined(part: torch.Tensor, dim: int, weight: DividedTensor) -> Any:
+    """Return outputs that are divided as the weight is, put together or as they are."""
+    result = weight.again(part, part.dim() + dim)
+    return result if weight.stays else result.whole()
 
 
-def _taken(value: torch.Tensor, dim: int, weight: DividedTensor) -> torch.Tensor:
-    """Return this shard's part of a whole value, as the weight is divided."""
+def _taken(value: Any, dim: int, weight: DividedTensor) -> torch.Tensor:
+    """Return this shard's part of a value, as the weight is divided."""
+    if isinstance(value, DividedTensor):
+        return value.part
     return weight.pieces.take(value, dim, current_collective().shard)
 
 
 def _bias(bias: Any, weight: DividedTensor) -> Any:
-    if isinstance(bias, DividedTensor):
-        return bias.part if bias.pieces == weight.pieces else NO_RULE
     return None if bias is None else _taken(bias, 0, weight)
 
 
-def _whole(value: Any) -> Any:
-    return value.whole() if isinstance(value, DividedTensor) else value
+def _fits(x: Any, weight: Any, dim: int) -> bool:
+    """Whether a product of `x` is computed by parts.
+
+    Either `x` is whole, or it is divided along its last axis, as the weight is along
+    what it takes in: the axis `dim` from the end.
+    """
+    if not isinstance(x, DividedTensor):
+        return True
+    if not is_divided(x, -1) or not isinstance(weight, DividedTensor):
+        return False
+    if is_divided(weight, dim) and x.pieces == weight.pieces:
+        return True
+    if x.stays:
+        weight.wish("row", x.pieces)
+    return False
 
 
 @rule(F.linear, aten.linear.default)
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """Weights are (outputs, inputs)."""
-    if isinstance(x, DividedTensor):
+    if not _fits(x, weight, -1):
         return NO_RULE
     if is_divided(weight, -2):
-        own = _bias(bias, weight)
-        if own is NO_RULE:
-            return NO_RULE
-        return _joined(F.linear(x, weight.part, own), -1, weight)
+        return _joined(F.linear(x, weight.part, _bias(bias, weight)), -1, weight)
     if is_divided(weight, -1):
         summand = F.linear(_taken(x, -1, weight), weight.part)
         total = current_collective().sum(summand)
-        return total if bias is None else total + _whole(bias)
+        return total if bias is None else total + bias
     return NO_RULE
 
 
 @rule(torch.addmm, aten.addmm.default)
 def addmm(bias: Any, x: Any, weight: Any, **scales: Any) -> Any:
     """Weights are (inputs, outputs)."""
-    if scales or not _is_matrix(bias, 1) or isinstance(x, DividedTensor):
+    if scales or bias.dim() != 1 or not _fits(x, weight, -2):
         return NO_RULE
     if is_divided(weight, -1):
-        own = _bias(bias, weight)
-        if own is NO_RULE:
-            return NO_RULE
-        return _joined(torch.addmm(own, x, weight.part), -1, weight)
+        part = torch.addmm(_bias(bias, weight), x, weight.part)
+        return _joined(part, -1, weight)
     if is_divided(weight, -2):
         total = current_collective().sum(_taken(x, -1, weight) @ weight.part)
-        return total + _whole(bias)
+        return total + bias
     return NO_RULE
-
-
-def _is_matrix(value: Any, dims: int) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() == dims
 
 
 @rule(
@@ -105,7 +110,7 @@ def matmul(x: Any, weight: Any) -> Any:
         if is_divided(x, -2) and x.dim() == weight.dim():
             return _joined(x.part @ weight, -2, x)
         return NO_RULE
-    if isinstance(x, DividedTensor) or x.dim() < weight.dim():
+    if x.dim() < weight.dim() or not _fits(x, weight, -2):
         return NO_RULE
     if is_divided(weight, -1):
         return _joined(x @ weight.part, -1, weight)
@@ -117,7 +122,7 @@ def matmul(x: Any, weight: Any) -> Any:
 @rule(F.grouped_mm)
 def grouped_mm(x: Any, weight: Any, *, offs: Any = None, **options: Any) -> Any:
     """Rows of `x` by the matrix of their group: experts."""
-    if isinstance(x, DividedTensor) or offs is None or x.dim() != 2:
+    if offs is None or x.dim() != 2 or not _fits(x, weight, -2):
         return NO_RULE
     if is_divided(weight, -1):
         part = F.grouped_mm(x, weight.part, offs=offs, **options)
@@ -145,7 +150,9 @@ def embedding(
         return _joined(F.embedding(ids, weight.part), -1, weight)
     if not is_divided(weight, -2):
         return NO_RULE
-    start, stop = weight.pieces.range(current_collective().shard)
+    if len(weight.pieces.chunks) > 1:
+        return NO_RULE
+    ((start, stop),) = weight.pieces.ranges(current_collective().shard)
     if bool(((ids < 0) | (ids >= weight.pieces.size)).any()):
         raise IndexError("index out of range in self")  # as torch does
     other = (ids < start) | (ids >= stop)
@@ -178,8 +185,6 @@ def _convolution(function: Any, axes: int) -> Any:
         if not divided or groups != 1 or isinstance(x, DividedTensor):
             return NO_RULE
         own = _bias(bias, weight)
-        if own is NO_RULE:
-            return NO_RULE
         part = function(x, weight.part, own, stride, padding, dilation)
         return _joined(part, -1 - axes, weight)
 
@@ -205,7 +210,7 @@ def getitem(tensor: Any, index: Any) -> Any:
         return NO_RULE
     part = tensor.part[index]
     dim = tensor.dim_divided + part.dim() - tensor.dim()
-    return DividedTensor(part, dim, tensor.pieces)
+    return tensor.again(part, dim)
 
 
 @rule(torch.transpose, torch.Tensor.transpose, aten.transpose.int)
@@ -214,7 +219,7 @@ def transpose(tensor: Any, one: int, other: int) -> Any:
     dims = tensor.dim()
     swapped = {one % dims: other % dims, other % dims: one % dims}
     dim = swapped.get(tensor.dim_divided, tensor.dim_divided)
-    return DividedTensor(tensor.part.transpose(one, other), dim, tensor.pieces)
+    return tensor.again(tensor.part.transpose(one, other), dim)
 
 
 @rule(torch.t, torch.Tensor.t, _Tensor.T.__get__, aten.t.default)
@@ -232,7 +237,7 @@ def matrices_transposed(tensor: Any) -> Any:
 @rule(torch.Tensor.detach, torch.detach, torch.Tensor.contiguous)
 def same(tensor: Any) -> Any:
     """Return what changes no numbers."""
-    return DividedTensor(tensor.part, tensor.dim_divided, tensor.pieces)
+    return tensor.again(tensor.part, tensor.dim_divided)
 
 
 @rule(torch.Tensor.to)

@@ -41,17 +41,20 @@ def run_sharded(
     shards: int,
     kwargs: Any,
     args: Any = (),
+    found: Any = (),
 ) -> tuple[Any, list[float]]:
     """Return the output, and the largest share of each stage's bytes in a shard."""
     carry = chain.bind(args, kwargs)
     shares = []
     for start, stop in pairwise((0, *cuts, len(chain.blocks))):
         stages = [
-            load_stage(spec, chain, start, stop, shard=Shard(shard, shards))
+            load_stage(spec, chain, start, stop, shard=Shard(shard, shards, found))
             for shard in range(shards)
         ]
         for shard, stage in enumerate(stages):
-            assert stage.nbytes == chain.stage_bytes(start, stop, Shard(shard, shards))
+            assert stage.nbytes == chain.stage_bytes(
+                start, stop, Shard(shard, shards, found)
+            )
         most = max(stage.nbytes for stage in stages)
         shares.append(most / chain.stage_bytes(start, stop))
         entering = [(copied(carry),) for _ in stages]

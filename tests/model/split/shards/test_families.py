@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dask_infer.model.split import split
+from dask_infer.model.split.shards.trial import find_cuts
 from tests.model.split import families
 from tests.model.split.models import fields, spec_of, whole
 from tests.model.split.shards.ranks import run_sharded
@@ -36,11 +37,13 @@ def test_stages_in_shards_equal_the_model(name, shards):
     spec = spec_of(model)
     chain = split(spec, model, [], families.examples(name))
     chain = pickle.loads(pickle.dumps(chain))
+    found = find_cuts(chain, shards)
     # Other rows and lengths than the traced ones, padded masks.
     for rows, length in ((1, 7), (3, 20)):
         batch = families.batch(name, rows, length)
         cuts = (len(chain.blocks) // 2,)
-        output, shares = run_sharded(spec, chain, cuts, shards, batch)
-        given, expected = fields(output), fields(whole(spec, (), batch))
-        torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-5)
+        expected = fields(whole(spec, (), batch))
+        for each in ((), found):
+            output, shares = run_sharded(spec, chain, cuts, shards, batch, found=each)
+            torch.testing.assert_close(fields(output), expected, atol=1e-5, rtol=1e-5)
         assert max(shares) < 1.2 / shards + (0.2 if name in NARROW else 0.05)
