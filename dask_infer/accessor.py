@@ -87,7 +87,7 @@ class DataFrameInfer:
         model
             A torch module, a path (``*.pt2``, ``*.onnx``, ``*.tflite``, a Hugging
             Face or sentence-transformers directory), a fitted estimator, a class, a
-            callable, or a `ModelSource`.
+            callable, a `ModelSource`, or several models: `Towers`, `Ensemble`.
         columns
             What the model reads: one column ``"x"`` (scalars ``(n,)``, lists
             ``(n, *shape)``); a list ``["a", "b"]`` side by side as one ``(n, 2)``
