@@ -53,9 +53,10 @@ class Convolutions(torch.nn.Sequential):
 
 
 class Weighed(torch.nn.Module):
-    """The opinions of both towers, the image's as probabilities; the digit."""
+    """Weighs the opinions of both towers, the image's as probabilities."""
 
     def forward(self, image: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Return the digit of each row."""
         return (image.softmax(1) * 0.8 + table * 0.2).argmax(1)
 
 
