@@ -219,9 +219,11 @@ class GroupCoordinator(SchedulerPlugin):
         if not (auto and group.used and group.status == "ready"):
             return False
         beside = [other for other in self.table if other.requests & group.requests]
-        if len(beside) > 1:
-            group.seconds_per_row = seconds_per_row(self.scheduler, group)
-        return len(beside) < 2 or group.seconds_per_row is not None
+        if len(beside) < 2:
+            return True
+        for other in beside:
+            other.seconds_per_row = seconds_per_row(self.scheduler, other)
+        return all(other.seconds_per_row is not None for other in beside)
 
     def _look_at(self, group: Group) -> None:
         stall = group.spec.patience.stall

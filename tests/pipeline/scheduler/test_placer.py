@@ -269,6 +269,7 @@ async def test_free_workers_go_to_the_slowest_group_of_a_job():
         # Neither has run a row: no one knows which is slow.
         assert len(cluster.running_stages()) == 2
         cluster.measured("x", rows=100, seconds=1)
+        assert not any(map(cluster.coordinator._may_grow, cluster.table))
         cluster.measured("y", rows=100, seconds=3)
         await until(lambda: len(cluster.running_stages()) == 4)
         names = [stage.group.model.name for stage, _ in cluster.submitted.values()]
