@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +11,11 @@ from torch import nn
 from dask_infer.model.identity import pickling
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.shapes.padding import pad_token, reads_padding
-from dask_infer.model.split.chain import TOKENS, Block, Chain, Tensor
-from dask_infer.model.split.export.example_call import ExampleCall
+from dask_infer.model.split.chain import TOKENS, Block, Chain
 from dask_infer.model.split.export.exported_graph import Graph
 from dask_infer.model.split.export.size_guards import Guard
-from dask_infer.model.split.export.source_model import SplitSource
-from dask_infer.model.split.program import Program, WeightRef
+from dask_infer.model.split.export.split_source import SplitSource
+from dask_infer.model.split.program import Program, nbytes_of
 
 #: Rows at which bytes a row are counted: masks of positions do not depend on rows.
 _ROWS = 64
@@ -25,10 +23,8 @@ _ROWS = 64
 
 def assemble(
     source: SplitSource,
-    call: ExampleCall,
     graph: Graph,
     places: Mapping[str, int],
-    structure: Any,
     guards: tuple[Guard, ...] = (),
     *,
     exact_cuts: bool,
@@ -39,8 +35,6 @@ def assemble(
     ----------
     places
         Place of the first step of each block, by the module that it starts with.
-    structure
-        Of the output.
     exact_cuts
         Keep a first block of what comes before the first module.
     """
@@ -48,44 +42,36 @@ def assemble(
     names, bounds = _blocks(places, len(program.steps), exact_cuts)
     constants = {**source.unsaved(), **graph.constants}
     aliases, tensors = named_once(module, constants)
+    layers = {path: module.get_submodule(path) for path in program.layers()}
     blocks: list[Block] = []
-    crossed = set(program.live(0))
     for name, (start, stop) in zip(names, pairwise(bounds), strict=True):
-        needed = tuple(
-            dict.fromkeys(
-                aliases.get(tensor, tensor)
-                for tensor in _needed(program, module, start, stop)
-            )
-        )
-        crossing = program.live(stop)
-        crossed |= {*crossing}
+        needed = program.weights(start, stop)
+        for path in program.layers(start, stop):
+            needed += [tensor for tensor, _ in named_tensors(layers[path], path)]
+        first = dict.fromkeys(aliases.get(tensor, tensor) for tensor in needed)
+        own = {tensor: tensors[tensor] for tensor in first}
+        parameters = [t.numel() for t in own.values() if isinstance(t, nn.Parameter)]
+        nbytes = sum(tensor.nbytes for tensor in own.values())
         is_last = len(blocks) == len(names) - 1
-        own = [tensors[tensor] for tensor in needed]
-        blocks.append(
-            Block(
-                name,
-                needed,
-                sum(tensor.numel for tensor in own if tensor.is_parameter),
-                sum(tensor.nbytes for tensor in own),
-                0 if is_last else _row_bytes(program, crossing),
-            )
-        )
+        crossing = {} if is_last else program.carry(stop, _ROWS, TOKENS)
+        row_bytes = nbytes_of(crossing) // _ROWS
+        blocks.append(Block(name, tuple(own), sum(parameters), nbytes, row_bytes))
+    crossed = {name for place in (0, *bounds) for name in program.live(place)}
     known = {name: v for name, v in program.values.items() if name in crossed}
-    used = {tensor for block in blocks for tensor in block.tensors}
-    paths = {step.target for step in program.steps if step.kind == "layer"}
+    used = sorted({tensor for block in blocks for tensor in block.tensors})
     return Chain(
         source.spec.name,
         tuple(blocks),
         Program(program.inputs, program.steps, program.outputs, known),
         tuple(bounds),
         dict(graph.inputs),
-        call.dropped,
-        {name: tensors[name] for name in sorted(used)},
+        source.dropped,
+        {name: tensors[name] for name in used},
         aliases,
         {name: tensor for name, tensor in constants.items() if name in used},
-        _pickled({path: module.get_submodule(path) for path in sorted(paths)}),
-        _pickled(structure),
-        call.floating,
+        _pickled(layers),
+        _pickled(graph.structure),
+        source.floating,
         guards,
         pad_token(source.module),
         reads_padding(source.module),
@@ -108,36 +94,20 @@ def _blocks(
 
 def named_once(
     module: nn.Module, constants: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the first names of tensors by their others, and all tensors by theirs."""
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return first names of tensors by their others, and all, on meta, by theirs."""
     aliases, tensors = {}, {}
     first: dict[int, str] = {}
     for name, tensor in named_tensors(module):
         known = first.setdefault(id(tensor), name)
         if known == name:
-            tensors[name] = Tensor.of(tensor)
+            tensors[name] = tensor
         else:
             aliases[name] = known
     for name, tensor in constants.items():
         if name not in aliases:
-            tensors.setdefault(name, Tensor.of(tensor))
+            tensors.setdefault(name, torch.empty_like(tensor, device="meta"))
     return aliases, tensors
-
-
-def _needed(program: Program, module: nn.Module, start: int, stop: int) -> list[str]:
-    """Return the names of the tensors that steps [start, stop) need."""
-    found = []
-    for step in program.steps[start:stop]:
-        found += [read.name for read in step.reads if isinstance(read, WeightRef)]
-        if step.kind == "layer":
-            layer = module.get_submodule(step.target)
-            found += [name for name, _ in named_tensors(layer, step.target)]
-    return found
-
-
-def _row_bytes(program: Program, names: tuple[str, ...]) -> int:
-    known = [program.values[name] for name in names if name in program.values]
-    return sum(value.nbytes(_ROWS, TOKENS) for value in known) // _ROWS
 
 
 def _pickled(obj: object) -> bytes:

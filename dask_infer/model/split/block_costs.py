@@ -7,8 +7,8 @@ one of the timings cannot make equal layers look unequal, and the cuts lopsided.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,24 @@ from torch.fx.node import map_aggregate
 
 from dask_infer.device.threads import use_cpu_threads
 from dask_infer.model.shapes.fake_model import named_tensors
-from dask_infer.model.split.chain import TOKENS, Chain, Tensor
-from dask_infer.model.split.clock import Clock
-from dask_infer.model.split.export.fingerprint import fingerprints
-from dask_infer.model.split.program import Value, ValueRef, WeightRef
-from dask_infer.model.split.stage_loader import put
+from dask_infer.model.split.chain import TOKENS, Chain
+from dask_infer.model.split.export.fingerprint import fingerprint
+from dask_infer.model.split.program import ValueRef, WeightRef, nbytes_of
+from dask_infer.model.split.stage_loader import names_in, put
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 #: Bytes written before each forward on the CPU, to push the block's weights out of the
 #: caches, as the other blocks of its stage do. Without, a transformer layer of d=512
 #: seemed to cost a third of what it does with few rows.
 CACHE = 64 * 2**20
+#: Runs of a block at most.
+RUNS = 7
+#: Seconds after which nothing is run again.
+TIME_LIMIT = 0.1
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class _Bench:
         self._chain, self._rows, self._tokens = chain, rows, tokens
         self._device = device
         self._layers = chain.layers()
-        self._fingerprint = fingerprints(self._layers)
+        self._marks = {path: fingerprint(each) for path, each in self._layers.items()}
         self._known: dict[bytes, float] = {}
         self._is_cpu = device.type == "cpu"
         self._cache = torch.empty(CACHE if self._is_cpu else 0, dtype=torch.uint8)
@@ -88,88 +96,105 @@ class _Bench:
     def cost(self, block: int) -> BlockCost:
         """Measure a block, or return the cost of one that is like it."""
         made = self._chain.blocks[block]
-        mark = block_mark(self._chain, block, self._fingerprint)
-        handed = self._handed_bytes(block)
-        if mark in self._known and handed is not None:
-            seconds = self._known[mark]
-        else:
-            carry = {
-                name: value.to(self._device) if _is_tensor(value) else value
-                for name, value in self._carry(block).items()
-            }
-            clock = Clock(alone=self._is_cpu and torch.get_num_threads() == 1)
-            carry = self._run(block, carry, clock)
-            handed = sum(value.nbytes for value in carry.values() if _is_tensor(value))
-            seconds = self._known.setdefault(mark, clock.seconds)
-        return BlockCost(made.name, seconds, made.nbytes, handed)
-
-    def _handed_bytes(self, block: int) -> int | None:
-        """Return the bytes that a block hands on; None where that is not known."""
-        program = self._chain.program
-        found = [program.values.get(n) for n in self._chain.cut_names(block + 1)]
-        known = [value for value in found if value is not None]
-        if len(known) < len(found):
-            return None
-        return sum(value.nbytes(self._rows, self._tokens) for value in known)
+        mark = block_mark(self._chain, block, self._marks)
+        handed = self._chain.example(block + 1, self._rows, self._tokens)
+        if mark not in self._known or handed is None:
+            handed, seconds = self._run(block, self._carry(block), is_timed=True)
+            self._known.setdefault(mark, seconds)
+        seconds = self._known[mark]
+        return BlockCost(made.name, seconds, made.nbytes, nbytes_of(handed))
 
     def _carry(self, block: int) -> dict[str, Any]:
         """Return what enters a block; by running those before where it is not known."""
-        try:
-            return self._chain.example(block, self._rows, self._tokens)
-        except ValueError:
-            if block == 0:
-                raise
-            return self._run(block - 1, self._carry(block - 1))
+        known = self._chain.example(block, self._rows, self._tokens)
+        if known is None:
+            return self._run(block - 1, self._carry(block - 1))[0]
+        return {
+            name: synthetic(value).to(self._device)
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in known.items()
+        }
 
     def _run(
-        self, block: int, carry: dict[str, Any], clock: Clock | None = None
-    ) -> dict[str, Any]:
-        """Return what a block hands on; run it until the clock has enough."""
+        self, block: int, carry: dict[str, Any], *, is_timed: bool = False
+    ) -> tuple[dict[str, Any], float]:
+        """Return what a block hands on, and the seconds of a forward, if asked for."""
         stage = self._chain.stage(block, block + 1, self._device, layers=self._layers)
         held = dict(named_tensors(stage))
         self._fill(stage)
+
+        def forward() -> dict[str, Any]:
+            handed: dict[str, Any] = stage(carry)
+            if not self._is_cpu:
+                torch.accelerator.synchronize(self._device)
+            return handed
+
         with torch.inference_mode():
-            handed: dict[str, Any] = stage(carry)  # warms up
-            while clock is not None and not clock.enough:
-                self._cache.fill_(clock.runs)
-                self._wait()
-                with clock:
-                    stage(carry)
-                    self._wait()
+            handed = forward()  # warms up
+            alone = self._is_cpu and torch.get_num_threads() == 1
+            clear = self._cache.zero_
+            seconds = fastest(forward, clear, alone=alone) if is_timed else 0.0
         for name, tensor in held.items():  # other blocks share the modules
             parent, _, leaf = name.rpartition(".")
             setattr(stage.get_submodule(parent), leaf, tensor)
-        return handed
+        return handed, seconds
 
     def _fill(self, stage: nn.Module) -> None:
-        names = defaultdict(list)
-        for name, _ in named_tensors(stage):
-            names[self._chain.first_name(name)].append(name)
-        for first, others in names.items():
+        for first, names in names_in(self._chain, stage).items():
             made = self._chain.constants.get(first)
-            made = _numbers(self._chain.tensors[first]) if made is None else made
-            put(self._chain, stage, others, made, self._device)
-
-    def _wait(self) -> None:
-        if not self._is_cpu:
-            torch.accelerator.synchronize(self._device)
+            made = synthetic(self._chain.tensors[first]) if made is None else made
+            put(self._chain, stage, names, made, self._device)
 
 
-def block_mark(
-    chain: Chain, block: int, fingerprint: Callable[[str], bytes | None]
-) -> bytes:
+def fastest(work: Callable[[], Any], clear: Callable[[], Any], *, alone: bool) -> float:
+    """Return the seconds of the fastest of some runs, on a machine that may be busy.
+
+    Parameters
+    ----------
+    clear
+        Runs before each, and takes no part in its time.
+    alone
+        The calling thread does all of the work. Then its own CPU time stands in for
+        runs that were all interrupted: work of 20 ms never gets through undisturbed
+        where others want the core.
+    """
+    whole: list[float] = []
+    interrupted: list[float] = []
+    spent = 0.0
+    for _ in range(RUNS):
+        clear()
+        cpu, stops, start = time.thread_time(), _interruptions(), time.perf_counter()
+        work()
+        wall = time.perf_counter() - start
+        if alone and _interruptions() > stops:
+            interrupted.append(time.thread_time() - cpu)
+        else:
+            whole.append(wall)
+        spent += wall
+        if spent > TIME_LIMIT:  # another run would tell little
+            break
+    return min(whole or interrupted)
+
+
+def _interruptions() -> int:
+    """How often the calling thread had to leave its core to others."""
+    if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
+        return 0
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+
+
+def block_mark(chain: Chain, block: int, layers: Mapping[str, bytes | None]) -> bytes:
     """Return a digest of a block's calls, equal for blocks that take equally long.
 
-    What cannot be compared has a mark of its own.
+    What cannot be compared has a mark of its own. `layers` has fingerprints by path.
     """
     first, last = chain.bounds[block : block + 2]
-    steps, values = chain.program.steps[first:last], chain.program.values
-    layers = [fingerprint(step.target) for step in steps if step.kind == "layer"]
+    values, entering = chain.program.values, chain.cut_names(block)
     # Values have numbers in place of names, in the order in which they are read; what
     # only passes through does not count.
     numbers: dict[str, int] = {}
-    entering = chain.cut_names(block)
-    read: list[Value | None] = []
+    read: list[Any] = []
 
     def leaf(value: Any) -> Any:
         if isinstance(value, ValueRef):
@@ -180,21 +205,22 @@ def block_mark(
             return chain.tensors[chain.first_name(value.name)]
         return value
 
-    calls = []
-    for step in steps:
-        target = "" if step.kind in ("layer", "leaves") else step.target
-        calls.append((target, map_aggregate((step.args, dict(step.kwargs)), leaf)))
+    calls: list[Any] = []
+    for step in chain.program.steps[first:last]:
+        target = layers[step.target] if step.kind == "layer" else step.target
+        if target is None:
+            return str(block).encode()
+        arguments = map_aggregate((step.args, dict(step.kwargs)), leaf)
+        calls.append(("" if step.kind == "leaves" else target, arguments))
         numbers.setdefault(step.name, len(numbers))
-    if None in layers or None in read:
+    if None in read:
         return str(block).encode()
-    return hashlib.sha256(repr((layers, calls, read)).encode()).digest()
+    return hashlib.sha256(repr((calls, read)).encode()).digest()
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
-def _numbers(tensor: Tensor) -> torch.Tensor:
-    if tensor.dtype.is_floating_point:
-        return torch.empty(tensor.shape).uniform_(0.01, 0.03).to(tensor.dtype)
-    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+def synthetic(like: torch.Tensor) -> torch.Tensor:
+    """Return small numbers; ones for masks, zeros for other whole numbers."""
+    if like.dtype.is_floating_point:
+        numbers = torch.empty(like.shape, dtype=torch.float32).uniform_(0.01, 0.03)
+        return numbers.to(like.dtype)
+    return torch.full(like.shape, int(like.dtype is torch.bool), dtype=like.dtype)

@@ -13,46 +13,15 @@ from torch import nn
 from dask_infer.errors import InputError
 from dask_infer.model.identity import pickling
 from dask_infer.model.shapes.traced_outputs import Traced, compared, counts_beside
-from dask_infer.model.split.build_stage import build_stage
 from dask_infer.model.split.export.size_guards import Guard
 from dask_infer.model.split.nesting import put_together
-from dask_infer.model.split.program import Program, Value, ValueRef, WeightRef
+from dask_infer.model.split.program import Program, ValueRef
 from dask_infer.model.split.shards.division import Axes, Shard, axes_of
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec import ArgumentKey
 
 #: What a chain's numbers of bytes are given for, where texts may have any length.
 TOKENS = 128
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A parameter or buffer: what will be loaded, not its numbers."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    is_parameter: bool
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Tensor:
-        """Describe a tensor."""
-        is_parameter = isinstance(tensor, nn.Parameter)
-        return cls(tensor.dtype, tuple(tensor.shape), is_parameter)
-
-    @property
-    def numel(self) -> int:
-        """How many numbers it has."""
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes once loaded."""
-        return self.dtype.itemsize * self.numel
-
-    def on_meta(self) -> torch.Tensor:
-        """Return one without memory."""
-        empty = torch.empty(self.shape, dtype=self.dtype, device="meta")
-        return nn.Parameter(empty, requires_grad=False) if self.is_parameter else empty
 
 
 @dataclass(frozen=True)
@@ -87,8 +56,8 @@ class Chain:
     inputs: Mapping[ArgumentKey, str]
     #: Arguments that a caller may give and the model does not take.
     dropped: tuple[str, ...]
-    #: Every tensor by its first name.
-    tensors: Mapping[str, Tensor]
+    #: Every tensor by its first name, on meta.
+    tensors: Mapping[str, torch.Tensor]
     #: First name of tensors that have several.
     aliases: Mapping[str, str]
     #: Values of tensors that are in no checkpoint.
@@ -194,18 +163,27 @@ class Chain:
 
     def traced(self) -> Traced | None:
         """Return what the model returns for a batch; None where a size is unknown."""
-        values = self.program.values
-        leaves = [leaf for leaf in self.program.outputs if isinstance(leaf, ValueRef)]
-        if any(leaf.name not in values for leaf in leaves):
-            return None
-        fixed = {size for leaf in leaves for size in values[leaf.name].shape}
-        floating = str(self.floating).removeprefix("torch.")
+        known = self.program.values
+        values = [known[name] for name in self.cut_names(-1) if name in known]
         found = []
-        for counts in counts_beside(fixed):
-            carry = {leaf.name: values[leaf.name].on_meta(*counts) for leaf in leaves}
+        for counts in counts_beside({size for value in values for size in value.shape}):
+            carry = self.example(-1, *counts)
+            if carry is None:
+                return None
+            floating = str(self.floating).removeprefix("torch.")
             output = self.output(carry)
             found.append(Traced(output, *counts, floating, dropped=self.dropped))
         return compared(*found)
+
+    def example(
+        self, place: int, rows: int, tokens: int = TOKENS
+    ) -> dict[str, Any] | None:
+        """Return a carry before block `place`, on meta; None where a size is unknown.
+
+        Block -1 stands for the end.
+        """
+        carry = self.program.carry(self.bounds[place], rows, tokens)
+        return carry if len(carry) == len(self.cut_names(place)) else None
 
     def layers(self) -> Mapping[str, nn.Module]:
         """Return the modules that steps call, by path, their tensors on meta."""
@@ -240,38 +218,14 @@ class Chain:
                 f"0 <= start < stop <= {len(self.blocks)}"
             )
         first, last = self.bounds[start], self.bounds[stop]
-        reads = (read for step in self.program.steps[first:last] for read in step.reads)
-        weights = {read.name for read in reads if isinstance(read, WeightRef)}
-        return build_stage(
-            self.program,
+        weights = self.program.weights(first, last)
+        return self.program.stage(
             first,
             last,
-            layers=self.layers() if layers is None else layers,
-            weights={n: self.tensors[self.first_name(n)].on_meta() for n in weights},
-            device=torch.device(device),
+            self.layers() if layers is None else layers,
+            {name: self.tensors[self.first_name(name)] for name in weights},
+            torch.device(device),
         )
-
-    def example(self, place: int, rows: int, tokens: int = TOKENS) -> dict[str, Any]:
-        """Return a carry before block `place` with synthetic numbers.
-
-        Raises
-        ------
-        ValueError
-            If what crosses there is not known without running the blocks before.
-        """
-        values = {name: self.program.values.get(name) for name in self.cut_names(place)}
-        return {n: _synthetic(n, value, rows, tokens) for n, value in values.items()}
-
-
-def _synthetic(name: str, value: Value | None, rows: int, tokens: int) -> Any:
-    if value is None:
-        raise ValueError(f"the size of {name} is known only once it is computed")
-    shape = value.sizes(rows, tokens)
-    if value.dtype is None:
-        return shape[0]
-    if value.dtype.is_floating_point:
-        return torch.randn(shape, dtype=torch.float32).to(value.dtype)
-    return torch.full(shape, int(value.dtype is torch.bool), dtype=value.dtype)
 
 
 def _listed(keys: Iterable[ArgumentKey]) -> str:

@@ -7,29 +7,19 @@ tuples, dictionaries, dataclasses and what derives from them, as models return.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 
-_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
-_LEAVES = (*_PLAIN, torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+_LEAVES = (
+    *(type(None), bool, int, float, str, torch.dtype, torch.device),
+    *(torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool),
+)
 
 
 class UnknownValue(TypeError):
     """An object that is neither a container nor a plain value."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """The place of a value among the leaves."""
-
-    place: int
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is made of tuples, lists and dictionaries alone."""
-        return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +28,20 @@ class Node:
 
     kind: type
     keys: tuple[Any, ...]
-    items: tuple[Leaf | Node, ...]
+    items: tuple[Structure, ...]
 
     @property
     def is_plain(self) -> bool:
         """Whether it is made of tuples, lists and dictionaries alone."""
-        own = self.kind in (tuple, list, dict)
-        return own and all(item.is_plain for item in self.items)
+        items = [item.is_plain for item in self.items if item is not None]
+        return self.kind in (tuple, list, dict) and all(items)
 
 
-def take_apart(value: Any, leaves: list[Any]) -> Leaf | Node:
+#: None for a leaf; leaves are numbered in the order in which they stand.
+Structure: TypeAlias = Node | None
+
+
+def take_apart(value: Any, leaves: list[Any]) -> Structure:
     """Append the leaves of a value, and return its structure.
 
     Raises
@@ -56,10 +50,10 @@ def take_apart(value: Any, leaves: list[Any]) -> Leaf | Node:
         If it is neither a tensor, number or text, nor a container of them.
     """
     kind = tuple if isinstance(value, torch.Size) else type(value)
+    keys: tuple[Any, ...] = ()
     if isinstance(value, _LEAVES):
         leaves.append(value)
-        return Leaf(len(leaves) - 1)
-    keys: tuple[Any, ...] = ()
+        return None
     if isinstance(value, dict):
         keys, items = tuple(value), tuple(value.values())
     elif isinstance(value, (tuple, list)):
@@ -72,25 +66,22 @@ def take_apart(value: Any, leaves: list[Any]) -> Leaf | Node:
     return Node(kind, keys, tuple(take_apart(item, leaves) for item in items))
 
 
-def put_together(structure: Leaf | Node, leaves: Sequence[Any]) -> Any:
+def put_together(structure: Structure, leaves: Iterable[Any]) -> Any:
     """Return the value that has this structure and these leaves."""
-    if isinstance(structure, Leaf):
-        return leaves[structure.place]
-    items = [put_together(item, leaves) for item in structure.items]
-    kind, keys = structure.kind, structure.keys
+    return _built(structure, iter(leaves))
+
+
+def _built(structure: Structure, leaves: Iterator[Any]) -> Any:
+    if structure is None:
+        return next(leaves)
+    items = [_built(item, leaves) for item in structure.items]
+    kind: Any = structure.kind
     if issubclass(kind, (tuple, list)):
         return kind(*items) if hasattr(kind, "_fields") else kind(items)
-    named = dict(zip(keys, items, strict=True))
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, named)
-    dictionary: Any = kind
-    return dictionary(named)
-
-
-def _dataclass(kind: Any, named: dict[str, Any]) -> Any:
-    """Return a dataclass, those that are dictionaries too made by their constructor."""
-    if issubclass(kind, dict):
-        return kind(**named)
+    named = dict(zip(structure.keys, items, strict=True))
+    is_dataclass = dataclasses.is_dataclass(structure.kind)
+    if issubclass(kind, dict):  # one that is a dataclass too fills itself
+        return kind(**named) if is_dataclass else kind(named)
     made = kind.__new__(kind)
     for name, item in named.items():
         object.__setattr__(made, name, item)

@@ -13,11 +13,9 @@ from dask_infer.model.shapes.call_arguments import by_key
 from dask_infer.model.shapes.sandbox import sandbox
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.chain import Chain
-from dask_infer.model.split.export.candidates import check_cuts
-from dask_infer.model.split.export.example_call import ExampleCall
 from dask_infer.model.split.export.glue import split_glue
-from dask_infer.model.split.export.source_model import source_of
 from dask_infer.model.split.export.split_program import split_program
+from dask_infer.model.split.export.split_source import SplitSource
 from dask_infer.spec import ModelSpec
 
 
@@ -60,7 +58,5 @@ def split(
         model = format_of(spec).open_to_split(spec, live, wanted)
         if not isinstance(model, nn.Module):
             return split_program(spec, model, examples, cuts)
-        source = source_of(spec, model, wanted)
-        call = ExampleCall.of(source, examples, dict(call_kwargs or {}))
-        check_cuts(spec.name, source.module, cuts)
-        return split_glue(source, call, cuts)
+        source = SplitSource.of(spec, model, wanted)
+        return split_glue(source.called(examples, dict(call_kwargs or {})), cuts)

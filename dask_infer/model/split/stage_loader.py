@@ -17,7 +17,7 @@ from dask_infer.model.runtime.footprint import parse_dtype, tensor_bytes
 from dask_infer.model.runtime.kept_memory import KeptMemory
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.shapes.fake_model import named_tensors
-from dask_infer.model.split.chain import Chain, Tensor
+from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.nesting import UnknownValue, put_together, take_apart
 from dask_infer.model.split.shards import DividedTensor, Shard
 from dask_infer.model.split.shards.division import Axes
@@ -161,8 +161,8 @@ class TensorTable(Protocol):
         """What people call the model."""
 
     @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Every tensor by its first name."""
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Every tensor by its first name, on meta."""
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -185,9 +185,7 @@ def fill(
     shard: Shard | None,
 ) -> None:
     """Put each tensor where the stage holds it, one object for all of its names."""
-    places = defaultdict(list)
-    for name, _ in named_tensors(module):
-        places[table.aliases.get(name, name)].append(name)
+    places = names_in(table, module)
     tied = defaultdict(list)
     for other, first in table.aliases.items():
         tied[first].append(other)
@@ -212,6 +210,14 @@ def _parts(table: TensorTable, names: Iterable[str], shard: Shard) -> dict[str, 
     return parts
 
 
+def names_in(table: TensorTable, module: nn.Module) -> dict[str, list[str]]:
+    """Return the names of each tensor of a stage, by its first in the model."""
+    names = defaultdict(list)
+    for name, _ in named_tensors(module):
+        names[table.aliases.get(name, name)].append(name)
+    return names
+
+
 def put(
     table: TensorTable,
     module: nn.Module,
@@ -229,7 +235,7 @@ def put(
     """
     first = table.aliases.get(names[0], names[0])
     expected, cut = table.tensors[first], None
-    shape = expected.shape
+    shape = tuple(expected.shape)
     if shard is not None and (cut := shard.cut(first, shape, table.axes)) is not None:
         if tuple(tensor.shape) == shape:
             tensor = cut.parts.take(tensor, cut.axis, shard.index)
@@ -240,11 +246,12 @@ def put(
             f"{table.name}: {names[0]} has shape {tuple(tensor.shape)}, its "
             f"architecture wants {shape}"
         )
+    is_parameter = isinstance(expected, nn.Parameter)
     ready: torch.Tensor = tensor.detach().to(device, expected.dtype)
     if cut is not None:
-        about = (cut.axis, cut.parts, expected.is_parameter, cut.stays)
+        about = (cut.axis, cut.parts, is_parameter, cut.stays)
         ready = DividedTensor(ready, *about)
-    elif expected.is_parameter:
+    elif is_parameter:
         ready = nn.Parameter(ready, requires_grad=False)
     for name in names:
         parent, _, leaf = name.rpartition(".")

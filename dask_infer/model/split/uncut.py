@@ -17,8 +17,7 @@ from dask_infer.model.runtime.footprint import parse_dtype
 from dask_infer.model.runtime.loaded_model import LoadedModel, ModuleModel
 from dask_infer.model.shapes.sandbox import sandbox
 from dask_infer.model.split.assemble import named_once
-from dask_infer.model.split.chain import Tensor
-from dask_infer.model.split.export.source_model import source_of
+from dask_infer.model.split.export.split_source import SplitSource
 from dask_infer.model.split.shards import Shard
 from dask_infer.model.split.shards.division import Axes, axes_of
 from dask_infer.model.split.stage_loader import fill
@@ -35,7 +34,7 @@ class Uncut:
     #: In eval mode, its tensors on meta.
     module: nn.Module
     #: As of `TensorTable`.
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, torch.Tensor]
     aliases: Mapping[str, str]
     constants: Mapping[str, torch.Tensor]
     axes: Axes
@@ -73,7 +72,7 @@ def open_uncut(spec: ModelSpec, live: object | None, dtype: str | None) -> Uncut
         model = format_of(spec).open_to_split(spec, live, wanted)
         if not isinstance(model, nn.Module):
             raise CannotSplit(spec.name, "an exported program is no module", AS_MODULE)
-        source = source_of(spec, model, wanted)
+        source = SplitSource.of(spec, model, wanted)
         module, constants = source.on_meta, source.unsaved()
         aliases, tensors = named_once(module, constants)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}

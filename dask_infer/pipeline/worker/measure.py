@@ -15,6 +15,8 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
+from torch import nn
+
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split import BlockCost, Chain, profile
@@ -161,7 +163,11 @@ def _uncut(spec: GroupSpec) -> ChainFacts:
         spec.model.name,
         nbytes,
         nbytes / WEIGHTS_RATE,
-        parameters=sum(t.numel for t in uncut.tensors.values() if t.is_parameter),
+        parameters=sum(
+            tensor.numel()
+            for tensor in uncut.tensors.values()
+            if isinstance(tensor, nn.Parameter)
+        ),
         divisible=sum(uncut.tensors[name].nbytes for name in uncut.axes),
         exchanges=sum(len(uncut.tensors[name].shape) > 1 for name in uncut.axes),
     )

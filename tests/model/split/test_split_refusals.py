@@ -49,6 +49,15 @@ def test_buffer_that_changes_is_refused():
         split_module(Counts(), FLOATS)
 
 
+def test_a_weight_among_the_outputs_is_refused():
+    class ReturnsItsWeight(Skips):
+        def forward(self, x):
+            return super().forward(x), self.layers[0].dense.weight
+
+    with pytest.raises(CannotSplit, match=r'returns its own "layers\.0\.dense'):
+        split_module(ReturnsItsWeight(), FLOATS)
+
+
 def test_unknown_cut_names_those_like_it():  # PP-4
     with pytest.raises(CannotSplit, match=r'"layer.1".*did you mean.*"layers.1"'):
         split_module(Skips(), FLOATS, cuts=("layer.1",))

@@ -125,16 +125,16 @@ def _has_blocks(module: nn.Module) -> bool:
 
 
 def _holds_blocks(parts: nn.Module) -> bool:
-    composed = [type(part) for part in parts.children() if _owns_parts(part)]
+    composed = [
+        type(part)
+        for part in parts.children()
+        if any(map(_owns_tensors, part.children()))
+    ]
     return any(count > 1 for count in Counter(composed).values())
 
 
 def _owns_tensors(part: nn.Module) -> bool:
     return next(part.parameters(), None) is not None
-
-
-def _owns_parts(part: nn.Module) -> bool:
-    return any(_owns_tensors(child) for child in part.children())
 
 
 def is_sequential(module: nn.Module, layers: Collection[str], path: str = "") -> bool:

@@ -7,7 +7,7 @@ reads those that the model's code asks for.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._sympy.printers import PythonPrinter
 
 from dask_infer.model.identity import pickling
+from dask_infer.model.shapes.call_arguments import by_key
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.export.layer_operator import OPERATOR, Site
-from dask_infer.model.split.export.layer_signature import Input
-from dask_infer.model.split.nesting import put_together
+from dask_infer.model.split.export.learn_layer import written_by
+from dask_infer.model.split.layer_returns import Input, Signature
+from dask_infer.model.split.nesting import Structure, put_together
 from dask_infer.model.split.program import Program, Step, Value, ValueRef, WeightRef
 from dask_infer.model.split_refusals import NotExactError
 from dask_infer.spec import ArgumentKey
@@ -36,6 +39,8 @@ class Graph:
     """A program, and where each of the model's modules is in it."""
 
     program: Program
+    #: Of the model's output.
+    structure: Structure
     #: Place of the first step of each of the model's modules, by path.
     places: Mapping[str, int]
     #: Name of the input at each place or keyword of the call.
@@ -54,21 +59,17 @@ def functional(exported: ExportedProgram, sites: Mapping[int, Site]) -> Exported
     Raises
     ------
     NotExactError
-        If they change memory of which layers return views, unseen by torch, or read
-        strides of what layers return.
+        If they change memory of which layers return views, unseen by torch.
     """
-    written, shared, is_nested = set(), set(), False
+    written: set[fx.Node] = set()
+    shared: set[fx.Node] = set()
+    is_nested = False
     for node in exported.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
-            written |= set(map(_origin, _written(node, schema)))
-        elif node.target is OPERATOR and sites[_number(node)].signature.shares:
+        changed: Any = written_by(node.target, node.args, node.kwargs)
+        fx.node.map_arg(changed, lambda one: written.add(_origin(one)))
+        if node.target is OPERATOR and sites[node.args[0]].signature.shares:
             shared |= {_origin(one) for one in (*node.all_input_nodes, *node.users)}
         is_nested = is_nested or node.op == "get_attr"
-        if node.target is torch.ops.aten.as_strided.default:
-            origin = _origin(node.all_input_nodes[0])
-            if OPERATOR in [one.target for one in (origin, *origin.all_input_nodes)]:
-                raise NotExactError("it reads the strides of what a layer returns")
     if written & shared:
         reason = "it changes a tensor in place of which a layer returns a view"
         raise NotExactError(reason)
@@ -77,21 +78,6 @@ def functional(exported: ExportedProgram, sites: Mapping[int, Site]) -> Exported
     with torch.no_grad():
         result: ExportedProgram = exported.run_decompositions({})
     return result
-
-
-def _written(node: fx.Node, schema: Any) -> list[fx.Node]:
-    """Return the arguments that an operator changes in place."""
-    found: list[fx.Node] = []
-    for place, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = (node.args[place : place + 1], node.kwargs.get(argument.name))
-            fx.node.map_arg(given, found.append)
-    return found
-
-
-def _number(node: fx.Node) -> int:
-    number: Any = node.args[0]
-    return int(number)
 
 
 def _origin(node: fx.Node) -> fx.Node:
@@ -112,8 +98,10 @@ class GraphReader:
 
     Parameters
     ----------
-    tokens_of
-        Whether axis 1 of an argument is padded.
+    structure
+        Of the model's output.
+    examples
+        The arguments of the call: of padded ones axis 1 counts the tokens.
     sites
         What calls of the layers' operator stand for.
     has_glue
@@ -123,13 +111,15 @@ class GraphReader:
     def __init__(
         self,
         exported: ExportedProgram,
-        tokens_of: Callable[[ArgumentKey], bool],
+        structure: Structure,
+        examples: Mapping[ArgumentKey, Example],
         sites: Mapping[int, Site],
         *,
         has_glue: bool = True,
     ) -> None:
-        self._exported, self._tokens_of, self._sites = exported, tokens_of, sites
-        self._has_glue = has_glue
+        self._exported, self._structure = exported, structure
+        self._examples, self._sites, self._has_glue = examples, sites, has_glue
+        self._steps: list[Step] = []
         #: What stands for each node.
         self._refs: dict[str, Any] = {}
         self._inputs: dict[ArgumentKey, str] = {}
@@ -147,24 +137,26 @@ class GraphReader:
             If it changes buffers as it runs, or calls what has no name.
         """
         self._read_inputs()
-        steps: list[Step] = []
         for node in self._exported.graph.nodes:
-            if node.op == "get_attr":
-                reason = f"it runs {node.target}, a graph within its graph"
-                raise NotExactError(reason)
+            higher = isinstance(node.target, torch._ops.HigherOrderOperator)
+            if node.op == "get_attr" or higher:
+                raise NotExactError(f"it runs {node.target}, a graph within its graph")
             if node.op != "call_function" or node.name in self._refs:
                 continue
             for path, _ in (node.meta.get("nn_module_stack") or {}).values():
-                self._places.setdefault(path.partition("@")[0], len(steps))
+                self._places.setdefault(path.partition("@")[0], len(self._steps))
             if node.target is OPERATOR:
-                steps += self._layer(node)
+                self._read_layer(node)
             elif not _is_check(node):
-                steps.append(self._step(node))
-        program = Program(
-            tuple(self._inputs.values()), tuple(steps), self._outputs(), self._values()
-        )
+                self._read_step(node)
+        inputs, outputs = tuple(self._inputs.values()), self._outputs()
         return Graph(
-            program, self._places, self._inputs, self._constants, self._weights
+            Program(inputs, tuple(self._steps), outputs, self._values()),
+            self._structure,
+            self._places,
+            self._inputs,
+            self._constants,
+            self._weights,
         )
 
     def _read_inputs(self) -> None:
@@ -185,7 +177,7 @@ class GraphReader:
                 self._constants[name] = tensors[name]
         in_spec = self._exported.call_spec.in_spec
         args, kwargs = pytree.tree_unflatten(given, in_spec)
-        for key, argument in (*enumerate(args), *kwargs.items()):
+        for key, argument in by_key(args, kwargs).items():
             if hasattr(argument, "name"):
                 self._refs[argument.name] = ValueRef(argument.name)
                 if not hasattr(argument, "value"):  # no constant
@@ -200,6 +192,8 @@ class GraphReader:
                 raise NotExactError(f'it changes its "{spec.target}" as it runs')
             if spec.kind is OutputKind.USER_OUTPUT:
                 flat.append(self._leaf(value))
+                if isinstance(flat[-1], WeightRef):
+                    raise NotExactError(f'it returns its own "{flat[-1].name}"')
         return tuple(flat)
 
     def _leaf(self, value: Any) -> Any:
@@ -207,72 +201,57 @@ class GraphReader:
             return self._refs.get(value.name, ValueRef(value.name))
         return value
 
-    def _step(self, node: fx.Node) -> Step:
+    def _add(self, name: str, kind: Any, target: Any, *args: Any) -> ValueRef:
+        """Add a step, and return what stands for its value."""
+        self._steps.append(Step(name, kind, target, args))
+        return ValueRef(name)
+
+    def _read_step(self, node: fx.Node) -> None:
         args = fx.node.map_aggregate(node.args, self._leaf)
         kwargs = fx.node.map_aggregate(node.kwargs, self._leaf)
         target: Any = node.target
-        if isinstance(target, torch._ops.HigherOrderOperator):
-            reason = f"it runs {target.name()}, a graph within its graph"
-            raise NotExactError(reason)
         if not isinstance(target, OpOverload):
-            return Step(node.name, "function", target, args, kwargs)
+            self._steps.append(Step(node.name, "function", target, args, kwargs))
+            return
         if target is torch.ops.aten.view.default:  # strides of layers are not known
             target = torch.ops.aten.reshape.default
         namespace, _, name = target._schema.name.partition("::")
         names = (namespace, name, target._overloadname)
-        return Step(node.name, "operator", names, args, kwargs)
+        self._steps.append(Step(node.name, "operator", names, args, kwargs))
 
-    def _layer(self, node: fx.Node) -> list[Step]:
-        """Return the call of the model's own layer, and what takes apart its output.
-
-        Tensors that it changes are copied before, as others may hold them as well.
-        """
+    def _read_layer(self, node: fx.Node) -> None:
+        """Add the call of the model's own layer, and what takes apart its output."""
         arguments: Any = node.args
-        site = self._sites[_number(node)]
+        site = self._sites[arguments[0]]
         tensors, sizes = ([*map(self._leaf, part)] for part in arguments[1:])
-        steps: list[Step] = []
-        for made in site.signature.made:
-            if made.changes is not None:
-                copy = ValueRef(f"{node.name}_copy_{made.changes}")
-                clone = ("aten", "clone", "default")
-                given = (tensors[made.changes],)
-                steps.append(Step(copy.name, "operator", clone, given))
-                tensors[made.changes] = copy
 
         def argument(leaf: Any) -> Any:
             if not isinstance(leaf, Input):
                 return leaf
             if leaf.kind is not torch.SymBool:
                 return (tensors if leaf.kind is torch.Tensor else sizes)[leaf.place]
-            flag = ValueRef(f"{node.name}_flag_{leaf.place}")
-            steps.append(Step(flag.name, "function", bool, (sizes[leaf.place],)))
-            return flag
+            name = f"{node.name}_flag_{leaf.place}"
+            return self._add(name, "function", bool, sizes[leaf.place])
 
-        leaves = [argument(leaf) for leaf in site.call.leaves]
-        args, kwargs = put_together(site.call.structure, leaves)
+        call = site.call
+        args, kwargs = put_together(call.structure, map(argument, call.leaves))
         output = ValueRef(f"{node.name}_output")
-        steps.append(Step(output.name, "layer", site.path, args, kwargs))
-        learned = self._learned(site)
-        steps.append(Step(node.name, "leaves", learned, (output, tensors, sizes)))
+        self._steps.append(Step(output.name, "layer", site.path, args, kwargs))
+        returned = site.path, self._learned(site.signature)
+        leaves = self._add(node.name, "leaves", returned, output, tensors, sizes)
         for user in node.users:
-            place: Any = user.args[1]
-            made = site.signature.made[place]
-            if made.changes is not None:
-                self._refs[user.name] = tensors[made.changes]
-            else:
-                self._refs[user.name] = ValueRef(user.name)
-                part = (ValueRef(node.name), made.place)
-                steps.append(Step(user.name, "function", operator.getitem, part))
-        return steps
+            number: Any = user.args[1]
+            place = site.signature.made[number].place
+            part = self._add(user.name, "function", operator.getitem, leaves, place)
+            self._refs[user.name] = part
 
-    def _learned(self, site: Site) -> tuple[str, bytes]:
-        """Pickle what the layer returns: a program imports no class of the user's."""
-        signature = site.signature
+    def _learned(self, signature: Signature) -> bytes:
+        """Pickle what a layer returns: a program imports no class of the user's."""
         if id(signature) not in self._pickled:
             learned = (signature, self._has_glue)
             pickled = pickling.to_bytes(learned, pickling.DryRun())
             self._pickled[id(signature)] = pickled
-        return site.path, self._pickled[id(signature)]
+        return self._pickled[id(signature)]
 
     # Sizes
 
@@ -282,7 +261,8 @@ class GraphReader:
         for key, name in self._inputs.items():
             shape = nodes[name].meta["val"].shape
             sizes = {"rows": shape[0]}
-            sizes.update({"tokens": shape[1]} if self._tokens_of(key) else {})
+            if None in self._examples[key].shape:
+                sizes["tokens"] = shape[1]
             for what, size in sizes.items():
                 if isinstance(size, torch.SymInt):
                     symbols = size.node.expr.free_symbols

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -16,25 +14,14 @@ from dask_infer.model.identity import pickling
 NUMBERS = frozenset({"layer_idx", "layer_id"})
 
 
-def fingerprints(layers: Mapping[str, nn.Module]) -> Callable[[str], bytes | None]:
-    """Return what tells the fingerprint of a layer; None for one like no other.
-
-    Parameters
-    ----------
-    layers
-        By path, their tensors on meta.
-    """
-
-    @functools.cache
-    def fingerprint(path: str) -> bytes | None:
-        written = io.BytesIO()
-        try:
-            _Unnumbered(written).dump(layers[path])
-        except Exception:
-            return None
-        return hashlib.sha256(written.getvalue()).digest()
-
-    return fingerprint
+def fingerprint(layer: nn.Module) -> bytes | None:
+    """Return the fingerprint of a layer on meta; None for one that is like no other."""
+    written = io.BytesIO()
+    try:
+        _Unnumbered(written).dump(layer)
+    except Exception:
+        return None
+    return hashlib.sha256(written.getvalue()).digest()
 
 
 class _Unnumbered(pickling.Pickler):

@@ -11,24 +11,25 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode
 
 from dask_infer.model.shapes.call_arguments import by_key
 from dask_infer.model.split.assemble import assemble
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.export.candidates import (
     candidates,
+    check_cuts,
     is_sequential,
     items_around,
     opaque_layers,
     outermost,
 )
-from dask_infer.model.split.export.example_call import ExampleCall
 from dask_infer.model.split.export.exported_graph import Graph, GraphReader, functional
-from dask_infer.model.split.export.fingerprint import fingerprints
-from dask_infer.model.split.export.layer_operator import OpaqueLayers
+from dask_infer.model.split.export.fingerprint import fingerprint
+from dask_infer.model.split.export.layer_operator import OpaqueLayers, Site
 from dask_infer.model.split.export.model_state import changed, described
 from dask_infer.model.split.export.size_guards import Guard, guards_of
-from dask_infer.model.split.export.source_model import SplitSource
+from dask_infer.model.split.export.split_source import SplitSource
 from dask_infer.model.split.nesting import take_apart
 from dask_infer.model.split_refusals import (
     CannotSplit,
@@ -40,9 +41,7 @@ from dask_infer.model.split_refusals import (
 )
 
 
-def split_glue(
-    source: SplitSource, call: ExampleCall, cuts: tuple[str, ...] | None
-) -> Chain:
+def split_glue(source: SplitSource, cuts: tuple[str, ...] | None) -> Chain:
     """Export the code around the layers, and cut between their calls.
 
     Raises
@@ -51,10 +50,11 @@ def split_glue(
         If torch cannot follow the code.
     """
     module, name = source.module, source.spec.name
+    check_cuts(name, module, cuts)
     layers = opaque_layers(module, cuts or ())
     paths = list(cuts) if cuts else candidates(module)
     try:
-        graph, structure, guards = _read(source, call, layers)
+        graph, guards = _read(source, layers)
     except Exception as error:
         refusal = error
         try:
@@ -62,7 +62,7 @@ def split_glue(
                 raise
             # Code of a layer around other layers: that one may be opaque.
             layers, paths = outermost(module, layers), outermost(module, paths)
-            graph, structure, guards = _read(source, call, layers)
+            graph, guards = _read(source, layers)
         except Exception:
             reason = f"torch cannot follow it: {cause_of(refusal)}"
             raise CannotSplit(name, reason) from refusal
@@ -70,8 +70,7 @@ def split_glue(
     if cuts is None:
         places = _without_peaks(module, graph, places)
         places = {_started(graph, path, places): n for path, n in places.items()}
-    exact = cuts is not None
-    return assemble(source, call, graph, places, structure, guards, exact_cuts=exact)
+    return assemble(source, graph, places, guards, exact_cuts=cuts is not None)
 
 
 def places_of(
@@ -117,25 +116,24 @@ def _started(graph: Graph, path: str, places: Mapping[str, int]) -> str:
     return path
 
 
-def _read(
-    source: SplitSource, call: ExampleCall, paths: list[str]
-) -> tuple[Graph, Any, tuple[Guard, ...]]:
-    """Return the graph, the structure of the output, and the sizes it is right for."""
+def _read(source: SplitSource, paths: list[str]) -> tuple[Graph, tuple[Guard, ...]]:
+    """Return the graph, and the sizes that it is right for."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     module = source.traceable(mode)
-    root = _Root(module)
-    marks = fingerprints(dict(source.on_meta.named_modules()))
-    with OpaqueLayers(module, paths, mode, marks) as layers:
-        exported = _export(module, call, root)
+    marks = {path: fingerprint(source.on_meta.get_submodule(path)) for path in paths}
+    layers = OpaqueLayers(module, marks, mode)
+    root = _Root(module, layers.sites)
+    with layers:
+        exported = _export(module, source, root)
         # Decompositions lose some guards (torch 2.13: of a minimum of sizes).
         lines = exported._guards_code
         exported = functional(exported, layers.sites)
-    guards = guards_of(lines, source.module.forward, call.examples)
-    opaque = {site.path for site in layers.sites.values()}
+    examples, sites = source.examples, layers.sites
+    guards = guards_of(lines, source.module.forward, examples)
+    opaque = {site.path for site in sites.values()}
     has_glue = not is_sequential(source.module, opaque)
-    reader = GraphReader(exported, call.has_tokens, layers.sites, has_glue=has_glue)
-    graph = reader.read()
-    return graph, root.structure, guards
+    reader = GraphReader(exported, root.structure, examples, sites, has_glue=has_glue)
+    return reader.read(), guards
 
 
 class _Root:
@@ -148,8 +146,8 @@ class _Root:
     #: Structure of the output.
     structure: Any = None
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, sites: Mapping[int, Site]) -> None:
+        self._module, self._sites = module, sites
         self._caught: list[BaseException] = []
         self._kept: str | None = None
         self._shapes: Any = None
@@ -161,7 +159,8 @@ class _Root:
         leaves: list[Any] = []
         before = described(self._module)
         try:
-            output = self._module._call_impl(*args, **kwargs)
+            with _NoStrides(self._sites):
+                output = self._module._call_impl(*args, **kwargs)
             self.structure = take_apart(output, leaves)
         except Exception as error:
             raise _FailedError from error
@@ -200,6 +199,30 @@ class _Root:
             raise NotExactError(f'it changes its "{self._kept}" as it runs')
 
 
+class _NoStrides(TorchFunctionMode):
+    """Refuses code that asks how tensors lie in memory, which of layers is not known.
+
+    Parameters
+    ----------
+    sites
+        Calls of layers so far.
+    """
+
+    def __init__(self, sites: Mapping[int, Site]) -> None:
+        super().__init__()
+        self._sites = sites
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, unless its answer may be another in a stage."""
+        name = getattr(func, "__name__", "")
+        if self._sites and name in ("stride", "is_contiguous"):
+            reason = f"it asks {name}() of what layers return: strides are not known"
+            raise NotExactError(reason)
+        return func(*args, **(kwargs or {}))
+
+
 class _FailedError(Exception):
     """A call that failed; for other errors torch prints the graph so far."""
 
@@ -208,14 +231,14 @@ class _FailedError(Exception):
             super().__setattr__(name, value)
 
 
-def _export(module: nn.Module, call: ExampleCall, root: _Root) -> ExportedProgram:
+def _export(module: nn.Module, source: SplitSource, root: _Root) -> ExportedProgram:
     """Export a module in eval mode, with axes that may have any size."""
-    args, kwargs = call.tensors()
+    args, kwargs = source.arguments()
     shapes = torch.export.ShapesCollection()
     given = by_key(args, kwargs)
-    for key, axes in call.dynamic.items():
+    for key, axes in source.dynamic.items():
         shapes[given[key]] = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
-    kwargs = {**kwargs, **call.extra}
+    kwargs = {**kwargs, **source.extra}
     dynamic = shapes.dynamic_shapes(module, args, kwargs)
     try:
         with torch.no_grad():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,18 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dask_infer.model.shapes.fake_model import private_copy
-from dask_infer.model.split.export.layer_signature import (
-    Input,
+from dask_infer.model.split.export.learn_layer import (
     LayerCall,
-    Made,
     NotOpaqueError,
-    Signature,
-    SizeRule,
     learn,
-    memory_of,
+    operands,
+)
+from dask_infer.model.split.layer_returns import (
+    Input,
+    Made,
+    Signature,
+    known_sizes,
+    size_by,
 )
 from dask_infer.model.split.nesting import UnknownValue, put_together, take_apart
 from dask_infer.model.split_refusals import NotExactError
@@ -52,23 +55,17 @@ _numbers = itertools.count()
 
 def _fake(site: int, tensors: list[torch.Tensor], sizes: list[Any]) -> Any:
     known = known_sizes(tensors, sizes)
-    return [
-        torch.empty([_size(rule, known) for rule in made.shape], dtype=made.dtype)
-        for made in _sites[site].signature.made
-    ]
-
-
-def _size(rule: SizeRule, known: Sequence[Any]) -> Any:
-    size = rule.size(known)
-    return torch.library.get_ctx().new_dynamic_size() if size is None else size
+    made = []
+    for one in _sites[site].signature.made:
+        shape = [size_by(rule, known) for rule in one.shape]
+        for axis, size in enumerate(shape):
+            if size is None:
+                shape[axis] = torch.library.get_ctx().new_dynamic_size()
+        made.append(torch.empty(shape, dtype=one.dtype))
+    return made
 
 
 torch.library.register_fake("dask_infer::layer", _fake, lib=_library)
-
-
-def known_sizes(tensors: Sequence[torch.Tensor], sizes: Sequence[Any]) -> list[Any]:
-    """Return what sizes of outputs may follow from."""
-    return [*(size for tensor in tensors for size in tensor.shape), *sizes]
 
 
 class OpaqueLayers:
@@ -78,24 +75,19 @@ class OpaqueLayers:
     ----------
     module
         The copy to export.
-    paths
-        Its layers.
+    marks
+        Its layers by path, and their fingerprints: layers that are alike are learned
+        once. None for a layer that is like no other.
     mode
         Of the copy's fake parameters.
-    fingerprint
-        Tells which layers are alike; None for one that is like no other.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        paths: Sequence[str],
-        mode: FakeTensorMode,
-        fingerprint: Callable[[str], bytes | None],
+        self, module: nn.Module, marks: Mapping[str, bytes | None], mode: FakeTensorMode
     ) -> None:
         self._mode = mode
-        self._layers = {path: module.get_submodule(path) for path in paths}
-        self._marks = {path: fingerprint(path) or path for path in paths}
+        self._layers = {path: module.get_submodule(path) for path in marks}
+        self._marks = {path: mark or path for path, mark in marks.items()}
         #: Copies to learn from: an export swaps the tensors of the originals.
         self._copies: dict[Any, nn.Module] = {}
         self._known: dict[Any, Signature] = {}
@@ -132,43 +124,31 @@ class OpaqueLayers:
     def _opaque(self, path: str, args: Any, kwargs: Any) -> Any:
         given: list[Any] = []
         structure = take_apart((args, kwargs), given)
-        if not structure.is_plain:  # fx makes no other objects
+        if structure is None or not structure.is_plain:  # fx makes no other objects
             raise NotOpaqueError(f'"{path}" is given a container of its own class')
         if any(isinstance(leaf, torch.SymFloat) for leaf in given):
             raise NotOpaqueError(f'"{path}" is given a fraction of a size')
-        tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
-        flags = [leaf for leaf in given if isinstance(leaf, torch.SymBool)]
-        sizes = [leaf for leaf in given if isinstance(leaf, torch.SymInt)]
-        sizes += [torch.sym_ite(flag, 1, 0) for flag in flags]
+        tensors, sizes = operands(given)
         call = LayerCall.of(structure, given, tensors, sizes)
         signature = self._signature(path, call)
-        memory = [memory_of(tensor) for tensor in tensors]
-        for one in signature.made:
-            if one.changes is not None and memory.count(memory[one.changes]) > 1:
-                raise NotOpaqueError(f'"{path}" changes memory that it is given twice')
         number = next(_numbers)
         self.sites[number] = _sites[number] = Site(path, call, signature)
-        made = OPERATOR(number, tensors, sizes)
-        for one, tensor in zip(signature.made, made, strict=True):
-            if one.changes is not None:  # seen by all who hold it, or a view of it
-                tensors[one.changes].copy_(tensor)
+        made = dict(zip(signature.made, OPERATOR(number, tensors, sizes), strict=True))
         known = known_sizes(tensors, sizes)
 
         def returned(leaf: Any) -> Any:
             if isinstance(leaf, Made):
-                return made[signature.made.index(leaf)]
+                return made[leaf]
             if isinstance(leaf, Input):
                 return tensors[leaf.place]
-            return leaf.size(known) if isinstance(leaf, SizeRule) else leaf
+            return size_by(leaf, known)
 
-        return put_together(signature.structure, [*map(returned, signature.leaves)])
+        return put_together(signature.structure, map(returned, signature.leaves))
 
     def _signature(self, path: str, call: LayerCall) -> Signature:
-        key = (self._marks[path], call.key)
+        key = (mark := self._marks[path], repr(call))
         if key not in self._known:
-            self._known[key] = learn(
-                path, self._copies[self._marks[path]], call, self._mode
-            )
+            self._known[key] = learn(path, self._copies[mark], call, self._mode)
         return self._known[key]
 
 

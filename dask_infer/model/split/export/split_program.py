@@ -13,11 +13,10 @@ from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split.assemble import assemble
 from dask_infer.model.split.chain import Chain
 from dask_infer.model.split.export.candidates import candidates, check_cuts
-from dask_infer.model.split.export.example_call import ExampleCall, is_padded
 from dask_infer.model.split.export.exported_graph import Graph, GraphReader, functional
 from dask_infer.model.split.export.glue import places_of
-from dask_infer.model.split.export.source_model import SplitSource
-from dask_infer.model.split.nesting import Leaf, Node, take_apart
+from dask_infer.model.split.export.split_source import SplitSource, is_padded
+from dask_infer.model.split.nesting import Structure, take_apart
 from dask_infer.model.split_refusals import CannotSplit, cause_of
 from dask_infer.spec import ArgumentKey, ModelSpec
 
@@ -37,21 +36,18 @@ def split_program(
     """
     taken = _taken(spec, exported, examples)
     try:
-        tokens_of = {key: is_padded(example) for key, example in taken.items()}
-        graph = GraphReader(functional(exported, {}), tokens_of.__getitem__, {}).read()
-        structure = _structure(exported)
+        reader = GraphReader(functional(exported, {}), _structure(exported), taken, {})
+        graph = reader.read()
     except Exception as error:
         reason = f"its program cannot be cut: {cause_of(error)}"
         raise CannotSplit(spec.name, reason) from error
     _check_sizes(spec, graph, taken)
-    source = SplitSource(spec, _tree(graph), None)
+    dropped = tuple(str(key) for key in examples if key not in taken)
+    source = SplitSource(spec, _tree(graph), None, taken, dropped)
     check_cuts(spec.name, source.module, cuts)
     paths = list(cuts) if cuts else candidates(source.module)
     places = places_of(spec.name, graph, paths, cuts)
-    dropped = tuple(str(key) for key in examples if key not in taken)
-    call = ExampleCall(spec.name, taken, {}, dropped, source.floating)
-    exact = cuts is not None
-    return assemble(source, call, graph, places, structure, exact_cuts=exact)
+    return assemble(source, graph, places, exact_cuts=cuts is not None)
 
 
 def _taken(
@@ -73,7 +69,7 @@ def _taken(
     )
 
 
-def _structure(exported: ExportedProgram) -> Leaf | Node:
+def _structure(exported: ExportedProgram) -> Structure:
     out_spec: Any = exported.call_spec.out_spec
     leaves: list[Any] = []
     count = out_spec.num_leaves

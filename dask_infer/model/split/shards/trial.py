@@ -23,7 +23,7 @@ from torch import nn
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.block_costs import block_mark
 from dask_infer.model.split.chain import Chain
-from dask_infer.model.split.export.fingerprint import fingerprints
+from dask_infer.model.split.export.fingerprint import fingerprint
 from dask_infer.model.split.shards.axis_parts import AxisParts
 from dask_infer.model.split.shards.collective import (
     Meeting,
@@ -56,12 +56,12 @@ def find_cuts(
         Blocks that are larger are left as they are.
     """
     layers = chain.layers()
-    fingerprint = fingerprints(layers)
+    marks = {path: fingerprint(layer) for path, layer in layers.items()}
     floats = _in_float32(chain)
     known: dict[bytes, dict[tuple[int, str], Cut]] = {}
     found: Cuts = {}
     for block in range(len(chain.blocks)):
-        mark = block_mark(chain, block, fingerprint)
+        mark = block_mark(chain, block, marks)
         places = _places(chain, block)
         if mark not in known:
             cuts: Cuts = {}
@@ -74,12 +74,11 @@ def find_cuts(
 
 
 def _in_float32(chain: Chain) -> Chain:
-    tensors = {
-        name: replace(tensor, dtype=torch.float32)
-        if tensor.dtype.is_floating_point
-        else tensor
-        for name, tensor in chain.tensors.items()
-    }
+    tensors = {}
+    for name, tensor in chain.tensors.items():
+        single = tensor.float() if tensor.dtype.is_floating_point else tensor
+        is_parameter = isinstance(tensor, nn.Parameter)
+        tensors[name] = nn.Parameter(single, False) if is_parameter else single
     return replace(chain, tensors=tensors)
 
 
@@ -119,10 +118,10 @@ class _Trial:
         #: Outputs of weights that stay together.
         self._units: dict[str, int] = {}
         self._random = torch.Generator().manual_seed(0)
-        self._carry = {
-            name: self._value(value)
-            for name, value in chain.example(block, ROWS, TOKENS).items()
-        }
+        carry = chain.example(block, ROWS, TOKENS)
+        if carry is None:
+            raise ValueError("what enters it has no known size")
+        self._carry = {name: self._value(value) for name, value in carry.items()}
         self._weights = {
             name: chain.constants[name]
             if name in chain.constants
@@ -244,7 +243,7 @@ class _Trial:
         if not isinstance(value, torch.Tensor):
             return value
         if value.dtype is torch.bool:
-            mask = torch.ones_like(value)
+            mask = torch.ones(value.shape, dtype=torch.bool)
             mask[0, ..., -2:] = False
             return mask
         if value.dtype.is_floating_point:

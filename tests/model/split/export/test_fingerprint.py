@@ -9,12 +9,12 @@ from torch import nn
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import profile
 from dask_infer.model.split.block_costs import block_mark
-from dask_infer.model.split.export.fingerprint import fingerprints
+from dask_infer.model.split.export.fingerprint import fingerprint
 from tests.model.split.models import FLOATS, TOKENS, Layer, Masked, split_module
 
 
 def marks(chain):
-    layers = fingerprints(chain.layers())
+    layers = {path: fingerprint(layer) for path, layer in chain.layers().items()}
     return [block_mark(chain, block, layers) for block in range(len(chain.blocks))]
 
 

@@ -468,18 +468,41 @@ def test_arguments_that_share_memory_fractions_and_unknown_sizes(make):
     assert_exact(spec, chain, ids)
 
 
-def test_code_that_reads_the_strides_of_a_layer_is_refused():
-    class Strided(Middle):
-        class Layer(Dense):
-            def forward(self, x: Any) -> Any:
-                return self.dense(x).transpose(1, 2)
+class Turned(Middle):
+    """Its second layer returns a view that is not contiguous."""
+
+    class Layer(Dense):
+        def forward(self, x: Any) -> Any:
+            return self.dense(x).transpose(1, 2)
+
+
+class Strided(Turned):
+    def around(self, x: Any, ids: Any) -> Any:
+        y = self.layers[1](x)
+        return y.as_strided((y.shape[0], 8), (y.stride(0), y.stride(1)))
+
+
+class AsksForContiguous(Turned):
+    def around(self, x: Any, ids: Any) -> Any:
+        y = self.layers[1](x) * 2
+        return y.sum(2) if y.is_contiguous() else y.mean(2)
+
+
+@pytest.mark.parametrize("make", [Strided, AsksForContiguous])
+def test_code_that_asks_for_the_strides_of_a_layer_is_refused(make):
+    with pytest.raises(CannotSplit, match=r"(stride|is_contiguous)\(\).*strides"):
+        split_module(make(), TOKENS)
+
+
+def test_strides_of_inputs_may_be_asked_for():
+    class Before(Turned):
+        def forward(self, ids: Any) -> Any:
+            return super().forward(ids if ids.is_contiguous() else ids.contiguous())
 
         def around(self, x: Any, ids: Any) -> Any:
-            y = self.layers[1](x)
-            return y.as_strided((y.shape[0], 8), (y.stride(0), y.stride(1)))
+            return self.layers[1](x).reshape(x.shape[0], 8, -1).mean(2)
 
-    with pytest.raises(CannotSplit, match="strides"):
-        split_module(Strided(), TOKENS)
+    assert_exact(*split_module(Before(), TOKENS), torch.arange(36).reshape(2, 18))
 
 
 def test_a_sequential_may_return_any_sizes_but_no_other_structure():

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,12 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from dask_infer.model.shapes.fake_model import structure_copy
 from dask_infer.model.split.export.model_state import changed, described
-from dask_infer.model.split.nesting import (
-    Leaf,
-    Node,
-    put_together,
-    take_apart,
+from dask_infer.model.split.layer_returns import (
+    Input,
+    Made,
+    Rule,
+    Signature,
 )
+from dask_infer.model.split.nesting import Structure, put_together, take_apart
 from dask_infer.model.split_refusals import NotExactError, cause_of
 
 #: Rows and tokens of the exported call. They differ, and none is 1, which torch takes
@@ -41,82 +42,29 @@ class NotOpaqueError(Exception):
     """A call of a layer that cannot be one step of a stage."""
 
 
-Sizes = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class SizeRule:
-    """How a size follows from those of the arguments."""
-
-    #: The size, where it is fixed.
-    fixed: int | None = None
-    #: Places of the arguments' sizes whose product it is; none where nothing is known.
-    places: tuple[int, ...] = ()
-
-    def size(self, known: Sequence[Any]) -> Any:
-        """Return the size; None where nothing is known of it."""
-        if self.fixed is not None:
-            return self.fixed
-        return math.prod(known[place] for place in self.places) if self.places else None
-
-
-@dataclass(frozen=True)
-class Input:
-    """The place of an argument among the operator's tensors, or its sizes."""
-
-    kind: type
-    place: int
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tensor that the operator returns."""
-
-    #: Place among the leaves of what the layer returns.
-    place: int
-    #: Place of the tensor that the layer changes in place, where it is that.
-    changes: int | None
-    dtype: torch.dtype
-    shape: tuple[SizeRule, ...]
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a call of a layer returns."""
-
-    structure: Leaf | Node
-    #: `Made`, an `Input` that is returned as it is, a `SizeRule` of a number, or the
-    #: value.
-    leaves: tuple[Any, ...]
-    #: What the operator returns.
-    made: tuple[Made, ...]
-    #: Whether it returns views of what it holds or is given.
-    shares: bool
-
-
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments of a call of a layer."""
+    """The arguments of a call of a layer, as an export sees them."""
 
-    structure: Leaf | Node
+    structure: Structure
     #: An `Input`, or the value itself.
     leaves: tuple[Any, ...]
     dtypes: tuple[torch.dtype, ...]
-    #: Sizes of the tensors' axes in each run, and other numbers.
-    shapes: tuple[tuple[Sizes, ...], ...]
-    numbers: tuple[Sizes, ...]
+    #: Sizes of the tensors' axes in each run, and other numbers; flags are the last.
+    shapes: tuple[tuple[tuple[int, ...], ...], ...]
+    numbers: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(
         cls,
-        structure: Leaf | Node,
+        structure: Structure,
         given: Sequence[Any],
         tensors: Sequence[torch.Tensor],
         sizes: Sequence[Any],
     ) -> LayerCall:
-        """Note arguments that were taken apart; flags are the last of `sizes`."""
-        places = {torch.Tensor: 0, torch.SymInt: 0}
-        places[torch.SymBool] = sum(isinstance(leaf, torch.SymInt) for leaf in given)
+        """Note arguments that were taken apart, of which `operands` are the last."""
+        flags = sum(isinstance(leaf, torch.SymBool) for leaf in given)
+        places = {torch.Tensor: 0, torch.SymInt: 0, torch.SymBool: len(sizes) - flags}
         leaves = []
         for leaf in given:
             kind = next((kind for kind in places if isinstance(leaf, kind)), None)
@@ -132,13 +80,8 @@ class LayerCall:
         )
 
     @property
-    def key(self) -> str:
-        """Equal for calls that return the same of layers that are alike."""
-        return repr(self)
-
-    @property
-    def known(self) -> list[Sizes]:
-        """All sizes, as `known_sizes` of the operator returns them."""
+    def known(self) -> list[tuple[int, ...]]:
+        """All sizes, as `known_sizes` returns them, in each run."""
         return [*itertools.chain.from_iterable(self.shapes), *self.numbers]
 
     def arguments(self, tensors: Sequence[torch.Tensor], run: int) -> list[Any]:
@@ -155,7 +98,15 @@ class LayerCall:
         return [given(leaf) for leaf in self.leaves]
 
 
-def _in_all_runs(size: Any) -> Sizes:
+def operands(given: Sequence[Any]) -> tuple[list[torch.Tensor], list[Any]]:
+    """Return the tensors of arguments, and their sizes: numbers, then flags as such."""
+    numbers = [leaf for leaf in given if isinstance(leaf, torch.SymInt)]
+    flags = [leaf for leaf in given if isinstance(leaf, torch.SymBool)]
+    numbers += [torch.sym_ite(flag, 1, 0) for flag in flags]
+    return [leaf for leaf in given if isinstance(leaf, torch.Tensor)], numbers
+
+
+def _in_all_runs(size: Any) -> tuple[int, ...]:
     if not isinstance(size, torch.SymInt):
         return (int(size),) * len(_RUNS)
     expression, values = size.node.expr, size.node.shape_env.backed_var_to_val
@@ -195,13 +146,13 @@ def learn(
     NotExactError
         If it keeps something between calls.
     """
+    runs = range(len(_RUNS))
     with _disable_current_modes():
-        runs = range(len(_RUNS))
         try:
             with mode:
                 found = [_run(path, layer, call, run, has_values=False) for run in runs]
             return _signature(path, call, found, has_values=False)
-        except NotExactError:
+        except (NotExactError, NotOpaqueError):
             raise
         except Exception as error:  # its code asks for values
             refusal = error
@@ -216,13 +167,10 @@ def learn(
         return _signature(path, call, found, has_values=True)
 
 
-@dataclass(frozen=True)
-class _Run:
-    structure: Leaf | Node
+class _Run(NamedTuple):
+    structure: Structure
     #: What was returned: a tensor as its dtype and shape, or as the argument it is.
-    leaves: tuple[Any, ...]
-    #: Places of the tensors that were changed in place.
-    changes: tuple[int, ...]
+    leaves: list[Any]
     shares: bool
 
 
@@ -233,9 +181,11 @@ def _run(
     before = described(layer)
     with torch._C.DisableTorchFunction(), torch.no_grad(), _Writes() as writes:
         shapes = [[size[run] for size in shape] for shape in call.shapes]
-        pairs = zip(shapes, call.dtypes, strict=True)
-        make = synthetic if has_values else _zeros
-        tensors = [make(shape, dtype) for shape, dtype in pairs]
+        make: Any = synthetic if has_values else torch.zeros
+        tensors = [
+            make(shape, dtype=dtype)
+            for shape, dtype in zip(shapes, call.dtypes, strict=True)
+        ]
         writes.changed.clear()
         given = call.arguments(tensors, run)
         args, kwargs = arguments = put_together(call.structure, given)
@@ -244,26 +194,26 @@ def _run(
     kept = changed(before, described(layer)) if run > 0 else None  # the first sets up
     if kept := next(iter(written), kept):
         raise NotExactError(f'"{path}" changes its "{kept}" as it runs')
+    if writes.changed & set(map(memory_of, tensors)):
+        raise NotOpaqueError(f'"{path}" changes an argument in place')
     after: list[Any] = []
     same = take_apart(arguments, after) == call.structure
     if not same or any(a is not b for a, b in zip(given, after, strict=True)):
         raise NotOpaqueError(f'"{path}" changes a container that it is given')
-    found: list[Any] = []
-    structure = take_apart(output, found)
+    leaves: list[Any] = []
+    structure = take_apart(output, leaves)
     memory = {memory_of(one) for one in (*held.values(), *tensors)}
-    leaves, shares = [], False
-    for leaf in found:
-        place = next((n for n, one in enumerate(tensors) if leaf is one), None)
+    shares = False
+    for n, leaf in enumerate(leaves):
+        place = next((place for place, one in enumerate(tensors) if leaf is one), None)
         # With values it may return something else for others.
         if place is not None and not has_values:
-            leaf = Input(torch.Tensor, place)
+            leaves[n] = Input(torch.Tensor, place)
         elif isinstance(leaf, torch.Tensor):
             shares = shares or memory_of(leaf) in memory
             memory.add(memory_of(leaf))
-            leaf = (leaf.dtype, tuple(leaf.shape))
-        leaves.append(leaf)
-    places = [n for n, one in enumerate(tensors) if memory_of(one) in writes.changed]
-    return _Run(structure, tuple(leaves), tuple(places), shares)
+            leaves[n] = (leaf.dtype, tuple(leaf.shape))
+    return _Run(structure, leaves, shares)
 
 
 class _Writes(TorchDispatchMode):
@@ -276,15 +226,24 @@ class _Writes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func._schema.is_mutable:
-            values = {**dict(enumerate(args)), **(kwargs or {})}
-            for place, argument in enumerate(func._schema.arguments):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    value = values.get(place, values.get(argument.name))
-                    for one in value if isinstance(value, (list, tuple)) else [value]:
-                        if isinstance(one, torch.Tensor):
-                            self.changed.add(memory_of(one))
+        for value in written_by(func, args, kwargs or {}):
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(one, torch.Tensor):
+                    self.changed.add(memory_of(one))
         return func(*args, **(kwargs or {}))
+
+
+def written_by(operator: Any, args: Sequence[Any], kwargs: Any) -> list[Any]:
+    """Return the arguments that an operator changes in place, as its schema says."""
+    schema = getattr(operator, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    given = {**dict(enumerate(args)), **kwargs}
+    return [
+        given.get(place, given.get(argument.name))
+        for place, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
 
 
 def memory_of(tensor: torch.Tensor) -> int:
@@ -299,24 +258,23 @@ def _signature(
     path: str, call: LayerCall, runs: list[_Run], *, has_values: bool
 ) -> Signature:
     first = runs[0]
-    if any(
-        (run.structure, run.changes) != (first.structure, first.changes) for run in runs
-    ):
+    if any(run.structure != first.structure for run in runs):
         raise NotOpaqueError(f'"{path}" returns another structure for other sizes')
     leaves = [
         _leaf(path, place, found, call.known, has_values)
         for place, found in enumerate(zip(*(run.leaves for run in runs), strict=True))
     ]
-    made = [leaf for leaf in leaves if isinstance(leaf, Made)]
-    for place in first.changes:
-        axes = [_rule(sizes, call.known) for sizes in call.shapes[place]]
-        made.append(Made(-1, place, call.dtypes[place], tuple(axes)))
+    made = tuple(leaf for leaf in leaves if isinstance(leaf, Made))
     shares = any(run.shares for run in runs)
-    return Signature(first.structure, tuple(leaves), tuple(made), shares)
+    return Signature(first.structure, tuple(leaves), made, shares)
 
 
 def _leaf(
-    path: str, place: int, found: tuple[Any, ...], known: list[Sizes], has_values: bool
+    path: str,
+    place: int,
+    found: tuple[Any, ...],
+    known: list[tuple[int, ...]],
+    has_values: bool,
 ) -> Any:
     """Return what one leaf is, from what it was in each run."""
     first = found[0]
@@ -324,7 +282,7 @@ def _leaf(
         dtypes, shapes = zip(*found, strict=True)
         if len(set(dtypes)) == len({len(shape) for shape in shapes}) == 1:
             axes = [_rule(sizes, known) for sizes in zip(*shapes, strict=True)]
-            return Made(place, None, first[0], tuple(axes))
+            return Made(place, first[0], tuple(axes))
     elif found in known and len(set(found)) > 1:
         return _rule(found, known)
     elif all(type(leaf) is type(first) and leaf == first for leaf in found):
@@ -336,25 +294,21 @@ def _leaf(
     )
 
 
-def _rule(found: tuple[Any, ...], known: list[Sizes]) -> SizeRule:
+def _rule(found: tuple[Any, ...], known: list[tuple[int, ...]]) -> Rule:
     """Return how a size follows from others, from what they were in each run."""
-    if all(type(size) is int for size in found):
-        if len(set(found)) == 1:
-            return SizeRule(found[0])
-        if found in known:
-            return SizeRule(places=(known.index(found),))
-        for pair in itertools.combinations_with_replacement(range(len(known)), 2):
-            numbers = zip(*(known[place] for place in pair), strict=True)
-            if tuple(map(math.prod, numbers)) == found:
-                return SizeRule(places=pair)
-    return SizeRule()
+    if not all(type(size) is int for size in found):
+        return None
+    if len(set(found)) == 1:
+        return int(found[0])
+    if found in known:
+        return (known.index(found),)
+    for pair in itertools.combinations_with_replacement(range(len(known)), 2):
+        if tuple(map(math.prod, zip(*(known[n] for n in pair), strict=True))) == found:
+            return pair
+    return None
 
 
 # Numbers
-
-
-def _zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(shape, dtype=dtype)
 
 
 def _with_numbers(layer: nn.Module) -> nn.Module:
