@@ -1,16 +1,14 @@
-"""The model that every contender gets, its files, and a page cache that forgets them.
+"""The model that every contender gets, and its files.
 
 It imports nothing of this project: the environment of the peers has torch alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +20,6 @@ from torch import nn
 WIDTH = 1024
 #: Rows of a forward.
 BATCH = 32
-#: Seconds after which pages that nobody has mapped are dropped again.
-FORGETS = 0.02
 
 
 class Layer(nn.Module):
@@ -74,26 +70,6 @@ def forget(files: list[Path]) -> None:
         handle = os.open(file, os.O_RDONLY)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
-
-
-@contextlib.contextmanager
-def forgetting(files: list[Path]) -> Iterator[None]:
-    """Behave as if the page cache were too small for these files."""
-    ends = threading.Event()
-
-    def run() -> None:
-        while not ends.wait(FORGETS):
-            forget(files)
-
-    os.sync()
-    forget(files)
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
 
 
 class Measured:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 import torch
 
 import dask_infer  # noqa: F401
-from benchmarks.sweep.model import BATCH, WIDTH, Measured, build, forgetting, rows
+from benchmarks.sweep.model import BATCH, WIDTH, Measured, build, forget, rows
 from dask_infer import Layout, ModelSource
 
 
@@ -40,8 +39,9 @@ def main(kind: str, layers: int, folder: Path, count: int, cold: bool) -> None:
     first = torch.nn.Sequential(torch.nn.Linear(WIDTH, 2), torch.nn.Linear(2, 1))
     options = {"columns": "x", "parallel": Layout(sweep=True, stages=2)}
     ddf.infer.predict(first, **options).head(1)  # imports what a process imports once
-    drop = forgetting(files) if cold else contextlib.nullcontext()
-    with dask.config.set(settings), drop, Measured() as measured:
+    if cold:
+        forget(files)
+    with dask.config.set(settings), Measured() as measured:
         result = pred.compute(scheduler="sync")
     print(measured.answer(np.asarray(result["prediction"].infer.to_numpy())))
 
