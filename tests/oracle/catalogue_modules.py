@@ -9,7 +9,8 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from tests.oracle.entries import Arg, Entry, Out, first, module_alone
+from dask_infer import Ensemble, Towers
+from tests.oracle.entries import Arg, Entry, Out, batch_of_one, first, module_alone
 from tests.oracle.modules import (
     Answer,
     Bag,
@@ -21,6 +22,7 @@ from tests.oracle.modules import (
     Double,
     FirstOf,
     Half,
+    Largest,
     Negate,
     Picky,
     Same,
@@ -31,6 +33,7 @@ from tests.oracle.modules import (
     Twice,
     Two,
     Typed,
+    Weighed,
     Wrong,
     hooked,
     seeded,
@@ -94,7 +97,41 @@ def _typed(name: str, dtype: torch.dtype) -> Entry:
     return _entry(f"returns {name}", lambda: Typed(dtype), V2, Out(name))
 
 
+def _label(outputs: list[int]) -> int:
+    """The one most often given, the smallest of several."""
+    return min(outputs, key=lambda label: (-outputs.count(label), label))
+
+
+def _together(name: str, count: int, combine: Any, by_hand: Any, out: Out) -> Entry:
+    """Several modules: an ensemble, or towers whose head is `combine`."""
+
+    def build() -> list[nn.Module]:
+        models = [nn.Linear(2, 1 if out is F32 else 3) for _ in range(count)]
+        return models if out is F32 else [nn.Sequential(m, Largest()) for m in models]
+
+    modules = seeded(build)
+
+    def make() -> Any:
+        if isinstance(combine, str):
+            return Ensemble(modules(), combine)
+        return Towers(dict(zip("xyz", modules(), strict=False)), head=combine)
+
+    def alone(x: Any) -> Any:
+        with torch.inference_mode():
+            outputs = [module(*batch_of_one(x)).item() for module in modules()]
+        return by_hand(outputs)
+
+    # A tower has functions of its own, and here reads all columns.
+    call = {"preprocess": None, "postprocess": None}
+    forms = ("bare", "tuple", "none") if isinstance(combine, str) else ("none",)
+    more = {"weight": 8, "call": call, "forms": forms}
+    return Entry(name, make, (V2,), {"": out}, alone, **more)
+
+
 ENTRIES = (
+    _together("mean of three", 3, "mean", lambda found: sum(found) / 3, F32),
+    _together("vote of three", 3, "vote", _label, I64),
+    _together("towers and head", 2, Weighed(), lambda found: 3 * sum(found), F32),
     _entry("linear", lambda: nn.Linear(2, 1), V2, F32, forms=("bare", "tuple", "none")),
     _entry(
         "linear wide",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dask_infer import Layout, OutputError, PlacementError
+from dask_infer import Layout, OutputError, PlacementError, Towers
+from dask_infer.model.towers import OPTIONS
 from tests.oracle import reference
 from tests.oracle.requests import FUNCTIONS, Draw, Run
 
@@ -93,7 +94,10 @@ def _run(draw: Draw, run: Run, compute: Compute) -> tuple[Any, Any, pd.DataFrame
     request |= {name: FUNCTIONS[f] for name, f in draw.functions.items()}
     request |= {"batch_size": run.batch_size, "on_error": run.on_error}
     target = ddf[draw.reads[0][0]] if draw.series else ddf
-    predicted = _predict(target, draw.model.make(), run, request)
+    model = draw.model.make()
+    if run.towers:
+        model, request = _as_tower(model, request, target, [*draw.outputs.values()])
+    predicted = _predict(target, model, run, request)
     result = compute(predicted, run.scheduler)
     if isinstance(result, pd.Series):
         meta = {predicted.name: predicted.dtype}
@@ -102,6 +106,22 @@ def _run(draw: Draw, run: Run, compute: Compute) -> tuple[Any, Any, pd.DataFrame
         meta = predicted.dtypes
     source = ddf.compute(scheduler="sync")
     return source[[draw.reads[0][0]]] if draw.series else source, meta, result
+
+
+def _as_tower(
+    model: Any, request: dict[str, Any], target: Any, outputs: list[str]
+) -> tuple[Towers, dict[str, Any]]:
+    """Return the call of `Towers` that gives what a call of one model gives."""
+    whole = dict(request)
+    columns = whole.pop("columns", getattr(target, "name", None))
+    options = {name: whole.pop(name) for name in OPTIONS & whole.keys()}
+    names = {_in_tower(name): name for name in outputs}
+    return Towers({"t": (model, columns, options)}), {**whole, "output": names}
+
+
+def _in_tower(name: str) -> str:
+    """Return the name of an output among those of all towers."""
+    return "t" if name == "prediction" else f"t_{name.removeprefix('prediction_')}"
 
 
 def _predict(target: Any, model: Any, run: Run, request: dict[str, Any]) -> Any:

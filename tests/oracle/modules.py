@@ -80,6 +80,20 @@ class Two(nn.Module):
         return x + self.linear(w).squeeze(-1)
 
 
+class Largest(nn.Module):
+    """Which number of a row is the largest."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.argmax(1)
+
+
+class Weighed(nn.Module):
+    """The head of two towers."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return 3 * (x + y)
+
+
 class Answer(nn.Module):
     """Two results in a structure of any kind."""
 

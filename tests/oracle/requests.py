@@ -28,6 +28,8 @@ class Run:
     scheduler: str
     #: "data", or "sweep" for models that can be cut in two.
     parallel: str = "data"
+    #: The model is the only one of `Towers`.
+    towers: bool = False
 
     @property
     def largest(self) -> int:
@@ -133,6 +135,7 @@ def draws(draw: st.DrawFn, names: tuple[str, ...] = ()) -> Draw:
         st.sampled_from(ON_ERROR),
         st.sampled_from(("sync",) * 6 + ("threads",)),
         st.sampled_from(LAYOUTS if _can_be_cut(entry) else ("data",)),
+        st.sampled_from((False,) * 7 + (True,)),
     )
     ways = (draw(runs),)
     if draw(st.integers(0, 2)) == 0:
