@@ -63,7 +63,7 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
     with meter("load"):
         place = current_place()
     if job.sweep is not None:
-        from dask_infer.run.sweep.sweep_runner import sweep_runner
+        from dask_infer.run.sweep.join_sweep import sweep_runner
 
         with sweep_runner(job, code, place) as runner:
             return Partition(frame, job, code, runner).columns()

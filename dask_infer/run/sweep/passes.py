@@ -277,13 +277,11 @@ class Sweep:
                 piece.end(error)
         current.leases.close()
         self._pass, self._last_seconds = None, monotonic() - current.began
+        model = self.loader.job.model.name
+        rows = sum(len(piece.positions) for piece in current.pieces)
         logger.info(
             'model "%s": %d rows of %d partitions passed %d layer groups in %.2f s',
-            *(
-                self.loader.job.model.name,
-                sum(len(p.positions) for p in current.pieces),
-            ),
-            *(len(self._open), self.groups - 1, self._last_seconds),
+            *(model, rows, len(self._open), self.groups - 1, self._last_seconds),
         )
         self._all_wait_since = None
         self._changed.notify_all()

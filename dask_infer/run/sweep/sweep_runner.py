@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -32,7 +32,8 @@ from dask_infer.run.postprocess import Postprocess, takes_inputs
 from dask_infer.run.recovery import MOST_TIMEOUTS
 from dask_infer.run.runner import Abandoned, Runner
 from dask_infer.run.sweep.carry_rows import join_rows, take_rows
-from dask_infer.run.sweep.open_sweep import OpenSweep, open_sweep
+from dask_infer.run.sweep.failed_rows import FailedRows, pieces_of
+from dask_infer.run.sweep.open_sweep import OpenSweep
 from dask_infer.run.sweep.passes import Piece, SweptBatch
 from dask_infer.spec import Code, Job
 
@@ -41,35 +42,6 @@ logger = logging.getLogger(__name__)
 #: Rows that fail alone before failures are no longer searched for within a pass: then
 #: it may be the model that fails, as the partition finds out.
 FEW = 32
-
-
-@contextlib.contextmanager
-def sweep_runner(job: Job, code: Code, place: Place) -> Iterator[SweepRunner]:
-    """Take part in the sweep of a job's model with the batches of one partition."""
-    shared = open_sweep(job, place)
-    with contextlib.ExitStack() as leases:
-        runner = SweepRunner(job, code, place, shared, leases)
-        shared.sweep.enter(runner, shared.activations())
-        try:
-            yield runner
-        except Abandoned:
-            from distributed import Reschedule
-
-            # As of a `RemoteRunner`: the task may be wanted again.
-            raise Reschedule from None
-        finally:
-            leases.close()
-            shared.sweep.leave(runner)
-            runner.release()
-
-
-class Failed(NamedTuple):
-    """One row of a batch of which rows failed."""
-
-    batch: Batch
-    swept: SweptBatch
-    #: Place of the row in it.
-    place: int
 
 
 class _EndingError(Exception):
@@ -127,7 +99,7 @@ class SweepRunner(Runner):
             self._is_wanted = is_wanted(worker, current_task_key())
         self._batches: set[SweptBatch] = set()
         #: Rows of batches that failed, as the passes left them.
-        self._failed: dict[int, Failed] = {}
+        self._failed = FailedRows()
         #: Forwards that hung, rows that failed alone, rows that were sent.
         self._timeouts = self._failures = self._rows = 0
         #: A batch that failed with an error that ends the partition.
@@ -227,20 +199,14 @@ class SweepRunner(Runner):
 
     def resume(self, rows: Rows) -> tuple[Batch, Pending] | None:
         """Return rows of a batch that failed as a pass has left them."""
-        if not self._failed:
+        found = self._failed.find(rows)
+        if found is None:
             return None
-        known = [self._failed.get(row) for row in _as_array(rows).tolist()]
-        found = [failed for failed in known if failed is not None]
-        if len(found) < len(known) or len({id(f.swept) for f in found}) > 1:
+        batch, swept, places = found
+        pieces = pieces_of(swept, places)
+        if any(p.error and is_out_of_memory(p.error) for p, _ in pieces):
             return None
-        places = np.array([failed.place for failed in found])
-        if (np.diff(places) <= 0).any():
-            return None
-        chosen = _pieces_of(found[0].swept, places)
-        if any(p.error and is_out_of_memory(p.error) for p, _ in chosen):
-            return None
-        batch = _rows_of(found[0].batch, places)
-        return batch, partial(self._fields_of, chosen, batch, found[0].swept, places)
+        return batch, partial(self._fields_of, pieces, batch, swept, places)
 
     def discard(self) -> None:
         """Nothing: a group that is stuck was left at once."""
@@ -388,10 +354,9 @@ class SweepRunner(Runner):
         places = np.arange(batch.rows)
         failed = any(piece.error is not None for piece in swept.pieces)
         if failed and rows is not None and len(swept.pieces) > 1:
-            for place, row in enumerate(_as_array(rows).tolist()):
-                self._failed[row] = Failed(batch, swept, place)
+            self._failed.add(rows, batch, swept)
         try:
-            return self._fields_of(_pieces_of(swept, places), batch, swept, places)
+            return self._fields_of(pieces_of(swept, places), batch, swept, places)
         finally:
             self._passed -= batch.rows * self.sweep.groups
             self._show()
@@ -427,29 +392,3 @@ class SweepRunner(Runner):
             inputs = take_rows(inputs, dict.fromkeys(inputs, 0), places)
         args, kwargs = called(inputs)
         return self._postprocess(self.chain.output(values), batch, args, kwargs)
-
-
-def _pieces_of(swept: SweptBatch, places: np.ndarray) -> list[tuple[Piece, np.ndarray]]:
-    """Return the pieces that rows are in, and their places there."""
-    found = [
-        (piece, places[np.isin(places, piece.positions)] - piece.positions[0])
-        for piece in swept.pieces
-    ]
-    return [(piece, rows) for piece, rows in found if len(rows)]
-
-
-def _rows_of(batch: Batch, places: np.ndarray) -> Batch:
-    """Return some rows of a batch whose tensors are gone, padded as they were."""
-    lengths = batch.padding.lengths
-    if lengths is not None:
-        lengths = lengths[places]
-    return replace(
-        batch,
-        padding=replace(batch.padding, lengths=lengths),
-        rows=len(places),
-        _frame=lambda: batch.frame.iloc[places],
-    )
-
-
-def _as_array(rows: Rows) -> np.ndarray:
-    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
