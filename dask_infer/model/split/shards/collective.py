@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import torch
+
+from dask_infer.errors import OutputError
 
 
 class Collective(ABC):
@@ -42,6 +44,11 @@ class Collective(ABC):
 
 class _Current(threading.local):
     collective: Collective | None = None
+    #: Empty tensors that count the changes of tensors which were put together.
+    counters: list[torch.Tensor]
+
+    def __init__(self) -> None:
+        self.counters = []
 
 
 _current = _Current()
@@ -49,12 +56,40 @@ _current = _Current()
 
 @contextlib.contextmanager
 def exchanging(collective: Collective | None) -> Iterator[None]:
-    """Let the forward in this thread exchange tensors by `collective`."""
+    """Let the forward in this thread exchange tensors by `collective`.
+
+    Raises
+    ------
+    OutputError
+        If the forward changed a divided tensor in place: only a copy of it changed.
+    """
     before, _current.collective = _current.collective, collective
+    counters = _current.counters = []
     try:
         yield
     finally:
-        _current.collective = before
+        _current.collective, _current.counters = before, []
+    if any(counter._version for counter in counters):
+        refuse_change()
+
+
+def watched(join: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return a tensor put together, of which changes in place will be found out."""
+    with torch.inference_mode(False):  # changes of its tensors are not counted
+        whole = join()
+        # Shares the count of changes, through views as well, but not the memory.
+        counter = whole.detach()
+        counter.data = whole.new_empty(0)
+    _current.counters.append(counter)
+    return whole
+
+
+def refuse_change() -> NoReturn:
+    """Raise the error of a model that changes a divided tensor in place."""
+    raise OutputError(
+        "the model changes in place a weight, or a result, that is divided among "
+        'shards; use parallel="data", or "pipeline" without shards'
+    )
 
 
 def current_collective() -> Collective:

@@ -17,7 +17,12 @@ import torch.nn.functional as F
 from dask_infer.model.split.shards import rules
 from dask_infer.model.split.shards.axis_parts import AxisParts
 from dask_infer.model.split.shards.collective import current_collective
-from dask_infer.model.split.shards.divided_tensor import NO_RULE, RULES, DividedTensor
+from dask_infer.model.split.shards.divided_tensor import (
+    NO_RULE,
+    RULES,
+    DividedTensor,
+    takes,
+)
 
 _Tensor: Any = torch.Tensor
 
@@ -106,9 +111,11 @@ def _rule(*functions: Any) -> Callable[[Any], Any]:
             def chosen(
                 x: Any, *args: Any, _before: Any = before, **options: Any
             ) -> Any:
-                if applies(*x) if isinstance(x, (list, tuple)) else applies(x):
-                    return rule(x, *args, **options)
-                return NO_RULE if _before is None else _before(x, *args, **options)
+                several = isinstance(x, (list, tuple))
+                used = rule if (applies(*x) if several else applies(x)) else _before
+                if used is None or not takes(used, (x, *args), options):
+                    return NO_RULE
+                return used(x, *args, **options)
 
             RULES[function] = chosen
         return rule
@@ -122,6 +129,8 @@ def _rule(*functions: Any) -> Callable[[Any], Any]:
 @_rule(torch.reshape, _Tensor.reshape, _Tensor.view, torch.ops.aten.reshape.default)
 def reshape(x: Any, *shape: Any) -> Any:
     """Another shape, where each shard's items stay together."""
+    if shape and isinstance(shape[0], torch.dtype):
+        return NO_RULE
     sizes = list(shape[0] if len(shape) == 1 and not _is_int(shape[0]) else shape)
     if not all(_is_int(size) for size in sizes):
         return NO_RULE
@@ -336,6 +345,8 @@ def matmul(x: Any, other: Any) -> Any:
     """Of a batch of matrices, some on each shard; else as of weights."""
     if x.dim_divided - x.dim() > -3 or not isinstance(other, torch.Tensor):
         return rules.matmul(x, other)
+    if other.dim() < 2:
+        return NO_RULE
     if (found := aligned([x, other])) is None:
         return NO_RULE
     first, dim, (left, right) = found

@@ -7,6 +7,8 @@ operation the parts are put together, so the result is right whatever the code d
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +16,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dask_infer.model.split.shards.axis_parts import AxisParts
-from dask_infer.model.split.shards.collective import current_collective
+from dask_infer.model.split.shards.collective import (
+    current_collective,
+    refuse_change,
+    watched,
+)
 
 #: Attributes that give another tensor; all others describe the whole.
 _TENSORS = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "_base", "grad"})
@@ -27,6 +33,8 @@ _DESCRIBE = frozenset(
         *(torch.Tensor.is_contiguous, torch.Tensor.__hash__, torch.Tensor.ndimension),
     }
 )
+_Tensor: Any = torch.Tensor
+_SET_DATA = _Tensor.data.__set__
 #: Memory is that of the part.
 _OF_PART = frozenset({torch.Tensor.untyped_storage, torch.Tensor.data_ptr})
 
@@ -126,8 +134,10 @@ class DividedTensor(torch.Tensor):
         if func in _DESCRIBE or _is_description(func):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        if func == _SET_DATA:
+            refuse_change()
         rule = RULES.get(func)
-        if rule is not None:
+        if rule is not None and takes(rule, args, kwargs):
             with torch._C.DisableTorchFunctionSubclass():
                 given = rule(*args, **kwargs)
             if given is not NO_RULE:
@@ -149,7 +159,19 @@ class DividedTensor(torch.Tensor):
 
 
 def _whole(tensor: DividedTensor) -> torch.Tensor:
-    return tensor.whole()
+    return watched(tensor.whole)
+
+
+def takes(rule: Rule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether arguments are as a rule names them; torch may have other names."""
+    try:
+        _signature(rule).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+_signature = functools.cache(inspect.signature)
 
 
 def _is_description(func: Any) -> bool:

@@ -50,7 +50,8 @@ def _taken(value: Any, dim: int, weight: DividedTensor) -> torch.Tensor:
 
 
 def _bias(bias: Any, weight: DividedTensor) -> Any:
-    return None if bias is None else _taken(bias, 0, weight)
+    # One number may stand for all outputs.
+    return None if bias is None else _taken(bias.expand(weight.pieces.size), 0, weight)
 
 
 def _fits(x: Any, weight: Any, dim: int) -> bool:
@@ -110,7 +111,7 @@ def matmul(x: Any, weight: Any) -> Any:
         if is_divided(x, -2) and x.dim() == weight.dim():
             return _joined(x.part @ weight, -2, x)
         return NO_RULE
-    if x.dim() < weight.dim() or not _fits(x, weight, -2):
+    if not 2 <= weight.dim() <= x.dim() or not _fits(x, weight, -2):
         return NO_RULE
     if is_divided(weight, -1):
         return _joined(x @ weight.part, -1, weight)
@@ -234,7 +235,10 @@ def matrices_transposed(tensor: Any) -> Any:
     return transpose(tensor, -2, -1)
 
 
-@rule(torch.Tensor.detach, torch.detach, torch.Tensor.contiguous)
+@rule(
+    *(torch.Tensor.detach, torch.detach, torch.Tensor.contiguous),
+    _Tensor.data.__get__,
+)
 def same(tensor: Any) -> Any:
     """Return what changes no numbers."""
     return tensor.again(tensor.part, tensor.dim_divided)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dask_infer.errors import OutputError
 from dask_infer.model.runtime.footprint import tensor_bytes
 from dask_infer.model.split.shards import DividedTensor
 from dask_infer.model.split.shards.axis_parts import AxisParts
@@ -54,7 +55,13 @@ ROWS = torch.randn(5, 8)
         ((3, 8, 16), 2, lambda w: F.grouped_mm(ROWS, w, offs=GROUPS), 1),
         ((3, 16, 8), 1, lambda w: F.grouped_mm(ROWS, w.mT, offs=GROUPS), 1),
         ((4, 7, 3), 1, lambda w: torch.bmm(w, torch.ones(4, 3, 2)), 1),
+        ((1, 4, 5), 1, lambda w: F.linear(input=ROWS[:, :5], weight=w[0]), 1),
         # No rule: the whole tensor is put together.
+        ((11, 7), 0, lambda w: F.linear(X, w, torch.ones(1)), 1),
+        ((7, 11), 1, lambda w: torch.addmm(torch.ones(1), X, w), 1),
+        ((6, 5, 3, 3), 0, lambda w: F.conv2d(input=IMAGE, weight=w), 1),
+        ((11, 7), 0, lambda w: X @ w.transpose(dim0=0, dim1=1), 1),
+        ((7,), 0, lambda w: X @ w, 1),
         ((11, 7), 0, lambda w: w.sum(1), 1),
         ((11, 7), 0, lambda w: torch.cat([w, w]), 2),
         ((11, 7), 0, lambda w: w[1:3] * 2, 1),
@@ -89,6 +96,46 @@ def test_operations_give_what_the_whole_tensor_gives(
         assert type(result) is torch.Tensor
         torch.testing.assert_close(result, expected)
         assert result.equal(results[0])  # to the bit: branches take the same way
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.clamp_(-0.1, 0.1),
+        lambda w: w.data.mul_(2),
+        lambda w: w[1:].view(-1).zero_(),
+        lambda w: w.detach()[0].zero_(),
+        lambda w: w.__setitem__(0, torch.zeros(7)),
+        lambda w: torch.clamp(w, 0, 1, out=w),
+        lambda w: setattr(w, "data", torch.zeros(11, 7)),
+    ],
+)
+def test_a_model_that_changes_its_weights_is_refused(change):
+    """Only a copy would change: values were wrong without a word."""
+    whole = torch.randn(11, 7)
+
+    def work(shard: int) -> Any:
+        with torch.inference_mode():
+            weight = divided(whole, 0, shard, 2)
+            change(weight)
+            return F.linear(X, weight)
+
+    with pytest.raises(OutputError, match="in place a weight"):
+        on_ranks(2, work)
+
+
+def test_what_is_made_of_weights_may_change():
+    whole = torch.randn(11, 7)
+
+    def work(shard: int) -> Any:
+        with torch.inference_mode():
+            weight = divided(whole, 0, shard, 2)
+            found = F.linear(X, weight).relu_() + weight.clone().zero_()[0, 0]
+            return found.add_(weight.sum())
+
+    expected = F.linear(X, whole).relu() + whole.sum()
+    for result in on_ranks(2, work):
+        torch.testing.assert_close(result, expected)
 
 
 def test_ids_beyond_the_words_raise_on_every_shard():
