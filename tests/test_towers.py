@@ -421,6 +421,45 @@ def test_soft_votes_and_regressions_are_those_of_scikit_learn(ddf, frame, voters
     )
 
 
+@pytest.mark.parametrize("combine", ["mean", "stack"])
+def test_probabilities_of_other_classes_are_not_combined(ddf, frame, combine):
+    """They have one shape, and were combined by place."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    first, second = np.array(["no", "yes"]), np.array(["a", "no"])
+    models = [
+        linear_model.LogisticRegression().fit(
+            frame[["a", "b"]], labels[frame["id"] % 2]
+        )
+        for labels in (first, second, first)
+    ]
+    options = {"columns": ["a", "b"], "method": "predict_proba", "keep": False}
+    message = r"other classes, \['no', 'yes'\] and \['a', 'no'\]"
+    with pytest.raises(OutputError, match=message):
+        ddf.infer.predict(Ensemble(models, combine), **options)
+    found = ddf.infer.predict(Ensemble(models[::2], combine), **options).compute()
+    assert found["prediction"].iloc[0].shape[-1] == 2
+
+
+def test_meta_of_an_ensemble_is_that_of_the_whole(ddf, frame):
+    def values(x):
+        return {"low": x[:, 0], "high": x[:, 1]}
+
+    model = Ensemble([values, values])
+    meta = {"id": "int64", "z": "float32", "infer_error": "string"}
+    pred = ddf.infer.predict(
+        model, columns=["a", "b"], output={"high": "z"}, meta=meta, keep=["id"],
+        on_error="quarantine",
+    )  # fmt: skip
+    assert list(pred.columns) == ["id", "z", "infer_error"]
+    np.testing.assert_array_equal(pred["z"].compute(), frame["b"].astype("float32"))
+    with pytest.raises(OutputError, match="is of float64, and meta= says int64; pass"):
+        ddf.infer.predict(Ensemble([abs, abs]), columns="id", meta="int64")
+    towers = Towers({"t": (abs, "id")})
+    meta = {"t": "int64", "infer_error": "string"}
+    pred = ddf.infer.predict(towers, meta=meta, on_error="quarantine", keep=False)
+    assert list(pred.columns) == ["t", "infer_error"]
+
+
 def test_stacked_outputs_have_an_axis_of_models(ddf, frame):
     models = [linear(2, 3, seed) for seed in range(4)]
     pred = ddf.infer.predict(Ensemble(models, combine="stack"), columns=["a", "b"])

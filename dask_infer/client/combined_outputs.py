@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dask_infer.batch.outputs.parse_meta import OutputValue
+from dask_infer.batch.outputs.parse_meta import OutputValue, parse_meta
 from dask_infer.errors import OutputError
 from dask_infer.model.combine import mean_dtype
-from dask_infer.spec import OutputColumn, Tower
+from dask_infer.model.towers import Ensemble
+from dask_infer.spec import OutputColumn, Outputs, Tower
 
 
 def combined_outputs(
@@ -39,6 +40,54 @@ def combined_outputs(
         dtype, shape = _combined_column(how, columns)
         found.append(OutputValue(field, dtype, shape))
     return found
+
+
+def check_meta(how: str, outputs: Outputs, meta: Any) -> None:
+    """Compare ``meta=`` with what the models' outputs become.
+
+    Raises
+    ------
+    OutputError
+        If it names another dtype: a mean of whole numbers is no whole number.
+    """
+    declared = {} if meta is None else {v.key: v.dtype for v in parse_meta(meta)}
+    for column in outputs.columns:
+        dtype = declared.get(column.name, declared.get(None, column.dtype))
+        if dtype != column.dtype:
+            raise OutputError(
+                f'combine="{how}": "{column.name}" is of {column.dtype}, and meta= '
+                f"says {dtype}; pass meta={str(column.dtype)!r}, or what each model "
+                'returns in its own options: (model, columns, {"meta": ...})'
+            )
+
+
+def check_classes(how: str, model: Ensemble, method: str | None) -> None:
+    """Compare the classes whose probabilities, or scores, are combined by place.
+
+    Raises
+    ------
+    OutputError
+        If estimators have other classes, or the same ones in another order.
+    """
+    known: list[Any] = []
+    for member in model.members:
+        options = {"method": method, **member.options}
+        scores = options["method"] in _BY_CLASS and not options.get("postprocess")
+        classes = getattr(member.model, "classes_", None) if scores else None
+        if classes is not None:
+            known.append(np.asarray(classes, dtype=object).tolist())
+    for other in known[1:]:
+        if other != known[0]:
+            raise OutputError(
+                f'combine="{how}": the models have other classes, {known[0]} and '
+                f"{other}, and their outputs would be combined by place; bring them "
+                "to one form with postprocess= of each model, or pass a function as "
+                "combine="
+            )
+
+
+#: Methods that return a number for each class.
+_BY_CLASS = ("predict_proba", "predict_log_proba", "decision_function")
 
 
 def _combined_column(how: str, columns: Sequence[OutputColumn]) -> tuple[Any, Any]:

@@ -18,7 +18,11 @@ from dask_infer.batch.outputs.parse_meta import OutputValue, meta_pairs
 from dask_infer.batch.outputs.resolve_outputs import check_names
 from dask_infer.batch.tensor.lists import is_list, to_dense
 from dask_infer.client.call_inputs import kept_columns
-from dask_infer.client.combined_outputs import combined_outputs
+from dask_infer.client.combined_outputs import (
+    check_classes,
+    check_meta,
+    combined_outputs,
+)
 from dask_infer.client.model_call import InputRows
 from dask_infer.client.model_job import build_model_job
 from dask_infer.client.request import Request
@@ -28,7 +32,14 @@ from dask_infer.model.formats.format import Format
 from dask_infer.model.recognise import recognise
 from dask_infer.model.registry import format_of
 from dask_infer.model.towers import Ensemble, Member, Towers
-from dask_infer.spec import AnyJob, OutputColumn, Outputs, Tower, TowersJob
+from dask_infer.spec import (
+    ERROR_COLUMN,
+    AnyJob,
+    OutputColumn,
+    Outputs,
+    Tower,
+    TowersJob,
+)
 
 #: Arguments that say what a model is called with: of `Towers` each tower has its own.
 CALLS = (
@@ -135,7 +146,7 @@ def _meta_by_tower(
     found: dict[str, Any] = {}
     pairs = [] if request.meta is None else list(meta_pairs(request.meta))
     for key, dtype in pairs:
-        if key in kept:
+        if key in kept or key == ERROR_COLUMN:
             continue
         names = [
             name
@@ -284,7 +295,7 @@ def _ensemble_job(
     arguments = {
         # Fields that are not read are not carried along.
         "output": None if fields is None else {key: key for key in fields},
-        "meta": request.meta if how in ("mean", "vote") else None,
+        "meta": _member_meta(request, kept) if how in ("mean", "vote") else None,
         "on_error": _on_error(request, has_head=True),
     }
     towers = []
@@ -296,6 +307,8 @@ def _ensemble_job(
         with naming_model(title):
             job = _job(_part(request, member, **arguments, **own), rows)
         towers.append(Tower(title, job, _full_names(f"m{place}", job)))
+    if how in ("mean", "stack"):
+        check_classes(how, model, request.method)
     combine = Combine(how, _fields(towers))
     columns = {full: full for tower in towers for _, full in tower.columns}
     part = Member(combine, columns)
@@ -307,11 +320,25 @@ def _ensemble_job(
     else:
         values = combined_outputs(how, towers, list(combine.names[0]))
         outputs = Outputs(name_values(values, request.output))
+        check_meta(how, outputs, request.meta)
         known = {"batch_size": "auto", "timeout": None, "meta": None, **here}
         head = build_model_job(_part(request, part, **known), rows, kept, outputs)
     return TowersJob(
         "Ensemble", tuple(towers), head.outputs, head, on_error=request.on_error
     )
+
+
+def _member_meta(request: Request, kept: tuple[Any, ...]) -> Any:
+    """Return ``meta=`` of the combined outputs as that of each model's own."""
+    if request.meta is None:
+        return None
+    renamed = request.output if isinstance(request.output, dict) else {}
+    fields = {name: field for field, name in renamed.items()}
+    return [
+        (fields.get(name, name), dtype)
+        for name, dtype in meta_pairs(request.meta)
+        if name not in kept and name != ERROR_COLUMN
+    ]
 
 
 def _fields(towers: Sequence[Tower]) -> list[dict[str | None, str]]:
