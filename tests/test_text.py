@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dask_infer import InputError
+from dask_infer import InputError, Layout
+from tests.oracle.texts import hugging_face
 
 transformers = pytest.importorskip("transformers")
 
@@ -247,3 +248,25 @@ def test_a_budget_of_tokens_changes_no_prediction(budget):
     result = pred.compute()
     assert result["sum"].tolist() == [sum(row) for row in ids]
     assert budget != 64 or result["width"].tolist()[:5] != [59] * 5
+
+
+@pytest.mark.parametrize("given", ["the directory's", "named by its directory"])
+def test_layer_groups_take_what_the_tokenizer_of_the_directory_returns(tmp_path, given):
+    """A BERT takes token types, which this tokenizer does not return."""
+    config = transformers.BertConfig(
+        vocab_size=12, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.BertModel(config).eval().save_pretrained(tmp_path)
+    names = ("input_ids", "attention_mask")
+    hugging_face("right", "[PAD]", names).save_pretrained(tmp_path)
+    ddf = dd.from_pandas(pd.DataFrame({"text": ["a b", "c", "a b c a"]}), npartitions=1)
+    tokenizer = None if given == "the directory's" else str(tmp_path)
+    options = {"columns": "text", "keep": False, "tokenizer": tokenizer}
+    options["output"] = {"pooler_output": "vector"}
+    whole = ddf.infer.predict(str(tmp_path), **options).compute()
+    layout = Layout(sweep=True, stages=2)
+    swept = ddf.infer.predict(str(tmp_path), parallel=layout, **options).compute()
+    np.testing.assert_allclose(
+        swept.vector.infer.to_numpy(), whole.vector.infer.to_numpy(), atol=1e-6
+    )

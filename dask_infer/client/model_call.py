@@ -62,6 +62,13 @@ class ModelCall:
         return self.recognised.interface
 
     @property
+    def is_divided(self) -> bool:
+        """Whether the model may run in parts: stages, shards or groups of a sweep."""
+        layout = self.request.parallel
+        parts = layout.stages != 1 or layout.shards != 1 or layout.sweep
+        return bool(parts or self.request.auto)
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of the request, or of the model that the user holds."""
         own = self.recognised.tokenizer
