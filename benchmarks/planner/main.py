@@ -5,82 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
 import dask_infer
 from benchmarks import measure
+from benchmarks.planner.models import SPEED, WIDTH, Model
 
 HEADER = (
     "model | cluster | rows | partitions | auto takes | its seconds | best | seconds | "
     "auto / best | warm | projected | projected / warm"
 )
-WIDTH = 64
-#: Variable of the worker that stands for one with a GPU: how many times as fast it is.
-SPEED = "BENCHMARK_SPEED"
-
-
-#: Layers whose weights were read.
-_read: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-class Layer(nn.Module):
-    """A layer that takes its time, some of a core or none, and some memory."""
-
-    def __init__(self, seconds: float, megabytes: float, computes: bool) -> None:
-        super().__init__()
-        self.seconds, self.computes = seconds, computes
-        self.table = nn.Parameter(torch.zeros(int(megabytes * 2**20 / 4)))
-        self.scale = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return as many numbers."""
-        if type(x) is torch.Tensor and x.device.type != "meta":  # no fake one
-            _spend(self.seconds * len(x), self.computes)
-            if self not in _read:  # the first forward reads mapped weights
-                self.table.sum()
-                _read.add(self)
-        return self.scale(x)
-
-
-def _spend(seconds: float, computes: bool) -> None:
-    seconds /= float(os.environ.get(SPEED, 1))
-    if not computes:
-        time.sleep(seconds)
-        return
-    began = time.thread_time()
-    matrix = torch.ones(64, 64)
-    while time.thread_time() - began < seconds:
-        matrix @ matrix
-
-
-@dataclass(frozen=True)
-class Model:
-    """Layers that are alike."""
-
-    layers: int
-    #: Seconds of a row in all layers.
-    row: float
-    megabytes: float
-    computes: bool = False
-
-    def build(self) -> nn.Module:
-        """Return the module."""
-        torch.manual_seed(0)
-        layer = (self.row / self.layers, self.megabytes / self.layers, self.computes)
-        return nn.Sequential(*(Layer(*layer) for _ in range(self.layers)))
-
-
 MODELS = {
     "waits": Model(4, 20e-3, 80),
     "large": Model(8, 20e-3, 512),
