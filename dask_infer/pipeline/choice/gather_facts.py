@@ -35,6 +35,9 @@ TOKENS = 128
 ROW, PREPARE = 1e-4, 2e-5
 #: Bytes a second of weights from a disk, and of all hosts from one store.
 DISK, STORE = 1e9, 1.25e9
+#: Bytes a second of a mapped file that come into a process at most: the load of it does
+#: not wait for them, the first forward does (benchmarks/planner).
+MAPPED = 2e9
 #: Rows of a partition where metadata does not tell.
 MANY = 100_000
 #: Share of an accelerator's memory that models may take (`Cuda.memory_limit`).
@@ -221,7 +224,7 @@ class Gatherer:
         for key in (load_key(group.model.key, group.dtype, kind), rate_key(kind)):
             state = self.known.get(key)
             if state is not None and state["bytes"] and state["seconds"]:
-                rate = state["bytes"] / state["seconds"]
+                rate = min(MAPPED, state["bytes"] / state["seconds"])
                 self._show("a worker loads", f"{in_bytes(rate)}/s", "measured")
                 return float(rate)
         self._show("a worker loads", f"{in_bytes(DISK)}/s", "assumed")
