@@ -87,10 +87,9 @@ class _Prediction:
         return bytes(dumps(self.job))
 
     @functools.cached_property
-    def counted(self) -> tuple[tuple[Label, tuple[str, ...]], ...]:
-        """What its rows are counted under, and what it adds: of each model."""
-        models = [model for model in self.job.models if model.token]
-        return tuple((label_of(model), model.names) for model in models)
+    def counted(self) -> tuple[tuple[Label, str], ...]:
+        """What its rows are counted under, and what for: of each model."""
+        return tuple((label_of(m), what) for m, what in self.job.parts if m.token)
 
     def _task(self, name: Any, index: int) -> Task:
         if index == 0:  # where Dask fused it before, it is not lowered any more

@@ -100,6 +100,11 @@ class Job:
         return self.inputs.columns
 
     @property
+    def parts(self) -> tuple[tuple[Job, str], ...]:
+        """The jobs of single models that it consists of, and what each is for."""
+        return ((self, ", ".join(map(str, self.names))),)
+
+    @property
     def models(self) -> tuple[Job, ...]:
         """The jobs of single models that it consists of: itself."""
         return (self,)
@@ -193,11 +198,20 @@ class TowersJob:
         return tuple(dict.fromkeys(c for tower in self.towers for c in tower.job.reads))
 
     @property
+    def parts(self) -> tuple[tuple[Job, str], ...]:
+        """The jobs of the single models, the head's last, and what each is for."""
+        jobs = [(tower.name, tower.job) for tower in self.towers]
+        jobs += [] if self.head is None else [("head", self.head)]
+        return tuple(
+            (model, title if isinstance(job, Job) else f"{title}: {name}")
+            for title, job in jobs
+            for model, name in job.parts
+        )
+
+    @property
     def models(self) -> tuple[Job, ...]:
         """The jobs of the single models, the head's last."""
-        jobs = [tower.job for tower in self.towers]
-        jobs += [] if self.head is None else [self.head]
-        return tuple(model for job in jobs for model in job.models)
+        return tuple(model for model, _ in self.parts)
 
     @property
     def spread_models(self) -> tuple[Job, ...]:

@@ -155,13 +155,13 @@ class Progress:
             self._clients.append(client)
         seen = self._seen[node._name]
         self._seen[node._name] += 1
-        for label, names in node.counted:
+        for label, what in node.counted:
             known = self._jobs.get(label)
             # Where it is lowered it was seen before, or optimized by an earlier call.
             if node.lowered and known is not None:
                 continue
             job = known or JobProgress(label)
-            job.adds = ", ".join(map(str, names))
+            job.adds = what
             # Seen again, it is computed again, unless nothing ran since.
             if not seen or job.done:
                 job.frames.append(node.frame)
