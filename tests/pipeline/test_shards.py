@@ -8,6 +8,7 @@ import time
 import dask
 import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from distributed import Client
@@ -313,3 +314,39 @@ def test_what_cannot_be_divided_is_refused_by_name(ddf, model):
         ddf.infer.predict(torch.nn.LayerNorm(2), parallel=ALONE)
     with pytest.raises(PlacementError, match="no layers that can be distinguished"):
         ddf.infer.predict(lambda x: x, parallel=ALONE, meta="float32")
+
+
+@pytest.mark.slow
+def test_a_block_larger_than_a_workers_limit(store, tmp_path):
+    import safetensors.torch
+
+    words, width = 1_000_000, 80  # 305 MiB, and models may take 240 MiB of 900
+
+    def build():
+        return torch.nn.Sequential(
+            torch.nn.Embedding(words, width),
+            torch.nn.Flatten(),
+            torch.nn.Linear(width, 1),
+        )
+
+    torch.manual_seed(0)
+    model, file = build(), tmp_path / "model.safetensors"
+    safetensors.torch.save_file(model.state_dict(), file)
+    source = dask_infer.ModelSource.from_factory(build, weights=str(file))
+    ids = np.random.default_rng(0).integers(0, words, 200)
+    with torch.inference_mode():
+        right = model(torch.from_numpy(ids)[:, None])[:, 0].numpy()
+    del model
+    frame = pd.DataFrame({"ids": ids})
+    ddf = dd.from_pandas(frame, npartitions=4)
+    with (
+        workers({}, {}, memory_limit="900 MiB") as cluster,
+        Client(cluster),
+        dask.config.set({"infer.placement.grace": "1 s"}),
+    ):
+        whole = ddf.ids.infer.predict(source, parallel=Layout(stages=2))
+        with pytest.raises(PlacementError, match="cannot be cut"):
+            whole.compute()
+        pred = ddf.ids.infer.predict(source, parallel="tensor")
+        near(pred.compute().to_frame("prediction"), right, frame)
+        assert dask_infer.replicas()["bytes"].max() < 200 * 2**20

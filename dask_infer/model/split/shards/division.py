@@ -90,9 +90,7 @@ def axes_of(
     axes: dict[str, int] = {}
     for weight, axis in _weights(layers, program):
         name = aliases.get(weight, weight)
-        # Of an embedding that is a head as well each shard has some words: else the
-        # outputs of the head would have to be added.
-        axes[name] = min(axis, axes.get(name, axis))
+        axes.setdefault(name, axis)
     axes = {name: axis for name, axis in axes.items() if name in shapes}
     total = sum(prod(shapes[name]) for name in axes)
     by_shape: Counter[tuple[int, ...]] = Counter()
@@ -122,7 +120,7 @@ def _weights(
 _OPERATORS: dict[str, tuple[int, int]] = {
     "linear": (1, 0),
     "addmm": (2, 1),
-    "embedding": (0, 1),
+    "embedding": (0, 0),
     **{f"conv{axes}d": (1, 0) for axes in (1, 2, 3)},
 }
 
@@ -142,7 +140,7 @@ def _own_weights(module: nn.Module) -> dict[str, int]:
     if kind is nn.Linear:
         return {"weight": 0}
     if kind is nn.Embedding and module.max_norm is None:
-        return {"weight": 1}
+        return {"weight": 0}  # of a file only its own words are read
     if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         plain = module.groups == 1 and module.padding_mode == "zeros"
         return {"weight": 0} if plain else {}

@@ -46,4 +46,7 @@ def test_stages_in_shards_equal_the_model(name, shards):
         for each in ((), found):
             output, shares = run_sharded(spec, chain, cuts, shards, batch, found=each)
             torch.testing.assert_close(fields(output), expected, atol=1e-5, rtol=1e-5)
-        assert max(shares) < 1.2 / shards + (0.2 if name in NARROW else 0.05)
+        if name in NARROW:
+            assert max(shares) < 1.4 / shards
+        else:
+            assert max(shares) < (0.6 if shards == 2 else 1 / shards + 0.15)
