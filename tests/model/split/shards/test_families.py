@@ -47,6 +47,6 @@ def test_stages_in_shards_equal_the_model(name, shards):
             output, shares = run_sharded(spec, chain, cuts, shards, batch, found=each)
             torch.testing.assert_close(fields(output), expected, atol=1e-5, rtol=1e-5)
         if name in NARROW:
-            assert max(shares) < 1.4 / shards
+            assert max(shares) < 1 / shards + 0.25
         else:
             assert max(shares) < (0.6 if shards == 2 else 1 / shards + 0.15)
