@@ -67,10 +67,13 @@ def fails(frame: pd.DataFrame) -> pd.DataFrame:
 @contextlib.contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
     """Press Ctrl-C once."""
+    # A shell that starts tests in the background has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         yield
+    signal.signal(signal.SIGINT, before)
     timer.join()
 
 
