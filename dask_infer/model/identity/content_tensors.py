@@ -157,10 +157,9 @@ def _seen_storage(walk: Walk, tensor: Any) -> bool:
 
 
 def _raw(walk: Walk, tensor: Any) -> None:
-    import torch
+    from dask_infer.model.runtime.footprint import as_bytes
 
-    flat = tensor.cpu().contiguous().reshape(-1)
-    walk.emit_bytes("data", memoryview(flat.view(torch.uint8).numpy()))
+    walk.emit_bytes("data", as_bytes(tensor.cpu()).data)
 
 
 # torch modules

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 #: Floating dtypes a model can be run in, by the names that `dtype=` takes.
@@ -45,6 +47,15 @@ def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     for tensor in (*module.parameters(), *module.buffers()):
         if not is_lazy(tensor):
             yield getattr(tensor, "part", tensor)
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Return the bytes of a tensor on the CPU; a view where it is contiguous."""
+    own = tensor.detach().contiguous().resolve_conj().resolve_neg()
+    # A column of one row is contiguous whatever its stride, which `view` refuses.
+    flat = own.as_strided((own.numel(),), (1,))
+    array: np.ndarray[Any, Any] = flat.view(torch.uint8).numpy()
+    return array
 
 
 def is_lazy(tensor: torch.Tensor) -> bool:

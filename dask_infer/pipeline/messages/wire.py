@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from distributed.protocol.serialize import to_serialize
 
+from dask_infer.model.runtime.footprint import as_bytes
+
 #: Sent in the header itself.
 PLAIN = (type(None), bool, int, float, str)
 
@@ -26,7 +28,7 @@ def pack(values: Mapping[Any, Any]) -> Message:
     for name, value in values.items():
         if isinstance(value, torch.Tensor) and value.layout is torch.strided:
             header.append((name, "tensor", _dtype_name(value), tuple(value.shape)))
-            frames.append(to_serialize(_raw(value)))
+            frames.append(to_serialize(as_bytes(value)))
         elif type(value) in PLAIN:
             header.append((name, "plain", value))
         else:
@@ -63,13 +65,6 @@ def copied(values: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _raw(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Bytes of a tensor; a view where it is contiguous."""
-    flat = tensor.detach().contiguous().resolve_conj().resolve_neg().reshape(-1)
-    array: np.ndarray[Any, Any] = flat.view(torch.uint8).numpy()
-    return array
 
 
 def _tensor(

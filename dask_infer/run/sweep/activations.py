@@ -15,6 +15,7 @@ import torch
 
 from dask_infer.errors import PartitionError
 from dask_infer.metrics.recorder import add, meter
+from dask_infer.model.runtime.footprint import as_bytes
 
 #: A tensor that is a view of so many times its own bytes is copied.
 VIEW = 2
@@ -144,7 +145,7 @@ class SpillFile:
         PartitionError
             If the disk is full.
         """
-        data = _as_bytes(tensor.detach().contiguous())
+        data = as_bytes(tensor).data
         with self._lock:
             place = TensorPlace(self._end, tensor.dtype, tuple(tensor.shape))
             self._file.seek(self._end)
@@ -164,7 +165,7 @@ class SpillFile:
     def read(self, place: TensorPlace) -> torch.Tensor:
         """Return a tensor."""
         tensor = torch.empty(place.shape, dtype=place.dtype)
-        data = _as_bytes(tensor)
+        data = as_bytes(tensor).data
         with self._lock:
             self._file.seek(place.offset)
             while data:
@@ -178,11 +179,6 @@ class SpillFile:
 
 def _is_dense(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.layout is torch.strided
-
-
-def _as_bytes(tensor: torch.Tensor) -> memoryview:
-    data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-    return memoryview(data)
 
 
 def _compact(value: Any) -> Any:

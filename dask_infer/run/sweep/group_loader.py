@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dask_infer.metrics.recorder import meter
-from dask_infer.model.runtime.footprint import tensors_of
+from dask_infer.model.runtime.footprint import as_bytes, tensors_of
 from dask_infer.model.runtime.stage_model import StageLayers
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place
@@ -135,5 +135,4 @@ class GroupLoader:
 def _touch(tensor: torch.Tensor) -> None:
     """Read a byte of each page, without the interpreter's lock."""
     if tensor.layout is torch.strided and tensor.numel():
-        data = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-        data[::PAGE].max()
+        as_bytes(tensor)[::PAGE].max()

@@ -34,6 +34,7 @@ def test_every_dtype_and_shape_passes(dtype, shape):  # PP-11
 def test_views_arrive_as_they_look():
     base = torch.arange(24.0).reshape(4, 6)
     views = {"t": base.T, "step": base[::2, 1::3], "wide": base[:1].expand(3, 6)}
+    views["column"] = base[:1, 2]  # of one row: contiguous, with a stride of 6
     back = sent(views)
     assert all(back[name].equal(view) for name, view in views.items())
 

@@ -18,6 +18,7 @@ def values(rows: int = 4) -> dict[str, object]:
         "mask": torch.tensor([True, False] * rows),
         "scalar": torch.tensor(7),
         "none": torch.empty(0, 3),
+        "column": torch.ones(rows, 4)[:, 0],
         "turned": torch.arange(6).reshape(2, 3).T,
         "number": 5,
         "missing": None,
