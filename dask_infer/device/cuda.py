@@ -77,13 +77,22 @@ class CudaStream(Stream):
         self.compute = compute
         self.copy_out = copy_out
 
+    def pin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Copy a batch into pinned memory."""
+
+        def pinned(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if tensor.is_cuda else tensor.pin_memory()
+
+        with torch.cuda.device(self.device):
+            call: Call = map_tensors(pinned, (args, kwargs))
+        return call
+
     def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Pin a batch, copy it on the copy-in stream, have the compute stream wait."""
+        """Copy a batch on the copy-in stream, and have the compute stream wait."""
+        args, kwargs = self.pin(args, kwargs)
 
         def copied(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.is_cuda:
-                return tensor
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+            return tensor.to(self.device, non_blocking=True)
 
         def read(tensor: torch.Tensor) -> torch.Tensor:
             if tensor.is_cuda:

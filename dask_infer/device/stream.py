@@ -2,6 +2,7 @@
 
 A partition's batches go through one `Stream` in turn::
 
+    args, kwargs = stream.pin(args, kwargs)      ahead of time, in any thread
     args, kwargs = stream.upload(args, kwargs)   the forward may read them
     pending = stream.download(fields)            copies may start
     fields = pending()                           on the CPU
@@ -35,6 +36,10 @@ class Stream:
     #: Outputs are fetched while the next forward runs. Without that they are taken at
     #: once: a model may write its next output into the same memory.
     overlaps: bool = False
+
+    def pin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Move a batch to where `upload` copies it from without waiting."""
+        return args, kwargs
 
     def upload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Copy a batch to the device, for the forward that follows."""

@@ -40,6 +40,7 @@ from dask_infer.spec import Job
 
 Run: TypeAlias = Callable[[Batch], Pending]
 TooMany: TypeAlias = Callable[[int], None]
+Upload: TypeAlias = Callable[[Batch], Batch]
 
 #: Joined forwards that fail in a row before nothing is joined any more.
 FAILURES = 3
@@ -58,6 +59,8 @@ class BatchRequest:
     form: tuple[Any, ...] | None
     #: Launches a forward in the runner of its partition.
     run: Run
+    #: Moves the batch to the device.
+    upload: Upload
     #: Set by the thread that ran it.
     pending: Pending | None = None
 
@@ -75,7 +78,12 @@ class Batcher:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(
-        self, batch: Batch, run: Run, most: int, too_many: TooMany = lambda rows: None
+        self,
+        batch: Batch,
+        run: Run,
+        most: int,
+        too_many: TooMany = lambda rows: None,
+        upload: Upload = lambda batch: batch,
     ) -> Pending:
         """Run a batch, with others that wait, or as a part of another's forward.
 
@@ -89,8 +97,10 @@ class Batcher:
             Most rows of a forward.
         too_many
             Called with the rows of a joined forward for which memory ran out.
+        upload
+            Moves one of several batches to the device, where they are joined.
         """
-        own = BatchRequest(batch, form_of(batch), run)
+        own = BatchRequest(batch, form_of(batch), run, upload)
         with self._lock:
             self._waiting.append(own)
         try:
@@ -147,7 +157,7 @@ class JoinedOutput:
         """Launch the forward, by the first request; return whether that succeeded."""
 
         def launch() -> None:
-            batches = [request.batch for request in self._requests]
+            batches = [request.upload(request.batch) for request in self._requests]
             self._pending = self._requests[0].run(joined(batches))
 
         return self._tried(launch)

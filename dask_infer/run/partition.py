@@ -128,7 +128,7 @@ class Partition:
         self.assembler = Assembler(job.outputs, len(frame), nullable=job.nullable)
         self.encode_step: Step = "input" if code.preprocess is None else "preprocess"
         self.work: Work = plan_work(len(frame), self.encoder, job, runner)
-        self.encode: Callable[[Rows], Batch] = self.encoder.batch
+        self.encode: Callable[[Rows], Batch] = self._encode
         #: Entered while batches are run.
         self.prefetching: contextlib.AbstractContextManager[None]
         self.prefetching = contextlib.nullcontext()
@@ -262,6 +262,9 @@ class Partition:
         with contextlib.suppress(Exception):
             output = dict(self.runner.send(alone)())
         self.assembler.learn_axis(output, alone.padding.width)
+
+    def _encode(self, rows: Rows) -> Batch:
+        return self.runner.prepare(self.encoder.batch(rows))
 
     def _classify(
         self,

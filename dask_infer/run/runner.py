@@ -74,6 +74,10 @@ class Runner:
         """Bytes that a forward may take."""
         raise NotImplementedError
 
+    def prepare(self, batch: Batch) -> Batch:
+        """Make a batch ready to be sent; called in the thread that encoded it."""
+        return batch
+
     def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
         """Start the forward of a batch; may block until there is room.
 
