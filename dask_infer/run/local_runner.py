@@ -60,6 +60,7 @@ class LocalRunner(Runner):
         #: The replica may be stuck: the next batch needs another one.
         self._stuck = False
         self.stream = device.stream()
+        self.pins = self.stream.copies
         self.interface, self.floating = model.interface, model.floating
         self.token_rules = model.token_rules(job.method)
         self.dtypes = model.dtypes
@@ -120,7 +121,7 @@ class LocalRunner(Runner):
         self._budget = super().token_budget(signature, bound)
         return self._budget
 
-    def prepare(self, batch: Batch) -> Batch:
+    def pin(self, batch: Batch) -> Batch:
         """Pin a batch, which takes as long as a copy: the device need not wait."""
         batch.args, batch.kwargs = self.stream.pin(batch.args, batch.kwargs)
         return batch

@@ -128,7 +128,9 @@ class Partition:
         self.assembler = Assembler(job.outputs, len(frame), nullable=job.nullable)
         self.encode_step: Step = "input" if code.preprocess is None else "preprocess"
         self.work: Work = plan_work(len(frame), self.encoder, job, runner)
-        self.encode: Callable[[Rows], Batch] = self._encode
+        self.encode: Callable[[Rows], Batch] = self.encoder.batch
+        if runner.pins:
+            self.encode = self._encode_pinned
         #: Entered while batches are run.
         self.prefetching: contextlib.AbstractContextManager[None]
         self.prefetching = contextlib.nullcontext()
@@ -179,7 +181,7 @@ class Partition:
         """Start a batch."""
         batch, step = None, self.encode_step
         crowded = bool(self.flight)
-        if (resumed := self.runner.resume(rows)) is not None:
+        if self.runner.resumes and (resumed := self.runner.resume(rows)) is not None:
             self.flight.append(Sent(rows, *resumed, crowded))
             return
         try:
@@ -192,7 +194,9 @@ class Partition:
                     return
             step = "forward"
             pending = self.runner.send(batch, rows)
-            self.flight.append(Sent(rows, self.runner.kept(batch), pending, crowded))
+            if self.runner.resumes:
+                batch = self.runner.kept(batch)
+            self.flight.append(Sent(rows, batch, pending, crowded))
             return
         except Exception as error:
             outcome = self._classify(rows, batch, error, step)
@@ -207,7 +211,9 @@ class Partition:
 
     def _collect_next(self) -> tuple[Rows, Outcome] | None:
         """Collect a batch; return its rows and how it failed, if it did."""
-        place = self.runner.next_back(sent.pending for sent in self.flight)
+        place = 0
+        if len(self.flight) > 1:
+            place = self.runner.next_back(sent.pending for sent in self.flight)
         rows, batch, pending, crowded = self.flight[place]
         del self.flight[place]
         fields: dict[Any, Any] = {}
@@ -263,8 +269,8 @@ class Partition:
             output = dict(self.runner.send(alone)())
         self.assembler.learn_axis(output, alone.padding.width)
 
-    def _encode(self, rows: Rows) -> Batch:
-        return self.runner.prepare(self.encoder.batch(rows))
+    def _encode_pinned(self, rows: Rows) -> Batch:
+        return self.runner.pin(self.encoder.batch(rows))
 
     def _classify(
         self,

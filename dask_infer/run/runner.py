@@ -43,6 +43,10 @@ class Runner:
     microbatch: int | None = None
     #: Batch-size policies, shared by all partitions.
     sizes: Sizes
+    #: Batches are to be pinned once they are encoded: see `pin`.
+    pins: bool = False
+    #: Rows that failed go on where they came to: see `kept` and `resume`.
+    resumes: bool = False
     #: Seconds by which batches are compared; asked by the partition's thread.
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 
@@ -74,8 +78,8 @@ class Runner:
         """Bytes that a forward may take."""
         raise NotImplementedError
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Make a batch ready to be sent; called in the thread that encoded it."""
+    def pin(self, batch: Batch) -> Batch:
+        """Move a batch to where the device copies it from, if `pins`."""
         return batch
 
     def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
@@ -97,11 +101,17 @@ class Runner:
         return 0
 
     def kept(self, batch: Batch) -> Batch:
-        """Return what has to stay of a batch that was sent; its padding is read."""
+        """Return what has to stay of a batch that was sent, if `resumes`.
+
+        Its padding is read.
+        """
         return batch
 
     def resume(self, rows: Rows) -> tuple[Batch, Pending] | None:
-        """Return rows of a batch that failed as far as they came; None to send them."""
+        """Return rows of a batch that failed as far as they came, if `resumes`.
+
+        None where they are to be sent.
+        """
         return None
 
     def count(self, rows: int) -> None:

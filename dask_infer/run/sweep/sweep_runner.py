@@ -65,6 +65,7 @@ class SweptOutput:
 class SweepRunner(Runner):
     """Batches of one partition through the layer groups of this process."""
 
+    resumes = True
     #: Batches are compared by their time in the first group: see `_observe`.
     clock = staticmethod(lambda: 0.0)
 
