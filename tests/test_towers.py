@@ -12,6 +12,7 @@ from dask.dataframe.dask_expr.io.parquet import ReadParquet
 
 import dask_infer
 from dask_infer import Ensemble, InputError, OutputError, PartitionError, Towers
+from dask_infer.batch.tensor.tensor_dtype import TensorDtype
 
 
 @pytest.fixture(autouse=True)
@@ -517,6 +518,42 @@ def test_lists_of_any_length_are_averaged(ddf, frame, minilm):
     ids = [tokenizer(text)["input_ids"] for text in frame["text"]]
     for row, tokens in zip(found, ids, strict=True):
         np.testing.assert_allclose(row, np.array(tokens) * 2.0)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "quarantine"])
+def test_a_label_that_a_model_does_not_give_is_no_vote(ddf, frame, on_error):
+    def odd(ids):
+        return ["odd" if each % 2 else None for each in ids]
+
+    def third(ids):
+        return [None if each % 3 else "third" for each in ids]
+
+    pred = ddf.infer.predict(
+        Ensemble([odd, third], "vote"), columns="id", meta="string", keep=False,
+        on_error=on_error,
+    )  # fmt: skip
+    found = pred.compute()
+    wanted = [
+        "odd" if each % 2 else None if each % 3 else "third" for each in frame["id"]
+    ]
+    assert [None if pd.isna(each) else each for each in found["prediction"]] == wanted
+    if on_error == "quarantine":
+        assert found["infer_error"].isna().all()
+
+
+def test_votes_on_texts_beside_numbers_keep_their_dtypes(ddf, frame):
+    def labels(x):
+        whole = np.round(x).astype("int8")
+        return {"text": ["t"] * len(x), "code": whole[:, 0], "codes": whole}
+
+    meta = {"text": "string", "code": "int8", "codes": TensorDtype("int8", (2,))}
+    model = Ensemble([(labels, ["a", "b"])] * 3, "vote")
+    found = ddf.infer.predict(model, meta=meta, keep=False).compute()
+    assert found["text"].eq("t").all()
+    assert found["code"].dtype == "int8"
+    wanted = labels(frame[["a", "b"]].to_numpy())["codes"]
+    np.testing.assert_array_equal(found["code"], wanted[:, 0])
+    np.testing.assert_array_equal(np.stack(found["codes"]), wanted)
 
 
 def test_a_row_that_a_member_fails_on_is_missing(ddf):

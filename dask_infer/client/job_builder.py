@@ -322,10 +322,26 @@ def _ensemble_job(
         outputs = Outputs(name_values(values, request.output))
         check_meta(how, outputs, request.meta)
         known = {"batch_size": "auto", "timeout": None, "meta": None, **here}
+        if any(c.dtype == "string" for t in towers for c in t.job.outputs.columns):
+            known["preprocess"] = with_missing_texts
         head = build_model_job(_part(request, part, **known), rows, kept, outputs)
     return TowersJob(
         "Ensemble", tuple(towers), head.outputs, head, on_error=request.on_error
     )
+
+
+def with_missing_texts(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return labels as votes are counted: a text that a model does not give is None."""
+    labels: dict[str, Any] = {}
+    for name, series in frame.items():
+        if is_list(series.dtype):
+            labels[str(name)] = to_dense(series)
+        elif isinstance(series.dtype, pd.StringDtype):
+            texts = series.astype(object)
+            labels[str(name)] = texts.where(texts.notna(), None).tolist()
+        else:
+            labels[str(name)] = series.to_numpy()
+    return labels
 
 
 def _member_meta(request: Request, kept: tuple[Any, ...]) -> Any:
