@@ -14,7 +14,7 @@ import torch
 from distributed import Client
 
 import dask_infer
-from dask_infer import Layout, PartitionError, PlacementError
+from dask_infer import Layout, OutputError, PartitionError, PlacementError
 
 from .conftest import groups, near, wait_until, workers
 
@@ -208,6 +208,26 @@ def test_an_error_of_one_shard_comes_back_once(client, pdf, shard):
         pred.compute()
     causes = str(raised.value.__cause__.__cause__)
     assert f"stage 0 of 1, shard {shard} on worker" in causes
+
+
+class KeepsWeightsSmall(torch.nn.Module):
+    """Changes a weight that is divided, each time it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 8)
+        self.outer = torch.nn.Linear(8, 1)
+
+    def forward(self, x):
+        self.inner.weight.data.clamp_(-0.1, 0.1)
+        return self.outer(self.inner(x))
+
+
+@pytest.mark.parametrize("on_error", ["raise", "null"])
+def test_a_model_that_changes_divided_weights_is_refused(client, ddf, on_error):
+    pred = ddf.infer.predict(KeepsWeightsSmall(), parallel=ALONE, on_error=on_error)
+    with pytest.raises(OutputError, match=r"changes in place a weight.*use parallel="):
+        pred.compute()
 
 
 @pytest.mark.parametrize("shard", [0, 1])
