@@ -12,21 +12,40 @@ import numpy as np
 import torch
 
 from dask_infer.model.split.chain import Chain
+from dask_infer.model.split.program import Step
 
 #: Axis of the rows of each value; None for a value that has none.
 Axes = Mapping[str, int | None]
+
+#: Operators that may put rows in another order.
+MOVES = frozenset(
+    {
+        *("argsort", "sort", "topk", "flip", "roll", "gather", "index_select"),
+        *("index", "take", "scatter", "index_put", "index_add", "index_copy"),
+    }
+)
 
 #: Rows and tokens by which values are compared.
 COUNTS = ((7, 5), (11, 5), (11, 13))
 
 
 def row_axes(chain: Chain, place: int) -> Axes | None:
-    """Return the axis of rows of each value before block `place`; None if unknown."""
+    """Return the axis of rows of each value before block `place`; None if unknown.
+
+    Inside the model rows may be in another order, which the rest of it undoes: of such
+    values none is known to be of a row.
+    """
     axes: dict[str, int | None] = {}
+    inside = place < len(chain.blocks)
+    if inside and any(map(_moves, chain.program.steps[: chain.bounds[place]])):
+        return None
     for name in chain.cut_names(place):
         value = chain.program.values.get(name)
         if value is None:
             return None
+        made = inside and name not in chain.program.inputs
+        if made and len(value.shape) == 1 and value.dtype is torch.int64:
+            return None  # a layer may return the order it put rows in
         sizes = [value.sizes(rows, tokens) for rows, tokens in COUNTS]
         changing = [
             axis for axis, found in enumerate(zip(*sizes, strict=True))
@@ -42,6 +61,10 @@ def row_axes(chain: Chain, place: int) -> Axes | None:
             return None
         axes[name] = axis
     return axes
+
+
+def _moves(step: Step) -> bool:
+    return step.kind == "operator" and step.target[1].removesuffix("_") in MOVES
 
 
 def take_rows(

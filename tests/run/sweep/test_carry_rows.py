@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from dask_infer.model.split.program import Value
+from dask_infer.model.split.program import Step, Value
 from dask_infer.run.sweep.carry_rows import join_rows, row_axes, take_rows
 
 
-def chain(**values: Value | None) -> Any:
-    program = SimpleNamespace(values={k: v for k, v in values.items() if v})
-    return SimpleNamespace(program=program, cut_names=lambda place: tuple(values))
+def chain(*steps: Step, **values: Value | None) -> Any:
+    program = SimpleNamespace(
+        values={k: v for k, v in values.items() if v}, steps=steps, inputs=()
+    )
+    return SimpleNamespace(
+        program=program,
+        cut_names=lambda place: tuple(values),
+        blocks=("first", "second"),
+        bounds=(0, len(steps), len(steps)),
+    )
 
 
 def test_the_axis_of_rows_is_found_by_its_size() -> None:
@@ -37,10 +44,19 @@ def test_the_axis_of_rows_is_found_by_its_size() -> None:
         Value(torch.float32, ("rows * 4", 8)),
         Value(torch.float32, ("rows", "rows")),
         Value(torch.float32, ("rows * tokens",)),
+        Value(torch.int64, ("rows",)),  # it may be an order of rows
     ],
 )
 def test_what_cannot_be_cut_by_rows_is_not(value: Value | None) -> None:
     assert row_axes(chain(x=value), 0) is None
+
+
+def test_values_after_an_operator_that_moves_rows_are_not_cut() -> None:
+    flip = Step("flip", "operator", ("aten", "flip", "default"), ())
+    made = chain(flip, x=Value(torch.float32, ("rows", 8)))
+    assert row_axes(made, 0) == {"x": 0}  # before it
+    assert row_axes(made, 1) is None
+    assert row_axes(made, 2) == {"x": 0}  # the outputs
 
 
 def test_rows_are_taken_and_joined() -> None:

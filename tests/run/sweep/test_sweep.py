@@ -285,3 +285,30 @@ def test_a_block_larger_than_the_limit_is_refused_by_name(ddf, model):
     limit = dask.config.set({"infer.replica.memory-limit": 1000})
     with limit, pytest.raises(PlacementError, match=r'block "\d" of .*Sequential'):
         pred.compute(scheduler="sync")
+
+
+class Reordered(torch.nn.Module):
+    """Runs its layers on rows in another order, and puts them back."""
+
+    def __init__(self, log: Path, order: str):
+        super().__init__()
+        self.layers, self.order = faulty(log, above=1.0), order
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        order = x[:, 0].argsort()
+        x = x.flip(0) if self.order == "flip" else x[order]
+        for layer in self.layers:
+            x = layer(x)
+        return x.flip(0) if self.order == "flip" else x[order.argsort()]
+
+
+@pytest.mark.parametrize("order", ["flip", "sort"])
+def test_rows_in_another_order_are_not_taken_for_others(ddf, pdf, tmp_path, order):
+    """Those of a batch that failed were cut by place: values of other rows."""
+    model = Reordered(tmp_path / "log", order)
+    pred = ddf.infer.predict(
+        model, parallel=Layout(sweep=True, stages=3), on_error="null", batch_size=9
+    )
+    found = pred.compute(scheduler="sync")["prediction"].to_numpy()
+    wanted = pdf["a"].where(pdf["a"] <= 1.0).to_numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
