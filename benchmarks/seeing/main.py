@@ -69,13 +69,17 @@ def _switch(on: bool, dask_worker: Any) -> None:
     """Have the workers count, or not: there is no such switch outside benchmarks."""
     import contextlib
 
-    from dask_infer.graph import tasks
     from dask_infer.metrics import recorder
     from dask_infer.replica import partition_counters as counters
+    from dask_infer.run import predict
 
     kept = vars(recorder).setdefault(
         "kept",
-        (recorder.Meter.__enter__, recorder.Meter.__exit__, tasks.recording_partition),
+        (
+            recorder.Meter.__enter__,
+            recorder.Meter.__exit__,
+            predict.recording_partition,
+        ),
     )
     enter, leave, partition = kept
     if on:
@@ -85,7 +89,7 @@ def _switch(on: bool, dask_worker: Any) -> None:
         enter, leave = (lambda self: None), (lambda self, *error: None)
         partition = lambda *args: contextlib.nullcontext()  # noqa: E731
     recorder.Meter.__enter__, recorder.Meter.__exit__ = enter, leave
-    tasks.recording_partition = partition
+    predict.recording_partition = partition
 
 
 def call_cost(rounds: int) -> list[list[Any]]:

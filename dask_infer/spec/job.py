@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -135,7 +136,7 @@ class Job:
         added = (ERROR_COLUMN,) if self.quarantine else ()
         return (*self.outputs.names, *added)
 
-    @property
+    @functools.cached_property  # asked for each partition
     def rate_key(self) -> str:
         """Name under which its times are remembered, the same under every layout."""
         content = (
