@@ -733,6 +733,10 @@ X = (linear(2, 1), ["a", "b"])
         (Towers({"x": (fails, "a")}), {}, OutputError, '^tower "x": .*pass meta='),
         (Towers({"x": X}, head=Head()), {}, InputError, "^head: .*argument: 'y'"),
         (
+            Towers({"x": X, "z": X}, head=Head()),
+            {}, InputError, "'y'.*; name the towers as the head's arguments",
+        ),
+        (
             Towers({"x": (Fields(), ["a", "b"])}, head=torch.nn.ReLU()),
             {}, InputError, "one argument a tower, .*x_sum, x_twice; pick one",
         ),

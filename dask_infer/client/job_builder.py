@@ -31,6 +31,7 @@ from dask_infer.model.combine import Combine
 from dask_infer.model.formats.format import Format
 from dask_infer.model.recognise import recognise
 from dask_infer.model.registry import format_of
+from dask_infer.model.shapes.trace_errors import TWO, ArityMismatch
 from dask_infer.model.towers import Ensemble, Member, Towers
 from dask_infer.spec import (
     ERROR_COLUMN,
@@ -208,13 +209,22 @@ def _headed(
         "resources": None,
     }
     with naming_model("head"):
-        if member.columns is None and not isinstance(member.model, Towers):
+        by_tower = member.columns is None and not isinstance(member.model, Towers)
+        if by_tower:
             columns = [*_columns(towers)] if fitted else _by_tower(model, towers)
             member = replace(member, columns=columns)
         if fitted:
             arguments["preprocess"] = spread_lists
         part = _part(request, member, **arguments)
-        head = _job(part, _rows_of(towers), kept)
+        try:
+            head = _job(part, _rows_of(towers), kept)
+        except ArityMismatch as error:
+            if not by_tower:
+                raise
+            raise ArityMismatch(
+                f"{str(error).removesuffix(TWO)}name the towers as the head's "
+                "arguments, or name what each reads: head=(model, columns)"
+            ) from None
     return TowersJob(
         "Towers", tuple(towers), head.outputs, head, on_error=request.on_error
     )

@@ -59,6 +59,8 @@ class Layout:
             raise ValueError(
                 f'Layout({name}={value!r}): pass a positive whole number or "auto"'
             )
+        if not isinstance(self.sweep, bool):
+            raise ValueError(f"Layout(sweep={self.sweep!r}): pass True or False")
         if self.sweep:
             self._check_sweep()
 
