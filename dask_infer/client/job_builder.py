@@ -31,7 +31,7 @@ from dask_infer.model.combine import Combine
 from dask_infer.model.formats.format import Format
 from dask_infer.model.recognise import recognise
 from dask_infer.model.registry import format_of
-from dask_infer.model.shapes.trace_errors import TWO, ArityMismatch
+from dask_infer.model.shapes.trace_errors import TWO
 from dask_infer.model.towers import Ensemble, Member, Towers
 from dask_infer.spec import (
     ERROR_COLUMN,
@@ -218,10 +218,10 @@ def _headed(
         part = _part(request, member, **arguments)
         try:
             head = _job(part, _rows_of(towers), kept)
-        except ArityMismatch as error:
-            if not by_tower:
+        except InputError as error:
+            if not by_tower or not str(error).endswith(TWO):
                 raise
-            raise ArityMismatch(
+            raise InputError(
                 f"{str(error).removesuffix(TWO)}name the towers as the head's "
                 "arguments, or name what each reads: head=(model, columns)"
             ) from None
