@@ -64,6 +64,22 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{min(values):.{digits}f}-{max(values):.{digits}f}"
 
 
+def beside(
+    runs: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, float]]
+) -> list[str]:
+    """Median and range of the seconds, and ratios of seconds and CPU to the base.
+
+    Each run is compared with that of the base in the same round.
+    """
+    seconds = [run["seconds"] for run in runs]
+    ratios = (
+        median([a[key] / b[key] for a, b in zip(runs, base, strict=True)])
+        for key in ("seconds", "cpu")
+    )
+    shown = (f"{ratio:.2f}" for ratio in ratios)
+    return [f"{median(seconds):.2f}", spread(seconds), *shown]
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Markdown table; the first column is text, the others numbers."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]

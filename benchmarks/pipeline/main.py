@@ -91,21 +91,11 @@ def compare(workers: int, options: argparse.Namespace) -> list[list[Any]]:
             workers,
             name,
             ceil(size / max(1, round(size / sizes.get(name, size)))),
-            *_figures(runs, answers[DATA]),
+            *measure.beside(runs, answers[DATA]),
             *_calls(first.get(name), runs),
         ]
         for name, runs in answers.items()
     ]
-
-
-def _figures(runs: list[Run], base: list[Run]) -> list[str]:
-    seconds = [run["seconds"] for run in runs]
-    ratios = (
-        measure.median([a[key] / b[key] for a, b in zip(runs, base, strict=True)])
-        for key in ("seconds", "cpu")
-    )
-    told = (f"{ratio:.2f}" for ratio in ratios)
-    return [f"{measure.median(seconds):.2f}", measure.spread(seconds), *told]
 
 
 def _calls(first: Run | None, runs: list[Run]) -> list[str]:

@@ -102,18 +102,9 @@ def compare(name: str, tokens: int, rounds: int) -> list[list[Any]]:
         answers = measure.interleave(calls, rounds)
     base = answers["data-parallel"]
     return [
-        [name, tokens, label, *_figures(runs, base)] for label, runs in answers.items()
+        [name, tokens, label, *measure.beside(runs, base)]
+        for label, runs in answers.items()
     ]
-
-
-def _figures(runs: list[Run], base: list[Run]) -> list[str]:
-    seconds = [run["seconds"] for run in runs]
-    ratios = (
-        measure.median([a[key] / b[key] for a, b in zip(runs, base, strict=True)])
-        for key in ("seconds", "cpu")
-    )
-    shown = (f"{ratio:.2f}" for ratio in ratios)
-    return [f"{measure.median(seconds):.2f}", measure.spread(seconds), *shown]
 
 
 def main() -> None:

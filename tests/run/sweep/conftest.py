@@ -6,7 +6,9 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+
+# The same model, what it gives for these rows, and how that is compared.
+from tests.pipeline.conftest import expected, model, near  # noqa: F401
 
 ROWS = 203
 
@@ -20,24 +22,3 @@ def pdf() -> pd.DataFrame:
 @pytest.fixture
 def ddf(pdf: pd.DataFrame) -> dd.DataFrame:
     return dd.from_pandas(pdf, npartitions=5)
-
-
-@pytest.fixture
-def model() -> torch.nn.Sequential:
-    torch.manual_seed(11)
-    layers: list[torch.nn.Module] = [torch.nn.Linear(2, 16)]
-    for _ in range(4):
-        layers += [torch.nn.Tanh(), torch.nn.Linear(16, 16)]
-    return torch.nn.Sequential(*layers, torch.nn.Linear(16, 1))
-
-
-@pytest.fixture
-def expected(pdf: pd.DataFrame, model: torch.nn.Module) -> np.ndarray:
-    with torch.inference_mode():
-        return model(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
-
-
-def near(result: pd.DataFrame, expected: np.ndarray, pdf: pd.DataFrame) -> None:
-    """Every row once, in its place, and right."""
-    assert result.index.equals(pdf.index)
-    np.testing.assert_allclose(result["prediction"], expected, atol=1e-5)
