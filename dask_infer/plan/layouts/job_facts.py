@@ -12,7 +12,7 @@ from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
 #: Share of the memory for models that a layout leaves free.
 MARGIN = 0.1
 #: Seconds of the scheduler for each partition (benchmarks/noop), and of a job.
-TASK, START = 2.4e-3, 0.1
+TASK, START = 2.9e-3, 0.1
 
 
 @dataclass(frozen=True)
