@@ -18,8 +18,9 @@ from dask_infer.metrics.sums import Sums
 from dask_infer.replica.remembered import recall, remember
 from dask_infer.spec import Job, ModelSpec
 
-#: Seconds between two writes of a job's times.
-INTERVAL = 1.0
+#: Partitions of a job that a process observes at first, and seconds from each to the
+#: next one from then on: observing takes 15 us and a file (benchmarks/seeing).
+FIRST, INTERVAL = 8, 1.0
 #: Bytes of a load that shows the rate of a host; smaller ones show fixed costs.
 RATED = 16 * 2**20
 
@@ -46,12 +47,13 @@ def chain_key(chain: str, kind: str) -> str:
 
 @dataclass
 class _Times:
-    """Sums over the latest partitions of one job in this process."""
+    """Sums over the latest partitions of one job that were observed in this process."""
 
     rows: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     partitions: int = 0
-    written: float = 0.0
+    #: `time.monotonic()` of the last one.
+    observed: float = 0.0
 
 
 _times: dict[str, _Times] = {}
@@ -92,6 +94,14 @@ def _waited() -> float:
         os.close(counters)
 
 
+def is_observed(job: Job, kind: str) -> bool:
+    """Whether there is something to learn from a partition that begins now."""
+    times = _times.get(rows_key(job.rate_key, kind))
+    if times is None or times.partitions < FIRST:
+        return True
+    return time.monotonic() - times.observed >= INTERVAL
+
+
 def observe_partition(job: Job, sums: Sums, spent: ThreadTimes, kind: str) -> None:
     """Learn from a partition that was predicted in this process.
 
@@ -127,11 +137,7 @@ def observe_partition(job: Job, sums: Sums, spent: ThreadTimes, kind: str) -> No
         times.rows = times.rows / 2 + rows
         for each, amount in learned.items():
             times.seconds[each] = times.seconds.get(each, 0.0) / 2 + amount
-        now = time.monotonic()
-        first_ones = times.partitions & (times.partitions - 1) == 0  # 1, 2, 4, 8, ...
-        if not first_ones and now - times.written < INTERVAL:
-            return
-        times.written = now
+        times.observed = time.monotonic()
         sums_now = times.seconds
         state = {
             "forward": sums_now["forward"] / times.rows,

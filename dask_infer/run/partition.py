@@ -31,7 +31,7 @@ from dask_infer.faults.classify import Step
 from dask_infer.metrics.recorder import add, meter, recorded
 from dask_infer.model.runtime.tokenizers import load_tokenizer
 from dask_infer.model.store.blob_store import read_blob
-from dask_infer.replica.measured import ThreadTimes, observe_partition
+from dask_infer.replica.measured import ThreadTimes, is_observed, observe_partition
 from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import (
     cores_of_process,
@@ -68,11 +68,11 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
         with sweep_runner(job, code, place) as runner:
             return Partition(frame, job, code, runner).columns()
     with local_runner(job, code, place) as runner:
-        began = ThreadTimes.now()
+        kind = runner.device.torch_device.type
+        began = ThreadTimes.now() if is_observed(job, kind) else None
         columns = Partition(frame, job, code, runner).columns()
-        if (sums := recorded()) is not None:
-            spent = ThreadTimes.now().since(began)
-            observe_partition(job, sums, spent, runner.device.torch_device.type)
+        if began is not None and (sums := recorded()) is not None:
+            observe_partition(job, sums, ThreadTimes.now().since(began), kind)
         return columns
 
 

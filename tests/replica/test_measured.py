@@ -9,6 +9,7 @@ from dask_infer.metrics.sums import Sums
 from dask_infer.replica import measured, remembered
 from dask_infer.replica.measured import (
     ThreadTimes,
+    is_observed,
     load_key,
     observe_load,
     observe_partition,
@@ -62,6 +63,17 @@ def test_the_first_partition_is_forgotten_and_later_ones_count_more():
     assert observed(job())["forward"] == pytest.approx(8e-3)
     observed(job(), forward=0.4)
     assert observed(job(), forward=0.4)["forward"] < 5e-3
+
+
+def test_after_the_first_partitions_of_a_job_one_an_interval_is_observed(monkeypatch):
+    monkeypatch.setattr(measured, "INTERVAL", 1e9)
+    for _ in range(measured.FIRST):
+        assert is_observed(job(), "cpu")
+        observed(job())
+    assert not is_observed(job(), "cpu")
+    assert is_observed(job(), "cuda") and is_observed(job("other"), "cpu")
+    monkeypatch.setattr(measured, "INTERVAL", 0.0)
+    assert is_observed(job(), "cpu")
 
 
 def test_layouts_share_their_times_and_other_requests_do_not():
