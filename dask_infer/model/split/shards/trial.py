@@ -31,7 +31,12 @@ from dask_infer.model.split.shards.collective import (
     exchanging,
 )
 from dask_infer.model.split.shards.division import Cut, Shard
-from dask_infer.model.split.stage_loader import join_outputs, layer_paths, put
+from dask_infer.model.split.stage_loader import (
+    join_outputs,
+    layer_paths,
+    names_in,
+    put,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,18 +63,19 @@ def find_cuts(
     layers = chain.layers()
     marks = {path: fingerprint(layer) for path, layer in layers.items()}
     floats = _in_float32(chain)
-    known: dict[bytes, dict[tuple[int, str], Cut]] = {}
+    known: dict[Any, dict[tuple[int, str], Cut]] = {}
     found: Cuts = {}
     for block in range(len(chain.blocks)):
-        mark = block_mark(chain, block, marks)
         places = _places(chain, block)
-        if mark not in known:
-            cuts: Cuts = {}
-            if chain.blocks[block].nbytes <= most_bytes:
-                cuts = _try(floats, block, shards)
-            known[mark] = {places[name]: cut for name, cut in cuts.items()}
+        if not places or chain.blocks[block].nbytes > most_bytes:
+            continue
+        # Of blocks that are alike one may share a weight with another block.
+        kind = block_mark(chain, block, marks), *places.values()
+        if kind not in known:
+            cuts = _try(floats, block, list(places), shards)
+            known[kind] = {places[name]: cut for name, cut in cuts.items()}
         by_place = {place: name for name, place in places.items()}
-        found.update({by_place[place]: cut for place, cut in known[mark].items()})
+        found.update({by_place[place]: cut for place, cut in known[kind].items()})
     return tuple(sorted(found.items()))
 
 
@@ -100,9 +106,9 @@ def _places(chain: Chain, block: int) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _try(chain: Chain, block: int, shards: int) -> Cuts:
+def _try(chain: Chain, block: int, names: list[str], shards: int) -> Cuts:
     try:
-        return _Trial(chain, block, shards).cuts()
+        return _Trial(chain, block, names, shards).cuts()
     except Exception as error:  # the block runs with each result put together
         name = chain.blocks[block].name
         logger.debug("%s: trial of %s failed: %s", chain.name, name, error)
@@ -110,13 +116,21 @@ def _try(chain: Chain, block: int, shards: int) -> Cuts:
 
 
 class _Trial:
-    """One block, whole and in shards that are threads."""
+    """One block, whole and in shards that are threads.
 
-    def __init__(self, chain: Chain, block: int, shards: int) -> None:
+    Parameters
+    ----------
+    names
+        The weights that may be divided otherwise.
+    """
+
+    def __init__(self, chain: Chain, block: int, names: list[str], shards: int) -> None:
         self._chain, self._block, self._shards = chain, block, shards
-        self._names = list(_places(chain, block))
+        self._names = names
         #: Outputs of weights that stay together.
         self._units: dict[str, int] = {}
+        #: Wishes that were granted: no two of them take turns for ever.
+        self._granted: set[tuple[str, Cut]] = set()
         self._random = torch.Generator().manual_seed(0)
         carry = chain.example(block, ROWS, TOKENS)
         if carry is None:
@@ -132,25 +146,24 @@ class _Trial:
 
     def cuts(self) -> Cuts:
         """Return what was found and proven; empty where there is nothing."""
-        if not self._names:
-            return {}
-        whole = self._stage()
+        whole = self._stages[0]
         self._fill(whole, None)
         with torch.inference_mode():
             expected = whole(self._copied())
         plain, _, _ = self._run({})
         cuts = {name: self._even(name) for name in self._names}
-        refused: set[tuple[str, str]] = set()
         for _ in range(ROUNDS):
             exchanges, outputs, wishes = self._run(cuts)
             changed = {
                 name: cut
                 for name, wish in wishes.items()
-                if (cut := self._granted(name, cuts[name], wish, refused)) is not None
+                if (cut := self._grant(name, cuts[name], wish)) is not None
             }
             if not changed:
                 break
             cuts.update(changed)
+        else:  # the last changes were never run
+            return {}
         right = all(_equal(output, expected) for output in outputs)
         if not right:
             logger.info(
@@ -165,9 +178,7 @@ class _Trial:
         size = self._chain.tensors[name].shape[axis]
         return Cut(axis, AxisParts.even(size, self._shards, unit, ends), stays=True)
 
-    def _granted(
-        self, name: str, cut: Cut, wish: tuple[str, Any], refused: set[tuple[str, str]]
-    ) -> Cut | None:
+    def _grant(self, name: str, cut: Cut, wish: tuple[str, Any]) -> Cut | None:
         """Return how a weight is divided from now on; None for as before."""
         kind, value = wish
         shape, column = self._chain.tensors[name].shape, self._chain.axes[name]
@@ -189,9 +200,9 @@ class _Trial:
                 for shard in range(self._shards)
                 for start, stop in new.parts.ranges(shard)
             )
-        if not fits or new == cut or (name, repr(new)) in refused:
+        if not fits or new == cut or (name, new) in self._granted:
             return None
-        refused.add((name, repr(new)))  # so that no two wishes take turns for ever
+        self._granted.add((name, new))
         return new
 
     # --- running it --------------------------------------------------------------
@@ -202,12 +213,9 @@ class _Trial:
         return stage
 
     def _fill(self, stage: nn.Module, shard: Shard | None) -> None:
-        names: dict[str, list[str]] = {}
-        for name, _ in named_tensors(stage):
-            names.setdefault(self._chain.first_name(name), []).append(name)
-        for first, others in names.items():
+        for first, names in names_in(self._chain, stage).items():
             weight = self._weights[first]
-            put(self._chain, stage, others, weight, torch.device("cpu"), shard)
+            put(self._chain, stage, names, weight, torch.device("cpu"), shard)
 
     def _run(
         self, cuts: Cuts

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dask_infer.model.split import split
-from dask_infer.model.split.shards import DividedTensor, divided_results
+from dask_infer.model.split.shards import DividedTensor, divided_results, trial
 from dask_infer.model.split.shards.divided_tensor import RULES
 from dask_infer.model.split.shards.trial import find_cuts
 from tests.model.split import families
@@ -55,6 +55,38 @@ def test_a_wide_middle_stays_divided_and_equal_layers_are_tried_once():
         assert stays(found, f"{layer}.up.weight") == (0, 1)
         assert stays(found, f"{layer}.down.weight") == (1, 1)
     assert_equal(spec, chain, 3, found, torch.randn(5, 8))
+
+
+def test_of_equal_layers_one_may_share_a_weight_with_another():
+    """The first one's cuts had no place in it, and no group could be formed."""
+    model = layers(nn.GELU())
+    model[2].up.weight = model[1].up.weight
+    spec, chain = split_module(model, FLOATS)
+    found = find_cuts(chain, 2)
+    assert stays(found, "0.up.weight") == (0, 1)
+    assert not dict(found).keys() & {"1.up.weight", "2.up.weight"}
+    assert_equal(spec, chain, 2, found, torch.randn(5, 8))
+
+
+class Gates(Mixes):
+    """Beside what is found in two rounds, what takes three."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.GELU())
+        self.beside = Mixes(nn.GELU())
+        self.both, self.out = nn.Linear(8, 24), nn.Linear(12, 8)
+
+    def forward(self, x: Any) -> Any:
+        gate, up = self.both(x).chunk(2, -1)
+        return super().forward(self.beside(x)) + self.out(F.silu(gate) * up)
+
+
+def test_cuts_that_are_still_changing_are_not_used(monkeypatch):
+    """The changes of the last round were used, and no trial had run with them."""
+    _, chain = split_module(nn.Sequential(Gates(), Gates()), FLOATS)
+    assert stays(find_cuts(chain, 2), "1.out.weight") == (1, 1)
+    monkeypatch.setattr(trial, "ROUNDS", 2)
+    assert find_cuts(chain, 2) == ()
 
 
 def glu(x: Any) -> Any:
