@@ -28,17 +28,7 @@ _Tensor: Any = torch.Tensor
 
 #: Names of functions of one value at a time, or of values at the same place.
 _ELEMENTWISE = (
-    *(
-        "abs",
-        "add",
-        "bfloat16",
-        "celu",
-        "clamp",
-        "clone",
-        "contiguous",
-        "div",
-        "double",
-    ),
+    *("abs", "add", "bfloat16", "celu", "clamp", "clone", "div", "double"),
     *("dropout", "elu", "erf", "exp", "float", "gelu", "half", "hardsigmoid", "pow"),
     *("hardswish", "hardtanh", "leaky_relu", "logsigmoid", "masked_fill", "maximum"),
     *("minimum", "mish", "mul", "neg", "reciprocal", "relu", "relu6", "rsqrt", "where"),

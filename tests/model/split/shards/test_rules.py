@@ -71,6 +71,7 @@ ROWS = torch.randn(5, 8)
         # What describes it exchanges nothing.
         ((11, 7), 0, lambda w: torch.tensor([*w.shape, w.numel(), len(w)]), 0),
         ((11, 7), 0, lambda w: torch.zeros(2, dtype=w.dtype, device=w.device), 0),
+        ((11, 7), 0, lambda w: torch.tensor(w.contiguous().detach().t().shape), 0),
     ],
 )
 def test_operations_give_what_the_whole_tensor_gives(
