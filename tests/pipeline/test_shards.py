@@ -226,7 +226,8 @@ class KeepsWeightsSmall(torch.nn.Module):
 @pytest.mark.parametrize("on_error", ["raise", "null"])
 def test_a_model_that_changes_divided_weights_is_refused(client, ddf, on_error):
     pred = ddf.infer.predict(KeepsWeightsSmall(), parallel=ALONE, on_error=on_error)
-    with pytest.raises(OutputError, match=r"changes in place a weight.*use parallel="):
+    changes = r'"KeepsWeightsSmall": .*changes in place a weight.*use parallel='
+    with pytest.raises(OutputError, match=changes):
         pred.compute()
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from dask_infer.batch.outputs.pick import pick
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Pending, Stream
+from dask_infer.errors import OutputError
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import Recorder, add, meter
 from dask_infer.metrics.sums import Label
@@ -277,6 +278,8 @@ class StageServer:
 
     def _failure(self, error: BaseException, replica: Replica) -> Failure:
         memory = is_out_of_memory(error)
+        if isinstance(error, OutputError):  # raised by what knows no model
+            error.args = (f'model "{replica.spec.name}": {error}',)
         failure = Failure.of(error, self.spec, self.worker, memory=memory)
         if isinstance(error, ShardFailed):
             failure = replace(failure, of_other=True)

@@ -87,7 +87,7 @@ def watched(join: Callable[[], torch.Tensor]) -> torch.Tensor:
 def refuse_change() -> NoReturn:
     """Raise the error of a model that changes a divided tensor in place."""
     raise OutputError(
-        "the model changes in place a weight, or a result, that is divided among "
+        "its code changes in place a weight, or a result, that is divided among "
         'shards; use parallel="data", or "pipeline" without shards'
     )
 
