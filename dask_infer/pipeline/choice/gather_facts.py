@@ -10,6 +10,7 @@ from distributed.comm.addressing import get_address_host
 from distributed.system import MEMORY_LIMIT
 
 from dask_infer import config
+from dask_infer.device.device import Device
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.registry import format_of
@@ -22,8 +23,9 @@ from dask_infer.plan.layouts.fact import Fact, Source
 from dask_infer.plan.layouts.job_facts import JobFacts
 from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS, fixed_and_per_row
 from dask_infer.plan.units import count, in_bytes, in_seconds
+from dask_infer.replica.cache import models_limit
 from dask_infer.replica.measured import chain_key, load_key, rate_key, rows_key
-from dask_infer.replica.worker_place import partitions_at_once
+from dask_infer.replica.worker_place import current_place, partitions_at_once
 from dask_infer.spec import AutoSpec, GroupSpec
 
 #: Floating operations a second of one core and of an accelerator, where nothing was
@@ -42,6 +44,8 @@ MAPPED = 2e9
 MANY = 100_000
 #: Share of an accelerator's memory that models may take (`Cuda.memory_limit`).
 ON_DEVICE = 0.75
+#: The fact that says whether jobs before measured a forward.
+FORWARD = "forward of a row"
 
 
 def keys_of(auto: AutoSpec) -> list[str]:
@@ -120,8 +124,7 @@ class Gatherer:
     @property
     def is_measured(self) -> bool:
         """Whether jobs before this one measured its forward."""
-        name = "forward of a row"
-        return any(f.name == name and f.source == "measured" for f in self.shown)
+        return any(f.name == FORWARD and f.source == "measured" for f in self.shown)
 
     # --- each fact -----------------------------------------------------------------
 
@@ -171,7 +174,7 @@ class Gatherer:
         """Return how many times as fast as a CPU a kind of device is."""
         names = [rows_key(self.auto.rate_key, each) for each in ("cpu", kind)]
         rows = [self.known[name]["forward"] for name in names if name in self.known]
-        if len(rows) == 2 and rows[1]:
+        if len(rows) == 2 and all(rows):
             return float(rows[0] / rows[1])
         return FLOPS[kind] / FLOPS["cpu"]
 
@@ -183,7 +186,7 @@ class Gatherer:
         nbytes: int,
     ) -> tuple[float, float]:
         """Return CPU seconds of one row, and those of a forward whatever its rows."""
-        name = "forward of a row"
+        name = FORWARD
         for each in (kind, *FLOPS):
             state = self.known.get(rows_key(self.auto.rate_key, each))
             if state is not None:
@@ -236,8 +239,9 @@ class Gatherer:
         """Return the workers, the kind of device, and the resources of a group."""
         group = self.group
         if not self.info:
-            local = _this_process(group)
-            kind = "cuda" if local.one_at_a_time else "cpu"
+            device = _own_device(group)
+            kind = device.torch_device.type
+            local = self._this_process(device)
             self._show_memory([local])
             return [local], kind, group.resources
         kinds = {address: self._kind(each) for address, each in self.info.items()}
@@ -291,6 +295,17 @@ class Gatherer:
             one_at_a_time=accelerated,
         )
 
+    def _this_process(self, device: Device) -> WorkerFacts:
+        """Return this process as the one worker, for schedulers without workers."""
+        limit = models_limit(device, current_place())
+        return WorkerFacts(
+            "this process",
+            MEMORY_LIMIT if limit is None else limit,
+            speed=self._speed(device.torch_device.type),
+            threads=partitions_at_once(),
+            one_at_a_time=device.one_at_a_time,
+        )
+
     def _show_memory(self, workers: list[WorkerFacts]) -> None:
         rooms = sorted({worker.room for worker in workers})
         shown = " to ".join(in_bytes(each) for each in {*rooms[:1], *rooms[-1:]})
@@ -311,18 +326,7 @@ def _room(info: Mapping[str, Any], accelerated: bool) -> int | None:
     return room if configured is None else min(configured, room)
 
 
-def _this_process(group: GroupSpec) -> WorkerFacts:
-    """Return this process as the one worker, for schedulers without workers."""
+def _own_device(group: GroupSpec) -> Device:
+    """Return the device of this process that would run the model."""
     on_host = group.device == "auto" and format_of(group.model).takes_host()
-    device = resolve_device("cpu" if on_host else group.device)
-    limit = device.memory_limit()
-    accelerated = limit is not None
-    configured = config.get_bytes("replica.memory-limit")
-    if limit is None:
-        limit = MEMORY_LIMIT if configured is None else configured
-    return WorkerFacts(
-        "this process",
-        int(limit),
-        threads=partitions_at_once(),
-        one_at_a_time=accelerated,
-    )
+    return resolve_device("cpu" if on_host else group.device)
