@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+from dask_infer.metrics.cluster_sums import VERSION
 from dask_infer.metrics.sums import Label, Sums, to_message
 from dask_infer.pipeline.messages.group_state import GroupState, ModelFacts
 from dask_infer.pipeline.messages.stage_spec import StageSpec
@@ -139,7 +140,8 @@ class StubScheduler:
             if stage.group.model.name == model:
                 label = Label(stage.group.model.label, stage.index)
                 sums = Sums({"rows": rows}, {"forward": seconds})
-                worker.metrics["infer"] = {"sums": to_message({label: sums})}
+                sent = {"version": VERSION, "at": 0.0, "replicas": [], "host": {}}
+                worker.metrics["infer"] = {**sent, "sums": to_message({label: sums})}
 
     async def watch(self, spec: GroupSpec, version: int = -1) -> GroupState | None:
         """Return a newer state of a group, or None where there was none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from distributed import Scheduler
 from distributed.scheduler import WorkerState as DaskWorkerState
 
-from dask_infer.metrics.sums import from_message
+from dask_infer.metrics.cluster_sums import Message
 from dask_infer.pipeline.scheduler.group import Group, PlacedStage
 from dask_infer.spec import GroupSpec
 
@@ -85,14 +86,15 @@ def seconds_per_row(scheduler: Scheduler, group: Group) -> float | None:
     seconds: dict[int, float] = {}
     rows: dict[int, float] = {}
     for address in {placed.address for placed in group.placed}:
-        worker = scheduler.workers.get(address)
-        message = {} if worker is None else worker.metrics.get("infer", {})
-        for label, sums in from_message(message.get("sums", ())).items():
-            if label.model == group.spec.model.label and label.stage is not None:
-                stage = label.stage
-                rows[stage] = rows.get(stage, 0) + sums.count("rows")
-                forward = sums.seconds.get("forward", 0)
-                seconds[stage] = seconds.get(stage, 0) + forward
+        # It has left, has counted nothing yet, or counts as another version does.
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            message = Message.read(scheduler.workers[address].metrics["infer"])
+            for label, sums in message.by_model.items():
+                if label.model == group.spec.model.label and label.stage is not None:
+                    stage = label.stage
+                    rows[stage] = rows.get(stage, 0) + sums.count("rows")
+                    forward = sums.seconds.get("forward", 0)
+                    seconds[stage] = seconds.get(stage, 0) + forward
     if not rows or not all(rows.values()):
         return None
     return max(seconds[stage] / rows[stage] for stage in rows)

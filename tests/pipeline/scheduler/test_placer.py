@@ -261,6 +261,16 @@ async def test_a_group_that_serves_already_is_shared():
 
 
 @on_loop
+async def test_what_workers_of_another_version_count_says_no_speed():
+    async with StubScheduler("a", "b") as cluster:
+        await cluster.reserve([spec_of("x"), spec_of("y")], "request")
+        await cluster.serve()
+        for worker in cluster.workers.values():
+            worker.metrics["infer"] = {"version": 0, "sums": {"rows": 100}}
+        assert not any(map(cluster.coordinator._may_grow, cluster.table))
+
+
+@on_loop
 async def test_free_workers_go_to_the_slowest_group_of_a_job():
     async with StubScheduler("a", "b", "c", "d") as cluster:
         pair = [spec_of("x"), spec_of("y")]
