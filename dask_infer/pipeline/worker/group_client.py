@@ -16,7 +16,6 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
 from itertools import chain
 from math import ceil
 from typing import Any, TypeAlias
@@ -106,22 +105,6 @@ class GroupClient:
         except BaseException:
             await self.close(user)
             raise
-
-    async def reserve(
-        self, user: Any, groups: Sequence[tuple[GroupSpec, bytes | None]]
-    ) -> None:
-        """Have several groups formed together, this one among them.
-
-        Parameters
-        ----------
-        groups
-            Each with its `chain`, as of `open`.
-        """
-        worker = self.comms.worker()
-        if worker is None:
-            raise Lost
-        specs, here = pickle.dumps(list(groups)), self.comms.address
-        await worker.scheduler.infer_reserve(specs=specs, user=user, worker=here)
 
     async def close(self, user: Any) -> None:
         """Remove a user; with the last one the coordinator is not watched any more."""

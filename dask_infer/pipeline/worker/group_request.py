@@ -53,7 +53,8 @@ def request_groups(specs: Sequence[GroupSpec]) -> None:
         wanted = [(spec, chains.get(spec.key)) for spec in specs]
         clients = [GroupClient(comms_of(worker), spec) for spec in specs]
         if len(specs) > 1:
-            await clients[0].reserve(user, wanted)
+            reserve, address = worker.scheduler.infer_reserve, worker.address
+            await reserve(specs=pickle.dumps(wanted), user=user, worker=address)
         for client, (_, chain) in zip(clients, wanted, strict=True):
             await client.open(user, is_request=True, chain=chain)
             await client.close(user)
