@@ -14,6 +14,7 @@ from distributed.utils import sync
 
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.pipeline.choice.gather_facts import Gatherer, keys_of
+from dask_infer.pipeline.scheduler.group_table import TOPIC
 from dask_infer.pipeline.worker.measure import timed_chain
 from dask_infer.plan.layouts.alternative import Alternative
 from dask_infer.plan.layouts.choose import alternatives, choose, nothing_fits, reason
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the timing of a model's blocks takes: it is not worth more.
 MEASURING = 2.0
-#: The topic of the events that describe groups.
-TOPIC = "infer-groups"
 
 
 def choose_layout(auto: AutoSpec) -> GroupSpec | LayerGroups | None:
