@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from math import ceil, prod
@@ -69,9 +68,7 @@ async def _ask(client: Any, auto: AutoSpec, row: int) -> Plan:
     for address in workers:
         hosts.setdefault(get_address_host(address), address)
     asked = list(hosts.values())[:ASKED]
-    answers = client.run(recall_each, keys_of(auto), workers=asked) if asked else {}
-    if inspect.isawaitable(answers):
-        answers = await answers
+    answers = await client.run(recall_each, keys_of(auto), workers=asked)
     return _plan(auto, workers, _together(answers), row)
 
 
@@ -80,9 +77,7 @@ def _together(answers: Mapping[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for answer in answers.values():
         known |= answer
-    if answers:
-        known["cores"] = min(answer["cores"] for answer in answers.values())
-    return known
+    return {**known, "cores": min(each["cores"] for each in answers.values())}
 
 
 def _plan(

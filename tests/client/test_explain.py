@@ -12,14 +12,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from distributed import Client
+from distributed import Client, LocalCluster
 
 import dask_infer
-from dask_infer import InputError, Layout, Plan
+from dask_infer import InputError, Layout, PlacementError, Plan
 from dask_infer._dask import count_rows_at_most
 from dask_infer.client import call_group
 from dask_infer.client.explain import row_bytes
 from dask_infer.plan import partition_sizes
+from tests.conftest import QUIET
 
 
 class Counts(torch.nn.Module):
@@ -142,6 +143,21 @@ def test_where_nothing_fits_there_is_no_layout(client, numbers, cuts_small_model
     assert not plan.table.chosen.any()
     assert "No layout" in repr(plan)
     assert "on every worker; tcp://" in repr(plan)
+
+
+def test_layouts_of_several_models_are_not_compared(client, numbers):
+    towers = dask_infer.Towers({"one": Counts(4), "two": Counts(5)})
+    with pytest.raises(ValueError, match=r"of one model, not of Towers"):
+        numbers.infer.explain(towers)
+
+
+def test_a_cluster_without_workers_has_nothing_to_plan_for(numbers):
+    with (
+        LocalCluster(n_workers=0, **QUIET) as cluster,
+        Client(cluster),
+        pytest.raises(PlacementError, match=r"no worker .* start workers"),
+    ):
+        numbers.infer.explain(Counts(4))
 
 
 def test_a_series_is_explained_too(ddf):
