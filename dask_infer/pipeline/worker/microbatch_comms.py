@@ -39,6 +39,7 @@ from dask_infer.pipeline.worker.shards.shard_comms import ShardComms
 from dask_infer.pipeline.worker.stage_server import StageServer
 
 Handler: TypeAlias = Callable[[Header, Payload], Coroutine[Any, Any, Answer]]
+Work: TypeAlias = Callable[[StageServer, Header, Payload], Coroutine[Any, Any, Answer]]
 
 EMPTY = Payload()
 
@@ -84,16 +85,16 @@ class MicrobatchComms:
         #: Microbatches of the feeders here, until their outputs came.
         self.in_flight: dict[int, InFlight] = {}
         self.dispatcher = Dispatcher()
-        self.shards = ShardComms(self.address, self.stages, self.call, self.worker)
+        self.shards = ShardComms(self.stages, self.call, self.worker)
         #: Keys of stage tasks that wait for a thread here; one feeder leaves its own
         #: for each.
         self.thread_requests: set[str] = set()
         self.handlers: dict[str, Handler] = {
             "offer": self._offer,
             "fetch": self._fetch,
-            "forward": self._forward,
+            "forward": partial(self._at_stage, self._run),
             "outputs": self._outputs,
-            "follow": self.shards.follow,
+            "follow": partial(self._at_stage, self.shards.follow),
         }
         worker.handlers["infer_microbatch"] = self._receive
         worker.handlers["infer_part"] = self.shards.receive
@@ -213,12 +214,13 @@ class MicrobatchComms:
                 return LOST
             return await self._run(stage, header, answer["payload"])
 
-    async def _forward(self, header: Header, payload: Payload) -> Answer:
+    async def _at_stage(self, work: Work, header: Header, payload: Payload) -> Answer:
+        """Do a part of a microbatch's work at the stage that is here."""
         index = header.target.stage_at(self.address)
         stage = self.stages.get((header.target.name, index))
         if stage is None:
             return LOST
-        return await answered(stage, header, self._run(stage, header, payload))
+        return await answered(stage, header, work(stage, header, payload))
 
     async def _run(
         self, stage: StageServer, header: Header, payload: Payload

@@ -102,6 +102,10 @@ class StageServer:
 
     # --- on the event loop -------------------------------------------------------
 
+    def is_past(self, epoch: int) -> bool:
+        """Whether an epoch is served no more."""
+        return self.closed or epoch < self.epoch
+
     async def within_epoch(self, epoch: int, work: Coroutine[Any, Any, Any]) -> Any:
         """Await work for a microbatch; abandon it where a newer epoch comes.
 
@@ -110,7 +114,7 @@ class StageServer:
         Lost
             If the epoch ended.
         """
-        if self.closed or epoch < self.epoch:
+        if self.is_past(epoch):
             work.close()
             raise Lost
         if epoch > self.epoch:

@@ -15,7 +15,7 @@ from distributed import Worker
 
 from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Payload
 from dask_infer.pipeline.messages.wire import pack, unpack
-from dask_infer.pipeline.worker.answers import DONE, LOST, Answer, answered, failed
+from dask_infer.pipeline.worker.answers import DONE, Answer, failed
 from dask_infer.pipeline.worker.shards.shard_exchange import ShardPart, Turn
 from dask_infer.pipeline.worker.stage_server import StageServer
 
@@ -30,23 +30,21 @@ class ShardComms:
 
     Parameters
     ----------
-    address
-        The worker's.
     stages
-        What it serves, by instance and stage.
+        What the worker serves, by instance and stage.
     call
         Calls the handler of a microbatch on another worker.
+    worker
+        Returns the worker; None once it is gone.
     """
 
     def __init__(
         self,
-        address: str,
         stages: Stages,
         call: Callable[[str, str, Header, Payload], Coroutine[Any, Any, Answer]],
         worker: Callable[[], Worker | None],
     ) -> None:
-        self._address, self._stages, self._call = address, stages, call
-        self._worker = worker
+        self._stages, self._call, self._worker = stages, call, worker
 
     async def run(
         self, stage: StageServer, header: Header, payload: Payload
@@ -84,20 +82,14 @@ class ShardComms:
             try:
                 return await self._call(address, "follow", header, payload)
             except OSError:
-                _check(stage, header.target.epoch)
+                if stage.is_past(header.target.epoch):
+                    raise Lost from None
                 await asyncio.sleep(PAUSE)
 
-    async def follow(self, header: Header, payload: Payload) -> Answer:
-        """Run a microbatch in its turn; the values stay here."""
-        index = header.target.stage_at(self._address)
-        stage = self._stages.get((header.target.name, index))
-        if stage is None:
-            return LOST
-        return await answered(stage, header, self._follow(stage, header, payload))
-
-    async def _follow(
+    async def follow(
         self, stage: StageServer, header: Header, payload: Payload
     ) -> Answer:
+        """Run a microbatch in its turn; the values stay here."""
         result = await stage.turns.keep(stage.run(header, payload))
         return failed(result) if isinstance(result, Failure) else DONE
 
@@ -114,7 +106,7 @@ class ShardComms:
                 await worker.rpc(address).infer_part(**about)
                 return
             except OSError:
-                if stage.closed or stage.epoch > part.turn.epoch:
+                if stage.is_past(part.turn.epoch):
                     return
                 await asyncio.sleep(PAUSE)
 
@@ -127,8 +119,3 @@ class ShardComms:
         if stage is not None and stage.exchange is not None:
             stage.exchange.receive(part)
         return DONE
-
-
-def _check(stage: StageServer, epoch: int) -> None:
-    if stage.closed or stage.epoch > epoch:
-        raise Lost

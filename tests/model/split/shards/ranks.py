@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from dask_infer.model.split import Chain, load_stage
-from dask_infer.model.split.shards import Collective, Shard, exchanging
+from dask_infer.model.split.shards import Shard, exchanging
 from dask_infer.model.split.shards.collective import Meeting, ThreadCollective
+from dask_infer.model.split.shards.trial import in_threads
+from dask_infer.pipeline.messages.wire import copied
 from dask_infer.spec import ModelSpec
 
 
@@ -21,17 +19,10 @@ def on_ranks(shards: int, work: Callable[[int], Any]) -> list[Any]:
     meeting = Meeting(shards)
 
     def run(shard: int) -> Any:
-        try:
-            with exchanging(ThreadCollective(meeting, shard)):
-                return work(shard)
-        except threading.BrokenBarrierError:
-            return None
-        except BaseException:
-            meeting.abort()
-            raise
+        with exchanging(ThreadCollective(meeting, shard)):
+            return work(shard)
 
-    with ThreadPoolExecutor(shards) as pool:
-        return list(pool.map(run, range(shards)))
+    return in_threads(shards, run, meeting)
 
 
 def run_sharded(
@@ -69,13 +60,3 @@ def run_sharded(
             assert other.keys() == carry.keys()
             assert all(type(v) is type(carry[n]) for n, v in other.items())
     return chain.output(carry), shares
-
-
-def copied(values: dict[Any, Any]) -> dict[Any, Any]:
-    return {
-        name: value.clone() if isinstance(value, torch.Tensor) else value
-        for name, value in values.items()
-    }
-
-
-__all__ = ["Collective", "on_ranks", "run_sharded"]
