@@ -158,7 +158,10 @@ def _of_stages(
     inside = _total(stages, "inside_seconds")
     forward = sum(each.seconds.get("forward", 0.0) for each in stages.values())
     at_stages = _total(stages, "stage_seconds")
-    if _occupancy(stages, inside, seconds) > FULL:
+    # The time before its first microbatch makes a short job's windows seem empty.
+    queued = _total(stages, "queued_seconds") > inside
+    queued = queued and _largest(sums) == "wait"
+    if queued or _occupancy(stages, inside, seconds) > FULL:
         if inside - at_stages > at_stages - forward:
             return "transfer-bound: microbatches on their route between stages", (
                 "Use larger microbatches, Layout(microbatch=...) or batch_size=, or "

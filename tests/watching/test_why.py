@@ -223,6 +223,16 @@ def test_stages_by_the_rule(first: Sums, second: Sums, cause: str) -> None:
     assert found.cause.startswith(cause)
 
 
+def test_a_start_does_not_hide_that_threads_wait_for_a_window() -> None:
+    """Of ten seconds six had passed before the first microbatch was sent."""
+    entry, last = stage(1, 16, 1), stage(1, 0, 1)
+    entry.counts["queued_seconds"] = 24
+    waiting = record({"other": 1, "wait": 9}, {0: entry, 1: last})
+    assert find_bottleneck(waiting).cause.startswith("transfer-bound")
+    reading = record({"read": 6, "wait": 4}, {0: entry, 1: last})
+    assert find_bottleneck(reading).cause.startswith("starved: reading")
+
+
 def test_activations_in_files_are_named() -> None:
     spilled = record({"transfer": 6, "forward": 4})
     assert "copies to the device" in find_bottleneck(spilled).cause
