@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from dask_infer.errors import InferError, ModelLoadError, PlacementError
@@ -122,7 +123,7 @@ class Placer:
     def grow(self) -> bool:
         """Add an instance; False where no workers are free for all of its stages."""
         first = self.group.instances[0]
-        found = self._find(first, first.slots, taken=())
+        found = self._find(replace(first, placed={}))  # another one that is cut alike
         if found is None:
             return False
         more = self.group.new_instance(*first.layout)
@@ -150,30 +151,26 @@ class Placer:
         """Place the stages that an instance lost, or drop it where it is spare."""
         others = [i for i in self.group.instances if i is not instance and i.ready]
         spare = others and self.group.is_spare(instance)
-        found = self._find(instance, instance.missing, instance.addresses)
-        if spare and found is None:
+        if spare and self._find(instance) is None:
             self.table.drop(self.group, instance, "has no place any more")
         else:
             await fill([(self, instance)])
 
     def place(self, instance: Instance) -> list[PlacedStage] | None:
         """Note a worker for each missing stage; None where one has none."""
-        found = self._find(instance, instance.missing, instance.addresses)
+        found = self._find(instance)
         if found is None:
             return None
         return [self.group.place(instance, i, a) for i, a in sorted(found.items())]
 
-    def _find(
-        self, instance: Instance, missing: Sequence[int], taken: Collection[str]
-    ) -> dict[int, str] | None:
+    def _find(self, instance: Instance) -> dict[int, str] | None:
         """Return a worker for each missing slot, or None; the largest choose first."""
         workers = self._workers()
-        free = candidates(workers, self.resources, taken)
+        free = candidates(workers, self.resources, instance.addresses)
         hosts = {w.address: w.host for w in workers}
         found: dict[int, str] = {}
-        # Without `taken` it is another instance, cut alike.
-        where = {s: p.address for s, p in instance.placed.items() if taken}
-        for slot in sorted(missing, key=lambda i: -instance.nbytes[i]):
+        where = {slot: placed.address for slot, placed in instance.placed.items()}
+        for slot in sorted(instance.missing, key=lambda i: -instance.nbytes[i]):
             fits = [w for w in free if w.fits(instance.nbytes[slot])]
             if not fits:
                 return None
