@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 
 def is_lazy(collection: Any) -> bool:
-    """Whether a collection has partitions to compute that nobody computes yet."""
+    """Whether a collection has partitions that no task computes yet."""
     graph = collection.__dask_graph__()
     keys = flatten(collection.__dask_keys__())
     return any(isinstance(graph[key], (Task, tuple)) for key in keys)
@@ -105,7 +105,7 @@ def run_on_loop(client: Any, function: Callable[..., Any], *arguments: Any) -> A
 
 
 def count_rows(expr: Expr) -> int | None:
-    """Return the rows of an expression where metadata tells them; runs nothing."""
+    """Return the rows of an expression where metadata has them; runs nothing."""
     from dask.dataframe.dask_expr._expr import Literal
     from dask.dataframe.dask_expr._reductions import Len
 
@@ -113,14 +113,14 @@ def count_rows(expr: Expr) -> int | None:
     return int(found.value) if isinstance(found, Literal) else None
 
 
-#: Partitions beyond which nobody waits until the footers of all files are read.
+#: Partitions beyond which the footers of all files would take too long to read.
 COUNTED = 2000
 
 
 def count_rows_at_most(expr: Any) -> int | None:
     """Return the rows of an expression, or those before its filters; runs nothing.
 
-    None where metadata does not tell, or is in too many files.
+    None where metadata does not say, or is in too many files.
     """
     from dask.dataframe.dask_expr._expr import DropnaFrame
     from dask.dataframe.dask_expr.io.parquet import ReadParquet

@@ -1,6 +1,6 @@
 """The ``infer`` section of Dask's configuration.
 
-Defaults ship in ``infer.yaml``; `get` is the only way the package reads them.
+Defaults ship in ``infer.yaml``; the package reads them by `get` only.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def test_a_filter_on_the_errors_stays_above_the_model(ddf):
     assert len(inputs) == 9
 
 
-def test_nobody_reads_neither_prediction_nor_error(ddf):
+def test_a_query_reads_neither_prediction_nor_error(ddf):
     pred = ddf.infer.predict(picky, columns="a", meta="float32", on_error="quarantine")
     assert pred[["t"]].optimize().expr._name == ddf[["t"]].optimize().expr._name
     assert len(pred) == N
@@ -318,7 +318,7 @@ def test_sorted_texts_keep_their_rows(ddf, pdf):  # CF-04
     pd.testing.assert_series_equal(result, expected.mask(expected == 4))
 
 
-# --- nobody's row --------------------------------------------------------------------
+# --- the fault of no row -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("on_error", ["null", "quarantine"])
@@ -330,7 +330,7 @@ def test_sorted_texts_keep_their_rows(ddf, pdf):  # CF-04
     ],
     ids=["library", "device"],
 )
-def test_what_is_nobodys_row_raises(ddf, on_error, error):
+def test_what_is_no_rows_fault_raises(ddf, on_error, error):
     def model(x):
         raise error
 
@@ -624,7 +624,7 @@ def test_a_first_forward_that_compiles_counts_as_load(place):
 # --- clusters ------------------------------------------------------------------------
 
 
-def test_a_cluster_leaves_out_bad_rows_and_tells(client, ddf):  # BM-18
+def test_a_cluster_leaves_out_bad_rows_and_counts_them(client, ddf):  # BM-18
     pred = ddf.infer.predict(picky, columns="a", meta="float32", on_error="quarantine")
     client.get_events("infer-errors")
     before = len(client.get_events("infer-errors") or ())

@@ -48,8 +48,8 @@ class Recorder(BaseEstimator):
 
     def predict(self, given):
         kinds = given.dtypes if given.ndim == 2 else [given.dtype]
-        told = f"{type(given).__name__} {', '.join(map(str, kinds))}"
-        return np.array([told] * len(given), dtype=object)
+        types = f"{type(given).__name__} {', '.join(map(str, kinds))}"
+        return np.array([types] * len(given), dtype=object)
 
 
 def recorded(ddf, columns, **options):

@@ -200,7 +200,7 @@ def fails(x):
     raise RuntimeError("it ran")
 
 
-def test_a_tower_that_nobody_reads_does_not_run(parquet, towers):
+def test_a_tower_that_is_not_read_does_not_run(parquet, towers):
     ddf = dd.read_parquet(parquet)
     both = Towers({**towers, "z": (fails, "id", {"meta": "float32"})})
     pred = ddf.infer.predict(both)
@@ -609,7 +609,7 @@ def test_towers_and_ensembles_are_nested_both_ways(ddf, frame, towers, wanted):
     )
 
 
-def test_a_nested_tower_that_nobody_reads_does_not_run(ddf, towers):
+def test_a_nested_tower_that_is_not_read_does_not_run(ddf, towers):
     inner = Towers({**towers, "z": (fails, "id", {"meta": "float32"})})
     pred = ddf.infer.predict(Towers({"o": inner, "p": (torch.nn.ReLU(), "a")}))
     assert len(pred[["o_x", "p"]].compute()) == 100

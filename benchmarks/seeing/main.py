@@ -19,7 +19,12 @@ from benchmarks import measure
 from benchmarks.noop.functions import make_frame
 from benchmarks.noop.main import collections
 from dask_infer.dashboard.cluster_counters import ClusterCounters
-from dask_infer.dashboard.page_tables import by_model, lines, replica_table, time_table
+from dask_infer.dashboard.page_tables import (
+    by_model,
+    replica_table,
+    table_rows,
+    time_table,
+)
 from dask_infer.graph.tasks import run_partition
 from dask_infer.metrics.cluster_sums import VERSION
 from dask_infer.metrics.recorder import Recorder, add, meter
@@ -204,7 +209,7 @@ def scheduler_cost(workers: int, models: int) -> list[list[Any]]:
         began = time.process_time()
         counters.update(note=tick % 2 == 0)
         counted = time.process_time()
-        found = by_model(lines(counters))
+        found = by_model(table_rows(counters))
         replica_table(found)
         time_table(found)
         page += time.process_time() - counted

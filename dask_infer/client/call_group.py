@@ -17,10 +17,10 @@ from dask_infer.spec import (
     AutoSpec,
     Blob,
     GroupSpec,
+    GroupTimeouts,
     Inputs,
     LayerGroups,
     Layout,
-    Patience,
 )
 
 #: Bytes of a model that every process with torch can hold: it need not be split, which
@@ -84,7 +84,7 @@ def _group(call: ModelCall, layout: Layout, chain: Blob | None) -> GroupSpec:
         method=request.method,
         timeout=request.timeout,
         chain=chain,
-        patience=Patience(
+        timeouts=GroupTimeouts(
             grace=config.get_seconds("placement.grace") or 0.0,
             idle=config.get_seconds("stage.idle-timeout") or 0.0,
             stall=config.get_seconds("stage.stall-timeout") or 0.0,

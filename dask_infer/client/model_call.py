@@ -29,7 +29,7 @@ class InputRows:
 
     @classmethod
     def of(cls, expr: Any) -> InputRows:
-        """Return what an expression tells of its rows."""
+        """Return what an expression knows of its rows."""
         types = schema_columns(expr)
         shapes = {name: arrow_row_shape(kind) for name, kind in types.items()}
         return cls(expr._meta, {name: shape for name, shape in shapes.items() if shape})

@@ -21,7 +21,7 @@ from dask_infer.client.call_outputs import call_outputs
 from dask_infer.client.model_call import InputRows, ModelCall, recognise_call
 from dask_infer.client.request import Request
 from dask_infer.model.store.blob_store import PendingBlob
-from dask_infer.spec import Blob, Code, Job, Outputs
+from dask_infer.spec import Blob, Job, Outputs, UserCode
 
 
 def build_model_job(
@@ -71,7 +71,7 @@ def build_model_job(
 def _code(call: ModelCall) -> Blob:
     """Pickle what the user gave besides the model."""
     request = call.request
-    code = Code(
+    code = UserCode(
         preprocess=request.preprocess,
         postprocess=request.postprocess,
         tokenizer=call.tokenizer,

@@ -78,8 +78,8 @@ def _propagated(call: ModelCall, inputs: Inputs) -> Traced:
 def _split(call: ModelCall, made: Mapping[ArgumentKey, Example]) -> Traced | None:
     """Return the shapes of the chain that a call in stages needs anyway.
 
-    None where there is none, or the model has to be tried with several dtypes. What
-    cannot be split is told better by shapes, or once they are known.
+    None where there is none, or the model has to be tried with several dtypes. A
+    model that cannot be split may have a plainer error once shapes are propagated.
     """
     request, stages = call.request, call.request.parallel.stages
     own = request.method is None and request.dtype != "int8"

@@ -20,7 +20,7 @@ GLANCE = 12
 
 
 @dataclass
-class Line:
+class TableRow:
     """One line of the table: a model or stage on one worker, or on several."""
 
     label: Label
@@ -36,7 +36,7 @@ class Line:
     #: Shards of the stage that are here; empty where it has none.
     shards: set[int] = field(default_factory=set)
 
-    def add(self, other: Line) -> None:
+    def add(self, other: TableRow) -> None:
         """Add the same model and stage on another worker."""
         self.workers += other.workers
         self.devices |= other.devices
@@ -78,34 +78,34 @@ class Line:
         return "whole model" if self.resident else "feeders"
 
 
-def lines(counters: ClusterCounters) -> list[Line]:
-    """Return a line for each worker's replicas, stages, and feeders of stages.
+def table_rows(counters: ClusterCounters) -> list[TableRow]:
+    """Return a row for each worker's replicas, stages, and feeders of stages.
 
     All parts of all open pages share them for a while.
     """
-    made, known = _lines.get(counters, (0.0, []))
+    made, known = _table_rows.get(counters, (0.0, []))
     if time.monotonic() - made > max(FRESH, FRESH_LINE * len(known)):
         known = _made(counters)
-        _lines[counters] = time.monotonic(), known
+        _table_rows[counters] = time.monotonic(), known
     return known
 
 
-_lines: weakref.WeakKeyDictionary[ClusterCounters, tuple[float, list[Line]]] = (
-    weakref.WeakKeyDictionary()
-)
+_table_rows: weakref.WeakKeyDictionary[
+    ClusterCounters, tuple[float, list[TableRow]]
+] = weakref.WeakKeyDictionary()
 
 
-def _made(counters: ClusterCounters) -> list[Line]:
+def _made(counters: ClusterCounters) -> list[TableRow]:
     sums = counters.sums
     rates = sums.rates("rows")
-    found: list[Line] = []
+    found: list[TableRow] = []
     for address, worker in sums.workers.items():
         latest = worker.latest
-        by_label: dict[Label, Line] = {}
+        by_label: dict[Label, TableRow] = {}
         recent = worker.recent(RECENT)
         for replica in latest.replicas:
             label = replica_label(replica)
-            line = by_label.setdefault(label, Line(label, [address], resident=True))
+            line = by_label.setdefault(label, TableRow(label, [address], resident=True))
             line.devices.add(replica["device"])
             line.nbytes += replica["bytes"]
             line.rows += replica["rows"]
@@ -114,7 +114,7 @@ def _made(counters: ClusterCounters) -> list[Line]:
         for label, each in latest.by_model.items():
             active = each.levels or recent[label].count("rows")
             if label not in by_label and active:
-                by_label[label] = Line(label, [address], rows=each.count("rows"))
+                by_label[label] = TableRow(label, [address], rows=each.count("rows"))
         for label, line in by_label.items():
             line.rate = rates.get((address, label), 0.0)
             line.sums = latest.by_model.get(label, Sums())
@@ -123,20 +123,20 @@ def _made(counters: ClusterCounters) -> list[Line]:
     return sorted(found, key=_order)
 
 
-def by_model(found: Iterable[Line]) -> list[Line]:
+def by_model(found: Iterable[TableRow]) -> list[TableRow]:
     """Add the lines of all workers up, by model and stage."""
-    together: dict[Label, Line] = {}
+    together: dict[Label, TableRow] = {}
     for line in found:
-        together.setdefault(line.label, Line(line.label)).add(line)
+        together.setdefault(line.label, TableRow(line.label)).add(line)
     return sorted(together.values(), key=_order)
 
 
-def _order(line: Line) -> tuple[Any, ...]:
+def _order(line: TableRow) -> tuple[Any, ...]:
     stage = line.label.stage
     return (line.label.model, -1 if stage is None else stage, line.workers)
 
 
-def replica_table(found: list[Line]) -> dict[str, list[Any]]:
+def replica_table(found: list[TableRow]) -> dict[str, list[Any]]:
     """Return the columns of the table of replicas and stages."""
     return {
         "model": [line.label.model for line in found],
@@ -153,12 +153,12 @@ def replica_table(found: list[Line]) -> dict[str, list[Any]]:
     }
 
 
-def _workers(line: Line) -> str:
+def _workers(line: TableRow) -> str:
     count = len(line.workers)
     return line.workers[0] if count == 1 else f"{count} workers"
 
 
-def time_table(found: list[Line]) -> tuple[bool, dict[str, list[Any]]]:
+def time_table(found: list[TableRow]) -> tuple[bool, dict[str, list[Any]]]:
     """Return shares of time by activity, in percent, and whether they are of late.
 
     Where nothing ran of late they are of all the time since the workers started, of
@@ -187,7 +187,7 @@ def _busy(sums: Sums) -> bool:
     return any(s > 0 for a, s in sums.seconds.items() if a != "idle")
 
 
-def summary(counters: ClusterCounters, found: list[Line]) -> str:
+def summary(counters: ClusterCounters, found: list[TableRow]) -> str:
     """Return the page's first sentence."""
     sums = counters.sums
     if not sums.workers:

@@ -27,11 +27,11 @@ from bokeh.transform import dodge
 from dask_infer.dashboard.cluster_counters import ClusterCounters
 from dask_infer.dashboard.page_tables import (
     GLANCE,
-    Line,
+    TableRow,
     by_model,
-    lines,
     replica_table,
     summary,
+    table_rows,
     time_table,
 )
 from dask_infer.metrics.sums import ACTIVITIES, Label
@@ -96,7 +96,7 @@ class Summary:
 
     def update(self) -> None:
         """Say it anew."""
-        text = html.escape(summary(self.counters, lines(self.counters)))
+        text = html.escape(summary(self.counters, table_rows(self.counters)))
         if text != self.root.text:
             self.root.text = text
 
@@ -121,9 +121,9 @@ class ByWorker:
             self.clicked = True
             self.update()
 
-    def found(self) -> list[Line]:
+    def found(self) -> list[TableRow]:
         """Return the lines to show."""
-        found = lines(self.counters)
+        found = table_rows(self.counters)
         if not self.clicked:
             self._setting = True
             self.choice.active = int(len(found) <= GLANCE)
@@ -334,7 +334,7 @@ class Failures:
             self.root.y_range.factors = names[::-1]
 
 
-def _busiest(found: list[Line]) -> list[Line]:
+def _busiest(found: list[TableRow]) -> list[TableRow]:
     """Return the lines that fit, in their order."""
     if len(found) <= BARS:
         return found

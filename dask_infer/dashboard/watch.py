@@ -35,7 +35,7 @@ class Watch(SchedulerPlugin):
     idempotent = True
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Begin; awaits nothing, so that nobody registers a second one.
+        """Begin; awaits nothing, so that no second one is registered.
 
         Not synchronous: a scheduler awaits what its preloaded plugins start
         (distributed 2026.8.0).

@@ -8,7 +8,7 @@ computes. Three streams, ordered by events only::
     copy-out                                      download i+1  --event--> pending()
 
 The caching allocator may hand a freed block to another stream while a copy still
-reads it; `record_stream` tells it who reads what.
+reads it; `record_stream` informs it who reads what.
 """
 
 from __future__ import annotations

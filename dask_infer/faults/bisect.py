@@ -6,8 +6,8 @@ failing row less often, which matters where that costs a timeout. Two rules save
 forwards:
 
 1. Where all pieces of a batch but the last have passed, the last is what failed: it is
-   cut without being run. A row alone is always run before it is blamed, so a failure
-   that does not come again costs forwards and no row.
+   cut without being run. A row alone is always run before it counts as failed, so a
+   failure that does not come again costs forwards and no row.
 2. Where batches fail often, the next ones are smaller: half of one that failed, twice
    one that passed. Half of the batches fail then, which is where a search by halves
    learns the most; what a large batch computes before it fails is lost.

@@ -52,7 +52,7 @@ class _Prediction:
     _defaults: ClassVar[dict[str, Any]] = {"group_request": None, "lowered": False}
     #: Input rows below the node.
     frame: Expr
-    #: The whole request; also tells inputs and outputs.
+    #: The whole request; with inputs and outputs.
     job: AnyJob
     #: Columns of the result, in order: input columns that are kept, and outputs.
     emit: tuple[Any, ...]

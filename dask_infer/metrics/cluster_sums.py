@@ -95,7 +95,7 @@ class ClusterSums:
         self.workers: dict[str, WorkerSums] = {}
         #: By model and stage, of workers that left.
         self.gone: OrderedDict[Label, Sums] = OrderedDict()
-        #: By job, of workers that left or do not tell it apart any more.
+        #: By job, of workers that left or do not report it by itself any more.
         self._jobs: OrderedDict[Label, Sums] = OrderedDict()
 
     def __repr__(self) -> str:

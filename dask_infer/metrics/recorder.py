@@ -29,7 +29,7 @@ from dask_infer.metrics.sums import Label, Sums
 class Recorder:
     """Counters of one writer: a partition, the thread of a stage.
 
-    Only its own thread writes, any thread may read, and nobody locks:
+    Only its own thread writes, any thread may read, and there is no lock:
 
     1. A meter takes the time, writes the seconds that the ended activity has in all,
        never an increment, then the next lap.

@@ -146,7 +146,7 @@ def _fastest(
 def _match(able: Sequence[Sequence[int]]) -> list[int] | None:
     """Match each place to one of the workers it can have, by augmenting paths.
 
-    A worker that is free goes first, so where nothing stands in the way the largest
+    A worker that is free goes first, so where it can the largest
     stage sits on the largest worker.
     """
     holder: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Classes of workers: equal memory and speed, so a search need not tell them apart.
+"""Classes of workers: equal memory and speed, so a search need not distinguish them.
 
 A search over classes counts how many workers of each are used, so its cost grows with
 the number of such counts. Three steps keep it small; the first two change no answer.

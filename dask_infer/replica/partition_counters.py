@@ -1,7 +1,7 @@
 """Counters of a worker: of each partition that runs there, and its heartbeat's message.
 
 What Dask sends with a heartbeat under ``worker.metrics`` reaches the scheduler without
-any code there, so a scheduler that cannot import this package harms nobody.
+any code there, so it does no harm that a scheduler cannot import this package.
 """
 
 from __future__ import annotations

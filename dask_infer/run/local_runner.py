@@ -26,7 +26,7 @@ from dask_infer.replica.worker_place import Place
 from dask_infer.run.dynamic_batching import batcher_of
 from dask_infer.run.postprocess import Postprocess
 from dask_infer.run.runner import Runner
-from dask_infer.spec import Code, Job
+from dask_infer.spec import Job, UserCode
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def batches_dynamically(device: Device) -> bool:
 
 
 @contextlib.contextmanager
-def local_runner(job: Job, code: Code, place: Place) -> Iterator[LocalRunner]:
+def local_runner(job: Job, code: UserCode, place: Place) -> Iterator[LocalRunner]:
     """Lease the replica of this process for the batches of one partition."""
     with contextlib.ExitStack() as leases:
         yield LocalRunner(job, code, place, leases)
@@ -49,7 +49,7 @@ class LocalRunner(Runner):
     """Batches of one partition through one leased replica, or its successors."""
 
     def __init__(
-        self, job: Job, code: Code, place: Place, leases: contextlib.ExitStack
+        self, job: Job, code: UserCode, place: Place, leases: contextlib.ExitStack
     ) -> None:
         self.job = job
         self.place = place

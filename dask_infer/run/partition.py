@@ -43,7 +43,7 @@ from dask_infer.run.prefetch import Prefetch
 from dask_infer.run.recovery import Outcome, Recovery
 from dask_infer.run.runner import Runner
 from dask_infer.run.work import Work, plan_work, row_count
-from dask_infer.spec import ERROR_COLUMN, Blob, Code, Job
+from dask_infer.spec import ERROR_COLUMN, Blob, Job, UserCode
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def read_code(blob: Blob) -> Code:
+def read_code(blob: Blob) -> UserCode:
     """Return the user's functions of a job, unpickled once in a process."""
-    code: Code = read_blob(blob)
+    code: UserCode = read_blob(blob)
     return code
 
 
@@ -97,7 +97,7 @@ class Partition:
     """The rows of one partition, run by one runner."""
 
     def __init__(
-        self, frame: pd.DataFrame, job: Job, code: Code, runner: Runner
+        self, frame: pd.DataFrame, job: Job, code: UserCode, runner: Runner
     ) -> None:
         rules = runner.token_rules
         generation = None
@@ -356,7 +356,7 @@ def _wider(batch: Batch) -> Batch:
     return replace(batch, args=args, kwargs=kwargs, padding=padding)
 
 
-def _tokenizer(job: Job, code: Code) -> Any:
+def _tokenizer(job: Job, code: UserCode) -> Any:
     if not job.inputs.tokenized:
         return None
     directory, cores = job.model.path, cores_of_process()

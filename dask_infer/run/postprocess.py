@@ -16,13 +16,13 @@ from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.pick import pick
 from dask_infer.device.stream import Fields
 from dask_infer.faults.classify import Step, StepFailed
-from dask_infer.spec import Code, Job
+from dask_infer.spec import Job, UserCode
 
 
 class Postprocess:
     """Makes the fields that become columns of each output of a job."""
 
-    def __init__(self, job: Job, code: Code) -> None:
+    def __init__(self, job: Job, code: UserCode) -> None:
         self._function = code.postprocess
         self._takes_inputs = takes_inputs(code.postprocess)
         self._outputs = job.outputs

@@ -1,17 +1,17 @@
 """The frozen nouns that travel from client to worker. Standard library only."""
 
 from dask_infer.spec.auto_spec import AutoSpec
-from dask_infer.spec.group_spec import GroupSpec, Patience
+from dask_infer.spec.group_spec import GroupSpec, GroupTimeouts
 from dask_infer.spec.input_spec import Argument, ArgumentKey, Fitted, Inputs, Undecided
 from dask_infer.spec.job import (
     AnyJob,
     Blob,
     ChosenLayout,
-    Code,
     Job,
     LayerGroups,
     Tower,
     TowersJob,
+    UserCode,
 )
 from dask_infer.spec.layout import Layout
 from dask_infer.spec.model_spec import ModelSpec
@@ -25,9 +25,9 @@ __all__ = [
     "AutoSpec",
     "Blob",
     "ChosenLayout",
-    "Code",
     "Fitted",
     "GroupSpec",
+    "GroupTimeouts",
     "Inputs",
     "Job",
     "LayerGroups",
@@ -35,8 +35,8 @@ __all__ = [
     "ModelSpec",
     "OutputColumn",
     "Outputs",
-    "Patience",
     "Tower",
     "TowersJob",
     "Undecided",
+    "UserCode",
 ]

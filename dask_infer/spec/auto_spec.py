@@ -18,7 +18,7 @@ class AutoSpec:
     uncut: str = ""
     #: Whether rows are texts.
     text: bool = False
-    #: Rows and partitions to be predicted; None where metadata does not tell the rows.
+    #: Rows and partitions to be predicted; None where metadata does not say.
     rows: int | None = None
     partitions: int = 1
     #: Name under which the job's times are remembered.

@@ -13,7 +13,7 @@ COORDINATOR = "dask-infer-groups"
 
 
 @dataclass(frozen=True)
-class Patience:
+class GroupTimeouts:
     """Seconds that the coordinator waits, from the configuration of the client."""
 
     #: For workers that can hold the model, before it is refused.
@@ -43,7 +43,7 @@ class GroupSpec:
     timeout: float | None = None
     #: The model as a chain of blocks, without weights; None where it stays whole.
     chain: Blob | None = None
-    patience: Patience = field(default_factory=Patience)
+    timeouts: GroupTimeouts = field(default_factory=GroupTimeouts)
 
     @property
     def is_divided(self) -> bool:

@@ -18,16 +18,16 @@ __all__ = [
     "AnyJob",
     "Blob",
     "ChosenLayout",
-    "Code",
     "Job",
     "LayerGroups",
     "Tower",
     "TowersJob",
+    "UserCode",
 ]
 
 
 @dataclass(frozen=True)
-class Code:
+class UserCode:
     """What the user gave besides the model; unpickled on workers only."""
 
     preprocess: Callable[..., Any] | None = None
@@ -63,7 +63,7 @@ class Job:
     model: ModelSpec
     inputs: Inputs
     outputs: Outputs
-    #: Pickled `Code`: preprocess, postprocess, tokenizer, call_kwargs.
+    #: Pickled `UserCode`: preprocess, postprocess, tokenizer, call_kwargs.
     code: Blob
     method: str | None = None
     #: Most rows of one forward; None lets the policy choose.

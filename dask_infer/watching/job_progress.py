@@ -39,7 +39,7 @@ class JobProgress:
         #: Expressions that it predicts, whose rows are not counted yet.
         self.frames: list[Any] = []
         self.partitions = 0
-        #: What metadata tells; None where it does not.
+        #: What metadata says; None where it does not.
         self.known: int | None = 0
         #: Partitions that are computed, where rows are not seen; else None.
         self.finished: int | None = None

@@ -15,7 +15,7 @@ from dask_infer.replica.residents import current_client
 from dask_infer.views.view import View, Viewed
 from dask_infer.watching.counts import local_jobs, read_workers, watch
 
-#: Seconds for which the first numbers of a short job may be on their way.
+#: Seconds for which the first numbers of a short job may take to arrive.
 PATIENCE, INTERVAL = 3.0, 0.2
 
 

@@ -10,9 +10,9 @@ import pytest
 from dask_infer.dashboard.cluster_counters import ClusterCounters
 from dask_infer.dashboard.page_tables import (
     by_model,
-    lines,
     replica_table,
     summary,
+    table_rows,
     time_table,
 )
 from dask_infer.metrics.cluster_sums import VERSION
@@ -60,7 +60,7 @@ def counters(workers: int = 2) -> ClusterCounters:
 
 
 def test_the_table_has_a_line_for_each_replica_stage_and_feeder():
-    table = replica_table(lines(counters()))
+    table = replica_table(table_rows(counters()))
     assert table["part"] == 2 * ["whole model"] + 2 * ["feeders"] + 2 * ["stage 0"]
     assert table["worker"][:2] == ["tcp://000", "tcp://001"]
     assert table["rows"] == 6 * [1000]
@@ -70,7 +70,7 @@ def test_the_table_has_a_line_for_each_replica_stage_and_feeder():
 
 
 def test_two_hundred_workers_are_added_up_by_model_and_stage():
-    found = lines(counters(200))
+    found = table_rows(counters(200))
     assert len(found) == 600
     table = replica_table(by_model(found))
     assert table["part"] == ["whole model", "feeders", "stage 0"]
@@ -81,7 +81,7 @@ def test_two_hundred_workers_are_added_up_by_model_and_stage():
 
 
 def test_time_is_shown_in_shares():
-    late, table = time_table(by_model(lines(counters())))
+    late, table = time_table(by_model(table_rows(counters())))
     assert late
     assert table["where"][0] == "Linear-1, whole model"
     assert table["forward"] == [100, 0, 25]
@@ -91,7 +91,7 @@ def test_time_is_shown_in_shares():
 def test_nothing_yet_says_what_to_expect():
     nothing = ClusterCounters({"tcp://a": SimpleNamespace(metrics={})})
     nothing.update()
-    assert "ddf.infer.predict" in summary(nothing, lines(nothing))
+    assert "ddf.infer.predict" in summary(nothing, table_rows(nothing))
     assert replica_table([])["rows"] == []
     assert time_table([])[1]["where"] == []
 
@@ -102,7 +102,7 @@ def test_a_worker_that_leaves_between_two_looks_is_counted_to_its_last_heartbeat
     state.metrics = metrics(1.0, {WHOLE: Sums({"rows": 7})})
     found.remove("tcp://a")
     assert found.sums.by_model()[WHOLE].count("rows") == 7
-    assert lines(found) == []
+    assert table_rows(found) == []
 
 
 @pytest.mark.parametrize("message", [{"version": 99}, "nonsense", [], {"version": 1}])

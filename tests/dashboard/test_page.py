@@ -23,7 +23,7 @@ import torch
 from distributed import Client, LocalCluster
 
 import dask_infer
-from dask_infer.dashboard.page_tables import Line, by_model
+from dask_infer.dashboard.page_tables import TableRow, by_model
 from dask_infer.dashboard.watch import NAME
 from dask_infer.metrics.sums import ACTIVITIES, Label, Sums
 
@@ -312,7 +312,7 @@ async def look(url: str, rows: int, once_more: Any) -> tuple[Any, ...]:
 def test_rows_of_shards_count_once():
     # All shards of a stage run the same rows.
     lines = [
-        Line(Label("model", 0), [worker], rows=5, shards={shard})
+        TableRow(Label("model", 0), [worker], rows=5, shards={shard})
         for shard, worker in enumerate("ab")
     ]
     assert [line.part for line in lines] == ["stage 0, shard 0", "stage 0, shard 1"]

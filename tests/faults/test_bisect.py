@@ -41,8 +41,8 @@ def test_one_row_is_alone_after_logarithmically_many_cuts(n, parts):
 
 
 def run(search, rows, bad, parts=HALVES):
-    """Run a batch and all that becomes of it; rows to blame, and forwards."""
-    queue, blamed, forwards = [rows], [], 0
+    """Run a batch and all that becomes of it; rows that fail alone, and forwards."""
+    queue, failed, forwards = [rows], [], 0
     while queue:
         rows = queue.pop(0)
         if (pieces := search.instead(rows)) is not None:
@@ -54,10 +54,10 @@ def run(search, rows, bad, parts=HALVES):
             search.passed(rows)
         elif len(held) == 1:
             search.alone(rows)
-            blamed += held
+            failed += held
         else:
             queue = [*search.failed(rows, parts), *queue]
-    return blamed, forwards
+    return failed, forwards
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,17 @@ def test_what_is_known_to_fail_is_not_run(bad, forwards):
 
 @pytest.mark.parametrize("parts", [HALVES, MANY])
 @pytest.mark.parametrize("positions", [False, True])
-def test_exactly_the_bad_rows_are_blamed(parts, positions):
+def test_exactly_the_bad_rows_fail_alone(parts, positions):
     random = np.random.default_rng(0)
     for _ in range(100):
         n = int(random.integers(1, 200))
         bad = random.choice(n, int(random.integers(0, n)), replace=False).tolist()
         rows = random.permutation(n) if positions else slice(0, n)
-        blamed, _ = run(RowSearch(), rows, bad, parts)
-        assert sorted(blamed) == sorted(bad)
+        failed, _ = run(RowSearch(), rows, bad, parts)
+        assert sorted(failed) == sorted(bad)
 
 
-def test_a_failure_that_does_not_come_again_blames_nobody():
+def test_a_failure_that_does_not_come_again_costs_no_row():
     search, queue, forwards = RowSearch(), [slice(0, 64)], 0
     while queue:
         rows = queue.pop(0)
@@ -119,8 +119,8 @@ def test_a_search_costs_little_over_what_there_is_to_learn():
     bad = np.flatnonzero(random.random(n) < p)
     for start in range(0, n, 2048):
         here = bad[(bad >= start) & (bad < start + 2048)].tolist()
-        blamed, count = run(search, slice(start, start + 2048), here)
-        assert sorted(blamed) == here
+        failed, count = run(search, slice(start, start + 2048), here)
+        assert sorted(failed) == here
         forwards += count
     entropy = -n * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
     assert forwards < 1.4 * entropy

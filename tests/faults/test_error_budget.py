@@ -1,4 +1,4 @@
-"""When failed rows are no longer to blame: the rules as tables."""
+"""When failed rows are no longer the cause: the rules as tables."""
 
 import pytest
 
@@ -7,10 +7,10 @@ from dask_infer.faults.error_budget import ErrorBudget
 
 def budget(rows, share, failures, message="forward: ValueError: bad"):
     """A partition of which so many rows failed, one after the other."""
-    told = ErrorBudget(rows, share)
+    errors = ErrorBudget(rows, share)
     for row in range(failures):
-        told.fail(1, str(row), message if message else f"row {row} is bad")
-    return told
+        errors.fail(1, str(row), message if message else f"row {row} is bad")
+    return errors
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,19 @@ def test_all_rows_alike(rows, message, stops):
 
 
 def test_a_batch_that_fails_whole_is_one_failure():
-    told = ErrorBudget(1000, 0.5)
-    told.fail(1000, "0", "bad")
-    assert told.stops() is None
+    errors = ErrorBudget(1000, 0.5)
+    errors.fail(1000, "0", "bad")
+    assert errors.stops() is None
 
 
 @pytest.mark.parametrize(("share", "draws"), [(0.1, 6), (0.5, 20), (0.9, 132)])
 def test_rows_are_drawn_once_to_be_sure_to_a_million(share, draws):
-    told = budget(10_000, share, 4)
-    assert told.draws() == draws
-    assert told.draws() == 0
+    errors = budget(10_000, share, 4)
+    assert errors.draws() == draws
+    assert errors.draws() == 0
 
 
-def test_no_row_is_drawn_where_anything_speaks_for_the_model():
+def test_no_row_is_drawn_without_need():
     assert budget(10_000, 0.5, 3).draws() == 0
     assert budget(10_000, 0.5, 4, message=None).draws() == 0
     assert budget(10_000, 1.0, 4).draws() == 0
@@ -67,10 +67,10 @@ def test_no_row_is_drawn_where_anything_speaks_for_the_model():
     assert predicted.draws() == 0
 
 
-def test_first_messages_are_told_with_their_counts():
-    told = ErrorBudget(100, 1.0)
+def test_first_messages_come_with_their_counts():
+    errors = ErrorBudget(100, 1.0)
     for row in range(10):
-        told.fail(1, f"r{row}", f"message {row % 5}")
-    assert told.first == "row r0: message 0"
-    assert "row r1: message 1 (2 rows)" in told.messages()
-    assert told.messages().endswith("other messages (4 rows)")
+        errors.fail(1, f"r{row}", f"message {row % 5}")
+    assert errors.first == "row r0: message 0"
+    assert "row r1: message 1 (2 rows)" in errors.messages()
+    assert errors.messages().endswith("other messages (4 rows)")

@@ -26,7 +26,7 @@ def test_objects_stay_objects_though_they_hold_text(emit):
     assert result.index.tolist() == [7, 7]
 
 
-def test_blobs_are_told_apart_by_their_content():
+def test_blobs_differ_by_their_content():
     assert tokenize(Blob("k", b"one")) == tokenize(Blob("k", b"two"))
     assert tokenize(Blob("k")) != tokenize(Blob("other"))
 

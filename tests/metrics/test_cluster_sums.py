@@ -40,7 +40,7 @@ def test_a_worker_that_left_stays_in_the_sums_without_its_levels():
     assert sums.by_model()[MODEL].count("rows") == 13
 
 
-def test_a_job_that_a_worker_no_longer_tells_apart_keeps_its_rows():
+def test_a_job_that_a_worker_no_longer_lists_keeps_its_rows():
     sums = ClusterSums()
     sums.update("a", message(0, 10))
     sums.update("a", message(1, 10, label=MODEL))  # folded into its model
@@ -98,9 +98,9 @@ def test_a_job_is_recorded_with_what_stages_did_meanwhile():
     records.update(10.0, running, {stage: Sums({"rows": 100})})
     records.update(12.0, {JOB: Sums({"rows": 9})}, {stage: Sums({"rows": 108})})
     records.update(99.0, {JOB: Sums({"rows": 9})}, {stage: Sums({"rows": 500})})
-    told = records.records[JOB].to_message()
-    assert (told["start"], told["end"], told["running"]) == (10.0, 12.0, False)
-    assert told["stages"] == to_message({stage: Sums({"rows": 8})})
+    message = records.records[JOB].to_message()
+    assert (message["start"], message["end"], message["running"]) == (10.0, 12.0, False)
+    assert message["stages"] == to_message({stage: Sums({"rows": 8})})
 
 
 def test_a_job_that_goes_on_after_a_pause_is_another_run():
@@ -113,10 +113,10 @@ def test_a_job_that_goes_on_after_a_pause_is_another_run():
     again = {JOB: Sums({"rows": 9}, {}, {"partitions": 1})}
     records.update(1000.0, again, idle)
     records.update(1000.0 + 2 * PAUSE, {JOB: Sums({"rows": 12})}, idle)
-    told = records.records[JOB].to_message()
-    assert (told["start"], told["end"]) == (1000.0, 1000.0 + 2 * PAUSE)
-    assert told["sums"][0][3] == {"rows": 5}
-    assert told["stages"][0][4] == {"idle": 0.0}
+    message = records.records[JOB].to_message()
+    assert (message["start"], message["end"]) == (1000.0, 1000.0 + 2 * PAUSE)
+    assert message["sums"][0][3] == {"rows": 5}
+    assert message["stages"][0][4] == {"idle": 0.0}
 
 
 def test_a_long_read_is_no_pause():
@@ -125,8 +125,8 @@ def test_a_long_read_is_no_pause():
     records.update(10.0, {JOB: Sums({"started": 1}, {"read": 9.0})}, {})
     later = Sums({"started": 2}, {"read": 9.0 + 3 * PAUSE}, {"partitions": 1})
     records.update(10.0 + 3 * PAUSE, {JOB: later}, {})
-    told = records.records[JOB].to_message()
-    assert (told["start"], told["sums"][0][3]) == (1.0, {"started": 2})
+    message = records.records[JOB].to_message()
+    assert (message["start"], message["sums"][0][3]) == (1.0, {"started": 2})
 
 
 def test_a_job_is_as_old_as_its_threads_say():

@@ -1,4 +1,4 @@
-"""Activities of a thread, counted where nobody passes an object."""
+"""Activities of a thread, counted without an object that is passed on."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_a_recorder_is_seen_while_it_is_open_and_after():
     assert totals.snapshot(WORKER) == {}
 
 
-def test_workers_of_one_process_are_told_apart():
+def test_workers_of_one_process_count_by_themselves():
     into = Totals()
     run(into, Label("Linear-1"), 3, "tcp://a")
     run(into, Label("Linear-1"), 4, "tcp://b")

@@ -284,7 +284,7 @@ def files(tmp_path_factory):
         ("graph.onnx", "onnx"),
     ],
 )
-def test_files_are_told_by_their_names(files, name, kind, own_store):
+def test_files_are_recognised_by_their_names(files, name, kind, own_store):
     path = files / name
     spec = recognise(ModelSource.from_path(path, trust=True)).spec
     assert (spec.kind, spec.name, spec.trust) == (kind, path.stem, True)
@@ -454,7 +454,7 @@ def embedder(tmp_path, transformer):
     return transformer
 
 
-def test_directories_are_told_by_their_files(transformer):
+def test_directories_are_recognised_by_their_files(transformer):
     spec = recognise(transformer).spec
     assert (spec.kind, spec.name) == ("huggingface", "tiny-bert")
     assert spec.nbytes == (transformer / "model.safetensors").stat().st_size

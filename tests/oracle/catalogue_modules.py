@@ -33,7 +33,7 @@ from tests.oracle.modules import (
     Twice,
     Two,
     Typed,
-    Weighed,
+    Weighted,
     Wrong,
     hooked,
     seeded,
@@ -131,7 +131,7 @@ def _together(name: str, count: int, combine: Any, by_hand: Any, out: Out) -> En
 ENTRIES = (
     _together("mean of three", 3, "mean", lambda found: sum(found) / 3, F32),
     _together("vote of three", 3, "vote", _label, I64),
-    _together("towers and head", 2, Weighed(), lambda found: 3 * sum(found), F32),
+    _together("towers and head", 2, Weighted(), lambda found: 3 * sum(found), F32),
     _entry("linear", lambda: nn.Linear(2, 1), V2, F32, forms=("bare", "tuple", "none")),
     _entry(
         "linear wide",

@@ -1,6 +1,6 @@
 """`python -m tests.oracle.collect 5000`: every disagreement, the smallest of a kind.
 
-Unlike the tests it goes on after the first; kinds are told apart by model and message.
+Unlike the tests it goes on after the first; kinds differ in model and message.
 """
 
 from __future__ import annotations

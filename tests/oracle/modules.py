@@ -87,7 +87,7 @@ class Largest(nn.Module):
         return x.argmax(1)
 
 
-class Weighed(nn.Module):
+class Weighted(nn.Module):
     """The head of two towers."""
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

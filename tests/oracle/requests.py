@@ -20,7 +20,7 @@ ON_ERROR = ("raise", "null", "quarantine")
 
 @dataclass(frozen=True)
 class Run:
-    """One way to run a request: none of this may change a value."""
+    """One form of a request: none of this may change a value."""
 
     cut: tuple[int, ...]
     batch_size: int | str
@@ -124,10 +124,10 @@ def draws(draw: st.DrawFn, names: tuple[str, ...] = ()) -> Draw:
     if entry.args[0].kind in ("text", "ids"):
         request["batch_tokens"] = draw(st.sampled_from(("auto", None, 1, 8)))
     # What `preprocess` makes of values that no dtype describes needs `meta=`.
-    told = "meta" in request or not any(
+    known = "meta" in request or not any(
         made[name].is_known_late(name in shapes) for names in reads for name in names
     )
-    functions = _functions(draw, entry, told)
+    functions = _functions(draw, entry, known)
     runs = st.builds(
         Run,
         cuts(rows),
@@ -223,10 +223,10 @@ def _others(draw: Any, rows: int, made: dict[str, Column]) -> None:
         made["note"] = draw(columns(rows, "text"))
 
 
-def _functions(draw: Any, entry: Entry, told: bool) -> dict[str, str]:
+def _functions(draw: Any, entry: Entry, known: bool) -> dict[str, str]:
     """Draw functions that change nothing."""
     found = {}
-    if told and "preprocess" not in entry.call and draw(st.integers(0, 5)) == 0:
+    if known and "preprocess" not in entry.call and draw(st.integers(0, 5)) == 0:
         found["preprocess"] = draw(st.sampled_from(("same_frame", "copied_frame")))
     # It sees generated sequences as they are, with their padding.
     free = {"postprocess", "generate"}.isdisjoint(

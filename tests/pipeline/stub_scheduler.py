@@ -16,7 +16,7 @@ from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 from dask_infer.plan.facts import BlockFacts, ChainFacts
 from dask_infer.spec import Blob, GroupSpec, ModelSpec
-from dask_infer.spec.group_spec import Patience
+from dask_infer.spec.group_spec import GroupTimeouts
 from dask_infer.spec.layout import Layout
 
 GIB = 2**30
@@ -42,7 +42,7 @@ def spec_of(
         ModelSpec(key=name, name=name, kind="callable", nbytes=memory),
         Layout(**layout),
         chain=Blob(name, name) if blocks else None,
-        patience=Patience(grace=grace, idle=idle, stall=60),
+        timeouts=GroupTimeouts(grace=grace, idle=idle, stall=60),
         **options,
     )
 

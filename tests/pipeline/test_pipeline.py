@@ -214,7 +214,7 @@ def test_replicas_of_a_pipeline_share_the_rows(client, ddf, pdf, model, expected
     assert table[table.stage == 0].rows.sum() == len(pdf)
 
 
-def test_an_idle_pipeline_gives_way(client, ddf, pdf, model, expected):  # PP-13
+def test_an_idle_pipeline_makes_room(client, ddf, pdf, model, expected):  # PP-13
     other = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
     ddf.infer.predict(other, parallel=Layout(stages=2), resources={"GPU": 1}).compute()
     pred = ddf.infer.predict(model, parallel=Layout(stages=2), resources={"GPU": 1})
@@ -222,7 +222,7 @@ def test_an_idle_pipeline_gives_way(client, ddf, pdf, model, expected):  # PP-13
     assert len(groups(client)) == 1
 
 
-def test_too_few_workers_are_told_by_name_and_number(client, ddf, model):  # PP-13
+def test_too_few_workers_are_refused_by_name_and_number(client, ddf, model):  # PP-13
     with dask.config.set({"infer.placement.grace": "0.3 s"}):
         pred = ddf.infer.predict(model, parallel=Layout(stages=3), resources={"GPU": 1})
         lacking = ddf.infer.predict(model, resources={"TPU": 2})

@@ -73,7 +73,7 @@ def test_a_compute_while_a_persist_of_the_same_pipeline_runs(client, pdf):  # PP
     assert len(groups(client)) == 1
 
 
-def test_a_prediction_that_nobody_reads_makes_no_group_request(client, ddf, pdf, model):
+def test_a_prediction_that_is_not_read_makes_no_group_request(client, ddf, pdf, model):
     pred = ddf.infer.predict(model, parallel=Layout(stages=2))
     assert len(pred) == len(pdf)
     assert pred.a.sum().compute() == pytest.approx(pdf.a.sum(), rel=1e-4)

@@ -32,7 +32,7 @@ def restore_config():
 
 
 def spec_of(mib, fill):
-    """A model of so many MiB whose content is told by `fill`."""
+    """A model of so many MiB whose content is `fill`."""
     model = torch.nn.Linear(MB // 4 // 8, int(8 * mib), bias=False)
     torch.nn.init.constant_(model.weight, fill)
     recognised = recognise(model)
@@ -285,8 +285,8 @@ def test_a_load_without_memory_goes_on_without_idle_models():
 def test_another_way_to_compile_is_another_replica():
     cache, spec = ReplicaCache(), spec_of(1, 4)
     ways = [None, (("backend", "eager"),), (("backend", "aot_eager"),)]
-    for way in ways:
-        with cache.lease(replace(spec, compile=way), place()):
+    for options in ways:
+        with cache.lease(replace(spec, compile=options), place()):
             pass
     assert [replica.spec.compile for replica in cache.replicas()] == ways
     assert len({replica.sizes.owner for replica in cache.replicas()}) == 3

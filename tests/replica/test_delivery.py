@@ -103,7 +103,7 @@ def warm(job, _):
     return len(run_partition(frame, job, ("p",)))
 
 
-def test_when_nobody_has_them_any_more_it_says_so(tmp_path, model, ddf):
+def test_what_no_process_has_any_more_is_named(tmp_path, model, ddf):
     with hosts(tmp_path / "a") as (_, client):
         # One task: Dask would resume another that still waits for weights and fails.
         one = ddf.repartition(npartitions=1)

@@ -1,4 +1,4 @@
-"""What is resident, told by a process that may not have loaded anything yet."""
+"""What is resident, as seen by a process that may not have loaded anything yet."""
 
 import logging
 import sys

@@ -14,23 +14,23 @@ from dask_infer.run.runner import Runner
 from dask_infer.spec import (
     Argument,
     Blob,
-    Code,
     Inputs,
     Job,
     ModelSpec,
     OutputColumn,
     Outputs,
+    UserCode,
 )
 from dask_infer.spec.token_rules import TokenRules
 
 
-class Line(Runner):
+class OrderedRunner(Runner):
     """Outputs come when they are waited for, in the order of sending.
 
     Parameters
     ----------
     window
-        Most batches under way.
+        Most batches in flight.
     size
         Most rows of a batch.
     most
@@ -121,4 +121,4 @@ def feed(runner, rows=100, **job):
         code=Blob("c"),
         **job,
     )
-    return Partition(frame, request, Code(), runner).columns()
+    return Partition(frame, request, UserCode(), runner).columns()

@@ -56,7 +56,7 @@ def test_encoding_goes_on_while_the_forward_runs():
     prefetch = Prefetch(ConsecutiveWork(2, FixedSize(1)), encode, 1)
     with prefetch.running():
         prefetch.batch(prefetch.take())
-        assert begun.wait(30)  # nobody has asked for the second batch
+        assert begun.wait(30)  # the second batch was not asked for
 
 
 def test_an_error_comes_out_with_its_batch():

@@ -42,7 +42,7 @@ MODELS = (
     ("catboost", "CatBoost", ("y",)),
 )
 
-#: Boosters of their own interface, each told by an objective.
+#: Boosters of their own interface, each named by an objective.
 BOOSTERS = (
     ("xgboost", "binary:logistic", "two"),
     ("xgboost", "multi:softprob", "codes"),

@@ -152,7 +152,7 @@ class StackedArgument(ArgumentReader):
 
     The columns are copied one by one into a block of the batch's size, which fits the
     cache. 320,000 rows of 32 float32 columns in batches of 4,096, one core, whether
-    the frame holds one block or 32: this way 11 ms, np.stack 12, a (k, n) block and a
+    the frame holds one block or 32: so 11 ms, np.stack 12, a (k, n) block and a
     transposing copy 11 (torch) or 24 (NumPy), torch.stack 23-29, frame.to_numpy made
     contiguous 24-29; the forward of an MLP 32-128-128-1 takes 220.
     """

@@ -1,4 +1,4 @@
-"""One column's values on the way to a tensor, batch by batch.
+"""One column's values, made a tensor batch by batch.
 
 A column is looked at once a partition. Where that fails, for one bad row perhaps, it
 is looked at again for each batch, so that only the batches that hold the row fail.

@@ -116,7 +116,7 @@ class HillClimber(FixedSize):
         #: Rows, or padded tokens, that went by until the size had settled.
         self.spent = 0
         self.settled = 2 * size > limit
-        #: 1 on the way up, -1 on the way down, 0 during the first pair.
+        #: 1 while it grows, -1 while it shrinks, 0 during the first pair.
         self._direction = 0
         self._seen = 0
         #: Whether the larger of the pair has its turn, and its forwards so far.

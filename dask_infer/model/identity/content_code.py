@@ -51,7 +51,7 @@ _INCIDENTAL = frozenset(
 #: Where notebooks and scripts define things, whoever's file started the process.
 _INTERACTIVE = frozenset({"", "__main__", "__mp_main__"})
 
-#: Flags of code that change what a call does; others tell of ``__future__`` imports.
+#: Flags of code that change what a call does; others record ``__future__`` imports.
 _FLAGS = (
     inspect.CO_VARARGS
     | inspect.CO_VARKEYWORDS

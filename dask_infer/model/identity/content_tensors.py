@@ -191,7 +191,7 @@ _BOOKKEEPING = frozenset({"_compiled_call_impl", "_is_torch_compile"})
 
 
 def module_state(module: Any) -> Any:
-    """Return the attributes of a module; parametrized ones refuse to tell them."""
+    """Return the attributes of a module; parametrized ones refuse to be pickled."""
     import torch
 
     getstate: Any = type(module).__getstate__

@@ -44,7 +44,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     loose: frozenset[int] = frozenset()
 
     def reducer_override(self, obj: Any) -> Any:
-        """Return how to pickle `obj`; NotImplemented for pickle's own way."""
+        """Return how to pickle `obj`; NotImplemented for pickle's default."""
         inner = uncompiled(obj)
         if inner is not obj:
             return _same, (inner,)

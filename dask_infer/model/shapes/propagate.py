@@ -155,7 +155,7 @@ def _traceable_model(spec: ModelSpec, live: object | None) -> TraceableModel:
 
 @dataclass(frozen=True)
 class _Call:
-    """One model and one way of calling it."""
+    """One model and how it is called."""
 
     name: str
     source: TraceableModel
@@ -222,7 +222,7 @@ class _Call:
         raise refused
 
     def _twice(self, as_integers: tuple[ArgumentKey, ...]) -> Traced:
-        """Trace with two counts of rows and tokens: they tell which axis is which."""
+        """Trace with two counts of rows and tokens: they show which axis is which."""
         counts = counts_beside(self._sizes())
         if self.source.one_row(self.method):
             counts = tuple((1, tokens) for _, tokens in counts)

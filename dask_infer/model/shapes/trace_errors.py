@@ -23,7 +23,7 @@ ASK = (
 
 
 class CannotTrace(InferError, ValueError):
-    """What the model returns cannot be found without data; ``meta=`` tells it."""
+    """What the model returns cannot be found without data; ``meta=`` declares it."""
 
     #: The cause alone, for a message that names the model and the remedy itself.
     reason: str | None = None
@@ -64,7 +64,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One call on fake tensors: what a refusal has to tell."""
+    """One call on fake tensors: what a refusal names."""
 
     name: str
     examples: Mapping[ArgumentKey, Example]
@@ -76,7 +76,7 @@ class Attempt:
         return ", ".join(f"{label(key)} is {ex}" for key, ex in self.examples.items())
 
     def refusal(self, error: Exception, module: torch.nn.Module) -> CannotTrace:
-        """Return what to tell the user about `error`, raised by `module`."""
+        """Return the error for the user, of one that `module` raised."""
         message = str(error)
         if isinstance(error, InferError):
             return cannot_trace(self.name, message)

@@ -172,7 +172,7 @@ def fastest(work: Callable[[], Any], clear: Callable[[], Any], *, alone: bool) -
         else:
             whole.append(wall)
         spent += wall
-        if spent > TIME_LIMIT:  # another run would tell little
+        if spent > TIME_LIMIT:  # another run adds little
             break
     return min(whole or interrupted)
 

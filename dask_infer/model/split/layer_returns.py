@@ -39,7 +39,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Made:
+class NewTensor:
     """A tensor that the layer makes, and the operator returns."""
 
     #: Place among the leaves of what the layer returns.
@@ -53,11 +53,11 @@ class Signature:
     """What a call of a layer returns."""
 
     structure: Structure
-    #: `Made`, an `Input` that is returned as it is, the `Rule` of a number that follows
-    #: from sizes, or the value.
+    #: `NewTensor`, an `Input` that is returned as it is, the `Rule` of a number that
+    #: follows from sizes, or the value.
     leaves: tuple[Any, ...]
     #: What the operator returns.
-    made: tuple[Made, ...]
+    made: tuple[NewTensor, ...]
     #: Whether it returns views of what it holds or is given.
     shares: bool
 
@@ -103,7 +103,7 @@ class ReturnedLeaves(nn.Module):
     ) -> bool:
         if isinstance(learned, Input):
             return leaf is tensors[learned.place]
-        if isinstance(learned, Made):
+        if isinstance(learned, NewTensor):
             return isinstance(leaf, torch.Tensor) and (
                 not self._has_glue
                 or (leaf.dtype == learned.dtype and _fits(leaf, learned.shape, known))

@@ -1,6 +1,6 @@
 """A module that is in no stages: shards divide its tensors, and it runs as it is.
 
-So a model can be divided whose layers cannot be told apart.
+So a model can be divided of which the layers are not known.
 """
 
 from __future__ import annotations

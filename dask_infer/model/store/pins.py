@@ -19,7 +19,7 @@ except ImportError:  # Windows: recent entries are not evicted instead
 
 #: Ends of the names of files beside an entry.
 LOCK, PIN, FETCH = ".lock", ".pin", ".fetch"
-#: Seconds after its last use that an entry stays where locks cannot tell.
+#: Seconds after its last use that an entry stays where there are no locks.
 RECENT = 3600.0
 
 

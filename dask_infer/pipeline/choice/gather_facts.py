@@ -40,7 +40,7 @@ DISK, STORE = 1e9, 1.25e9
 #: Bytes a second of a mapped file that come into a process at most: the load of it does
 #: not wait for them, the first forward does (benchmarks/planner).
 MAPPED = 2e9
-#: Rows of a partition where metadata does not tell.
+#: Rows of a partition where metadata does not say.
 MANY = 100_000
 #: Share of an accelerator's memory that models may take (`Cuda.memory_limit`).
 ON_DEVICE = 0.75

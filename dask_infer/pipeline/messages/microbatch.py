@@ -143,5 +143,5 @@ class RemoteTraceback(Exception):
         self.failure = failure
 
 
-class Lost(Exception):
+class StageLost(Exception):
     """The instance changed, or a worker is gone: the microbatch must be sent again."""

@@ -226,7 +226,7 @@ class GroupCoordinator(SchedulerPlugin):
         return all(other.seconds_per_row is not None for other in beside)
 
     def _look_at(self, group: Group) -> None:
-        stall = group.spec.patience.stall
+        stall = group.spec.timeouts.stall
         for instance in list(group.instances):
             for placed in list(instance.placed.values()):
                 if is_silent(self.scheduler, placed.address, stall):

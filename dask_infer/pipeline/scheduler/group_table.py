@@ -104,7 +104,7 @@ class GroupTable:
         """Release a group that had no user for its idle timeout."""
         if group.used or group.idle_since is None:
             return
-        if group.unloading or group.idle >= group.spec.patience.idle:
+        if group.unloading or group.idle >= group.spec.timeouts.idle:
             self.release(group, f"no user for {group.idle:.0f} s")
 
     def _cancel(self, group: Group) -> None:

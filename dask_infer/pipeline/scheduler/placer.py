@@ -96,7 +96,7 @@ class Placer:
         Every worker counts that could hold a stage, busy or not: a plan made for the
         few that are free at this moment would stay.
         """
-        deadline = time.monotonic() + self.spec.patience.grace
+        deadline = time.monotonic() + self.spec.timeouts.grace
         while True:
             able = [w for w in self._workers() if w.has(self.resources)]
             try:
@@ -106,7 +106,7 @@ class Placer:
                 if time.monotonic() >= deadline:
                     raise PlacementError(
                         f'model "{self.spec.model.name}": {error} (waited '
-                        f"{self.spec.patience.grace:g} s, infer.placement.grace); "
+                        f"{self.spec.timeouts.grace:g} s, infer.placement.grace); "
                         f"{remedy(self.resources)}"
                     ) from error
             await asyncio.sleep(POLL_SECONDS)
@@ -256,7 +256,7 @@ class Placer:
         what = ", ".join(names) if len(instance.slots) > 1 else "its replica"
         return PlacementError(
             f'model "{self.spec.model.name}" has no place for {what} after '
-            f"{self.spec.patience.grace:g} s (infer.placement.grace): "
+            f"{self.spec.timeouts.grace:g} s (infer.placement.grace): "
             f"{shortage}; {remedy(self.resources)}"
         )
 
@@ -288,7 +288,7 @@ async def fill(wanted: Sequence[tuple[Placer, Instance]]) -> None:
         if not notified:
             notified = True
             placer.table.notify(placer.group, f"waits: {shortage}")
-        if time.monotonic() - began >= placer.spec.patience.grace:
+        if time.monotonic() - began >= placer.spec.timeouts.grace:
             raise placer.refusal(instance, shortage)
         await asyncio.sleep(POLL_SECONDS)
 

@@ -68,7 +68,7 @@ def worker_states(
     return [
         _state(scheduler, worker, stages.get(worker.address, []), spec)
         for worker in scheduler.running
-        if not is_silent(scheduler, worker.address, spec.patience.stall)
+        if not is_silent(scheduler, worker.address, spec.timeouts.stall)
     ]
 
 
@@ -81,7 +81,7 @@ def is_silent(scheduler: Scheduler, address: str, seconds: float) -> bool:
 def seconds_per_row(scheduler: Scheduler, group: Group) -> float | None:
     """Return the seconds of a row in a group's slowest stage; None where not seen yet.
 
-    As the heartbeats of its workers tell.
+    By the heartbeats of its workers.
     """
     seconds: dict[int, float] = {}
     rows: dict[int, float] = {}

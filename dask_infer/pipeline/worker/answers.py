@@ -1,8 +1,8 @@
 """The answers of handlers to the calls of other workers.
 
 A handler answers with data and never raises what means a closed connection: Dask would
-close its caller's connection without an answer (distributed 2026.8.0), and the wrong
-stage would be blamed.
+close its caller's connection without an answer (distributed 2026.8.0), and the failure
+would count as that of the wrong stage.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, TypeAlias
 
-from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost
+from dask_infer.pipeline.messages.microbatch import Failure, Header, StageLost
 from dask_infer.pipeline.worker.stage_server import StageServer
 
 Answer: TypeAlias = dict[str, Any]
@@ -31,5 +31,5 @@ async def answered(
     try:
         answer: Answer = await stage.within_epoch(header.target.epoch, work)
         return answer
-    except (Lost, OSError):
+    except (StageLost, OSError):
         return LOST

@@ -27,8 +27,8 @@ from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.messages.microbatch import (
     Failure,
     Header,
-    Lost,
     Payload,
+    StageLost,
     Target,
 )
 from dask_infer.pipeline.worker.answers import Answer
@@ -142,7 +142,7 @@ class GroupClient:
         """Ask the coordinator; return `known` where it is still so."""
         worker = self.comms.worker()
         if worker is None:
-            raise Lost
+            raise StageLost
         ask = getattr(worker.scheduler, f"infer_{operation}")
         version = -1 if known is None else known.version
         answer = await ask(version=version, **arguments)
@@ -255,7 +255,7 @@ class GroupClient:
                 raise Failure(**answer["failure"]).exception()
             if lost_since is None or lost_since[0] != ready:
                 lost_since, pause = (ready, time.monotonic()), PAUSES[0]
-            elif time.monotonic() - lost_since[1] > self.spec.patience.stall:
+            elif time.monotonic() - lost_since[1] > self.spec.timeouts.stall:
                 stages = dict.fromkeys(chain.from_iterable(t.addresses for t in ready))
                 raise PartitionError(
                     f'model "{self.spec.model.name}": the scheduler reaches its stages '
@@ -309,7 +309,7 @@ class GroupClient:
                     return None
                 # It was taken just when others began to serve.
                 moved = asyncio.create_task(self._moved(in_flight, ready))
-        except (Lost, OSError):
+        except (StageLost, OSError):
             return None
         finally:
             moved.cancel()

@@ -29,8 +29,8 @@ from distributed import Worker
 from dask_infer.pipeline.messages.microbatch import (
     Failure,
     Header,
-    Lost,
     Payload,
+    StageLost,
     Target,
 )
 from dask_infer.pipeline.worker.admission import Dispatcher
@@ -138,7 +138,7 @@ class MicrobatchComms:
             return await local.handlers[operation](header, payload)
         worker = self.worker()
         if worker is None:
-            raise Lost
+            raise StageLost
         try:
             answer = await worker.rpc(address).infer_microbatch(
                 operation=operation,
@@ -147,10 +147,10 @@ class MicrobatchComms:
             )
         except RuntimeError:  # "ConnectionPool is closed": this worker goes
             if worker.status.name != "running":
-                raise Lost from None
+                raise StageLost from None
             raise
         if not isinstance(answer, dict):  # a worker that has no such handler
-            raise Lost
+            raise StageLost
         if "payload" in answer:
             answer["payload"] = Payload(answer["payload"])
         return answer
@@ -204,7 +204,7 @@ class MicrobatchComms:
         async with self.dispatcher.choose(header.candidates, size) as target:
             try:
                 return await self.call(target.route[0], "offer", header.to(target))
-            except (Lost, OSError):
+            except (StageLost, OSError):
                 return LOST
 
     async def _admit(self, stage: StageServer, header: Header) -> Answer:

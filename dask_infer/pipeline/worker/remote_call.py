@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.run.postprocess import Postprocess
-from dask_infer.spec import Code, Job
+from dask_infer.spec import Job, UserCode
 
 #: Name under which the structure of an output travels, and its leaves.
 STRUCTURE = "infer structure"
@@ -24,7 +24,7 @@ STRUCTURE = "infer structure"
 class RemoteCall:
     """How the batches of one job become the payloads of a group, and back."""
 
-    def __init__(self, job: Job, code: Code) -> None:
+    def __init__(self, job: Job, code: UserCode) -> None:
         self._postprocess = Postprocess(job, code)
         chain = None if job.group is None else job.group.chain
         self._chain = None if chain is None else read_chain(chain)

@@ -33,11 +33,11 @@ from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.plan.window import feeder_share
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.run.runner import Abandoned, Runner
-from dask_infer.spec import Code, Job
+from dask_infer.spec import Job, UserCode
 
 T = TypeVar("T")
 
-#: Bytes that a forward may take in a stage, as far as a feeder can tell: what does not
+#: Bytes that a forward may take in a stage, as far as a feeder knows: what does not
 #: fit comes back and is halved.
 STAGE_BYTES = 1 << 30
 #: Most rows of a batch over those that were planned: 48 rows where 35 were planned are
@@ -90,7 +90,7 @@ class Waiting:
 
 
 @contextlib.contextmanager
-def remote_runner(job: Job, code: Code) -> Iterator[RemoteRunner]:
+def remote_runner(job: Job, code: UserCode) -> Iterator[RemoteRunner]:
     """Open the group of a job for the batches of one partition."""
     assert job.group is not None
     worker = worker_for(job.group)
@@ -119,7 +119,7 @@ class RemoteRunner(Runner):
     def __init__(
         self,
         job: Job,
-        code: Code,
+        code: UserCode,
         client: GroupClient,
         state: GroupState,
         wait: Waiting,

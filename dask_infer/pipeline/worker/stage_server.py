@@ -27,7 +27,7 @@ from dask_infer.metrics.recorder import Recorder, add, meter
 from dask_infer.metrics.sums import Label
 from dask_infer.metrics.totals import recording
 from dask_infer.model.split.shards import Collective, exchanging
-from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Payload
+from dask_infer.pipeline.messages.microbatch import Failure, Header, Payload, StageLost
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.worker.admission import Window
 from dask_infer.pipeline.worker.remote_call import called, flattened
@@ -111,12 +111,12 @@ class StageServer:
 
         Raises
         ------
-        Lost
+        StageLost
             If the epoch ended.
         """
         if self.is_past(epoch):
             work.close()
-            raise Lost
+            raise StageLost
         if epoch > self.epoch:
             self.epoch = epoch
             self._end_epoch()
@@ -126,7 +126,7 @@ class StageServer:
             await asyncio.wait({ended, task}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            raise Lost
+            raise StageLost
         finally:
             ended.cancel()
             task.cancel()
@@ -230,7 +230,7 @@ class StageServer:
                 if not self.spec.shard:  # all shards of a stage run the same rows
                     add("rows", item.header.rows)
                     add("forwards")
-            except Lost:  # the epoch ended during an exchange: nobody waits
+            except StageLost:  # the epoch ended during an exchange
                 continue
             except BaseException as error:  # SystemExit would end the worker
                 result = self._failure(error, replica)

@@ -38,9 +38,9 @@ def plan_groups(
         total = sum(block.nbytes for block in blocks)
         groups = 1 if total <= room else _fewest(blocks, room / RESIDENT)
     # Even bytes: the slowest "worker" of equal ones has as few as can be.
-    weighed = [BlockFacts(b.name, b.nbytes, float(b.nbytes)) for b in blocks]
+    even = [BlockFacts(b.name, b.nbytes, float(b.nbytes)) for b in blocks]
     slots = [WorkerFacts(f"group {number}") for number in range(int(groups))]
-    return tuple(balance(weighed, slots, len(slots)).bounds)
+    return tuple(balance(even, slots, len(slots)).bounds)
 
 
 def _fewest(blocks: Sequence[BlockFacts], most: float) -> int:

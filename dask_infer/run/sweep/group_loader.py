@@ -2,7 +2,7 @@
 
 A group is loaded mapped, so loading it reads nothing yet. One thread loads the group
 after the one that runs and touches its pages. It keeps no lease while it waits for its
-turn: nobody holds memory while waiting for more of it.
+turn: no thread holds memory while it waits for more.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ from dask_infer.replica.worker_place import Place
 from dask_infer.run.runner import Abandoned
 from dask_infer.run.sweep.open_sweep import open_sweep
 from dask_infer.run.sweep.sweep_runner import SweepRunner
-from dask_infer.spec import Code, Job
+from dask_infer.spec import Job, UserCode
 
 
 @contextlib.contextmanager
-def sweep_runner(job: Job, code: Code, place: Place) -> Iterator[SweepRunner]:
+def sweep_runner(job: Job, code: UserCode, place: Place) -> Iterator[SweepRunner]:
     """Take part in the sweep of a job's model with the batches of one partition."""
     shared = open_sweep(job, place)
     with contextlib.ExitStack() as leases:

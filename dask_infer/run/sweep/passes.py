@@ -5,10 +5,10 @@ all partitions of the process wait, a pass takes all of their batches through th
 groups. The threads that wait do its work: each takes the next batch, whosever it is.
 Invariants, guarded by one lock:
 
-1. At most one pass is under way. Its group changes once no batch is left to be run
+1. At most one pass runs. Its group changes once no batch is left to be run
    through it, and none is running.
 2. One thread changes the group, without the lock; the others wait.
-3. Nobody holds a group while waiting for other partitions or for memory.
+3. No thread holds a group while waiting for other partitions or for memory.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Participant(Protocol):
 
 @dataclass(eq=False)
 class Piece:
-    """Rows of a batch on their way: all of them, unless some failed."""
+    """Rows of a batch in the sweep: all of them, unless some failed."""
 
     batch: SweptBatch
     #: Places in the batch.
@@ -79,7 +79,7 @@ class Piece:
 
 
 class SweptBatch:
-    """A batch on its way through the groups."""
+    """A batch that goes through the groups."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class Sweep:
     def read_ahead(self) -> None:
         """Read the second group while partitions run their batches through the first.
 
-        Where a pass is under way, memory has no room for it.
+        While a pass runs, memory has no room for it.
         """
         if self._pass is None:
             self.loader.read_ahead(1)

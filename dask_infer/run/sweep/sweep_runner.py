@@ -35,7 +35,7 @@ from dask_infer.run.sweep.carry_rows import join_rows, take_rows
 from dask_infer.run.sweep.failed_rows import FailedRows, pieces_of
 from dask_infer.run.sweep.open_sweep import OpenSweep
 from dask_infer.run.sweep.passes import Piece, SweptBatch
-from dask_infer.spec import Code, Job
+from dask_infer.spec import Job, UserCode
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class SweepRunner(Runner):
     def __init__(
         self,
         job: Job,
-        code: Code,
+        code: UserCode,
         place: Place,
         shared: OpenSweep,
         leases: contextlib.ExitStack,

@@ -36,14 +36,14 @@ FRAME = pd.DataFrame(
 
 
 def encoder(frame, columns=None, interface="tensor", hint=None, **options):
-    told = {key: options.pop(key) for key in ("shapes", "schema") if key in options}
+    known = {key: options.pop(key) for key in ("shapes", "schema") if key in options}
     inputs = resolve_inputs(
         frame.iloc[:0],
         columns,
         interface_hint=hint or interface,
         tokenizer=options.get("tokenizer") is not None,
         preprocess=options.get("preprocess") is not None,
-        **told,
+        **known,
     )
     preprocess = options.pop("preprocess", None)
     return Encoder(frame, inputs, EncodeOptions(interface, **options), preprocess)

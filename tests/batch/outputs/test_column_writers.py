@@ -341,7 +341,7 @@ def test_tensors_in_a_struct():  # ZO-6
     assert pa.array(column).to_pylist() == [{"box": [0.5, 1.0], "label": "a"}]
 
 
-def test_a_value_that_does_not_fit_is_its_rows_and_a_dtype_is_nobodys():  # ZO-2
+def test_a_value_that_does_not_fit_is_its_rows_fault_and_a_dtype_is_no_rows():  # ZO-2
     for dtype, value, own in [
         ("int8", np.array([1, 300]), True),
         (pd.ArrowDtype(pa.int8()), [1, 300], True),

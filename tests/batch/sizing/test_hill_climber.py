@@ -221,12 +221,12 @@ def test_noise_neither_keeps_it_climbing_nor_sends_it_back(seed):
 
 
 def test_another_replica_goes_on_where_one_has_settled():
-    told, policy = [], HillClimber(2048, LIMIT)
-    policy.on_learned = lambda changed: told.append(changed.state())
+    learned, policy = [], HillClimber(2048, LIMIT)
+    policy.on_learned = lambda changed: learned.append(changed.state())
     climb(policy, quadratic)
-    assert told == [{"size": 1024}]
+    assert learned == [{"size": 1024}]
     other = HillClimber(64, LIMIT)
-    other.resume(told[0])
+    other.resume(learned[0])
     assert climb(other, overhead) == [1024]
 
 

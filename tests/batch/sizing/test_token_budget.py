@@ -120,12 +120,12 @@ def test_what_did_not_fit_is_halved_for_good():  # DI-09
 
 
 def test_another_replica_goes_on_where_one_has_settled():
-    told, policy = [], TokenBudget()
-    policy.on_learned = lambda changed: told.append(changed.state())
+    learned, policy = [], TokenBudget()
+    policy.on_learned = lambda changed: learned.append(changed.state())
     run(policy, accelerator)
-    assert told[-1]["size"] == 65536
+    assert learned[-1]["size"] == 65536
     other = TokenBudget()
-    other.resume(told[-1])
+    other.resume(learned[-1])
     assert (other.size, other.forward_cost) == (65536, policy.forward_cost)
     assert other.settled
 

@@ -66,9 +66,9 @@ def test_truncated_texts_are_counted():
     assert tokenize(TEXTS, words()).truncated == 0
 
 
-@pytest.mark.parametrize("told", [None, 512])
-def test_longest_text(told):
-    assert longest_text(words(limit=told)) == told
+@pytest.mark.parametrize("limit", [None, 512])
+def test_longest_text(limit):
+    assert longest_text(words(limit=limit)) == limit
 
 
 def test_only_what_the_model_takes():

@@ -35,7 +35,7 @@ def test_estimator_gives_what_its_method_gives(method: str) -> None:  # DM-01..0
     assert model.nbytes > 100
 
 
-def test_estimator_predicts_unless_told_otherwise() -> None:
+def test_estimator_predicts_without_method() -> None:
     estimator = linear_model.LogisticRegression().fit(FRAME, TARGET)
     output = loaded(estimator).call((FRAME,), {})
     np.testing.assert_array_equal(output, estimator.predict(FRAME))

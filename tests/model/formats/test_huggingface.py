@@ -79,7 +79,7 @@ def test_architecture_comes_from_the_config(
     assert capfd.readouterr().err == ""
 
 
-def test_accepts_tells_which_tokens_to_drop(distilbert: Path, gpt2: Path) -> None:
+def test_accepts_says_which_tokens_to_drop(distilbert: Path, gpt2: Path) -> None:
     accepts = load(spec_of(distilbert)).accepts
     assert accepts is not None
     assert {"input_ids", "attention_mask", "output_hidden_states"} <= accepts

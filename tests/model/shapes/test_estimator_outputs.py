@@ -185,7 +185,7 @@ def test_rows_within_a_radius_are_ragged():
         (MultiLabelBinarizer().fit([["a"], ["b", "c"]]), (3,)),
     ],
 )
-def test_transformers_of_labels_tell_how_many_there_are(labels, expected):
+def test_transformers_of_labels_declare_how_many_there_are(labels, expected):
     assert estimator_outputs(labels, "transform") == [(None, "int64", expected)]
 
 
@@ -246,7 +246,7 @@ class LookAlike:
     ],
     ids=["texts", "numbers", "linear", "several", "regressor", "outputs"],
 )
-def test_look_alikes_tell_by_the_same_attributes(attributes, expected):
+def test_look_alikes_declare_by_the_same_attributes(attributes, expected):
     found = estimator_outputs(LookAlike(**attributes))
     assert found == [(None, *expected)]
 

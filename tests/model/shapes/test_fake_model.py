@@ -105,7 +105,7 @@ def test_huggingface_families(saved, name, settings, expected):
     assert {tensor.dtype for tensor in traced.output.values()} == {torch.float32}
 
 
-def test_config_tells_the_dtype(saved):
+def test_config_has_the_dtype(saved):
     name, settings, _ = FAMILIES[0]
     traced = propagate(saved(name, {**settings, "dtype": "bfloat16"}), None, (), TEXT)
     assert traced.floating == "bfloat16"

@@ -324,7 +324,7 @@ def test_wrong_arguments_are_refused_by_name(args, kwargs, extra, words):  # SP-
         trace(nn.Linear(10, 3), *args, **kwargs, call_kwargs=extra)
 
 
-def test_arity_error_tells_lists_from_tuples():
+def test_arity_error_names_lists_and_tuples():
     with pytest.raises(ArityMismatch, match=r'\["a", "b"\] is one argument, \("a", "b'):
         trace(nn.Linear(2, 3), floats(), floats())
 

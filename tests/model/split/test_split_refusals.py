@@ -28,7 +28,7 @@ def test_line_of_user_code_is_named():
     assert 'use parallel="data"' in message
 
 
-class Swallows(Branches):
+class Suppresses(Branches):
     def forward(self, x):
         x = self.first(x)
         try:
@@ -41,7 +41,7 @@ class Swallows(Branches):
 
 def test_error_that_the_model_swallows_is_no_export():  # PP-1
     with pytest.raises(CannotSplit, match=r'"if x.sum\(\) > 0:"'):
-        split_module(Swallows(), FLOATS)
+        split_module(Suppresses(), FLOATS)
 
 
 def test_buffer_that_changes_is_refused():

@@ -17,7 +17,7 @@ DTYPES = [
 
 
 def sent(values):
-    """Values after a way over the wire, as Dask's comms serialise messages."""
+    """Values after a transfer, as Dask's comms serialise messages."""
     return unpack(loads(dumps(pack(values))))
 
 

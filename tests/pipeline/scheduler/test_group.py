@@ -13,7 +13,7 @@ from ..stub_scheduler import StubScheduler, on_loop, settle, spec_of
 
 
 def serving(instances: int = 3) -> Group:
-    """Return a group that serves, of which nobody was informed yet."""
+    """Return a group that serves, of which no watcher was informed yet."""
     group = Group(spec_of())
     for number in range(instances):
         instance = group.new_instance((0, 1), (1,))

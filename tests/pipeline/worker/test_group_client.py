@@ -151,7 +151,7 @@ async def test_stages_that_cannot_be_reached_are_named(monkeypatch):
     monkeypatch.setattr(module, "PAUSES", (0.001, 0.001))
     async with feeding("a") as (cluster, client):
         await client.open("user")
-        object.__setattr__(client.spec.patience, "stall", 0.01)
+        object.__setattr__(client.spec.timeouts, "stall", 0.01)
         del cluster.peers["a"]
         with pytest.raises(PartitionError, match="its stages on a, but worker feeder"):
             await client.send(ONE, 1)

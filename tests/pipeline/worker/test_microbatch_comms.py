@@ -186,7 +186,7 @@ async def test_a_worker_without_the_handlers_loses_the_microbatch():
 
     one.worker().handlers["infer_microbatch"] = unknown
     _, header = sent(feeder, ["one"], torch.ones(1))
-    with pytest.raises(module.Lost):
+    with pytest.raises(module.StageLost):
         await offer(feeder, header)
 
 

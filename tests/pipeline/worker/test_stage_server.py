@@ -12,8 +12,8 @@ from dask_infer.faults.deadline import abandoned_threads
 from dask_infer.pipeline.messages.microbatch import (
     Failure,
     Header,
-    Lost,
     Payload,
+    StageLost,
     Target,
 )
 from dask_infer.pipeline.worker.stage_server import StageServer
@@ -96,9 +96,9 @@ async def test_a_newer_epoch_gets_a_window_of_its_own():
             waits = asyncio.create_task(stage.within_epoch(0, asyncio.sleep(60)))
             await asyncio.sleep(0)
             assert await stage.within_epoch(1, asyncio.sleep(0, "done")) == "done"
-            with pytest.raises(Lost):
+            with pytest.raises(StageLost):
                 await waits
-            with pytest.raises(Lost):
+            with pytest.raises(StageLost):
                 await stage.within_epoch(0, asyncio.sleep(0))
         assert (old.inside, stage.window.inside, stage.epoch) == (0, 0, 1)
 

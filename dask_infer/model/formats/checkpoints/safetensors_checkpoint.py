@@ -1,6 +1,6 @@
 """safetensors files as one table of tensors, of which only those asked for are read.
 
-They are mapped, so tensors that nobody touches take no memory.
+They are mapped, so tensors that are not read take no memory.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torch.utils._sympy.printers import PythonPrinter
 from dask_infer.model.identity import pickling
 from dask_infer.model.shapes.call_arguments import by_key
 from dask_infer.model.shapes.trace_errors import Example
-from dask_infer.model.split.export.layer_operator import OPERATOR, Site
+from dask_infer.model.split.export.layer_operator import OPERATOR, CallSite
 from dask_infer.model.split.export.learn_layer import written_by
 from dask_infer.model.split.layer_returns import Input, Signature
 from dask_infer.model.split.nesting import Structure, put_together
@@ -51,7 +51,9 @@ class Graph:
     weights: Mapping[str, torch.Tensor]
 
 
-def functional(exported: ExportedProgram, sites: Mapping[int, Site]) -> ExportedProgram:
+def functional(
+    exported: ExportedProgram, sites: Mapping[int, CallSite]
+) -> ExportedProgram:
     """Take out in-place operations and graphs within the graph, where there are any.
 
     Across a cut they would give wrong numbers (torch 2.13).
@@ -113,7 +115,7 @@ class GraphReader:
         exported: ExportedProgram,
         structure: Structure,
         examples: Mapping[ArgumentKey, Example],
-        sites: Mapping[int, Site],
+        sites: Mapping[int, CallSite],
         *,
         has_glue: bool = True,
     ) -> None:
@@ -160,7 +162,7 @@ class GraphReader:
         )
 
     def _read_inputs(self) -> None:
-        """Tell tensors that the model holds from those it is given."""
+        """Separate tensors that the model holds from those it is given."""
         given = []
         tensors = {**self._exported.state_dict, **self._exported.constants}
         for spec in self._exported.graph_signature.input_specs:

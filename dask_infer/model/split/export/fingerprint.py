@@ -28,7 +28,7 @@ class _Unnumbered(pickling.Pickler):
     """Leaves out the number that a layer of some families has in its model."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Return how to pickle `obj`; NotImplemented for pickle's own way."""
+        """Return how to pickle `obj`; NotImplemented for pickle's default."""
         if isinstance(obj, nn.Module) and NUMBERS & vars(obj).keys():
             state = {k: v for k, v in vars(obj).items() if k not in NUMBERS}
             return nn.Module, (), {"class": type(obj), **state}

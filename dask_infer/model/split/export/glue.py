@@ -26,7 +26,7 @@ from dask_infer.model.split.export.candidates import (
 )
 from dask_infer.model.split.export.exported_graph import Graph, GraphReader, functional
 from dask_infer.model.split.export.fingerprint import fingerprint
-from dask_infer.model.split.export.layer_operator import OpaqueLayers, Site
+from dask_infer.model.split.export.layer_operator import CallSite, OpaqueLayers
 from dask_infer.model.split.export.model_state import changed, described
 from dask_infer.model.split.export.size_guards import Guard, guards_of
 from dask_infer.model.split.export.split_source import SplitSource
@@ -60,7 +60,7 @@ def split_glue(source: SplitSource, cuts: tuple[str, ...] | None) -> Chain:
         try:
             if cuts or outermost(module, layers) == layers:
                 raise
-            # Code of a layer around other layers: that one may be opaque.
+            # UserCode of a layer around other layers: that one may be opaque.
             layers, paths = outermost(module, layers), outermost(module, paths)
             graph, guards = _read(source, layers)
         except Exception:
@@ -146,7 +146,7 @@ class _Root:
     #: Structure of the output.
     structure: Any = None
 
-    def __init__(self, module: nn.Module, sites: Mapping[int, Site]) -> None:
+    def __init__(self, module: nn.Module, sites: Mapping[int, CallSite]) -> None:
         self._module, self._sites = module, sites
         self._caught: list[BaseException] = []
         self._kept: str | None = None
@@ -208,7 +208,7 @@ class _NoStrides(TorchFunctionMode):
         Calls of layers so far.
     """
 
-    def __init__(self, sites: Mapping[int, Site]) -> None:
+    def __init__(self, sites: Mapping[int, CallSite]) -> None:
         super().__init__()
         self._sites = sites
 

@@ -26,7 +26,7 @@ from dask_infer.model.split.export.learn_layer import (
 )
 from dask_infer.model.split.layer_returns import (
     Input,
-    Made,
+    NewTensor,
     Signature,
     known_sizes,
     size_by,
@@ -40,7 +40,7 @@ OPERATOR = torch.ops.dask_infer.layer.default
 
 
 @dataclass(frozen=True)
-class Site:
+class CallSite:
     """One call of a layer in an export."""
 
     path: str
@@ -49,7 +49,7 @@ class Site:
 
 
 #: Calls of the exports that are running, by number.
-_sites: dict[int, Site] = {}
+_sites: dict[int, CallSite] = {}
 _numbers = itertools.count()
 
 
@@ -92,7 +92,7 @@ class OpaqueLayers:
         self._copies: dict[Any, nn.Module] = {}
         self._known: dict[Any, Signature] = {}
         #: Calls in this export, by number.
-        self.sites: dict[int, Site] = {}
+        self.sites: dict[int, CallSite] = {}
 
     def __enter__(self) -> OpaqueLayers:
         for path, layer in self._layers.items():
@@ -132,12 +132,12 @@ class OpaqueLayers:
         call = LayerCall.of(structure, given, tensors, sizes)
         signature = self._signature(path, call)
         number = next(_numbers)
-        self.sites[number] = _sites[number] = Site(path, call, signature)
+        self.sites[number] = _sites[number] = CallSite(path, call, signature)
         made = dict(zip(signature.made, OPERATOR(number, tensors, sizes), strict=True))
         known = known_sizes(tensors, sizes)
 
         def returned(leaf: Any) -> Any:
-            if isinstance(leaf, Made):
+            if isinstance(leaf, NewTensor):
                 return made[leaf]
             if isinstance(leaf, Input):
                 return tensors[leaf.place]

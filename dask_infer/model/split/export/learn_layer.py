@@ -23,7 +23,7 @@ from dask_infer.model.shapes.fake_model import structure_copy
 from dask_infer.model.split.export.model_state import changed, described
 from dask_infer.model.split.layer_returns import (
     Input,
-    Made,
+    NewTensor,
     Rule,
     Signature,
 )
@@ -247,7 +247,7 @@ def written_by(operator: Any, args: Sequence[Any], kwargs: Any) -> list[Any]:
 
 
 def memory_of(tensor: torch.Tensor) -> int:
-    """Return what tells apart the memory of tensors."""
+    """Return what identifies the memory of tensors."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -264,7 +264,7 @@ def _signature(
         _leaf(path, place, found, call.known, has_values)
         for place, found in enumerate(zip(*(run.leaves for run in runs), strict=True))
     ]
-    made = tuple(leaf for leaf in leaves if isinstance(leaf, Made))
+    made = tuple(leaf for leaf in leaves if isinstance(leaf, NewTensor))
     shares = any(run.shares for run in runs)
     return Signature(first.structure, tuple(leaves), made, shares)
 
@@ -282,7 +282,7 @@ def _leaf(
         dtypes, shapes = zip(*found, strict=True)
         if len(set(dtypes)) == len({len(shape) for shape in shapes}) == 1:
             axes = [_rule(sizes, known) for sizes in zip(*shapes, strict=True)]
-            return Made(place, first[0], tuple(axes))
+            return NewTensor(place, first[0], tuple(axes))
     elif found in known and len(set(found)) > 1:
         return _rule(found, known)
     elif all(type(leaf) is type(first) and leaf == first for leaf in found):

@@ -65,7 +65,7 @@ def _taken(
         spec.name,
         f"it was exported for the arguments {', '.join(map(str, wanted))} (positions "
         f"from 0, or keywords), and columns give {shown}",
-        "name the columns in that way",
+        "name the columns so",
     )
 
 

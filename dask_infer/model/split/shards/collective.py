@@ -30,7 +30,7 @@ class Collective(ABC):
     def exchange(self, part: torch.Tensor) -> list[torch.Tensor]:
         """Give every other shard a tensor; return those of all, in their order.
 
-        What is returned is on the device of `part`, and may be written to by nobody.
+        What is returned is on the device of `part`, and must not be written to.
         """
 
     def sum(self, part: torch.Tensor) -> torch.Tensor:

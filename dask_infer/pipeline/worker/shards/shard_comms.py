@@ -13,7 +13,7 @@ from typing import Any
 
 from distributed import Worker
 
-from dask_infer.pipeline.messages.microbatch import Failure, Header, Lost, Payload
+from dask_infer.pipeline.messages.microbatch import Failure, Header, Payload, StageLost
 from dask_infer.pipeline.messages.wire import pack, unpack
 from dask_infer.pipeline.worker.answers import DONE, Answer, failed
 from dask_infer.pipeline.worker.shards.shard_exchange import ShardPart, Turn
@@ -68,7 +68,7 @@ class ShardComms:
             for call in calls:
                 call.cancel()
         if any(answer["status"] == "lost" for answer in answers):
-            raise Lost
+            raise StageLost
         failures = [result] if isinstance(result, Failure) else []
         failures += [Failure(**a["failure"]) for a in answers if "failure" in a]
         # Where one shard fails the others do, too: it has the cause.
@@ -83,7 +83,7 @@ class ShardComms:
                 return await self._call(address, "follow", header, payload)
             except OSError:
                 if stage.is_past(header.target.epoch):
-                    raise Lost from None
+                    raise StageLost from None
                 await asyncio.sleep(PAUSE)
 
     async def follow(

@@ -4,8 +4,8 @@ Every shard runs the same microbatches in the same order; the first shard number
 their *turns*. A forward gives its part of a tensor to the other shards and waits for
 theirs. Invariants:
 
-1. A part is known by epoch, turn and number of the exchange, so what comes late belongs
-   to nobody, and what comes early is kept.
+1. A part is known by epoch, turn and number of the exchange, so what comes late is
+   ignored, and what comes early is kept.
 2. A shard whose forward fails reports that to the others: none waits for it.
 3. A wait ends with the epoch, and where the stage is not wanted any more.
 """
@@ -22,7 +22,7 @@ import torch
 
 from dask_infer.metrics.recorder import meter
 from dask_infer.model.split.shards import Collective
-from dask_infer.pipeline.messages.microbatch import Header, Lost
+from dask_infer.pipeline.messages.microbatch import Header, StageLost
 
 #: Seconds between two looks whether the stage is still wanted.
 POLL_SECONDS = 0.1
@@ -139,13 +139,13 @@ class ShardExchange:
         ------
         ShardFailed
             If another shard failed in this turn.
-        Lost
+        StageLost
             If the turn or its epoch ended.
         """
         with self._changed:
             while True:
                 if turn < self._first or not self.wanted():
-                    raise Lost
+                    raise StageLost
                 parts = self._parts[turn, number]
                 if len(parts) == others:
                     return self._parts.pop((turn, number))
@@ -188,7 +188,7 @@ class TurnCollective(Collective):
             return [parts[shard].to(part.device) for shard in range(self.shards)]
 
     def end(self, *, failed: bool) -> None:
-        """End the turn; tell the other shards where it failed here."""
+        """End the turn; inform the other shards where it failed here."""
         if failed:
             self._exchange.give(self._others, self._turn, 0, None)
         self._exchange.end(self._turn)

@@ -2,7 +2,7 @@
 
 The first shard of a stage numbers its microbatches and sends them to the others, which
 run them in that order: messages may overtake each other. Numbers start anew with each
-epoch. What was numbered is run, also where nobody waits for it any more: the others
+epoch. What was numbered is run, also where no caller waits for it any more: the others
 would wait for a turn that was left out.
 """
 

@@ -1,4 +1,4 @@
-"""Blocks that take equally long, told without running them."""
+"""Blocks that take equally long, known without running them."""
 
 from __future__ import annotations
 
@@ -125,6 +125,6 @@ def test_blocks_after_skipped_ones_are_run_where_sizes_are_unknown():
     assert costs[-1].carry_bytes == 2 * 3 * 4
 
 
-def test_marks_of_a_masked_model_tell_its_parts_apart():
+def test_marks_of_a_masked_model_differ_between_its_parts():
     _, chain = split_module(Masked(), Example("int64", (None,)), attention_mask=TOKENS)
     assert len(set(marks(chain))) > 1

@@ -90,8 +90,8 @@ def test_no_graph_is_printed(capsys):
             return super().forward(x)
 
     split_module(Warns(), FLOATS)
-    told = capsys.readouterr().err
-    assert "one of the user's own lines" in told and "def forward" not in told
+    printed = capsys.readouterr().err
+    assert "one of the user's own lines" in printed and "def forward" not in printed
 
 
 def test_two_and_three_stages():
@@ -270,7 +270,7 @@ class Top(Model):
         return super().forward(x) if x.mean() > 0 else self.head(x)
 
 
-class Swallows(Model):
+class Suppresses(Model):
     def forward(self, x: Any) -> Any:
         try:
             scale = 1.0 if self.layers[0](x).mean() > 5.0 else 2.0
@@ -346,7 +346,7 @@ def test_code_around_layers_is_exported(kind):
         (Counter, 'it changes its "calls"'),
         (Caches, 'it changes its "seen"'),
         (Casts, "mixed precision"),
-        (Swallows, r"test_glue.py:\d+: .*mean\(\) > 5.0"),
+        (Suppresses, r"test_glue.py:\d+: .*mean\(\) > 5.0"),
         (Tells, "sum"),
         (Top, r'test_glue.py:\d+: "return super.*x.mean'),
         (Loops, r"range\(len\(x\)\)"),
@@ -414,7 +414,7 @@ def test_the_users_module_is_untouched():  # PP-5
     assert type(module.layers[0]) is Looks and module(torch.ones(2, 8)).requires_grad
 
 
-def test_made_up_weights_take_no_memory():
+def test_synthetic_weights_take_no_memory():
     class Huge(Looks):
         def __init__(self):
             super().__init__()

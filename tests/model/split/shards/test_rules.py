@@ -96,7 +96,7 @@ def test_operations_give_what_the_whole_tensor_gives(
     for result in results:
         assert type(result) is torch.Tensor
         torch.testing.assert_close(result, expected)
-        assert result.equal(results[0])  # to the bit: branches take the same way
+        assert result.equal(results[0])  # to the bit: branches take the same path
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tensor columns in the hands of Dask, and of processes that never heard of them."""
+"""Tensor columns in Dask, and in processes that never imported this package."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def ddf(frame: pd.DataFrame) -> dd.DataFrame:
 
 
 def check(result: dd.DataFrame, expected: pd.DataFrame) -> None:
-    """Rows by `id`, whatever order a shuffle left them in; meta tells the dtype."""
+    """Rows by `id`, whatever order a shuffle left them in; meta has the dtype."""
     assert result._meta.emb.dtype == expected.emb.dtype
     computed = result.compute()
     pd.testing.assert_frame_equal(by_id(computed), by_id(expected))
