@@ -164,6 +164,35 @@ def test_bfloat16_and_postprocess(client, ddf, pdf, model, expected):
     np.testing.assert_allclose(result, expected, atol=0.05)
 
 
+def test_batches_whose_rows_influence_each_other_stay_whole(client, ddf, pdf):
+    class Centred(torch.nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    torch.manual_seed(4)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2, 9), Centred(), torch.nn.Linear(9, 8), torch.nn.Linear(8, 1)
+    )
+    pred = ddf.infer.predict(model, parallel=STAGES, row_wise=False, batch_size=1000)
+    parts = [by_hand(model, part.compute()) for part in ddf.partitions]
+    near(pred.compute(), np.concatenate(parts), pdf)
+
+
+@pytest.mark.parametrize("layout", [ALONE, STAGES])
+def test_an_exported_program_in_shards(
+    client, ddf, pdf, model, expected, tmp_path, layout
+):
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(
+        model, (torch.zeros(4, 2),), dynamic_shapes=({0: batch},)
+    )
+    torch.export.save(program, tmp_path / "model.pt2")
+    pred = ddf.infer.predict(tmp_path / "model.pt2", parallel=layout)
+    near(pred.compute(), expected, pdf)
+    whole = sum(p.nbytes for p in model.parameters())
+    assert dask_infer.replicas()["bytes"].max() < whole / layout.stages * 0.62
+
+
 class Branches(torch.nn.Module):
     """Nothing that can be cut, and weights that are read past their layers."""
 

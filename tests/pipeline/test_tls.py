@@ -39,7 +39,9 @@ def papers(tmp_path):
     return of
 
 
-def test_stages_are_placed_and_fed_under_tls(store, papers, ddf, pdf, model, expected):
+def test_stages_and_shards_are_placed_and_fed_under_tls(
+    store, papers, ddf, pdf, model, expected
+):
     # The coordinator's client had no papers where the scheduler knows its own alone.
     worker = {"cls": Nanny, "options": {"nthreads": 1, "security": papers("worker")}}
     scheduler = {
@@ -56,5 +58,6 @@ def test_stages_are_placed_and_fed_under_tls(store, papers, ddf, pdf, model, exp
         ) as cluster,
         Client(cluster.scheduler_address, security=papers("client")),
     ):  # fmt: skip
-        pred = ddf.infer.predict(model, parallel=Layout(stages=2))
-        near(pred.compute(), expected, pdf)
+        for layout in (Layout(stages=2), Layout(shards=2)):
+            pred = ddf.infer.predict(model, parallel=layout)
+            near(pred.compute(), expected, pdf)
