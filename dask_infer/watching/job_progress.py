@@ -45,6 +45,8 @@ class JobProgress:
         self.finished: int | None = None
         #: Whether it began before it was watched, so that earlier runs count as well.
         self.began_before = False
+        #: Whether such runs are among what was counted, so that `done` is estimated.
+        self.ran_before = False
         self.done = self.failed = 0
         #: Whether its first partitions have begun and predicted no row yet.
         self.loading = False
@@ -74,6 +76,7 @@ class JobProgress:
             total = round(sums.counts["rows_in"] / started * self.partitions)
         if self.finished is not None and self.began_before and started:
             earlier = max(0, sums.count("partitions") - self.finished)
+            self.ran_before = earlier > 0
             rows -= round(sums.counts["rows_in"] / started * earlier)
             if self.finished >= self.partitions and self.is_complete(sums):
                 rows = total or 0
@@ -123,7 +126,7 @@ class JobProgress:
         alone
             Whether no other line has its name.
         """
-        count = f"{self.done:,}"
+        count = f"{'~' * self.ran_before}{self.done:,}"
         # What a job did is all that there was, where that was not known before.
         open_end = state != "done" or not self.estimated
         if open_end and self.total is not None and self.total != self.done:

@@ -196,7 +196,7 @@ def test_persisted(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
 def test_persisted_without_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     dask_infer.progress(predict().persist(scheduler="sync"))
     (line,) = shown(capsys)
-    assert line.startswith("Slow: 1,000 rows")
+    assert "1,000 rows" in line
 
 
 def test_what_is_not_persisted_is_refused(client: Client) -> None:
@@ -376,6 +376,15 @@ def test_earlier_runs_of_a_persisted_job_do_not_count() -> None:
     made.began_before, made.finished = True, 2
     made.update(sums(750, 8, 800, partitions=6))  # 4 partitions of them earlier
     assert (made.done, made.total) == (350, 400)
+    assert "Linear: ~350 of ~400 rows" in made.line("running").text
+
+
+def test_what_is_estimated_from_other_runs_is_marked_at_the_end() -> None:
+    """Rows of another frame are among those of the job: 400 would be wrong as well."""
+    made = job(known=None, partitions=4)
+    made.began_before, made.finished = True, 4
+    made.update(sums(1400, 8, 1400, partitions=8))
+    assert made.line("done").text == "Linear: ~700 rows"
 
 
 def test_a_terminal_is_written_over() -> None:
