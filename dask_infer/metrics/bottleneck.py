@@ -155,6 +155,12 @@ def _of_stages(
             "Use more workers: Layout(replicas=...) for more groups, a larger "
             "Layout(stages=...) for smaller stages, or a faster device=."
         )
+    if any(map(_waits_for_messages, stages.values())):
+        return "transfer-bound: stages wait for messages", (
+            "Use fewer shards, Layout(shards=...), or stages alone where each layer "
+            "fits on a worker; larger microbatches, Layout(microbatch=...) or "
+            "batch_size=."
+        )
     inside = _total(stages, "inside_seconds")
     forward = sum(each.seconds.get("forward", 0.0) for each in stages.values())
     at_stages = _total(stages, "stage_seconds")
@@ -172,6 +178,13 @@ def _of_stages(
             "Layout(stages=...), or workers on more machines."
         )
     return CAUSES[_largest(sums, without=("wait",))]
+
+
+def _waits_for_messages(stage: Sums) -> bool:
+    """Whether a stage mostly exchanges parts with other shards, or reads inputs."""
+    shares = _shares(stage)
+    transfer, forward = shares.get("transfer", 0.0), shares.get("forward", 0.0)
+    return transfer > forward and transfer + forward > BUSY
 
 
 def _total(stages: Mapping[int, Sums], name: str) -> float:

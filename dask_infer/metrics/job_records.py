@@ -26,15 +26,15 @@ class JobRecord:
 
     model: str
     job: str
-    #: Seconds since the epoch when it began, as far as its sums tell, when it was first
-    #: seen to run, and last.
+    #: Seconds since the epoch when it began, as far as its sums tell, of the last look
+    #: before it was seen to run, and when it was seen last.
     start: float
     seen: float
     end: float
     #: Sums of its partitions, before this run and now.
     sums_before: Sums
     sums: Sums
-    #: Sums of the model's stages when it was seen and at the end, by stage.
+    #: Sums of the model's stages at that look and at the end, by stage.
     stages_before: dict[int, Sums]
     stages: dict[int, Sums]
     #: Of the workers and their hosts, as `ClusterSums.host` has them.
@@ -82,6 +82,9 @@ class JobRecords:
     def __init__(self) -> None:
         self.records: OrderedDict[Label, JobRecord] = OrderedDict()
         self._seen: Mapping[Label, Sums] = {}
+        #: When `update` was called last, with what of models and hosts.
+        self._looked: tuple[float, Mapping[Label, Sums], Mapping[str, float]] | None
+        self._looked = None
 
     def update(
         self,
@@ -92,11 +95,17 @@ class JobRecords:
     ) -> None:
         """Take note of the jobs that went on since the last call."""
         host = host or {}
+        # A short job is over when it is first seen, and so is what its stages did.
+        looked = self._looked or (now, by_model, host)
+        if now - looked[0] > PAUSE:
+            looked = (now, by_model, host)
         for label, sums in by_job.items():
-            if self._seen.get(label) == sums:
-                continue
             known = self.records.get(label)
             stages = _stages(label.model, by_model)
+            if self._seen.get(label) == sums:
+                if known is not None and now - known.end < PAUSE:
+                    known.stages = _with_late(known.stages, stages)
+                continue
             before = Sums() if known is None else known.sums
             # Reading is counted when a partition's read has ended: it is no pause.
             start = now - _age(sums.since(before))
@@ -106,18 +115,18 @@ class JobRecords:
                     label.model,
                     label.job,
                     start=start,
-                    seen=now,
+                    seen=looked[0],
                     end=now,
                     sums_before=before,
                     sums=sums,
-                    stages_before=stages,
+                    stages_before=_stages(label.model, looked[1]),
                     stages=stages,
-                    host_before=host,
+                    host_before=looked[2],
                     host=host,
                 )
             known.end, known.sums, known.stages, known.host = now, sums, stages, host
             self.records.move_to_end(label)
-        self._seen = by_job
+        self._seen, self._looked = by_job, (now, by_model, host)
         while len(self.records) > KEPT:
             self.records.popitem(last=False)
 
@@ -129,6 +138,21 @@ def _age(sums: Sums) -> float:
     """
     threads = sums.levels.get("partitions") or sums.count("started") or 1
     return sum(sums.seconds.values()) / threads
+
+
+def _with_late(
+    known: Mapping[int, Sums], stages: Mapping[int, Sums]
+) -> dict[int, Sums]:
+    """Return the sums of a job's stages, with forwards of which word came late.
+
+    Heartbeats of stages may arrive after the last one of the job's partitions.
+    """
+    late = {
+        stage: sums
+        for stage, sums in stages.items()
+        if sums.count("forwards") > known.get(stage, Sums()).count("forwards")
+    }
+    return {**known, **late}
 
 
 def _stages(model: str, by_model: Mapping[Label, Sums]) -> dict[int, Sums]:

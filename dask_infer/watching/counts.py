@@ -6,11 +6,14 @@ event loop.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import pickle
 from collections.abc import Mapping
 from typing import Any
+
+from distributed import Worker
 
 from dask_infer._dask import run_on_loop
 from dask_infer.metrics.cluster_sums import ClusterSums, Message
@@ -18,6 +21,9 @@ from dask_infer.metrics.sums import Label, Sums, from_message
 from dask_infer.metrics.totals import totals
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that workers have to send their numbers.
+PATIENCE = 3.0
 
 
 def local_jobs() -> dict[Label, Sums]:
@@ -38,6 +44,17 @@ async def watch(client: Any) -> bool:
         logger.info("the scheduler keeps no counters: %s", error)
         return False
     return True
+
+
+async def refresh(client: Any) -> None:
+    """Have all workers send their numbers now, not with their next heartbeats."""
+    with contextlib.suppress(Exception):  # a worker that is lost, or does not answer
+        asked = client.run(_heartbeat, on_error="ignore")
+        await asyncio.wait_for(asked, PATIENCE)
+
+
+async def _heartbeat(dask_worker: Worker) -> None:
+    await dask_worker.heartbeat()
 
 
 async def read_workers(client: Any, sums: ClusterSums | None = None) -> ClusterSums:
@@ -106,6 +123,12 @@ class Counts:
             jobs = ClusterJobs(client)
             before = jobs.read()
             self._clusters.append((jobs, before if self._from_now else {}))
+
+    def refresh(self) -> None:
+        """Have the workers send what they counted."""
+        for jobs, _ in self._clusters:
+            if jobs.client.status == "running":
+                run_on_loop(jobs.client, refresh)
 
     def read(self) -> dict[Label, Sums]:
         """Return what was added since then, by job."""

@@ -116,6 +116,7 @@ def _counted() -> dict[Label, Sums] | str:
     try:
         if client is not None:
             counts.add(client)
+            counts.refresh()
         return counts.read()
     except Exception as error:
         return f"not known: {error}"
@@ -124,9 +125,13 @@ def _counted() -> dict[Label, Sums] | str:
 def _run(sums: Sums) -> str:
     if not sums.count("started"):
         return "nothing yet"
-    text = f"{sums.count('rows'):,} rows in {sums.count('partitions'):,} partitions"
+    text = f"{sums.count('rows'):,} rows in {_partitions(sums.count('partitions'))}"
     if failed := sums.count("failed_rows"):
         text += f", {failed:,} rows failed"
     if running := sums.levels.get("partitions"):
-        text += f"; {running:.0f} partitions are running"
+        text += f"; {_partitions(round(running))} running"
     return text
+
+
+def _partitions(count: int) -> str:
+    return f"{count:,} partition{'s' * (count != 1)}"

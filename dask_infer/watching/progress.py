@@ -201,7 +201,8 @@ class Progress:
         return sums
 
     def _settle(self) -> None:
-        """Wait for the last heartbeats."""
+        """Ask for the last numbers, and wait for those that do not come at once."""
+        self._counts.refresh()
         deadline = time.monotonic() + PATIENCE
         while True:
             sums = self._look()

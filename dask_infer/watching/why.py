@@ -13,7 +13,7 @@ from dask_infer.metrics.bottleneck import Bottleneck, find_bottleneck
 from dask_infer.metrics.sums import Label, Sums, to_message
 from dask_infer.replica.residents import current_client
 from dask_infer.views.view import View, Viewed
-from dask_infer.watching.counts import local_jobs, read_workers, watch
+from dask_infer.watching.counts import local_jobs, read_workers, refresh, watch
 
 #: Seconds for which the first numbers of a short job may take to arrive.
 PATIENCE, INTERVAL = 3.0, 0.2
@@ -71,6 +71,7 @@ def why(client: Any = None) -> Why | Awaitable[Why]:
 
 async def _ask(client: Any) -> Why:
     read = _records_of_scheduler if await watch(client) else _records_of_workers
+    await refresh(client)
     deadline = time.monotonic() + PATIENCE
     while not (records := await read(client)) and time.monotonic() < deadline:
         await asyncio.sleep(INTERVAL)

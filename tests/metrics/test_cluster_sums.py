@@ -103,6 +103,31 @@ def test_a_job_is_recorded_with_what_stages_did_meanwhile():
     assert message["stages"] == to_message({stage: Sums({"rows": 8})})
 
 
+def test_a_job_that_is_over_when_it_is_seen_has_its_stages():
+    records, stage = JobRecords(), Label("Linear-1", 0)
+    records.update(10.0, {}, {stage: Sums({"forwards": 3})}, {"cpu": 1.0})
+    records.update(10.5, {JOB: Sums({"rows": 9})}, {stage: Sums({"forwards": 5})})
+    told = records.records[JOB].to_message()
+    assert told["stages"] == to_message({stage: Sums({"forwards": 2})})
+    assert (told["seen"], told["end"]) == (10.0, 10.5)
+
+
+def test_forwards_of_stages_that_are_told_late_are_of_the_job():
+    records, stage = JobRecords(), Label("Linear-1", 0)
+    done = {JOB: Sums({"rows": 9})}
+    records.update(10.0, done, {stage: Sums({"forwards": 3})})
+    late = {stage: Sums({"forwards": 5}), Label("Linear-1", 1): Sums({"forwards": 2})}
+    records.update(10.5, done, late)
+    idle = {stage: Sums({"forwards": 5}, {"idle": 3.0})}
+    records.update(11.0, done, idle)
+    told = records.records[JOB].to_message()
+    assert told["end"] == 10.0
+    assert [each[3:5] for each in told["stages"]] == [
+        [{"forwards": 2}, {}],
+        [{"forwards": 2}, {}],
+    ]
+
+
 def test_a_job_that_goes_on_after_a_pause_is_another_run():
     """What its stages did in the pause, nothing, hid what limited it."""
     records, stage = JobRecords(), Label("Linear-1", 0)

@@ -61,12 +61,13 @@ def tiny() -> torch.nn.Module:
 def job_of(client: Client, ddf: dd.DataFrame, model: Any, **options: Any) -> Bottleneck:
     # Else imports take all the time; a job of its own, not one beside the other.
     numbers(80).infer.predict(Warm(), columns=["a", "b"], output="y").compute()
+    dask_infer.why()  # its numbers are there
     time.sleep(1.5)
     options = {"columns": ["a", "b"], "output": "y"} | options
-    ddf.infer.predict(model, **options).compute()
-    time.sleep(1.5)  # the last heartbeats
+    rows = len(ddf.infer.predict(model, **options).compute())
     answer = dask_infer.why()
     (job,) = answer.jobs
+    assert job.rows == rows
     assert job.cause in repr(answer)
     assert job.remedy in repr(answer)
     return job
@@ -181,6 +182,17 @@ def test_tiny_microbatches_over_stages() -> None:
     assert "microbatch=" in job.remedy
 
 
+def test_a_short_job_names_all_of_its_stages_at_once(client: Client) -> None:
+    """The heartbeat with the forwards of one came after the last of the partitions."""
+    layout = Layout(stages=2)
+    pred = numbers(64).infer.predict(tiny(), columns=["a", "b"], parallel=layout)
+    for _ in range(3):
+        pred.compute()
+        (job,) = dask_infer.why().jobs
+        assert set(job.stages) == {0, 1}
+    dask_infer.unload()
+
+
 # --- the rule ---------------------------------------------------------------------
 
 
@@ -231,6 +243,16 @@ def test_a_start_does_not_hide_that_threads_wait_for_a_window() -> None:
     assert find_bottleneck(waiting).cause.startswith("transfer-bound")
     reading = record({"read": 6, "wait": 4}, {0: entry, 1: last})
     assert find_bottleneck(reading).cause.startswith("starved: reading")
+
+
+def test_shards_that_exchange_are_no_stages_in_turn() -> None:
+    exchanging = Sums({"forwards": 10}, {"forward": 1, "transfer": 7.5, "idle": 1.5})
+    found = find_bottleneck(record({"wait": 9}, {0: exchanging}))
+    assert found.cause == "transfer-bound: stages wait for messages"
+    assert "shards=" in found.remedy
+    computing = Sums({"forwards": 10}, {"forward": 4.5, "transfer": 4})
+    found = find_bottleneck(record({"read": 9}, {0: computing}))
+    assert found.cause.startswith("starved: reading")
 
 
 def test_activations_in_files_are_named() -> None:
