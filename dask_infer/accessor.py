@@ -187,7 +187,8 @@ class DataFrameInfer:
         Plan
             A line for each layout with its projected memory, load and run time, or
             the number that refuses it; ``>`` at the one that ``parallel="auto"`` would
-            take now. An awaitable of it where the current client is asynchronous.
+            take now. Of `Towers` or an `Ensemble` a plan of each model, in `towers`.
+            An awaitable of it where the current client is asynchronous.
 
         Raises
         ------

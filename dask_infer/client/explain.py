@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
@@ -14,16 +14,16 @@ from distributed.comm.addressing import get_address_host
 from dask_infer._dask import count_partitions, count_rows_at_most
 from dask_infer.batch.tensor.tensor_dtype import TensorDtype
 from dask_infer.client.job_builder import build_job
-from dask_infer.client.layout_plan import Plan
+from dask_infer.client.layout_plan import Plan, TowersPlan
 from dask_infer.client.request import Request
 from dask_infer.errors import PlacementError
 from dask_infer.pipeline.choice.gather_facts import Gatherer, keys_of
-from dask_infer.plan.layouts.choose import EXECUTED, alternatives, choose
+from dask_infer.plan.layouts.choose_together import choose_together, seconds_together
 from dask_infer.plan.layouts.job_facts import JobFacts
 from dask_infer.plan.partition_sizes import partition_warnings
 from dask_infer.replica.measured import recall_each
 from dask_infer.replica.residents import current_client
-from dask_infer.spec import AutoSpec, Job
+from dask_infer.spec import AnyJob, AutoSpec, Job, Layout
 
 #: Hosts that are asked what they remember.
 ASKED = 8
@@ -38,38 +38,96 @@ def explain(request: Request, expr: Any) -> Plan | Awaitable[Plan]:
         The call, with ``parallel="auto"``.
     """
     job, _ = build_job(request, expr)
-    if not isinstance(job, Job):
-        raise ValueError(
-            f"explain() compares the layouts of one model, not of {job.name}: pass the "
-            "models one by one; each may have parallel= of its own"
+    autos = {
+        _short(title): replace(
+            model.auto,
+            rows=count_rows_at_most(expr),
+            partitions=count_partitions(expr),
+            rate_key=model.rate_key,
         )
-    assert job.auto is not None
-    auto = replace(
-        job.auto,
-        rows=count_rows_at_most(expr),
-        partitions=count_partitions(expr),
-        rate_key=job.rate_key,
-    )
+        for model, title in job.parts
+        if model.auto is not None
+    }
+    planner = _Planner(job, autos, row_bytes(expr._meta))
     client = current_client()
     if client is None:
-        return _plan(auto, {}, recall_each(keys_of(auto)), row_bytes(expr._meta))
+        return planner.plan({}, recall_each(planner.keys))
     if not client.asynchronous:
-        plan: Plan = client.sync(_ask, client, auto, row_bytes(expr._meta))
+        plan: Plan = client.sync(planner.ask, client)
         return plan
-    return _ask(client, auto, row_bytes(expr._meta))
+    return planner.ask(client)
 
 
-async def _ask(client: Any, auto: AutoSpec, row: int) -> Plan:
-    identity = await client.scheduler.identity(n_workers=-1)
-    workers = identity["workers"]
-    if not workers:
-        raise PlacementError("the cluster has no worker to plan for: start workers")
-    hosts: dict[str, str] = {}
-    for address in workers:
-        hosts.setdefault(get_address_host(address), address)
-    asked = list(hosts.values())[:ASKED]
-    answers = await client.run(recall_each, keys_of(auto), workers=asked)
-    return _plan(auto, workers, _together(answers), row)
+def _short(title: str) -> str:
+    """Return the name of a tower as the user gave it."""
+    return title.replace('tower "', "").replace('"', "")
+
+
+@dataclass
+class _Planner:
+    """Plans one call, once the workers and what they remember are known."""
+
+    job: AnyJob
+    #: What each layout is chosen from, by model; other models have a layout.
+    autos: dict[str, AutoSpec]
+    #: Bytes of a row.
+    row: int
+
+    @property
+    def keys(self) -> list[str]:
+        """What hosts may remember of it."""
+        return [key for auto in self.autos.values() for key in keys_of(auto)]
+
+    async def ask(self, client: Any) -> Plan:
+        """Ask a cluster, and plan."""
+        identity = await client.scheduler.identity(n_workers=-1)
+        workers = identity["workers"]
+        if not workers:
+            raise PlacementError("the cluster has no worker to plan for: start workers")
+        hosts: dict[str, str] = {}
+        for address in workers:
+            hosts.setdefault(get_address_host(address), address)
+        asked = list(hosts.values())[:ASKED]
+        answers = await client.run(recall_each, self.keys, workers=asked)
+        return self.plan(workers, _together(answers))
+
+    def plan(self, workers: Mapping[str, Any], known: Mapping[str, Any]) -> Plan:
+        """Return the plan of one model, or of several."""
+        gatherers = [Gatherer(auto, workers, known) for auto in self.autos.values()]
+        facts = [gatherer.gather() for gatherer in gatherers]
+        choices = choose_together(facts)
+        plans = {}
+        for name, gatherer, each, choice in zip(
+            self.autos, gatherers, facts, choices, strict=True
+        ):
+            model, chosen = gatherer.group.model.name, choice.chosen
+            local = chosen is None or chosen.kind == "data"
+            notes = _size_notes(gatherer.auto, workers, each, self.row, local)
+            plans[name] = Plan(model, choice.found, chosen, gatherer.shown, notes)
+        if isinstance(self.job, Job):
+            (plan,) = plans.values()
+            return plan
+        parts = max((each.partitions for each in facts), default=1)
+        seconds = seconds_together(choices, parts)
+        return TowersPlan(self.job.name, plans, seconds, _set_layouts(self.job))
+
+
+def _set_layouts(job: AnyJob) -> list[str]:
+    """Return where the models run whose layout is not chosen."""
+    found = []
+    for model, title in job.parts:
+        if model.auto is not None or not model.token:  # chosen, or a function of ours
+            continue
+        where = "in each process that has rows"
+        if model.sweep is not None:
+            layout = Layout(stages=model.sweep.stages, sweep=True)
+            where = f"parallel={layout.short()}"
+        elif model.group is not None:
+            where = f"parallel={model.group.layout.short()}"
+            if model.group.resources:
+                where += f", resources={dict(model.group.resources)}"
+        found.append(f"{_short(title)}: {where}; not compared")
+    return found
 
 
 def _together(answers: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,24 +138,12 @@ def _together(answers: Mapping[str, Any]) -> dict[str, Any]:
     return {**known, "cores": min(each["cores"] for each in answers.values())}
 
 
-def _plan(
-    auto: AutoSpec, workers: Mapping[str, Any], known: Mapping[str, Any], row: int
-) -> Plan:
-    gatherer = Gatherer(auto, workers, known)
-    facts = gatherer.gather()
-    found = alternatives(facts)
-    chosen = choose(found)
-    local = chosen is None or chosen.kind == "data"
-    notes = _size_notes(auto, workers, facts, row, local) if workers else []
-    if unable := sorted({a.kind for a in found if not a.refused} - EXECUTED):
-        notes.append(f"{', '.join(unable)}: projected, and not run by this version")
-    return Plan(auto.group.model.name, found, chosen, gatherer.shown, notes)
-
-
 def _size_notes(
     auto: AutoSpec, workers: Mapping[str, Any], facts: JobFacts, row: int, local: bool
 ) -> list[str]:
     """Return what is wrong with the size of the partitions, as far as it is known."""
+    if not workers:
+        return []
     limits = [each["memory_limit"] for each in workers.values()]
     known = auto.rows is not None
     return partition_warnings(

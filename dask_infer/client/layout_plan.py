@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -95,12 +95,16 @@ class Plan:
         return "\n".join([f'model "{self.model}"', *shown, *self._sentences()])
 
     def _repr_html_(self) -> str | None:
+        return self.html(self.model)
+
+    def html(self, title: str) -> str | None:
+        """Return it as a table under a title; None where jinja2 is missing."""
         lines: dict[str, str | dict[str, str]] = {}
         for each in self._found:
             name, *cells = self._cells(each)
             named = dict(zip(HEAD[1:], cells, strict=False))
             lines[name] = each.refused or named
-        return View(f"Plan of {self.model}", lines, self._sentences()).html()
+        return View(f"Plan of {title}", lines, self._sentences()).html()
 
     def _sentences(self) -> tuple[str, ...]:
         said = [self._summary(), *self.notes]
@@ -111,7 +115,7 @@ class Plan:
 
     def _summary(self) -> str:
         if self._chosen is None:
-            return "No layout that this version executes fits."
+            return "No layout fits."
         resources = f", resources={self.resources}" if self.resources else ""
         return f"> parallel={self._chosen.layout.short()}{resources}"
 
@@ -129,6 +133,57 @@ class Plan:
             in_seconds(each.run),
             in_seconds(each.total),
         ]
+
+
+class TowersPlan(Plan):
+    """What the layouts of several models on the same rows are projected to take.
+
+    Attributes
+    ----------
+    towers
+        A `Plan` for each tower or member by its name, made with the others beside it:
+        whole replicas share the memory of a process, models on workers of their own
+        divide these. `layout` and `resources` are those of each, and None here.
+    table
+        As of `Plan`, with the name in `tower`.
+    notes
+        The layouts that the call names itself.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        towers: Mapping[str, Plan],
+        seconds: float,
+        notes: Sequence[str] = (),
+    ) -> None:
+        facts = [fact for plan in towers.values() for fact in plan.facts]
+        super().__init__(model, [], None, facts, notes)
+        self.towers, self._seconds = dict(towers), seconds
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each layout of each model; bytes and seconds, all projected."""
+        tables = {name: plan.table for name, plan in self.towers.items()}
+        if not tables:
+            return super().table.assign(tower="")
+        return pd.concat(tables, names=["tower"]).reset_index(0).reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        plans = [f"{name}: {plan!r}" for name, plan in self.towers.items()]
+        return "\n\n".join([self.model, *plans, "\n".join(self._sentences())])
+
+    def _repr_html_(self) -> str | None:
+        whole = super()._repr_html_()
+        shown = [plan.html(f"{n}: {plan.model}") for n, plan in self.towers.items()]
+        return None if whole is None else "".join([whole, *map(str, shown)])
+
+    def _sentences(self) -> tuple[str, ...]:
+        refused = [name for name, plan in self.towers.items() if plan.layout is None]
+        if refused:
+            return (f"No layout fits {', '.join(refused)}.", *self.notes)
+        total = f"{in_seconds(self._seconds)} for all models together"
+        return (f'> parallel="auto": {total}', *self.notes)
 
 
 HEAD = ["  layout", "replicas", "workers", "memory", "load", "run", "total"]

@@ -60,7 +60,7 @@ def request_groups(wanted: bytes) -> tuple[ChosenLayout, ...]:
     """
     with _portable_errors():
         specs: tuple[GroupSpec | AutoSpec, ...] = pickle.loads(wanted)
-        chosen = tuple(map(_chosen, specs))
+        chosen = _chosen(specs)
         groups = {spec.key: spec for spec in chosen if isinstance(spec, GroupSpec)}
         if groups:
             from dask_infer.pipeline.worker import group_request
@@ -69,12 +69,17 @@ def request_groups(wanted: bytes) -> tuple[ChosenLayout, ...]:
         return chosen
 
 
-def _chosen(spec: GroupSpec | AutoSpec) -> ChosenLayout:
-    if isinstance(spec, GroupSpec):
-        return spec
-    from dask_infer.pipeline.choice.auto_layout import choose_layout
+def _chosen(
+    specs: tuple[GroupSpec | AutoSpec, ...],
+) -> tuple[ChosenLayout, ...]:
+    """Return the layouts: those that the call names, and those that are chosen now."""
+    autos = [spec for spec in specs if isinstance(spec, AutoSpec)]
+    if not autos:
+        return tuple(spec for spec in specs if isinstance(spec, GroupSpec))
+    from dask_infer.pipeline.choice.auto_layout import choose_layouts
 
-    return choose_layout(spec)
+    found = iter(choose_layouts(autos))
+    return tuple(s if isinstance(s, GroupSpec) else next(found) for s in specs)
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ class WorkerFacts:
     threads
         Partitions that it runs at once.
     holds
-        Whether it may hold a stage or a remote replica: it has the resources.
+        How many stages or remote replicas its resources allow at a time.
     one_at_a_time
         Whether its forwards wait for each other, as on an accelerator.
     """
@@ -87,7 +87,7 @@ class WorkerFacts:
     speed: float = 1.0
     host: str = ""
     threads: int = 1
-    holds: bool = True
+    holds: int = 1
     one_at_a_time: bool = False
 
     def __post_init__(self) -> None:

@@ -145,10 +145,56 @@ def test_where_nothing_fits_there_is_no_layout(client, numbers, cuts_small_model
     assert "on every worker; tcp://" in repr(plan)
 
 
-def test_layouts_of_several_models_are_not_compared(client, numbers):
-    towers = dask_infer.Towers({"one": Counts(4), "two": Counts(5)})
-    with pytest.raises(ValueError, match=r"of one model, not of Towers"):
-        numbers.infer.explain(towers)
+class Sums(torch.nn.Module):
+    def forward(self, one, two):
+        return one + two
+
+
+@pytest.fixture
+def towers():
+    pairs = {"one": (Counts(4), ["a", "b"]), "two": (Counts(5), ["b", "a"])}
+    return dask_infer.Towers(pairs, head=Sums())
+
+
+def test_a_plan_of_towers_has_one_of_each(client, numbers, towers):
+    plan = numbers.infer.explain(towers)
+    assert isinstance(plan, Plan) and list(plan.towers) == ["one", "two"]
+    assert plan.towers["two"].layout == Layout() and plan.layout is None
+    table = plan.table
+    assert table.columns[:2].tolist() == ["tower", "layout"]
+    assert table[table.chosen].tower.tolist() == ["one", "two"]
+    lines = repr(plan).splitlines()
+    assert 'one: model "Counts"' in lines and 'two: model "Counts"' in lines
+    assert lines[-2].startswith('> parallel="auto": ')
+    assert lines[-1] == "head: in each process that has rows; not compared"
+    html = plan._repr_html_()
+    assert "Plan of two: Counts" in html and "not compared" in html
+
+
+def test_ensembles_and_what_is_nested_without_a_cluster(numbers, towers):
+    ensemble = dask_infer.Ensemble([Counts(4), towers])
+    plan = numbers.infer.explain(ensemble)
+    assert list(plan.towers) == ["member 0", "member 1: one", "member 1: two"]
+    assert plan.towers["member 0"].layout == Layout()
+    with dask.config.set({"infer.replica.memory-limit": "1 B"}):
+        refused = repr(numbers.infer.explain(ensemble))
+    assert "No layout fits member 0, member 1: one, member 1: two." in refused
+
+
+def test_towers_whose_layouts_are_given_are_named(numbers, cuts_small_models):
+    fixed = {"parallel": Layout(stages=2), "resources": {"GPU": 1}}
+    swept = {"parallel": "sweep"}
+    towers = {
+        "one": (Counts(4), ["a", "b"], fixed),
+        "two": (Counts(5), ["a", "b"], swept),
+    }
+    plan = numbers.infer.explain(dask_infer.Towers(towers))
+    assert plan.towers == {} and plan.table.empty
+    assert plan.notes == [
+        "one: parallel=Layout(stages=2), resources={'GPU': 1.0}; not compared",
+        "two: parallel=Layout(stages='auto', sweep=True); not compared",
+    ]
+    assert plan.notes[0] in repr(plan)
 
 
 def test_a_cluster_without_workers_has_nothing_to_plan_for(numbers):

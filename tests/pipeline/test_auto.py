@@ -13,9 +13,11 @@ import torch
 from distributed import Client
 
 import dask_infer
-from dask_infer import Layout, PlacementError
+from dask_infer import Layout, PlacementError, Towers
 from dask_infer.client import call_group
 from dask_infer.plan.layouts import choose as chosen
+from dask_infer.replica.measured import rate_key
+from dask_infer.replica.remembered import recall, remember
 
 from .conftest import groups, held, near, workers
 
@@ -190,6 +192,61 @@ def test_models_that_cannot_be_cut_stay_whole(client, pdf):
     assert isinstance(result, pd.DataFrame) and len(result) == len(pdf)
     refused = ddf.infer.explain(Odd(), meta="float32").table.set_index("layout").refused
     assert refused["sweep"] == refused["stages=auto"] != ""
+
+
+class Sums(torch.nn.Module):
+    def forward(self, one, two):
+        return one + two
+
+
+@pytest.fixture
+def slow_loads(store):
+    """Weights of CPU workers come so slowly that more stages are faster."""
+    key = rate_key("cpu")
+    before = recall(key)
+    remember(key, {"bytes": 100, "seconds": 1.0})
+    yield
+    remember(key, before or {"bytes": 0, "seconds": 0.0})
+
+
+def test_towers_divide_the_workers_that_each_would_have_alone(
+    client, pdf, model, expected, slow_loads
+):
+    ddf = dd.from_pandas(pdf, npartitions=2)
+    torch.manual_seed(12)
+    other = torch.nn.Sequential(*map(torch.nn.Linear, [2, 9, 9, 9, 9], [9, 9, 9, 9, 1]))
+    with torch.inference_mode():
+        expected = expected + other(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
+    cpu = {"device": "cpu"}
+    alone = ddf.infer.explain(model, **cpu)
+    assert alone.layout == Layout(stages=4)
+    columns = ["a", "b"]
+    towers = Towers(
+        {"one": (model, columns, cpu), "two": (other, columns, cpu)}, Sums()
+    )
+    plan = ddf.infer.explain(towers)
+    assert plan.table[plan.table.chosen].workers.tolist() == [2, 2]
+    near(ddf.infer.predict(towers, parallel="auto").compute(), expected, pdf)
+    taken = [line.partition("takes ")[2] for line in reasons(client)[-2:]]
+    assert {line.partition(":")[0][-2:] for line in taken} == {"=2"}, taken
+
+
+def test_a_tower_alone_is_chosen_for(client, ddf, pdf, model, expected):
+    own = {"parallel": "auto", "resources": {"GPU": 1}}
+    towers = Towers({"one": (model, ["a", "b"], own), "two": (model, ["b", "a"])})
+    result = ddf.infer.predict(towers, keep=False).compute()
+    np.testing.assert_allclose(result["one"], expected, atol=1e-5)
+    assert "takes replicas: " in reasons(client)[-1]
+    assert {row.device for row in dask_infer.replicas().itertuples()} == {"cpu"}
+    (group,) = groups(client)
+    assert len(group["instances"]) >= 1
+
+
+def test_a_tower_that_fits_nowhere_is_named(small_workers, ddf):
+    wide = torch.nn.Sequential(torch.nn.Linear(2, 4096), torch.nn.Linear(4096, 1))
+    towers = Towers({"one": (torch.nn.Linear(2, 1), None), "two": (wide, None)})
+    with pytest.raises(PlacementError, match='model "Sequential" fits in no layout'):
+        ddf.infer.predict(towers, parallel="auto", keep=False).compute()
 
 
 def test_kinds_that_run_are_executed():

@@ -7,6 +7,7 @@ scheduler: to compare all numbers of stages takes up to a second.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from dask_infer.pipeline.choice.gather_facts import Gatherer, keys_of
 from dask_infer.pipeline.scheduler.group_table import TOPIC
 from dask_infer.pipeline.worker.measure import timed_chain
 from dask_infer.plan.layouts.alternative import Alternative
-from dask_infer.plan.layouts.choose import alternatives, choose, nothing_fits, reason
+from dask_infer.plan.layouts.choose import nothing_fits, reason
+from dask_infer.plan.layouts.choose_together import Choice, choose_together
 from dask_infer.replica.measured import recall_each
 from dask_infer.replica.worker_place import current_worker
-from dask_infer.spec import AutoSpec, GroupSpec, LayerGroups
+from dask_infer.spec import AutoSpec, ChosenLayout, GroupSpec, LayerGroups
 
 logger = logging.getLogger(__name__)
 
@@ -28,35 +30,42 @@ logger = logging.getLogger(__name__)
 MEASURING = 2.0
 
 
-def choose_layout(auto: AutoSpec) -> GroupSpec | LayerGroups | None:
-    """Return a job's group, or its layer groups; None where it takes the model whole.
+def choose_layouts(autos: Sequence[AutoSpec]) -> list[ChosenLayout]:
+    """Return what each model of a job is spread as; None where a process has it whole.
 
     Raises
     ------
     PlacementError
-        If no layout fits; names what refuses each.
+        If no layout of a model fits; names what refuses each.
     """
     worker = current_worker()
     workers = {} if worker is None else _workers(worker)
-    gatherer = Gatherer(auto, workers, recall_each(keys_of(auto)))
-    found = alternatives(gatherer.gather())
-    chosen = choose(found)
-    name = auto.group.model.name
-    if _is_worth_measuring(auto, gatherer, found, chosen):
-        chain = timed_chain(auto.group)
-        kind = resolve_device(auto.group.device).torch_device.type
-        found = alternatives(gatherer.gather(chain, kind))
-        chosen = choose(found)
-    if chosen is None:
-        raise nothing_fits(name, found)
-    line = f'model "{name}": parallel="auto" takes {reason(chosen, found)}'
-    logger.info("%s", line)
-    if worker is not None:
-        worker.log_event(TOPIC, {"group": auto.group.key, "event": line})
-    return spread_of(auto.group, chosen)
+    known = recall_each([key for auto in autos for key in keys_of(auto)])
+    gatherers = [Gatherer(auto, workers, known) for auto in autos]
+    facts = [gatherer.gather() for gatherer in gatherers]
+    choices = choose_together(facts)
+    worth = list(map(_is_worth_measuring, gatherers, choices))
+    for place in (place for place, measures in enumerate(worth) if measures):
+        group = autos[place].group
+        kind = resolve_device(group.device).torch_device.type
+        facts[place] = gatherers[place].gather(timed_chain(group), kind)
+    if any(worth):
+        choices = choose_together(facts)
+    chosen = []
+    for auto, choice in zip(autos, choices, strict=True):
+        name = auto.group.model.name
+        if choice.chosen is None:
+            raise nothing_fits(name, choice.found)
+        why = reason(choice.chosen, choice.found)
+        line = f'model "{name}": parallel="auto" takes {why}'
+        logger.info("%s", line)
+        if worker is not None:
+            worker.log_event(TOPIC, {"group": auto.group.key, "event": line})
+        chosen.append(spread_of(auto.group, choice.chosen))
+    return chosen
 
 
-def spread_of(group: GroupSpec, chosen: Alternative) -> GroupSpec | LayerGroups | None:
+def spread_of(group: GroupSpec, chosen: Alternative) -> ChosenLayout:
     """Return what a call that asks for a chosen layout has in its job."""
     if chosen.kind == "data":
         return None
@@ -80,18 +89,12 @@ def _workers(worker: Any) -> dict[str, Any]:
     return workers
 
 
-def _is_worth_measuring(
-    auto: AutoSpec,
-    gatherer: Gatherer,
-    found: list[Alternative],
-    chosen: Alternative | None,
-) -> bool:
+def _is_worth_measuring(gatherer: Gatherer, choice: Choice) -> bool:
     """Whether seconds of blocks can change the choice for more than they take."""
-    if auto.group.chain is None or chosen is None:
+    chosen = choice.chosen
+    if gatherer.group.chain is None or chosen is None or gatherer.is_measured:
         return False
-    if gatherer.is_measured:
-        return False
-    if sum(not each.refused for each in found) == 1:
+    if sum(not each.refused for each in choice.found) == 1:
         return False
     # Nothing is faster than whole replicas but by the time of their load.
     return chosen.kind != "data" or chosen.load > MEASURING

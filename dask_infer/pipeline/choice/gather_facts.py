@@ -291,7 +291,9 @@ class Gatherer:
             speed=self._speed(kind),
             host=get_address_host(address),
             threads=int(info["nthreads"]),
-            holds=all(info["resources"].get(n, 0) >= v for n, v in resources),
+            holds=min(
+                (int(info["resources"].get(n, 0) // v) for n, v in resources), default=1
+            ),
             one_at_a_time=accelerated,
         )
 

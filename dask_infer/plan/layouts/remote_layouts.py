@@ -26,6 +26,8 @@ EVERY_STAGES = 8
 #: Seconds until workers of their own are found and their stages started, before these
 #: load.
 FORMING = 0.1
+#: What refuses a model without workers of its own.
+NONE_LEFT = "the other models of the job take all workers that could hold it"
 #: Workers that may share a layer.
 SHARDS = (2, 4, 8)
 
@@ -44,10 +46,14 @@ def replicas(facts: JobFacts) -> Alternative | None:
     if not facts.pinned and len(able) == len(facts.workers):
         return None
     if not able:
-        largest = max(facts.workers, key=lambda worker: (worker.holds, room(worker)))
+        largest = max(
+            facts.workers, key=lambda worker: (worker.holds > 0, room(worker))
+        )
         refused = (
             f"needs {in_bytes(facts.whole)}; {largest.address} has the most, "
             f"{in_bytes(room(largest))}"
+            if largest.holds
+            else NONE_LEFT
         )
         return Alternative("replicas", Layout(), facts.resources, refused=refused)
     # Without resources the number alone says that replicas live on workers of theirs.
@@ -70,6 +76,8 @@ def stages(facts: JobFacts) -> list[Alternative]:
     able = holders(facts)
     if not facts.blocks:
         return [_refused("stages", Layout(stages="auto"), facts, facts.uncut)]
+    if not able:
+        return [_refused("stages", Layout(stages="auto"), facts, NONE_LEFT)]
     try:
         least = max(2, min_stages(facts.blocks, able))
     except PlacementError as error:

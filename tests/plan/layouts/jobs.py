@@ -94,7 +94,7 @@ CASES = {
     "1.3B on three CPU workers and a GPU": (
         language_model(1.3e9, 2,
                        (*crew(1, 24, speed=500.0, one_at_a_time=True),
-                        *(WorkerFacts(f"cpu{i}", 16 * GB, host=f"c{i}", holds=False)
+                        *(WorkerFacts(f"cpu{i}", 16 * GB, host=f"c{i}", holds=0)
                           for i in range(3))),
                        rows=100_000, partitions=100, flops=CPU, tokens=128,
                        prepare_seconds=2e-3, resources=(("GPU", 1.0),)),

@@ -116,7 +116,7 @@ def test_shards_hold_whole_what_cannot_be_divided():
 
 
 def test_pinned_models_stay_on_workers_with_the_resource():
-    workers = (*crew(1, 4), WorkerFacts("plain", 4 * GB, holds=False))
+    workers = (*crew(1, 4), WorkerFacts("plain", 4 * GB, holds=0))
     facts = small(workers, pinned=True, resources=(("GPU", 1.0),))
     chosen = choose(alternatives(facts), KINDS)
     assert (chosen.kind, chosen.layout, chosen.replicas) == ("replicas", Layout(), 1)

@@ -98,7 +98,7 @@ def test_stages_take_as_long_as_a_recurrence_says(number, partitions):
 
 
 def test_a_remote_replica_is_as_fast_as_who_feeds_it():
-    workers = (*crew(1, 4, speed=100.0), *crew(3, 4, holds=False))
+    workers = (*crew(1, 4, speed=100.0), *crew(3, 4, holds=0))
     slow = small(workers, resources=(("GPU", 1.0),), prepare_seconds=1e-2)
     assert replicas(slow).run == pytest.approx(100 * 1.0 / 4, rel=0.1)
     fast = small(workers, resources=(("GPU", 1.0),))
