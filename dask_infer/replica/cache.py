@@ -35,12 +35,12 @@ from dask_infer.metrics.recorder import add
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.load_model import load, resident_bytes
 from dask_infer.model.runtime.loaded_model import LoadedModel
-from dask_infer.model.runtime.stage_model import StageLayers, load_part, part_bytes
+from dask_infer.model.runtime.stage_model import load_part, part_bytes
 from dask_infer.replica.lease_wait import Wait
 from dask_infer.replica.measured import observe_load
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place
-from dask_infer.spec import ModelSpec
+from dask_infer.spec import ModelSpec, StageLayers
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from dask_infer.spec.job import (
 from dask_infer.spec.layout import Layout
 from dask_infer.spec.model_spec import ModelSpec
 from dask_infer.spec.output_spec import ERROR_COLUMN, OutputColumn, Outputs
+from dask_infer.spec.stage_layers import StageLayers
 
 __all__ = [
     "ERROR_COLUMN",
@@ -35,6 +36,7 @@ __all__ = [
     "ModelSpec",
     "OutputColumn",
     "Outputs",
+    "StageLayers",
     "Tower",
     "TowersJob",
     "Undecided",

@@ -138,7 +138,7 @@ class StubScheduler:
         for stage, _ in self.submitted.values():
             worker = self.tasks[stage.key].processing_on
             if stage.group.model.name == model:
-                label = Label(stage.group.model.label, stage.index)
+                label = Label(stage.group.model.label, stage.layers.stage)
                 sums = Sums({"rows": rows}, {"forward": seconds})
                 sent = {"version": VERSION, "at": 0.0, "replicas": [], "host": {}}
                 worker.metrics["infer"] = {**sent, "sums": to_message({label: sums})}

@@ -17,6 +17,7 @@ from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.worker import microbatch_comms
 from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms, comms_of
 from dask_infer.pipeline.worker.stage_server import StageServer
+from dask_infer.spec import StageLayers
 
 from .stub_scheduler import spec_of
 
@@ -102,6 +103,5 @@ def workers_of(*addresses: str, wire: bool, peers: Any = None) -> list[Microbatc
 
 
 def stage_spec(index: int = 0, stages: int = 1, epoch: int = 0, **options: Any) -> Any:
-    return StageSpec(
-        spec_of(**options), "instance", index, stages, epoch, index, index + 1
-    )
+    layers = StageLayers(None, index, index + 1, index)
+    return StageSpec(spec_of(**options), "instance", stages, epoch, layers)

@@ -7,7 +7,6 @@ import hashlib
 import pickle
 import weakref
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from dask_infer.model.store.blob_store import (
     default_store,
     read_blob,
 )
-from dask_infer.spec import Blob, ModelSpec
+from dask_infer.spec import Blob, ModelSpec, StageLayers
 
 #: Chains that a process remembers; each takes some 100 KB of disk.
 MOST_CHAINS = 16
@@ -79,30 +78,6 @@ def _code() -> str:
     """Digest of the code that makes chains and reads them."""
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-@dataclass(frozen=True)
-class StageLayers:
-    """What one stage of a pipeline holds of a model, or one shard of the stage."""
-
-    #: The model as a chain of blocks; None where shards divide a model that is none.
-    chain: Blob | None
-    #: Blocks that live here: from, and up to.
-    start: int
-    stop: int
-    #: Number of the stage.
-    stage: int
-    #: Number of the shard that holds its part of tensors, and how many there are.
-    shard: int = 0
-    shards: int = 1
-    #: How the shards divide weights, where a trial found a better way; pickled.
-    cuts: bytes = b""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        stage = f"stage {self.stage}"
-        return stage if self.shards == 1 else f"{stage}, shard {self.shard}"
 
 
 def part_bytes(spec: ModelSpec, part: StageLayers, dtype: str | None) -> int:

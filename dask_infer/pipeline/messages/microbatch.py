@@ -117,8 +117,9 @@ class Failure:
         if not isinstance(error, Exception):
             # What ends a thread would end the event loop of the feeder's worker.
             error = RuntimeError(f"{type(error).__name__}: {error}")
-        shard = None if spec.shards == 1 else spec.shard
-        where = (spec.index, spec.stages, worker)
+        layers = spec.layers
+        shard = None if layers.shards == 1 else layers.shard
+        where = (layers.stage, spec.stages, worker)
         return cls(pickled(error), *where, trace, memory, shard)
 
     def exception(self) -> BaseException:

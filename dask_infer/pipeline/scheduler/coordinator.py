@@ -156,7 +156,9 @@ class GroupCoordinator(SchedulerPlugin):
                     placed.ready = True
                     if slot == 0:
                         group.facts = pickle.loads(facts)
-                    self.table.notify(group, f"{placed.spec.name} of {instance} serves")
+                    self.table.notify(
+                        group, f"{placed.spec.layers.name} of {instance} serves"
+                    )
 
     def unload(self, content: str | None) -> None:
         """Release the groups of one model, or all, as soon as they have no user."""

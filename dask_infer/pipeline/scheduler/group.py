@@ -26,7 +26,7 @@ from dask_infer.pipeline.messages.group_state import (
     Status,
 )
 from dask_infer.pipeline.messages.stage_spec import StageSpec
-from dask_infer.spec import GroupSpec
+from dask_infer.spec import GroupSpec, StageLayers
 
 #: Seconds between two states that watchers are informed of: at least, and for each
 #: user, since each may be on a worker that watches. An answer takes 0.2 ms of the
@@ -62,7 +62,7 @@ class Instance:
     planned: tuple[str, ...] = ()
     #: Workers that share each stage; the slots are all shards of all stages, in order.
     shards: int = 1
-    #: As of `StageSpec`.
+    #: As of `StageLayers`.
     cuts: bytes = b""
     epoch: int = 0
     placed: dict[int, PlacedStage] = field(default_factory=dict)
@@ -210,18 +210,10 @@ class Group:
         """Note the worker of a slot, under the instance's epoch."""
         index, shard = divmod(slot, instance.shards)
         start, stop = instance.bounds[index : index + 2]
-        spec = StageSpec(
-            self.spec,
-            instance.name,
-            index,
-            instance.stages,
-            instance.epoch,
-            start,
-            stop,
-            shard,
-            instance.shards,
-            instance.cuts,
-        )
+        shards = shard, instance.shards, instance.cuts
+        layers = StageLayers(self.spec.chain, start, stop, index, *shards)
+        formed = instance.name, instance.stages, instance.epoch
+        spec = StageSpec(self.spec, *formed, layers)
         placed = instance.placed[slot] = PlacedStage(spec, address)
         return placed
 

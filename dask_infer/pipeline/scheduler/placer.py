@@ -206,7 +206,7 @@ class Placer:
         """Start the tasks of stages that were placed."""
         for stage in placed:
             self.table.start(self.group, self._run(instance, stage))
-        where = ", ".join(f"{p.spec.name} on {p.address}" for p in placed)
+        where = ", ".join(f"{p.spec.layers.name} on {p.address}" for p in placed)
         self.table.notify(self.group, f"{instance.name}: {where}")
 
     async def _run(self, instance: Instance, placed: PlacedStage) -> None:
@@ -224,8 +224,8 @@ class Placer:
             cause, error = (
                 error,
                 ModelLoadError(
-                    f'{placed.spec.name} of model "{self.spec.model.name}" ended on '
-                    f"worker {address}: {type(error).__name__}: {error}"
+                    f'{placed.spec.layers.name} of model "{self.spec.model.name}" '
+                    f"ended on worker {address}: {type(error).__name__}: {error}"
                 ),
             )
             error.__cause__ = cause

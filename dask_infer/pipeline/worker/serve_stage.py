@@ -15,7 +15,6 @@ from distributed import Worker, get_worker, secede
 from distributed.utils import sync
 
 from dask_infer.errors import make_portable
-from dask_infer.model.runtime.stage_model import StageLayers
 from dask_infer.pipeline.messages.group_state import ModelFacts
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.worker.microbatch_comms import comms_of
@@ -44,13 +43,10 @@ def serve_stage(spec: bytes) -> None:
 
 def _serve(spec: StageSpec, worker: Worker) -> None:
     """Serve; a replica that is stuck in a forward is replaced by a fresh one."""
-    comms, group = comms_of(worker), spec.group
-    send = comms.shards.send if spec.shards > 1 else None
+    comms, group, layers = comms_of(worker), spec.group, spec.layers
+    send = comms.shards.send if layers.shards > 1 else None
     stage = StageServer(spec, comms.loop, worker.address, send)
-    part = None
-    if group.chain is not None or spec.shards > 1:
-        blocks = (spec.start, spec.stop, spec.index)
-        part = StageLayers(group.chain, *blocks, spec.shard, spec.shards, spec.cuts)
+    whole = layers.chain is None and layers.shards == 1
     seceded, stuck = False, True
     try:
         while stuck:
@@ -60,7 +56,7 @@ def _serve(spec: StageSpec, worker: Worker) -> None:
                 device=group.device,
                 dtype=group.dtype,
                 timeout=group.timeout,
-                part=part,
+                part=None if whole else layers,
             ) as replica:
                 replica.serving = True
                 if not seceded:

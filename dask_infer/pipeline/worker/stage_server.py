@@ -77,7 +77,7 @@ class StageServer:
         send: Send | None = None,
     ) -> None:
         self.spec, self.loop, self.worker = spec, loop, worker
-        self.instance, self.index = spec.instance, spec.index
+        self.instance, self.index = spec.instance, spec.layers.stage
         #: The oldest epoch that is still served.
         self.epoch = spec.epoch
         self.closed = False
@@ -90,7 +90,7 @@ class StageServer:
         self.turns: ShardTurns[Queued] = ShardTurns()
         self.exchange: ShardExchange | None = None
         if send is not None:
-            shard = (spec.instance, spec.index, spec.shard)
+            shard = (spec.instance, self.index, spec.layers.shard)
             self.exchange = ShardExchange(*shard, loop, send)
         self._queue: queue.SimpleQueue[Queued] = queue.SimpleQueue()
         #: Set, and replaced, when an epoch ends.
@@ -98,7 +98,7 @@ class StageServer:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self._queue.qsize()} waiting"
-        return f"<StageServer {self.spec.name} of {self.instance}, {state}>"
+        return f"<StageServer {self.spec.layers.name} of {self.instance}, {state}>"
 
     # --- on the event loop -------------------------------------------------------
 
@@ -227,7 +227,8 @@ class StageServer:
                     item, replica, place, stream, timeout
                 )
                 replica.count(item.header.rows)
-                if not self.spec.shard:  # all shards of a stage run the same rows
+                # All shards of a stage run the same rows.
+                if not self.spec.layers.shard:
                     add("rows", item.header.rows)
                     add("forwards")
             except StageLost:  # the epoch ended during an exchange
@@ -252,7 +253,7 @@ class StageServer:
 
         This thread holds the device: one that a timeout abandons would keep it.
         """
-        what = f"forward of {replica.spec.name}, {self.spec.name}"
+        what = f"forward of {replica.spec.name}, {self.spec.layers.name}"
         with meter("transfer"):
             values = item.payload.open()
         collective, alone = None, replica.device.exclusive()

@@ -16,10 +16,9 @@ import torch
 
 from dask_infer.metrics.recorder import meter
 from dask_infer.model.runtime.footprint import as_bytes, tensors_of
-from dask_infer.model.runtime.stage_model import StageLayers
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place
-from dask_infer.spec import Job
+from dask_infer.spec import Job, StageLayers
 
 logger = logging.getLogger(__name__)
 

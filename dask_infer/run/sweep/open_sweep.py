@@ -15,7 +15,7 @@ import dask
 from dask_infer import config
 from dask_infer.device.device import Device
 from dask_infer.device.resolve_device import resolve_device
-from dask_infer.model.runtime.stage_model import StageLayers, read_chain
+from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split.chain import Chain
 from dask_infer.plan.facts import BlockFacts
 from dask_infer.plan.layouts.sweep_groups import (
@@ -31,7 +31,7 @@ from dask_infer.run.sweep.activations import Activations
 from dask_infer.run.sweep.carry_rows import row_axes
 from dask_infer.run.sweep.group_loader import GroupLoader
 from dask_infer.run.sweep.passes import Sweep
-from dask_infer.spec import Job
+from dask_infer.spec import Job, StageLayers
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ async def test_stages_are_placed_on_distinct_workers():
         assert sorted(instance.route) == ["a", "b", "c"]
         assert sorted(cluster.running_stages().values()) == ["a", "b", "c"]
         stages = [stage for stage, _ in cluster.submitted.values()]
-        assert [(s.start, s.stop) for s in stages] == [(0, 2), (2, 3), (3, 4)]
+        blocks = [(stage.layers.start, stage.layers.stop) for stage in stages]
+        assert blocks == [(0, 2), (2, 3), (3, 4)]
 
 
 @on_loop

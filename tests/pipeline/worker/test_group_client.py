@@ -35,8 +35,8 @@ async def feeding(*addresses, model=lambda x: x + 1, **options):
             while True:
                 for key, address in cluster.running_stages().items():
                     stage, _ = cluster.submitted[key]
-                    known = comms[address].stages
-                    if (stage.instance, stage.index) not in known and address in peers:
+                    known, own = comms[address].stages, stage.layers.stage
+                    if (stage.instance, own) not in known and address in peers:
                         await stages.enter_async_context(
                             stage_of(comms[address], stage, model)
                         )
