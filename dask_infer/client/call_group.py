@@ -159,14 +159,21 @@ def _chain(call: ModelCall, inputs: Inputs) -> Blob:
 
 def split_call(call: ModelCall, examples: Mapping[ArgumentKey, Example]) -> Blob:
     """Return the model's chain for arguments like these; equal calls share it."""
+    for refused, error in call.refused:
+        if refused == examples:
+            raise error  # trying took seconds
     args, kwargs = split_keys(examples)
     stages = call.request.parallel.stages
-    return chain_blob(
-        call.spec,
-        call.recognised.live,
-        args,
-        kwargs,
-        cuts=stages if isinstance(stages, tuple) else None,
-        call_kwargs=call.request.call_kwargs,
-        dtype=call.request.dtype,
-    )
+    try:
+        return chain_blob(
+            call.spec,
+            call.recognised.live,
+            args,
+            kwargs,
+            cuts=stages if isinstance(stages, tuple) else None,
+            call_kwargs=call.request.call_kwargs,
+            dtype=call.request.dtype,
+        )
+    except CannotSplit as error:
+        call.refused.append((examples, error))
+        raise

@@ -14,7 +14,8 @@ from dask_infer.client.request import Request
 from dask_infer.model.formats.format import Format, Recognised
 from dask_infer.model.recognise import recognise
 from dask_infer.model.registry import format_of
-from dask_infer.spec import ModelSpec
+from dask_infer.model.shapes.trace_errors import Example
+from dask_infer.spec import ArgumentKey, ModelSpec
 from dask_infer.spec.model_spec import Interface
 
 
@@ -45,6 +46,10 @@ class ModelCall:
     frame_meta: pd.DataFrame
     #: Row shapes of list columns, where a parquet schema states them.
     schema: Mapping[str, tuple[int | None, ...]]
+    #: Arguments for which the model cannot be split, each with the error.
+    refused: list[tuple[Mapping[ArgumentKey, Example], Exception]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     @property
     def spec(self) -> ModelSpec:

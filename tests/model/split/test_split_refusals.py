@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dask.dataframe as dd
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from dask_infer import Layout
 from dask_infer.model.shapes.trace_errors import ArityMismatch, Example
 from dask_infer.model.split import CannotSplit, split
 from dask_infer.spec import ModelSpec
@@ -116,3 +119,17 @@ def test_data_dependent_sequences_report_no_sizes():
 def test_input_of_an_unknown_dtype():
     with pytest.raises(CannotSplit, match="holds text"):
         split_module(Skips(), Example("text", (8,)))
+
+
+def test_a_call_tries_once_to_split(monkeypatch):
+    tries = []
+
+    def counted(*args, **options):
+        tries.append(args)
+        return split(*args, **options)
+
+    monkeypatch.setattr("dask_infer.model.split.split", counted)
+    ddf = dd.from_pandas(pd.DataFrame(0.0, [0, 1], list("abcdefgh")), npartitions=1)
+    with pytest.raises(CannotSplit, match='changes its "calls"'):
+        ddf.infer.predict(Counts(), parallel=Layout(stages=2))
+    assert len(tries) == 1
