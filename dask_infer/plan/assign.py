@@ -1,4 +1,4 @@
-"""Stages whose cuts are fixed, given workers: by the user's cuts, or for more replicas.
+"""Stages between cuts that the user named, given workers.
 
 Whether they fit is decided exactly: the largest stage on the largest worker, the next
 on the next; if that does not fit, nothing does. Which worker each gets is a bottleneck
@@ -46,7 +46,21 @@ def assign(
         raise ValueError(
             f"cuts {list(cuts)} must rise, from 1 to at most {len(blocks) - 1}"
         )
-    return replicate(blocks, workers, bounds, 1, link)[0]
+    stages = parts(blocks, bounds)
+    if not workers:
+        raise no_workers()
+    if len(workers) < len(stages):
+        raise too_few_workers(workers, len(stages))
+    falling = sorted(range(len(stages)), key=lambda index: -need(stages[index]))
+    free = sorted(workers, key=lambda worker: (-worker.room, -worker.speed))
+    for worker, index in zip(free, falling, strict=False):
+        if worker.room < need(stages[index]):
+            raise stage_fits_nowhere(
+                stages[index], workers, index, len(stages), left=worker
+            )
+    taken = _fastest(stages, falling, free)
+    chosen = [free[place] for _, place in sorted(zip(falling, taken, strict=True))]
+    return stage_plan(blocks, bounds, chosen, link or Link())
 
 
 def count_replicas(
@@ -62,48 +76,6 @@ def count_replicas(
     ):
         replicas -= 1
     return replicas
-
-
-def replicate(
-    blocks: Sequence[BlockFacts],
-    workers: Sequence[WorkerFacts],
-    bounds: Sequence[int],
-    replicas: int,
-    link: Link | None = None,
-) -> tuple[StagePlan, ...]:
-    """Return plans of `replicas` replicas cut alike, on workers of their own.
-
-    The slowest stage of all of them is as fast as can be.
-
-    Raises
-    ------
-    PlacementError
-        If they do not fit side by side.
-    """
-    if not workers:
-        raise no_workers()
-    stages = parts(blocks, bounds)
-    wanted = len(stages) * replicas
-    if len(workers) < wanted:
-        raise too_few_workers(workers, wanted)
-    falling = sorted(
-        (index for index in range(len(stages)) for _ in range(replicas)),
-        key=lambda index: -need(stages[index]),
-    )
-    free = sorted(workers, key=lambda worker: (-worker.room, -worker.speed))
-    for worker, index in zip(free, falling, strict=False):
-        if worker.room < need(stages[index]):
-            raise stage_fits_nowhere(
-                stages[index], workers, index, len(stages), left=worker
-            )
-    taken = _fastest(stages, falling, free)
-    chosen: list[list[WorkerFacts]] = [[] for _ in stages]
-    for place, index in enumerate(falling):
-        chosen[index].append(free[taken[place]])
-    return tuple(
-        stage_plan(blocks, bounds, [stage[r] for stage in chosen], link or Link())
-        for r in range(replicas)
-    )
 
 
 def parts(
@@ -146,8 +118,8 @@ def _fastest(
 def _match(able: Sequence[Sequence[int]]) -> list[int] | None:
     """Match each place to one of the workers it can have, by augmenting paths.
 
-    A worker that is free goes first, so where it can the largest
-    stage sits on the largest worker.
+    A worker that is free goes first, so where it can the largest stage sits on the
+    largest worker.
     """
     holder: dict[int, int] = {}
 

@@ -148,15 +148,3 @@ def _rooms(workers: Sequence[WorkerFacts], stages: int) -> str:
     memory = ", ".join(in_bytes(room) for room in rooms[:8])
     more = ", ..." if len(rooms) > 8 else ""
     return f"{count(len(rooms), 'largest worker')} have {memory}{more} for models"
-
-
-def too_few_replicas(
-    workers: Sequence[WorkerFacts], stages: int, wanted: int, most: int
-) -> PlacementError:
-    """Fewer replicas fit than were asked for."""
-    return PlacementError(
-        f"{count(wanted, 'replica')} of {count(stages, 'stage')} need "
-        f"{count(wanted * stages, 'worker')} of their own; {most} fit into the "
-        f"{len(workers)} that are free, and {largest(workers)}: ask for {most}, or for "
-        f'replicas="auto", or start more workers'
-    )

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from dask_infer.plan.assign import assign, count_replicas, replicate
+from dask_infer.plan.assign import assign
 from dask_infer.plan.balance import balance
 from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
-from dask_infer.plan.infeasible import too_few_replicas
 from dask_infer.plan.min_stages import min_stages
 from dask_infer.plan.stage_plan import StagePlan
 from dask_infer.plan.units import count, in_bytes, in_seconds
@@ -19,10 +18,9 @@ def plan_pipeline(
     blocks: Sequence[BlockFacts],
     workers: Sequence[WorkerFacts],
     stages: int | Literal["auto"] | Sequence[int] = "auto",
-    replicas: int | Literal["auto"] = 1,
     link: Link | None = None,
-) -> tuple[StagePlan, ...]:
-    """Plan the stages of each replica of a pipeline.
+) -> StagePlan:
+    """Plan the stages of one replica of a pipeline.
 
     Parameters
     ----------
@@ -33,14 +31,8 @@ def plan_pipeline(
     stages
         A number; ``"auto"`` for the fewest that fit; or the first block of each stage
         but the first one, where the user named the cuts.
-    replicas
-        A number, or ``"auto"`` for as many as fit beside each other.
     link
         The connection between two stages.
-
-    Returns
-    -------
-    A plan for each replica, all cut alike.
 
     Raises
     ------
@@ -52,15 +44,7 @@ def plan_pipeline(
         plan = balance(blocks, workers, number, link)
     else:
         plan = assign(blocks, workers, stages, link)
-    most = count_replicas(blocks, workers, plan.bounds)
-    wanted = most if replicas == "auto" else replicas
-    if wanted > most:
-        raise too_few_replicas(workers, len(plan.stages), wanted, most)
-    plans = [plan]
-    if wanted > 1:
-        plans = list(replicate(blocks, workers, plan.bounds, wanted, link))
-    why = (_why_stages(plan, stages), _why_balance(plans), _why_replicas(plans, most))
-    return tuple(replace(plan, reasons=why) for plan in plans)
+    return replace(plan, reasons=(_why_stages(plan, stages), _why_balance(plan)))
 
 
 def _why_stages(plan: StagePlan, asked: object) -> str:
@@ -73,9 +57,8 @@ def _why_stages(plan: StagePlan, asked: object) -> str:
     return f"{number}: cut where you said, for {total} of weights."
 
 
-def _why_balance(plans: Sequence[StagePlan]) -> str:
+def _why_balance(plan: StagePlan) -> str:
     """Name the bottleneck."""
-    plan = max(plans, key=lambda plan: plan.slowest)
     slow = max(
         range(len(plan.stages)),
         key=lambda i: max(plan.stages[i].seconds, plan.stages[i].transfer),
@@ -87,10 +70,3 @@ def _why_balance(plans: Sequence[StagePlan]) -> str:
         return f"The message into stage {slow} is the slowest: {seconds} for {cut}."
     busy = sum(s.seconds for s in plan.stages) / (len(plan.stages) * plan.slowest or 1)
     return f"Stage {slow} is the slowest: {seconds} a microbatch; mean load {busy:.0%}."
-
-
-def _why_replicas(plans: Sequence[StagePlan], most: int) -> str:
-    number = count(len(plans), "replica")
-    if len(plans) == most:
-        return f"{number}: as many as the free workers hold."
-    return f"{number}: as asked; the free workers would hold {most}."

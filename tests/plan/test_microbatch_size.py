@@ -75,7 +75,7 @@ def measured(*timings):
 
 def rows_for(*timings):
     chain = measured(*timings)
-    (plan,) = plan_pipeline(chain.blocks, [WorkerFacts("a"), WorkerFacts("b")], 2)
+    plan = plan_pipeline(chain.blocks, [WorkerFacts("a"), WorkerFacts("b")], 2)
     return sizes.microbatch_rows(plan, chain)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from dask_infer.errors import PlacementError
 from dask_infer.plan.facts import BlockFacts
 from dask_infer.plan.plan_pipeline import plan_pipeline
 from tests.plan.chains import LINK, chain, crew
@@ -19,52 +16,44 @@ def layers(count, *, nbytes=MIB, seconds=0.01, cut=1024):
     ]
 
 
-def test_auto_takes_the_fewest_stages_and_the_most_replicas():
-    plans = plan_pipeline(layers(6), crew(*[3 * MIB] * 5), "auto", "auto")
-    assert [plan.bounds for plan in plans] == [(0, 3, 6)] * 2
-    assert plans[0].reasons == (
+def test_auto_takes_the_fewest_stages():
+    plan = plan_pipeline(layers(6), crew(*[3 * MIB] * 5), "auto")
+    assert plan.bounds == (0, 3, 6)
+    assert plan.reasons == (
         "2 stages: the fewest that fit 6.0 MiB of weights.",
         "Stage 0 is the slowest: 30.0 ms a microbatch; mean load 100%.",
-        "2 replicas: as many as the free workers hold.",
     )
 
 
-def test_a_number_of_stages_and_of_replicas():
-    (plan,) = plan_pipeline(layers(6), crew(*[None] * 6), 3, 1)
+def test_a_number_of_stages():
+    plan = plan_pipeline(layers(6), crew(*[None] * 6), 3)
     assert plan.bounds == (0, 2, 4, 6)
     assert plan.reasons[0] == "3 stages: as asked, for 6.0 MiB of weights."
-    assert plan.reasons[2] == "1 replica: as asked; the free workers would hold 2."
 
 
 def test_cuts_of_the_user_are_kept():
-    (plan,) = plan_pipeline(layers(6), crew(None, None), [5])
+    plan = plan_pipeline(layers(6), crew(None, None), [5])
     assert plan.bounds == (0, 5, 6)
     assert plan.reasons[0].startswith("2 stages: cut where you said")
 
 
 def test_a_slow_message_is_named():
     blocks = chain([1, 1], cuts=[0, 80])
-    (plan,) = plan_pipeline(blocks, crew(None, None), 2, link=LINK)
+    plan = plan_pipeline(blocks, crew(None, None), 2, link=LINK)
     assert (
         plan.reasons[1] == "The message into stage 1 is the slowest: 10.00 s for 80 B."
     )
 
 
 def test_one_stage_and_blocks_that_take_no_time():
-    (plan,) = plan_pipeline(chain([0.0, 0.0]), crew(None), 1)
+    plan = plan_pipeline(chain([0.0, 0.0]), crew(None), 1)
     assert plan.bounds == (0, 2)
     assert plan.table().splitlines()[1].split()[-2:] == ["100%", "w0"]
 
 
-def test_more_replicas_than_fit_are_refused():
-    says = "3 replicas of 2 stages need 6 workers of their own; 2 fit into the 5"
-    with pytest.raises(PlacementError, match=says):
-        plan_pipeline(layers(6), crew(*[3 * MIB] * 5), "auto", 3)
-
-
 def test_the_table_as_text():
     blocks = [*layers(3), BlockFacts("head", 2 * MIB, 0.004, 64, parameters=500_000)]
-    (plan,) = plan_pipeline(blocks, crew(None, None), 2)
+    plan = plan_pipeline(blocks, crew(None, None), 2)
     assert plan.table().splitlines() == [
         "stage  blocks     parameters    bytes  projected  of slowest  worker",
         "    0  h.0..h.1      524,288  2.0 MiB    20.0 ms        100%  w0",

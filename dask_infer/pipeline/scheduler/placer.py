@@ -354,5 +354,5 @@ def plan_stages(
         stages = spec.layout.stages
     if spec.layout.shards != 1:
         return plan_shards(chain.blocks, workers, stages, spec.layout.shards)
-    plan = plan_pipeline(chain.blocks, workers, stages)[0]
+    plan = plan_pipeline(chain.blocks, workers, stages)
     return ShardPlan(plan, 1, plan.workers)

@@ -100,7 +100,7 @@ def stages(facts: JobFacts) -> list[Alternative]:
 def _pipeline(facts: JobFacts, able: Sequence[WorkerFacts], number: int) -> Alternative:
     layout = Layout(stages=number)
     try:
-        (plan,) = plan_pipeline(facts.blocks, able, number, 1, facts.link)
+        plan = plan_pipeline(facts.blocks, able, number, facts.link)
     except PlacementError as error:
         return _refused("stages", layout, facts, _cause(error))
     number_of_replicas = count_replicas(facts.blocks, able, plan.bounds)

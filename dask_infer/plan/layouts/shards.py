@@ -8,7 +8,7 @@ from math import ceil
 from typing import Literal
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan.facts import BlockFacts, ChainFacts, Link, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, ChainFacts, WorkerFacts
 from dask_infer.plan.infeasible import no_workers, too_few_for_shards
 from dask_infer.plan.plan_pipeline import plan_pipeline
 from dask_infer.plan.stage_plan import StagePlan
@@ -68,7 +68,6 @@ def plan_shards(
     workers: Sequence[WorkerFacts],
     stages: int | Literal["auto"] | Sequence[int],
     shards: int | Literal["auto"],
-    link: Link | None = None,
 ) -> ShardPlan:
     """Plan the stages of one replica whose tensors are divided among shards.
 
@@ -96,7 +95,7 @@ def plan_shards(
         # The workers of one host are quicker together.
         for near in (True, False):
             try:
-                return _plan(blocks, workers, stages, number, shards, link, near=near)
+                return _plan(blocks, workers, stages, number, shards, near=near)
             except PlacementError as error:
                 if len(workers) >= number:
                     refusal = error
@@ -109,7 +108,6 @@ def _plan(
     stages: int | Literal["auto"] | Sequence[int],
     shards: int,
     asked: int | Literal["auto"],
-    link: Link | None,
     *,
     near: bool,
 ) -> ShardPlan:
@@ -118,7 +116,7 @@ def _plan(
         raise too_few_for_shards(workers, shards)
     facts = [team_facts(team, number) for number, team in enumerate(found)]
     members = dict(zip((each.address for each in facts), found, strict=True))
-    plan = plan_pipeline(in_shards(blocks, shards), facts, stages, 1, link)[0]
+    plan = plan_pipeline(in_shards(blocks, shards), facts, stages)
     whole = in_bytes(sum(block.nbytes for block in blocks))
     each = in_bytes(max(stage.nbytes for stage in plan.stages))
     how = "the fewest that fit" if asked == "auto" else "as asked"
