@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -11,8 +10,6 @@ from typing import Any, TypeVar
 from dask_infer import config
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.pick import pick
-from dask_infer.batch.sizing.hill_climber import FixedSize
-from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.device import Device
 from dask_infer.device.stream import Fields, Pending, map_tensors
 from dask_infer.errors import ModelLoadError
@@ -25,11 +22,10 @@ from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place
 from dask_infer.run.dynamic_batching import batcher_of
 from dask_infer.run.postprocess import Postprocess
-from dask_infer.run.runner import Runner
+from dask_infer.run.process_runner import ProcessRunner
 from dask_infer.spec import Job, UserCode
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
 def batches_dynamically(device: Device) -> bool:
@@ -45,7 +41,7 @@ def local_runner(job: Job, code: UserCode, place: Place) -> Iterator[LocalRunner
         yield LocalRunner(job, code, place, leases)
 
 
-class LocalRunner(Runner):
+class LocalRunner(ProcessRunner):
     """Batches of one partition through one leased replica, or its successors."""
 
     def __init__(
@@ -84,10 +80,6 @@ class LocalRunner(Runner):
         )
         if not alone and batches_dynamically(device):
             self._batcher = batcher_of(self.replica, job, not self.stream.overlaps)
-        #: Policies that this partition is batched by, and the user's most rows.
-        self._size: FixedSize | None = None
-        self._budget: TokenBudget | None = None
-        self._bound: int | None = None
         device.enter_forward(place.cpu_threads)
         # Forwards may run in other threads than the partition's: in one that a timeout
         # can leave, in that of another partition, in a library's own.
@@ -102,24 +94,6 @@ class LocalRunner(Runner):
         One on the CPU: a model may write its next output into the same memory.
         """
         return 2 if self.stream.overlaps else 1
-
-    @property
-    def where(self) -> str:
-        """Device and worker."""
-        return f"{self.device} of worker {self.place.worker}"
-
-    def batch_size(
-        self, signature: object, bytes_per_row: float, bound: int | None
-    ) -> FixedSize:
-        """Return the policy for batches of this signature."""
-        self._bound = bound
-        self._size = super().batch_size(signature, bytes_per_row, bound)
-        return self._size
-
-    def token_budget(self, signature: object, bound: int | None) -> TokenBudget:
-        """Return the policy for padded batches of this signature."""
-        self._budget = super().token_budget(signature, bound)
-        return self._budget
 
     def pin(self, batch: Batch) -> Batch:
         """Pin a batch, which takes as long as a copy: the device need not wait."""
@@ -151,20 +125,9 @@ class LocalRunner(Runner):
         cache.discard(self.replica)
         self._stuck = True
 
-    def release_memory(self) -> None:
-        """Give the device's freed blocks back."""
-        self.device.release_memory()
-
     def origin(self, error: BaseException) -> tuple[str | None, int | None]:
         """Return this worker, and no stage."""
         return self.place.worker, None
-
-    def free_bytes(self) -> int:
-        """Bytes that a forward may take; on the CPU no more than the worker may."""
-        free = self.device.free_bytes()
-        own = self.place.free_bytes()
-        on_host = self.device.torch_device.type == "cpu"
-        return min(free, own) if on_host and own is not None else free
 
     def _forward(self, batch: Batch) -> Pending:
         """Launch a forward within the timeout."""
@@ -224,16 +187,8 @@ class LocalRunner(Runner):
     def _too_many(self, batch: Batch, rows: int) -> None:
         """Inform the policy that a joined forward of so many rows was too large."""
         self.release_memory()
-        policy = self._budget if batch.padding.width else self._size
-        if policy is None:
-            return
-        size = policy.on_out_of_memory(rows * (batch.padding.width or 1))
-        add("halvings")
-        if self.sizes.first_out_of_memory():
-            logger.warning(
-                'model "%s" ran out of memory on %s with %d rows; going on with %d %s',
-                self.job.model.name, self.where, rows, size, policy.unit,
-            )  # fmt: skip
+        if self.shrink(rows, batch.padding.width):
+            add("halvings")
 
     def _most_rows(self, batch: Batch) -> int:
         """Most rows of a forward that this batch is part of."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,6 @@ import numpy as np
 
 from dask_infer._dask import count_tasks_like_this, current_task_key
 from dask_infer.batch.inputs.batch import Batch
-from dask_infer.batch.sizing.hill_climber import FixedSize
-from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Fields, Pending, map_tensors
 from dask_infer.faults.bisect import HALVES, MANY, Rows
@@ -29,15 +26,14 @@ from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place, current_worker, partitions_at_once
 from dask_infer.run.postprocess import Postprocess, takes_inputs
+from dask_infer.run.process_runner import ProcessRunner
 from dask_infer.run.recovery import MOST_TIMEOUTS
-from dask_infer.run.runner import Abandoned, Runner
+from dask_infer.run.runner import Abandoned
 from dask_infer.run.sweep.carry_rows import join_rows, take_rows
 from dask_infer.run.sweep.failed_rows import FailedRows, pieces_of
 from dask_infer.run.sweep.open_sweep import OpenSweep
 from dask_infer.run.sweep.passes import Piece, SweptBatch
 from dask_infer.spec import Job, UserCode
-
-logger = logging.getLogger(__name__)
 
 #: Rows that fail alone before failures are no longer searched for within a pass: then
 #: it may be the model that fails, as the partition finds out.
@@ -62,7 +58,7 @@ class SweptOutput:
         return self.runner.fields(self.swept, self.batch, self.rows)
 
 
-class SweepRunner(Runner):
+class SweepRunner(ProcessRunner):
     """Batches of one partition through the layer groups of this process."""
 
     resumes = True
@@ -92,8 +88,6 @@ class SweepRunner(Runner):
         self._takes_inputs = takes_inputs(code.postprocess)
         own_thread = job.timeout is None
         self._seconds = self.device.clock if own_thread else time.perf_counter
-        self._size: FixedSize | None = None
-        self._budget: TokenBudget | None = None
         self._worker = worker = current_worker()
         self._is_wanted: Callable[[], bool] | None = None
         if worker is not None:
@@ -114,29 +108,6 @@ class SweepRunner(Runner):
     def window(self) -> int:
         """All batches of a partition: they wait for the same pass."""
         return sys.maxsize
-
-    @property
-    def where(self) -> str:
-        """Device and worker."""
-        return f"{self.device} of worker {self.place.worker}"
-
-    def batch_size(
-        self, signature: object, bytes_per_row: float, bound: int | None
-    ) -> FixedSize:
-        """Return the policy for batches of this signature."""
-        self._size = super().batch_size(signature, bytes_per_row, bound)
-        return self._size
-
-    def token_budget(self, signature: object, bound: int | None) -> TokenBudget:
-        """Return the policy for padded batches of this signature."""
-        self._budget = super().token_budget(signature, bound)
-        return self._budget
-
-    def free_bytes(self) -> int:
-        """Bytes that a forward may take; on the CPU no more than the worker may."""
-        free, own = self.device.free_bytes(), self.place.free_bytes()
-        on_host = self.device.torch_device.type == "cpu"
-        return min(free, own) if on_host and own is not None else free
 
     # --- the partition's thread --------------------------------------------------
 
@@ -209,13 +180,6 @@ class SweepRunner(Runner):
             return None
         return batch, partial(self._fields_of, pieces, batch, swept, places)
 
-    def discard(self) -> None:
-        """Nothing: a group that is stuck was left at once."""
-
-    def release_memory(self) -> None:
-        """Give the device's freed blocks back."""
-        self.device.release_memory()
-
     def origin(self, error: BaseException) -> tuple[str | None, int | None]:
         """Return this worker, and the group that raised the error."""
         raised, group = self._raised
@@ -263,7 +227,7 @@ class SweepRunner(Runner):
         Batches that wait are as large as one that did not fit.
         """
         width = piece.batch.width
-        policy = self._budget if width else self._size
+        policy = self.policy(width)
         rows, amount = len(piece.positions), len(piece.positions) * (width or 1)
         if policy is None or rows < 2 or not self.job.row_wise:
             return 0
@@ -279,7 +243,8 @@ class SweepRunner(Runner):
         if is_out_of_memory(error):
             self.release_memory()
             if can_cut:
-                self._halve(rows, piece.batch.width)
+                add("halvings")
+                self.shrink(rows, piece.batch.width)
             return HALVES * can_cut
         if self._ends(error):
             if piece.batch.in_flight:
@@ -315,19 +280,6 @@ class SweepRunner(Runner):
             self._budget.observe(batch.rows * width, seconds)
         elif self._size is not None:
             self._size.observe(batch.rows, seconds)
-
-    def _halve(self, rows: int, width: int) -> None:
-        """Take note of rows for which memory ran out."""
-        add("halvings")
-        policy = self._budget if width else self._size
-        if policy is None:
-            return
-        size = policy.on_out_of_memory(rows * (width or 1))
-        if self.sizes.first_out_of_memory():
-            logger.warning(
-                'model "%s" ran out of memory on %s with %d rows; going on with %d %s',
-                self.job.model.name, self.where, rows, size, policy.unit,
-            )  # fmt: skip
 
     def _ends(self, error: Exception) -> bool:
         """Whether an error ends the partition."""
