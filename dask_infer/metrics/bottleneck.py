@@ -57,8 +57,8 @@ CAUSES = {
     "load": (
         "starved: loading the model",
         "Larger partitions or a second compute() find it loaded; unload() less often. "
-        "A sweep loads each layer group once for all rows that wait: let more of them "
-        "wait, by larger partitions or a larger threads_per_worker=.",
+        "In a sweep, which loads each layer group once for all rows that wait, more of "
+        "them should wait: larger partitions, or a larger threads_per_worker=.",
     ),
     "other": (
         "overhead: work around the batches",

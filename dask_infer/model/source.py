@@ -31,7 +31,7 @@ class ModelSource:
     kwargs: dict[str, Any] = field(default_factory=dict)
     #: safetensors file that fills what a factory builds.
     weights: str | None = None
-    #: UserCode in a file may run.
+    #: Code in a file may run.
     trust: bool = False
 
     @classmethod

@@ -213,7 +213,7 @@ class StackedArgument(ArgumentReader):
 def _side_by_side(columns: list[Array | None]) -> Array | None:
     """Return an ``(n, k)`` view of columns that lie one after the other in memory.
 
-    They do in a frame of one block, as Dask options it from parquet. One transposing
+    They do in a frame of one block, as Dask reads it from parquet. One transposing
     copy of a batch takes as long as 32 copies of a column, but the forward after it
     was 15 % faster (MLP 32-128-128-1, batches of 2,048, torch 2.13.0): the batch is
     written once and in order, so it is still in the cache.

@@ -235,7 +235,7 @@ def _open(
 
 
 def _numbers(series: pd.Series[Any], kind: ColumnType) -> tuple[Array, Array | None]:
-    """ColumnValues without a copy where NumPy can hold them, and which are missing.
+    """Values without a copy where NumPy can hold them, and which are missing.
 
     Missing floating values are NaN already.
     """

@@ -96,7 +96,7 @@ def table_of(inputs: Inputs, given: Any) -> Any:
     if given.shape[1] != 1:
         raise InputError(
             f"preprocess returned a frame of {given.shape[1]} columns, and the "
-            "estimator options one text a row; return a Series"
+            "estimator reads one text a row; return a Series"
         )
     return given.iloc[:, 0]
 

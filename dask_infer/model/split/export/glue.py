@@ -60,7 +60,7 @@ def split_glue(source: SplitSource, cuts: tuple[str, ...] | None) -> Chain:
         try:
             if cuts or outermost(module, layers) == layers:
                 raise
-            # UserCode of a layer around other layers: that one may be opaque.
+            # Code of a layer around other layers: that one may be opaque.
             layers, paths = outermost(module, layers), outermost(module, paths)
             graph, guards = _read(source, layers)
         except Exception:
