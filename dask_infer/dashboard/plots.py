@@ -40,6 +40,8 @@ from dask_infer.metrics.sums import ACTIVITIES, Label
 LINES = 8
 #: Bars of a plot; the busiest.
 BARS = 16
+#: Pixels of a figure, and of the one that has a legend above it.
+HEIGHT, TALL = 270, 300
 
 COLORS: tuple[str, ...] = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728")
 COLORS += ("#9467bd", "#8c564b", "#e377c2", "#17becf")
@@ -172,15 +174,13 @@ class Replicas(ByWorker):
 class Throughput:
     """Rows a second, read and predicted."""
 
-    def __init__(
-        self, counters: ClusterCounters, height: int = 270, **options: Any
-    ) -> None:
+    def __init__(self, counters: ClusterCounters, **options: Any) -> None:
         self.counters = counters
         self.source = ColumnDataSource(
             _drawn(counters, stages=False), name="infer_rows"
         )
         self.root = _figure(
-            "Rows a second (dashed: read)", height, options, x_axis_type="datetime"
+            "Rows a second (dashed: read)", options, x_axis_type="datetime"
         )
         self.root.name = "infer_rows"
         self.root.multi_line(
@@ -202,15 +202,13 @@ class Throughput:
 class Windows:
     """How full the windows of groups are."""
 
-    def __init__(
-        self, counters: ClusterCounters, height: int = 270, **options: Any
-    ) -> None:
+    def __init__(self, counters: ClusterCounters, **options: Any) -> None:
         self.counters = counters
         self.source = ColumnDataSource(
             _drawn(counters, stages=True), name="infer_windows"
         )
         title = "Microbatches in the windows, % (groups of workers only)"
-        self.root = _figure(title, height, options, x_axis_type="datetime")
+        self.root = _figure(title, options, x_axis_type="datetime")
         self.root.name = "infer_windows"
         self.root.multi_line(
             "at", "filled", color="color", legend_field="model", line_width=2,
@@ -227,17 +225,13 @@ class Windows:
 class Time(ByWorker):
     """Where the time of threads goes."""
 
-    def __init__(
-        self, counters: ClusterCounters, height: int = 300, **options: Any
-    ) -> None:
+    def __init__(self, counters: ClusterCounters, **options: Any) -> None:
         super().__init__(counters)
-        self.height = height
         _, empty = time_table([])
         self.source = ColumnDataSource(empty, name="infer_time")
         self.figure = _figure(
             "Where the time goes",
-            height,
-            options,
+            {"height": TALL} | options,
             y_range=FactorRange(),
             x_range=(0, 100),
         )
@@ -279,7 +273,7 @@ class Time(ByWorker):
         _update(self.source, table)
         factors = table["where"][::-1]
         if self.figure.sizing_mode == "stretch_width":
-            self.figure.height = max(self.height, 110 + 17 * len(factors))
+            self.figure.height = max(TALL, 110 + 17 * len(factors))
         if self.figure.y_range.factors != factors:
             self.figure.y_range.factors = factors
 
@@ -287,16 +281,14 @@ class Time(ByWorker):
 class Failures:
     """Rows that failed and batches that were halved, by model."""
 
-    def __init__(
-        self, counters: ClusterCounters, height: int = 270, **options: Any
-    ) -> None:
+    def __init__(self, counters: ClusterCounters, **options: Any) -> None:
         self.counters = counters
         self.source = ColumnDataSource(
             {"model": [], "failed": [], "halvings": [], "rows": []},
             name="infer_failures",
         )
         title = "Failed rows and halvings, since the workers started"
-        self.root = _figure(title, height, options, y_range=FactorRange())
+        self.root = _figure(title, options, y_range=FactorRange())
         self.root.name = "infer_failures"
         for name, color, shift in (
             ("failed", "#d62728", 0.2),
@@ -348,12 +340,10 @@ def _update(source: ColumnDataSource, data: dict[str, Any]) -> None:
         source.data = data
 
 
-def _figure(title: str, height: int, options: dict[str, Any], **more: Any) -> Any:
+def _figure(title: str, options: dict[str, Any], **more: Any) -> Any:
     """Return a figure, which Bokeh's types do not know well enough to be filled."""
-    options = {"sizing_mode": "stretch_width"} | options
-    made = figure(
-        title=title, height=height, tools="", toolbar_location=None, **more, **options
-    )
+    options = {"height": HEIGHT, "sizing_mode": "stretch_width"} | options
+    made = figure(title=title, tools="", toolbar_location=None, **more, **options)
     made.title.text_color, made.title.text_font_size = "#444", "11pt"
     made.outline_line_color = None
     return made

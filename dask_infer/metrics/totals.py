@@ -24,8 +24,7 @@ EARLIER = "earlier models"
 class Totals:
     """Sums of a process by worker and label, for all threads."""
 
-    def __init__(self, jobs: int = JOBS, models: int = MODELS) -> None:
-        self._most = {True: jobs, False: models}
+    def __init__(self) -> None:
         self._open: set[Recorder] = set()
         #: By worker; the label that was written last is the last one.
         self._closed: dict[str, OrderedDict[Label, Sums]] = {}
@@ -74,7 +73,7 @@ class Totals:
 
     def _fold(self, closed: OrderedDict[Label, Sums]) -> None:
         """Add the oldest jobs to their models, and the oldest models to `EARLIER`."""
-        for has_job, most in self._most.items():
+        for has_job, most in ((True, JOBS), (False, MODELS)):
             labels = [label for label in closed if bool(label.job) is has_job]
             for label in labels[: max(0, len(labels) - most)]:
                 model = label.model if has_job else EARLIER

@@ -32,26 +32,22 @@ class BatchSize(HillClimber):
     def __init__(self) -> None:
         super().__init__(FIRST_ROWS[0], MOST_ROWS)
         self._free: int | None = None
-        self._weighed = False
+        self._knows_row = False
 
-    def start(
-        self, bytes_per_row: float, nbytes_model: int = 0, free_bytes: int | None = None
-    ) -> int:
+    def start(self, bytes_per_row: float, free_bytes: int | None = None) -> int:
         """Project the first size and the largest one; returns the first.
 
         Parameters
         ----------
         bytes_per_row
             Bytes of one row's tensors; 0 where unknown.
-        nbytes_model
-            Weights still to be loaded into `free_bytes`; 0 once they are resident.
         free_bytes
             Bytes free on the device; None where unknown.
         """
-        self._free = None if free_bytes is None else max(0, free_bytes - nbytes_model)
-        self._weighed = bytes_per_row > 0
+        self._free = free_bytes
+        self._knows_row = bytes_per_row > 0
         first = UNKNOWN_ROWS
-        if self._weighed:
+        if self._knows_row:
             first = int(FIRST_BATCH / max(1.0, bytes_per_row))
             first = min(max(first, FIRST_ROWS[0]), FIRST_ROWS[1])
         with self._lock:
@@ -65,9 +61,9 @@ class BatchSize(HillClimber):
 
     def observe_row_bytes(self, bytes_per_row: float) -> None:
         """Take note of what a row takes, now that a batch was made of some."""
-        if self._weighed or bytes_per_row <= 0:
+        if self._knows_row or bytes_per_row <= 0:
             return
-        self._weighed = True
+        self._knows_row = True
         if not self.settled:
             self.start(bytes_per_row, free_bytes=self._free)
             return

@@ -20,11 +20,7 @@ from dask_infer.spec.model_spec import ModelSpec
 
 
 def load(
-    spec: ModelSpec,
-    *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    method: str | None = None,
+    spec: ModelSpec, *, device: str = "cpu", dtype: str | None = None
 ) -> LoadedModel:
     """Load a model so that it can be called.
 
@@ -38,8 +34,6 @@ def load(
         Floating dtype to run in: ``"float32"``, ``"float64"``, ``"bfloat16"`` or
         ``"float16"``; ``"int8"`` for float32 with rounded linear layers; None as it
         was saved.
-    method
-        Checked to exist, so that a wrong name fails here.
 
     Raises
     ------
@@ -56,8 +50,6 @@ def load(
             quantize(model)
         if model.interface == "tensor" and model.floating is None:
             model.floating = placement.dtype  # no parameter decides
-        if method is not None:
-            model.function(method)
         return model
 
 

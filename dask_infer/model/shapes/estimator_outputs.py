@@ -27,7 +27,6 @@ _CHANGING = (
 def estimator_outputs(
     estimator: Any,
     method: str | None = None,
-    name: str | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
     given: Mapping[Any, str] | None = None,
 ) -> list[Described]:
@@ -39,8 +38,6 @@ def estimator_outputs(
         A fitted estimator of scikit-learn or of a library that follows it.
     method
         ``"predict"``, ``"predict_proba"``, ``"transform"``, ...; None for ``predict``.
-    name
-        What messages call it; its class where None.
     call_kwargs
         Extra keyword arguments of the call.
     given
@@ -53,13 +50,11 @@ def estimator_outputs(
     CannotTrace
         Its attributes do not tell: it is not fitted, or follows other conventions.
     """
-    method = method or "predict"
-    name = name or type(estimator).__name__
-    check_method(estimator, method, name)
-    kind = type(estimator).__name__
+    method, kind = method or "predict", type(estimator).__name__
+    check_method(estimator, method)
     for keyword in {*_CHANGING}.intersection(call_kwargs or ()):
         reason = f"{keyword}= of call_kwargs changes what {method} of {kind} returns"
-        raise cannot_trace(name, reason)
+        raise cannot_trace(kind, reason)
     final = _final(estimator, method)
     described = boosted_outputs(final, method)
     if described is None and method in _METHODS:
@@ -68,7 +63,7 @@ def estimator_outputs(
         reason = f"{kind} does not tell what {method} returns"
         if not _is_fitted(final):
             reason += " before it is fitted; call its fit() first where it was not"
-        raise cannot_trace(name, reason)
+        raise cannot_trace(kind, reason)
     return keeping(estimator, described, given or {}, method)
 
 

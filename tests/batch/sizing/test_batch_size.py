@@ -34,7 +34,7 @@ def run(policy, forwards=200):
 )
 def test_projection(bytes_per_row, free, first, limit):
     policy = BatchSize()
-    assert policy.start(bytes_per_row, 0, free) == first == policy.size
+    assert policy.start(bytes_per_row, free) == first == policy.size
     assert policy.limit == limit
     assert policy.settled == (2 * first > limit)  # a trial of the double would not fit
 
@@ -42,7 +42,7 @@ def test_projection(bytes_per_row, free, first, limit):
 @pytest.mark.parametrize(
     ("bytes_per_row", "first", "limit"), [(128, 2048, 65_536), (602_112, 8, 13)]
 )
-def test_rows_are_weighed_with_the_first_batch(bytes_per_row, first, limit):
+def test_bytes_of_a_row_are_learned_from_the_first_batch(bytes_per_row, first, limit):
     policy = BatchSize()
     assert policy.start(0, free_bytes=1 << 30) == 32
     policy.observe_row_bytes(bytes_per_row)
@@ -66,15 +66,9 @@ def test_a_remembered_size_bends_to_memory():  # DI-09
     assert policy.size <= 100
 
 
-def test_projection_leaves_room_for_weights_not_yet_loaded():
-    policy = BatchSize()
-    policy.start(128, nbytes_model=1 << 30, free_bytes=1 << 30)
-    assert policy.size == 1
-
-
 def test_never_beyond_the_memory_limit():  # DI-09
     policy = BatchSize()
-    policy.start(128, 0, 4096 * 128 * 32 * 5)
+    policy.start(128, 4096 * 128 * 32 * 5)
     assert max(run(policy)) == policy.size == 4096
     assert policy.settled
 

@@ -88,7 +88,7 @@ def test_accepts_says_which_tokens_to_drop(distilbert: Path, gpt2: Path) -> None
 
 
 def test_forward_keeps_no_cache_and_generate_does(gpt2: Path) -> None:
-    model = load(spec_of(gpt2), method="generate")
+    model = load(spec_of(gpt2))
     assert list(model.call((), {"input_ids": IDS})) == ["logits"]
     lengths = []
     first = model.target.transformer.h[0]

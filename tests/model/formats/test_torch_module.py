@@ -84,7 +84,7 @@ def test_call_takes_keywords_and_methods() -> None:
 
 def test_missing_method_is_named_before_the_first_batch() -> None:  # DM-01
     with pytest.raises(MissingMethodError, match="Net has no method generate"):
-        load(spec_of(Net()), method="generate")
+        load(spec_of(Net())).function("generate")
 
 
 def test_bytes_count_shared_tensors_once() -> None:
