@@ -592,6 +592,9 @@ def test_a_prediction_is_an_input_again(ddf, pdf):
         ("preprocess", 3),
         ("timeout", -1),
         ("row_wise", None),
+        ("method", 3),
+        ("call_kwargs", [1]),
+        ("shapes", [3]),
     ],
 )
 def test_bad_choices_are_refused_by_name(ddf, argument, value):

@@ -74,6 +74,11 @@ class Request:
             function = getattr(self, name)
             if not (function is None or callable(function)):
                 raise ValueError(f"{name}={function!r}: pass a function")
+        if not isinstance(self.method, str | None):
+            raise ValueError(f"method={self.method!r}: pass the name of a method")
+        for name in ("call_kwargs", "shapes"):
+            if not isinstance(value := getattr(self, name), Mapping | None):
+                raise ValueError(f"{name}={value!r}: pass a dict")
         for name, choices in (("dtype", (None, *DTYPES)), ("on_error", ON_ERROR)):
             value = getattr(self, name)
             if value not in choices:

@@ -55,7 +55,12 @@ class Layout:
             if value == "auto":
                 continue
             if name == "stages" and isinstance(value, tuple) and value:
-                continue
+                if all(isinstance(each, str) for each in value):
+                    continue
+                raise ValueError(
+                    f"Layout(stages={list(value)!r}): a list names the modules before "
+                    'which to cut, such as ["layer.4"]'
+                )
             raise ValueError(
                 f'Layout({name}={value!r}): pass a positive whole number or "auto"'
             )

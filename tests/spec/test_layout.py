@@ -15,6 +15,7 @@ from dask_infer import Layout
         ({"stages": 0}, "stages must be a positive whole number"),
         ({"shards": True}, "shards must be a positive whole number"),
         ({"stages": []}, 'pass a positive whole number or "auto"'),
+        ({"stages": [1, 2]}, "names the modules before which to cut"),
         ({"replicas": "two"}, 'pass a positive whole number or "auto"'),
         ({"microbatch": 2.5}, 'pass a positive whole number or "auto"'),
         ({"sweep": "yes"}, "pass True or False"),
