@@ -47,12 +47,12 @@ def replicas(client: Any = None) -> pd.DataFrame | Awaitable[pd.DataFrame]:
     client = client or current_client()
     if client is None:
         return _frame({"local": rows_here()})
-    answers = client.run(rows_here)
+    answers = client.run(rows_here, on_error="return")
     if not inspect.isawaitable(answers):
-        return _frame(answers)
+        return _frame(of_living(answers))
 
     async def later() -> pd.DataFrame:
-        return _frame(await answers)
+        return _frame(of_living(await answers))
 
     return later()
 
@@ -97,15 +97,28 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
         unload_here(contents)
         return None
     released = client.run_on_scheduler(_release, contents)
-    freed = client.run(unload_on_worker, contents)
+    freed = client.run(unload_on_worker, contents, on_error="return")
     if not inspect.isawaitable(freed):
+        of_living(freed)
         return None
 
     async def both() -> None:
         await released
-        await freed
+        of_living(await freed)
 
     return both()
+
+
+def of_living(answers: dict[str, Any]) -> dict[str, Any]:
+    """Return the answers of workers, without those that were lost meanwhile.
+
+    Raises what a worker raised.
+    """
+    found = {w: a for w, a in answers.items() if not isinstance(a, OSError)}
+    for answer in found.values():
+        if isinstance(answer, Exception):
+            raise answer
+    return found
 
 
 def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """What is resident, as seen by a process that may not have loaded anything yet."""
 
 import logging
+import os
+import signal
 import sys
 import types
 
@@ -8,6 +10,7 @@ import dask.dataframe as dd
 import pandas as pd
 import torch
 
+import dask_infer
 from dask_infer.replica.residents import rows_here, unload_here
 
 
@@ -28,3 +31,26 @@ def test_a_load_is_logged_with_what_it_took(caplog):
     (line,) = [text for text in caplog.messages if " loaded in " in text]
     assert line.startswith('model "Linear" loaded in ')
     assert line.endswith("8 B on cpu of worker local, from the content store")
+
+
+def dies_when_asked():
+    """Replaces, on a worker, what lists and frees its replicas."""
+    from dask_infer.replica import residents
+
+    residents._cache = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_lost_while_it_is_asked_has_no_replicas(client):
+    one, other = client.scheduler_info()["workers"]
+    frame = dd.from_pandas(pd.DataFrame({"a": [1.0, 2.0]}), npartitions=1)
+    pred = frame.infer.predict(torch.nn.Linear(1, 1), columns=["a"])
+    client.compute(pred, workers=[other]).result()
+    client.run(dies_when_asked, workers=[one])
+    table = dask_infer.replicas()
+    assert set(table.worker) == {other}
+    client.wait_for_workers(2, timeout=60)
+    (one,) = set(client.scheduler_info()["workers"]) - {other}
+    client.run(dies_when_asked, workers=[one])
+    dask_infer.unload()
+    client.wait_for_workers(2, timeout=60)
+    assert dask_infer.replicas().empty
