@@ -15,7 +15,6 @@ from distributed import Client
 import dask_infer
 from dask_infer import Layout, PlacementError, Towers
 from dask_infer.client import call_group
-from dask_infer.plan.layouts import choose as chosen
 from dask_infer.replica.measured import rate_key
 from dask_infer.replica.remembered import recall, remember
 
@@ -247,7 +246,3 @@ def test_a_tower_that_fits_nowhere_is_named(small_workers, ddf):
     towers = Towers({"one": (torch.nn.Linear(2, 1), None), "two": (wide, None)})
     with pytest.raises(PlacementError, match='model "Sequential" fits in no layout'):
         ddf.infer.predict(towers, parallel="auto", keep=False).compute()
-
-
-def test_kinds_that_run_are_executed():
-    assert set(chosen.KINDS) == chosen.EXECUTED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from dask_infer.errors import PlacementError
 from dask_infer.plan.layouts.alternative import KINDS, Alternative
@@ -13,8 +13,6 @@ from dask_infer.plan.units import in_seconds
 
 #: Of layouts whose times differ by no more than this share the simpler is taken.
 TIE = 0.05
-#: Kinds of layouts that this version executes, so that "auto" may take them.
-EXECUTED = frozenset(KINDS)
 
 
 def alternatives(facts: JobFacts) -> list[Alternative]:
@@ -29,9 +27,7 @@ def alternatives(facts: JobFacts) -> list[Alternative]:
     ]
 
 
-def choose(
-    found: Sequence[Alternative], kinds: Collection[str] = EXECUTED
-) -> Alternative | None:
+def choose(found: Sequence[Alternative]) -> Alternative | None:
     """Return the fastest layout, or a simpler one that is about as fast.
 
     None where all are refused.
@@ -40,10 +36,8 @@ def choose(
     ----------
     found
         What `alternatives` returned.
-    kinds
-        The kinds that may be taken.
     """
-    able = [each for each in found if not each.refused and each.kind in kinds]
+    able = [each for each in found if not each.refused]
     if not able:
         return None
     limit = min(each.total for each in able) * (1 + TIE)

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_infer.plan.facts import BlockFacts, WorkerFacts, need
-from dask_infer.plan.layouts.alternative import KINDS, Alternative
+from dask_infer.plan.layouts.alternative import Alternative
 from dask_infer.plan.layouts.choose import (
-    EXECUTED,
     TIE,
     alternatives,
     choose,
@@ -28,7 +27,7 @@ from .jobs import CASES, GB, crew, layers, small
 @pytest.mark.parametrize("case", CASES)
 def test_the_nine_cases(case):
     facts, expected = CASES[case]
-    chosen = choose(alternatives(facts), KINDS)
+    chosen = choose(alternatives(facts))
     assert (chosen and chosen.name) == expected
 
 
@@ -66,7 +65,7 @@ def test_70b_on_two_stages_of_80_gb_leaves_a_tenth_free():
     assert two.memory == 70 * GB + GB // 2
     assert two.room == 72 * GB
     full = replace(facts, workers=crew(8, 78))
-    assert choose(alternatives(full), KINDS).name == "stages=4"
+    assert choose(alternatives(full)).name == "stages=4"
 
 
 def test_what_refuses_a_layout_is_a_number():
@@ -98,13 +97,6 @@ def test_a_small_worker_among_large_ones_refuses_data():
     assert (remote.replicas, remote.layout) == (3, Layout(replicas=3))
 
 
-def test_only_kinds_that_are_executed_are_taken():
-    assert set(KINDS) == EXECUTED
-    facts, expected = CASES["30 GB in one block on four workers of 16 GB"]
-    assert choose(alternatives(facts)).name == expected
-    assert choose(alternatives(facts), EXECUTED - {"shards"}) is None
-
-
 def test_shards_hold_whole_what_cannot_be_divided():
     facts, _ = CASES["30 GB in one block on four workers of 16 GB"]
     whole = [replace(block, divisible=0) for block in facts.blocks]
@@ -118,7 +110,7 @@ def test_shards_hold_whole_what_cannot_be_divided():
 def test_pinned_models_stay_on_workers_with_the_resource():
     workers = (*crew(1, 4), WorkerFacts("plain", 4 * GB, holds=0))
     facts = small(workers, pinned=True, resources=(("GPU", 1.0),))
-    chosen = choose(alternatives(facts), KINDS)
+    chosen = choose(alternatives(facts))
     assert (chosen.kind, chosen.layout, chosen.replicas) == ("replicas", Layout(), 1)
     assert chosen.resources == (("GPU", 1.0),)
 
@@ -139,18 +131,18 @@ def made(kind, total, workers=1):
 )
 def test_within_five_percent_the_simpler_is_taken(totals, kind):
     found = [made(each, total) for each, total in totals.items()]
-    assert choose(found, KINDS).kind == kind
+    assert choose(found).kind == kind
 
 
 def test_within_five_percent_fewer_stages_are_taken():
     found = [made("stages", 100.0, 8), made("stages", 103.0, 4)]
-    assert choose(found, KINDS).workers == 4
+    assert choose(found).workers == 4
 
 
 def test_the_reason_is_one_line_with_what_was_refused():
     facts, _ = CASES["70B on two GPUs of 24 GB"]
     found = alternatives(facts)
-    line = reason(choose(found, KINDS), found)
+    line = reason(choose(found), found)
     assert "\n" not in line
     assert line.startswith("sweep: ") and "data refused (needs 130.9 GiB" in line
 
@@ -194,7 +186,7 @@ def drawn_jobs():
 def test_what_is_chosen_fits_and_no_other_is_much_faster(facts):
     facts = replace(facts, nbytes=sum(block.nbytes for block in facts.blocks) or 5)
     found = alternatives(facts)
-    chosen = choose(found, KINDS)
+    chosen = choose(found)
     able = [each for each in found if not each.refused]
     assert (chosen is None) == (not able)
     for each in able:
