@@ -82,13 +82,10 @@ class ExportedProgramFormat(Format):
         freeze(module)
         return ProgramModel(spec, module, placement.device)
 
-    def open_to_split(
-        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
-    ) -> torch.export.ExportedProgram:
+    def open_to_split(self, spec: ModelSpec, live: Any) -> torch.export.ExportedProgram:
         """Read the program, which is whole or nothing."""
         with file_of(spec) as path:
             program: torch.export.ExportedProgram = read_program(path, spec.trust)
-        check_dtype(spec, program, dtype)
         return program
 
     def read_tensors(

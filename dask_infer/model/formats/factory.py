@@ -135,9 +135,7 @@ class FactoryFormat(Format):
         """Return the files that fill the module."""
         return [] if spec.weights is None else safetensors_files(Path(spec.weights))
 
-    def open_to_split(
-        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
-    ) -> torch.nn.Module:
+    def open_to_split(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Build without memory where a file brings the weights, else never."""
         if spec.weights is None:
             raise CannotSplit(

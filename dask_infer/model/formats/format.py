@@ -262,7 +262,7 @@ class Format:
     # What stages need
 
     def open_to_split(
-        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
+        self, spec: ModelSpec, live: Any
     ) -> torch.nn.Module | ExportedProgram:
         """Return what is split, its weights not read where that can be avoided.
 
@@ -270,8 +270,6 @@ class Format:
         ----------
         live
             The caller's module, or what builds it; None to read the spec's own.
-        dtype
-            Floating dtype that the stages run in; None as it is.
 
         Raises
         ------

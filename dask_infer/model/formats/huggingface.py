@@ -118,9 +118,7 @@ class HuggingFaceFormat(ModelDirectory):
         module = mapped(spec, placement, lambda dtype: _build(spec, dtype))
         return place(spec, module, placement.device)
 
-    def open_to_split(
-        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
-    ) -> torch.nn.Module:
+    def open_to_split(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Build the architecture without its weights."""
         with parameters_on_meta():
             return build_architecture(spec)

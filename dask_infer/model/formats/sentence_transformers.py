@@ -119,9 +119,7 @@ class SentenceTransformersFormat(ModelDirectory):
         module = mapped(spec, placement, lambda dtype: _build(spec, dtype))
         return place(spec, module, placement.device)
 
-    def open_to_split(
-        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
-    ) -> nn.Module:
+    def open_to_split(self, spec: ModelSpec, live: Any) -> nn.Module:
         """Build the pipeline without the weights of its transformer."""
         return build_pipeline(spec)
 

@@ -60,16 +60,14 @@ class TorchModuleFormat(Format):
 
     def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
         """Return the caller's module, else the pickled one, its tensors mapped."""
-        return TraceableModel(self.open_to_split(spec, live, None))
+        return TraceableModel(self.open_to_split(spec, live))
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the module from the content store."""
         module = in_dtype(spec, placement, lambda: read_module(spec))
         return place(spec, module, placement.device)
 
-    def open_to_split(
-        self, spec: ModelSpec, live: Any, dtype: torch.dtype | None
-    ) -> torch.nn.Module:
+    def open_to_split(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Return the module, its tensors mapped."""
         is_module = isinstance(live, torch.nn.Module)
         module: torch.nn.Module = unwrap(live if is_module else read_module(spec))[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from dask_infer.model.formats.exported_program import check_dtype
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import parse_dtype
 from dask_infer.model.shapes.call_arguments import by_key
@@ -55,8 +56,9 @@ def split(
     examples = by_key(args, kwargs)
     with sandbox():
         wanted = parse_dtype(dtype)
-        model = format_of(spec).open_to_split(spec, live, wanted)
+        model = format_of(spec).open_to_split(spec, live)
         if not isinstance(model, nn.Module):
+            check_dtype(spec, model, wanted)
             return split_program(spec, model, examples, cuts)
         source = SplitSource.of(spec, model, wanted)
         return split_glue(source.called(examples, dict(call_kwargs or {})), cuts)

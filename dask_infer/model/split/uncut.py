@@ -69,7 +69,7 @@ def open_uncut(spec: ModelSpec, live: object | None, dtype: str | None) -> Uncut
     """
     wanted = parse_dtype(dtype)
     with sandbox():
-        model = format_of(spec).open_to_split(spec, live, wanted)
+        model = format_of(spec).open_to_split(spec, live)
         if not isinstance(model, nn.Module):
             raise CannotSplit(spec.name, "an exported program is no module", AS_MODULE)
         source = SplitSource.of(spec, model, wanted)
