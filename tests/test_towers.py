@@ -707,7 +707,7 @@ def test_meta_of_the_whole_is_that_of_the_towers(ddf):
     assert found.dtypes.astype(str).to_dict() == meta
 
 
-def test_progress_tells_towers_of_one_class_apart(ddf):
+def test_progress_distinguishes_towers_of_one_class(ddf):
     both = Towers({"x": (linear(2, 1), ["a", "b"]), "y": (linear(1, 1), ["a"])})
     with dask_infer.progress() as shown:
         ddf.infer.predict(both).compute()

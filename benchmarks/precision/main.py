@@ -50,8 +50,8 @@ def lines(name: str, model: Any, ddf: Any, rounds: int, **options: Any) -> list[
         cosine = ((vectors * exact).sum(axis=1) / norms).min()
         label = "float32" if dtype == "None" else dtype
         angle = f"{cosine:.4f}" if vectors.shape[1] > 1 else ""
-        told = f"{seconds:.2f}", f"{seconds / plain:.2f}", f"{error:.4f}"
-        rows.append([name, label, *told, angle, f"{sizes[dtype] / 1e6:.1f}"])
+        shown = f"{seconds:.2f}", f"{seconds / plain:.2f}", f"{error:.4f}"
+        rows.append([name, label, *shown, angle, f"{sizes[dtype] / 1e6:.1f}"])
     cache.unload()
     return rows
 

@@ -109,7 +109,7 @@ class Job:
         job = time.perf_counter() - start
         assert len(result) == self.microbatches and result["prediction"].notna().all()
         again = [file.stat().st_size - self.microbatches for file in self.files]
-        return {"job": job, "again": sum(again) / STAGES, **self.told(killed)}
+        return {"job": job, "again": sum(again) / STAGES, **self.events_after(killed)}
 
     def kill(self, stage: int) -> float:
         """Kill the worker of a stage; return when."""
@@ -120,7 +120,7 @@ class Job:
         os.kill(pid, signal.SIGKILL)
         return killed
 
-    def told(self, killed: float) -> dict[str, float]:
+    def events_after(self, killed: float) -> dict[str, float]:
         """Seconds from a kill until the coordinator knew it, and all stages served."""
         events = [
             (at, str(event["event"]))
@@ -157,12 +157,12 @@ def main() -> None:
     base = measure.median([run["job"] for run in answers.pop(None)])
     lines = []
     for stage, runs in answers.items():
-        told = {key: [run[key] for run in runs] for key in runs[0]}
+        found = {key: [run[key] for run in runs] for key in runs[0]}
         lines.append(
-            [stage, f"{measure.median(told['noticed']):.2f}",
-             f"{measure.median(told['ready']):.2f}", measure.spread(told["ready"]),
-             f"{measure.median(told['job']):.2f}", f"{base:.2f}",
-             f"{measure.median(told['again']):.1f}", f"{max(told['again']):.1f}"]
+            [stage, f"{measure.median(found['noticed']):.2f}",
+             f"{measure.median(found['ready']):.2f}", measure.spread(found["ready"]),
+             f"{measure.median(found['job']):.2f}", f"{base:.2f}",
+             f"{measure.median(found['again']):.1f}", f"{max(found['again']):.1f}"]
         )  # fmt: skip
     print(measure.machine(), measure.table(HEADER.split(" | "), lines), sep="\n\n")
 

@@ -18,18 +18,18 @@ from dask_infer.metrics.totals import totals
 from dask_infer.replica.delivery import fetch_through
 from dask_infer.replica.partition_counters import heartbeat_message
 
-_attached: weakref.WeakSet[Worker] = weakref.WeakSet()
-_attaching = threading.Lock()
+_prepared: weakref.WeakSet[Worker] = weakref.WeakSet()
+_preparing = threading.Lock()
 
 
 def setup_worker(worker: Worker) -> None:
     """Make a worker ready; doing it again changes nothing."""
-    with _attaching:
-        if worker in _attached:
+    with _preparing:
+        if worker in _prepared:
             return
         _prepare(worker)
         # Last: a thread that finds it here may rely on all of the above.
-        _attached.add(worker)
+        _prepared.add(worker)
 
 
 def _prepare(worker: Worker) -> None:

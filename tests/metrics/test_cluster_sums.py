@@ -98,21 +98,21 @@ def test_a_job_is_recorded_with_what_stages_did_meanwhile():
     records.update(10.0, running, {stage: Sums({"rows": 100})})
     records.update(12.0, {JOB: Sums({"rows": 9})}, {stage: Sums({"rows": 108})})
     records.update(99.0, {JOB: Sums({"rows": 9})}, {stage: Sums({"rows": 500})})
-    message = records.records[JOB].to_message()
-    assert (message["start"], message["end"], message["running"]) == (10.0, 12.0, False)
-    assert message["stages"] == to_message({stage: Sums({"rows": 8})})
+    sent = records.records[JOB].to_message()
+    assert (sent["start"], sent["end"], sent["running"]) == (10.0, 12.0, False)
+    assert sent["stages"] == to_message({stage: Sums({"rows": 8})})
 
 
 def test_a_job_that_is_over_when_it_is_seen_has_its_stages():
     records, stage = JobRecords(), Label("Linear-1", 0)
     records.update(10.0, {}, {stage: Sums({"forwards": 3})}, {"cpu": 1.0})
     records.update(10.5, {JOB: Sums({"rows": 9})}, {stage: Sums({"forwards": 5})})
-    told = records.records[JOB].to_message()
-    assert told["stages"] == to_message({stage: Sums({"forwards": 2})})
-    assert (told["seen"], told["end"]) == (10.0, 10.5)
+    sent = records.records[JOB].to_message()
+    assert sent["stages"] == to_message({stage: Sums({"forwards": 2})})
+    assert (sent["seen"], sent["end"]) == (10.0, 10.5)
 
 
-def test_forwards_of_stages_that_are_told_late_are_of_the_job():
+def test_forwards_of_stages_that_are_reported_late_are_of_the_job():
     records, stage = JobRecords(), Label("Linear-1", 0)
     done = {JOB: Sums({"rows": 9})}
     records.update(10.0, done, {stage: Sums({"forwards": 3})})
@@ -120,9 +120,9 @@ def test_forwards_of_stages_that_are_told_late_are_of_the_job():
     records.update(10.5, done, late)
     idle = {stage: Sums({"forwards": 5}, {"idle": 3.0})}
     records.update(11.0, done, idle)
-    told = records.records[JOB].to_message()
-    assert told["end"] == 10.0
-    assert [each[3:5] for each in told["stages"]] == [
+    sent = records.records[JOB].to_message()
+    assert sent["end"] == 10.0
+    assert [each[3:5] for each in sent["stages"]] == [
         [{"forwards": 2}, {}],
         [{"forwards": 2}, {}],
     ]
@@ -138,10 +138,10 @@ def test_a_job_that_goes_on_after_a_pause_is_another_run():
     again = {JOB: Sums({"rows": 9}, {}, {"partitions": 1})}
     records.update(1000.0, again, idle)
     records.update(1000.0 + 2 * PAUSE, {JOB: Sums({"rows": 12})}, idle)
-    message = records.records[JOB].to_message()
-    assert (message["start"], message["end"]) == (1000.0, 1000.0 + 2 * PAUSE)
-    assert message["sums"][0][3] == {"rows": 5}
-    assert message["stages"][0][4] == {"idle": 0.0}
+    sent = records.records[JOB].to_message()
+    assert (sent["start"], sent["end"]) == (1000.0, 1000.0 + 2 * PAUSE)
+    assert sent["sums"][0][3] == {"rows": 5}
+    assert sent["stages"][0][4] == {"idle": 0.0}
 
 
 def test_a_long_read_is_no_pause():
@@ -150,8 +150,8 @@ def test_a_long_read_is_no_pause():
     records.update(10.0, {JOB: Sums({"started": 1}, {"read": 9.0})}, {})
     later = Sums({"started": 2}, {"read": 9.0 + 3 * PAUSE}, {"partitions": 1})
     records.update(10.0 + 3 * PAUSE, {JOB: later}, {})
-    message = records.records[JOB].to_message()
-    assert (message["start"], message["sums"][0][3]) == (1.0, {"started": 2})
+    sent = records.records[JOB].to_message()
+    assert (sent["start"], sent["sums"][0][3]) == (1.0, {"started": 2})
 
 
 def test_a_job_is_as_old_as_its_threads_say():

@@ -48,7 +48,7 @@ def test_an_activity_is_seen_while_it_goes_on():
         assert one.sums().seconds["forward"] >= first + 0.01
 
 
-def test_an_error_ends_the_meter_and_is_not_swallowed():
+def test_an_error_ends_the_meter_and_is_raised():
     one = recorder()
     with ambient(one):
         try:

@@ -282,7 +282,7 @@ def test_a_load_without_memory_goes_on_without_idle_models():
         pass
 
 
-def test_another_way_to_compile_is_another_replica():
+def test_other_options_of_compile_are_another_replica():
     cache, spec = ReplicaCache(), spec_of(1, 4)
     ways = [None, (("backend", "eager"),), (("backend", "aot_eager"),)]
     for options in ways:

@@ -58,7 +58,7 @@ class OrderedRunner(Runner):
         self.late = late
         self.size = FixedSize(size)
         self.sizes = Sizes("double", ())
-        self.under_way = []
+        self.in_flight = []
         self.peak = 0
         #: Rows of each batch that came back, and of each that was sent.
         self.order = []
@@ -78,8 +78,8 @@ class OrderedRunner(Runner):
         failure = self._failure(batch)
         if failure is not None and not self.late:
             raise failure
-        self.under_way.append(batch)
-        self.peak = max(self.peak, len(self.under_way))
+        self.in_flight.append(batch)
+        self.peak = max(self.peak, len(self.in_flight))
         return lambda: self._answer(batch, failure)
 
     def count(self, rows):
@@ -93,10 +93,10 @@ class OrderedRunner(Runner):
         return isinstance(error, MemoryError)
 
     def release_memory(self):
-        assert not self.under_way
+        assert not self.in_flight
 
     def _answer(self, batch, failure):
-        assert self.under_way.pop(0) is batch
+        assert self.in_flight.pop(0) is batch
         if failure is not None:
             raise failure
         return [(None, batch.args[0] * 2)]

@@ -175,7 +175,7 @@ def test_the_policy_hears_of_a_joined_forward_that_was_too_large(at_once):
     assert (heard, waits) == ([3], [1])
 
 
-def test_a_failure_on_the_way_back_is_met_alone():
+def test_a_failure_of_a_copy_back_is_met_alone():
     def run(given):
         def wait():
             if given.rows > 1:

@@ -15,13 +15,13 @@ def test_the_window_is_filled_and_never_exceeded(window):  # PP-9
     runner = OrderedRunner(window)
     assert list(feed(runner)["y"]) == DOUBLED
     assert runner.peak == window
-    assert not runner.under_way
+    assert not runner.in_flight
 
 
 @pytest.mark.parametrize("window", [1, 2, 6])
 @pytest.mark.parametrize("most", [1, 3, 9])
 @pytest.mark.parametrize("late", [False, True])
-def test_rows_run_once_each_whatever_is_under_way(window, most, late):  # DI-09
+def test_rows_run_once_each_whatever_is_in_flight(window, most, late):  # DI-09
     runner = OrderedRunner(window, most=most, late=late)
     assert list(feed(runner)["y"]) == DOUBLED
     assert sum(runner.order) == N

@@ -47,7 +47,7 @@ def test_forwards_that_a_search_costs(rows, size, bad, forwards):  # BM-17
 
 @pytest.mark.parametrize("window", [1, 2, 5])
 @pytest.mark.parametrize("late", [False, True])
-def test_bad_rows_are_found_while_others_are_under_way(window, late):
+def test_bad_rows_are_found_while_others_are_in_flight(window, late):
     bad = [0, 13, 14, 77, 99]
     runner = OrderedRunner(window, size=16, bad=bad, late=late)
     columns = feed(runner, on_error="quarantine")
@@ -83,7 +83,7 @@ def test_a_row_does_not_fail_for_the_memory_of_others(late, on_error):  # DI-10
         """Row 7 does not fit beside others, however small they are."""
 
         def _failure(self, batch):
-            return MemoryError() if self.under_way and 7 in batch.args[0] else None
+            return MemoryError() if self.in_flight and 7 in batch.args[0] else None
 
     columns = feed(JoinedOutput(3, size=1, late=late), 20, on_error=on_error)
     assert list(columns["y"]) == list(range(0, 40, 2))
@@ -92,7 +92,7 @@ def test_a_row_does_not_fail_for_the_memory_of_others(late, on_error):  # DI-10
 @pytest.mark.parametrize("late", [False, True])
 def test_a_batch_that_fits_only_alone_is_run_alone(late):
     runner = OrderedRunner(3, size=10, late=late)
-    runner._failure = lambda batch: MemoryError() if runner.under_way else None
+    runner._failure = lambda batch: MemoryError() if runner.in_flight else None
     assert list(feed(runner, row_wise=False)["y"]) == list(range(0, 200, 2))
 
 

@@ -92,7 +92,7 @@ def test_tokens_that_did_not_fit_are_remembered():  # DI-09
 
 
 @pytest.mark.parametrize("sort", [False, True])
-def test_any_rows_may_come_back_while_others_are_under_way(sort):
+def test_any_rows_may_come_back_while_others_are_in_flight(sort):
     lengths = np.arange(12)
     work = (
         SortedWork(lengths, TokenBudget(1000), 4)
@@ -115,7 +115,7 @@ def test_any_rows_may_come_back_while_others_are_under_way(sort):
 
 
 @pytest.mark.parametrize("sort", [False, True])
-def test_rows_that_did_not_fit_run_once_while_others_are_under_way(sort):  # DI-09
+def test_rows_that_did_not_fit_run_once_while_others_are_in_flight(sort):  # DI-09
     lengths = np.full(64, 10)
     work = (
         SortedWork(lengths, TokenBudget(320), 64)

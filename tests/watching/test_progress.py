@@ -162,7 +162,9 @@ def test_each_model_has_a_line_and_filters_end_at_the_truth(
     assert two.startswith("Other: 900 rows, ")
 
 
-def test_models_of_one_name_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_of_one_name_are_distinct(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     ddf = numbers()
     with dask_infer.progress():
         one, two = predict(ddf), predict(ddf, output="z", batch_size=50)

@@ -76,7 +76,7 @@ class FixedSize:
             self.size = min(self.size, max(1, amount // 2))
             self.settled = True
             size = self.size
-        self._tell()
+        self._report()
         return size
 
     def observe_row_bytes(self, bytes_per_row: float) -> None:
@@ -89,7 +89,7 @@ class FixedSize:
         """Return what was learned, for `resume`."""
         return {"size": self.size}
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self.on_learned is not None:
             self.on_learned(self)
 
@@ -151,7 +151,7 @@ class HillClimber(FixedSize):
                     self._decide(*self._rates)
             learned = self.settled
         if learned:
-            self._tell()
+            self._report()
 
     def on_out_of_memory(self, amount: int) -> int:
         """Settle at what is known to fit, at most half of `amount`, for good."""

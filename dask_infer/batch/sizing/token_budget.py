@@ -81,7 +81,7 @@ class TokenBudget(HillClimber):
                 return
             learned = self._fit(tokens, seconds) and self.settled
         if learned:
-            self._tell()
+            self._report()
 
     def resume(self, state: Mapping[str, float]) -> None:
         """Go on with what an earlier replica has learned."""

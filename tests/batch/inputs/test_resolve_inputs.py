@@ -94,7 +94,7 @@ def test_columns_handed_on_are_those_named_once_each():
     ids=str,
 )
 # SP-31..33
-def test_what_dtypes_tell(dtype, content, shape, cast):
+def test_what_dtypes_show(dtype, content, shape, cast):
     (argument,) = resolve(meta(c=dtype), "c").arguments
     assert (argument.content, argument.shape, argument.dtype) == (content, shape, cast)
 

@@ -119,7 +119,7 @@ def test_dask_collection():
     "meta",
     [None, 7, True, "nonsense", [], {}, ("a", "b", "c"), ["f4", "f4"]],
 )
-def test_what_tells_nothing_is_refused_with_examples(meta):
+def test_what_is_no_dtype_is_refused_with_examples(meta):
     with pytest.raises(ValueError, match="does not tell the output columns") as error:
         parse_meta(meta)
     assert '{"score": "float32", "label": "string"}' in str(error.value)

@@ -18,7 +18,7 @@ from dask_infer.batch.sizing.hill_climber import (
 LIMIT = 131_072
 
 
-def climb(policy, seconds_of, forwards=300):
+def settle(policy, seconds_of, forwards=300):
     """Let it see full forwards; return the sizes that it went through."""
     sizes = [policy.size]
     for _ in range(forwards):
@@ -57,9 +57,9 @@ def steep(rows):
 )
 def test_climbs_to_the_fastest_and_stays(seconds_of, sizes):
     policy = HillClimber(2048, LIMIT)
-    assert climb(policy, seconds_of) == sizes
+    assert settle(policy, seconds_of) == sizes
     assert policy.settled
-    assert climb(policy, overhead) == [policy.size]
+    assert settle(policy, overhead) == [policy.size]
     assert {policy.next_size() for _ in range(4)} == {policy.size}
 
 
@@ -95,7 +95,7 @@ def warm(policy, seconds=1.0):
         policy.observe(17, seconds)
 
 
-def test_first_forwards_and_other_sizes_tell_nothing():
+def test_first_forwards_and_other_sizes_do_not_count():
     policy = HillClimber(2048, LIMIT)
     for _ in range(WARM_UP):
         policy.observe(2048, 1e-6)
@@ -104,7 +104,7 @@ def test_first_forwards_and_other_sizes_tell_nothing():
     assert policy.size == 4096
 
 
-def test_forwards_that_nearly_fill_a_size_tell_of_it():
+def test_forwards_that_nearly_fill_a_size_count():
     policy = HillClimber(1000, LIMIT)
     warm(policy)
     for rows in [800] * RUN + [1700] * RUN:
@@ -119,7 +119,7 @@ def test_a_clear_winner_needs_one_run():
     assert policy.size == 128
 
 
-def test_slow_forwards_do_not_end_the_climb():
+def test_slow_forwards_do_not_end_the_search():
     policy = HillClimber(2048, LIMIT)
     warm(policy)
     for _ in range(OBSERVATIONS // 2):
@@ -140,7 +140,7 @@ def test_feeders_that_wait_for_each_other_do_not_look_faster():
 
 
 @pytest.mark.parametrize("slow", [1.0, 3.0])
-def test_a_machine_that_slows_down_does_not_end_the_climb(slow):
+def test_a_machine_that_slows_down_does_not_end_the_search(slow):
     # Whatever slows both of a pair leaves the winner as it is.
     policy, seen = HillClimber(16, LIMIT), 0
 
@@ -149,12 +149,12 @@ def test_a_machine_that_slows_down_does_not_end_the_climb(slow):
         seen += 1
         return overhead(rows) * (1 if seen < 12 else slow)
 
-    assert climb(policy, seconds_of)[-1] == 16384
+    assert settle(policy, seconds_of)[-1] == 16384
 
 
 def test_what_it_took_to_settle_is_counted():
     policy = HillClimber(64, 256)
-    climb(policy, lambda rows: 1.0)
+    settle(policy, lambda rows: 1.0)
     assert policy.size == 256
     assert policy.spent == WARM_UP * 64 + RUN * (64 + 128 + 128 + 256)
 
@@ -173,7 +173,7 @@ def test_out_of_memory_halves_and_caps_for_good():
     assert policy.on_out_of_memory(1024) == 512
     assert policy.settled
     policy.resume({"size": 2048})
-    assert climb(policy, overhead) == [512]
+    assert settle(policy, overhead) == [512]
 
 
 def test_out_of_memory_while_climbing_returns_to_what_fitted():  # DI-09
@@ -193,7 +193,7 @@ def test_out_of_memory_at_one_row_stays_at_one_row(policy):
 # DI-09, SP-05
 def test_fixed_size_is_a_bound_that_only_memory_lowers():
     policy = FixedSize(100)
-    assert climb(policy, overhead) == [100]
+    assert settle(policy, overhead) == [100]
     assert policy.on_out_of_memory(100) == 50
     assert policy.on_out_of_memory(100) == 50
     assert repr(policy) == "<FixedSize 50 rows, settled>"
@@ -214,7 +214,7 @@ def test_noise_neither_keeps_it_climbing_nor_sends_it_back(seed):
         slow = noise.exponential(0.03) + noise.choice([0, 0, 0, 0, 2])
         return overhead(rows) * (1 + slow)
 
-    sizes = climb(policy, seconds_of, forwards=200)
+    sizes = settle(policy, seconds_of, forwards=200)
     assert policy.settled
     assert sizes == sorted(sizes)
     assert sizes[-1] >= 4096  # 80 % of what is possible
@@ -223,11 +223,11 @@ def test_noise_neither_keeps_it_climbing_nor_sends_it_back(seed):
 def test_another_replica_goes_on_where_one_has_settled():
     learned, policy = [], HillClimber(2048, LIMIT)
     policy.on_learned = lambda changed: learned.append(changed.state())
-    climb(policy, quadratic)
+    settle(policy, quadratic)
     assert learned == [{"size": 1024}]
     other = HillClimber(64, LIMIT)
     other.resume(learned[0])
-    assert climb(other, overhead) == [1024]
+    assert settle(other, overhead) == [1024]
 
 
 def test_threads_share_one_policy():

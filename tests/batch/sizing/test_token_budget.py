@@ -70,7 +70,7 @@ def test_noise_never_sends_it_back(seed):
     assert sizes[-1] >= 8192  # 73 % of what is possible
 
 
-def test_forwards_that_fill_no_budget_tell_nothing_of_it():
+def test_forwards_that_fill_no_budget_do_not_count():
     policy = TokenBudget()
     assert run(policy, accelerator, fill=0.6) == [FIRST_TOKENS]
     assert not policy.settled

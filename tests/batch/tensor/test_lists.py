@@ -299,7 +299,7 @@ def test_even_rows_are_joined_too_and_missing_ones_are_named() -> None:
     ],
     ids=str,
 )
-def test_dtypes_tell_shape_and_values(dtype, shape, value) -> None:
+def test_dtypes_show_shape_and_values(dtype, shape, value) -> None:
     assert is_list(dtype)
     assert row_shape(dtype) == shape
     assert value_dtype(dtype) == (None if value is None else np.dtype(value))
@@ -308,13 +308,13 @@ def test_dtypes_tell_shape_and_values(dtype, shape, value) -> None:
 @pytest.mark.parametrize(
     "dtype", [np.dtype("float32"), np.dtype(object), pd.ArrowDtype(F32)], ids=str
 )
-def test_other_dtypes_tell_nothing(dtype) -> None:
+def test_other_dtypes_show_nothing(dtype) -> None:
     assert not is_list(dtype)
     assert row_shape(dtype) is None
     assert value_dtype(dtype) is None
 
 
-def test_schema_types_tell_the_shape_where_it_is_fixed() -> None:
+def test_schema_types_show_the_shape_where_it_is_fixed() -> None:
     assert arrow_row_shape(FIXED) == (2, 2)
     assert arrow_row_shape(pa.list_(F32)) is None
     assert arrow_row_shape(F32) is None

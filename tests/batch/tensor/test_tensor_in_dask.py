@@ -170,13 +170,13 @@ def test_first_of_a_group(frame: pd.DataFrame, ddf: dd.DataFrame) -> None:
     pd.testing.assert_frame_equal(first.compute(), expected)
 
 
-def test_meta_has_no_rows_and_made_up_rows_have_the_dtype(ddf: dd.DataFrame) -> None:
+def test_meta_has_no_rows_and_synthetic_rows_have_the_dtype(ddf: dd.DataFrame) -> None:
     dtype = ddf._meta.emb.dtype
     assert make_meta(("emb", dtype)).dtype == dtype
     assert make_meta({"emb": dtype}).emb.dtype == dtype
-    made_up = ddf._meta_nonempty.emb
-    assert made_up.dtype == dtype
-    assert len(made_up) == 2
+    synthetic = ddf._meta_nonempty.emb
+    assert synthetic.dtype == dtype
+    assert len(synthetic) == 2
     assert_eq(ddf, ddf.compute())
 
 

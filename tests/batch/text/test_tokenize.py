@@ -79,7 +79,7 @@ def test_only_what_the_model_takes():
         tokenize(TEXTS, words(), accepts=frozenset({"x"}))
 
 
-def test_without_a_padding_token_the_mask_tells():
+def test_without_a_padding_token_the_mask_shows_it():
     tokens = tokenize(["a", "a a"], words(padding=None))
     batch, _ = tokens.batch(slice(None))
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]

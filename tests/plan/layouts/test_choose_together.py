@@ -81,7 +81,7 @@ def test_replicas_that_are_left_go_to_the_slowest():
             assert slowest <= max(runs) * 1.001
 
 
-def test_who_finds_no_worker_of_its_own_is_told_so():
+def test_who_finds_no_worker_of_its_own_is_refused():
     workers = (*crew(1, 20, speed=100.0), *crew(3, 2, a_host=1, holds=0))
     gpu = {"resources": (("GPU", 1.0),), "pinned": True}
     first, second = choose_together(
