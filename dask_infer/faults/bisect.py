@@ -15,12 +15,11 @@ forwards:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
 #: The rows of a batch: consecutive ones, or positions in the partition.
@@ -36,17 +35,30 @@ HALVES = 2
 MANY = 16
 
 
-def split(rows: Rows, parts: int) -> Sequence[Rows]:
-    """Return `rows` in order, in at most so many pieces that differ by one row.
+def spans(count: int, parts: int, cuts: Collection[int] = ()) -> list[slice]:
+    """Return so many rows in so many pieces that differ by one, or in more.
 
-    A slice is cut into slices, positions into positions. No piece is empty.
+    No piece is empty.
+
+    Parameters
+    ----------
+    cuts
+        Places between rows at which to cut besides.
     """
-    if not isinstance(rows, slice):
-        return np.array_split(rows, min(parts, len(rows)))
-    count = rows.stop - rows.start
     parts = min(parts, count)
-    cuts = [rows.start + count * part // parts for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(cuts)]
+    places = {*cuts, *(count * part // parts for part in range(parts + 1))}
+    return [slice(start, stop) for start, stop in pairwise(sorted(places))]
+
+
+def split(rows: Rows, parts: int, cuts: Collection[int] = ()) -> Sequence[Rows]:
+    """Return `rows` in order, in the pieces that `spans` says.
+
+    A slice is cut into slices, positions into positions.
+    """
+    found = spans(_key(rows)[1], parts, cuts)
+    if not isinstance(rows, slice):
+        return [rows[span] for span in found]
+    return [slice(rows.start + span.start, rows.start + span.stop) for span in found]
 
 
 @dataclass
@@ -103,17 +115,22 @@ class RowSearch:
         if not cut.waiting and key != cut.last:
             self._known_to_fail[cut.last] = cut.parts
 
-    def failed(self, rows: Rows, parts: int) -> Sequence[Rows]:
-        """Return the pieces in which a batch that failed is to be run."""
+    def failed(
+        self, rows: Rows, parts: int, cuts: Collection[int] = ()
+    ) -> Sequence[Rows]:
+        """Return the pieces in which a batch that failed is to be run.
+
+        With `cuts` it is cut there besides: whoever ran it has searched already.
+        """
         self.active = True
         key = _key(rows)
         cut = self._cuts.pop(key, None)
         if cut is not None:
             cut.waiting = 0
-        else:
+        elif not cuts:
             self._largest = max(self._largest, key[1])
             self.most = max(1, key[1] // 2)
-        pieces = split(rows, parts)
+        pieces = split(rows, parts, cuts)
         keys = [_key(piece) for piece in pieces]
         self._cuts |= dict.fromkeys(keys, Pieces(len(keys) - 1, keys[-1], parts))
         return pieces

@@ -181,9 +181,6 @@ class Partition:
         """Start a batch."""
         batch, step = None, self.encode_step
         crowded = bool(self.flight)
-        if self.runner.resumes and (resumed := self.runner.resume(rows)) is not None:
-            self.flight.append(Sent(rows, *resumed, crowded))
-            return
         try:
             with meter("encode"):
                 batch = self.encode(rows)
@@ -194,7 +191,7 @@ class Partition:
                     return
             step = "forward"
             pending = self.runner.send(batch, rows)
-            if self.runner.resumes:
+            if self.runner.waits:
                 batch = self.runner.kept(batch)
             self.flight.append(Sent(rows, batch, pending, crowded))
             return
@@ -293,7 +290,7 @@ class Partition:
         The error is gone by now: its traceback held the memory of the forward.
         """
         failed = [(rows, outcome)]
-        if outcome.smaller or outcome.again:
+        if outcome.again or (outcome.smaller and not self.runner.waits):
             # What is in flight takes memory, too. Any number of it may fail.
             while self.flight:
                 if (other := self._collect_next()) is not None:
@@ -308,7 +305,9 @@ class Partition:
             self._collect_all()
             return
         self.recovery.handle(rows, outcome)
-        if draws := self.recovery.budget.draws():
+        # Batches that wait for the same pass tell more than rows drawn at random.
+        waits = self.runner.waits and self.flight
+        if not waits and (draws := self.recovery.budget.draws()):
             self._draw(draws, outcome)
         self.finished = self.runner.clock()
 

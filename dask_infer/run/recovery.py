@@ -9,6 +9,7 @@ of the batch, until the rows that fail are alone; they are left out. All else ra
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -66,6 +67,8 @@ class Outcome(NamedTuple):
     again: bool = False
     #: The forward did not end in time.
     hung: bool = False
+    #: See `Runner.cuts`.
+    cuts: Collection[int] = ()
 
 
 class Recovery:
@@ -134,7 +137,8 @@ class Recovery:
         if self.job.nullable and not is_of_no_row(cause):
             self._keep(cause, hung)
             message = describe(step, cause)
-            return Outcome(f"{message}; {advice}" if advice else message, hung=hung)
+            message = f"{message}; {advice}" if advice else message
+            return Outcome(message, hung=hung, cuts=self.runner.cuts(cause))
         if isinstance(cause, InferError):
             raise_again(cause)
         raise self._error(rows, batch, cause, step, advice) from (
@@ -152,7 +156,8 @@ class Recovery:
             self.stop(f"{self.timeouts} forwards hung and none ended")
         if self.job.row_wise and row_count(rows) > 1 and not too_many_timeouts:
             parts = MANY if outcome.hung else HALVES
-            self.work.put_back(rows, self.search.failed(rows, parts))
+            pieces = self.search.failed(rows, parts, outcome.cuts)
+            self.work.put_back(rows, pieces)
             return
         self.search.alone(rows)
         self.assembler.missing(rows)

@@ -6,7 +6,7 @@ A runner belongs to one partition and is used by the partition's thread alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 
@@ -45,8 +45,8 @@ class Runner:
     sizes: Sizes
     #: Batches are to be pinned once they are encoded: see `pin`.
     pins: bool = False
-    #: Rows that failed go on where they came to: see `kept` and `resume`.
-    resumes: bool = False
+    #: Batches that were sent wait until all of the partition are: see `kept`.
+    waits: bool = False
     #: Seconds by which batches are compared; asked by the partition's thread.
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 
@@ -85,7 +85,7 @@ class Runner:
     def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
         """Start the forward of a batch; may block until there is room.
 
-        `rows` are those of the partition, by which `resume` finds them again.
+        `rows` are those of the partition; None where one is only tried.
 
         Returns what waits for its fields, after `postprocess`; outputs come back in the
         order of sending. Both raise `StepFailed` where the step is known, and
@@ -101,18 +101,18 @@ class Runner:
         return 0
 
     def kept(self, batch: Batch) -> Batch:
-        """Return what has to stay of a batch that was sent, if `resumes`.
+        """Return what has to stay of a batch that was sent, if it `waits`.
 
         Its padding is read.
         """
         return batch
 
-    def resume(self, rows: Rows) -> tuple[Batch, Pending] | None:
-        """Return rows of a batch that failed as far as they came, if `resumes`.
+    def cuts(self, error: BaseException) -> Collection[int]:
+        """Return places between rows at which to cut a batch that failed with `error`.
 
-        None where they are to be sent.
+        Where the runner has found out which of them fail. They are run again.
         """
-        return None
+        return ()
 
     def count(self, rows: int) -> None:
         """Add rows whose outputs have come back."""

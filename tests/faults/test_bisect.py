@@ -23,8 +23,19 @@ def test_pieces_hold_every_row_once_and_differ_by_one(count, parts):
 def test_positions_stay_positions_in_their_order():
     rows = np.array([9, 1, 5, 3, 7])
     pieces = split(rows, HALVES)
-    assert [len(piece) for piece in pieces] == [3, 2]
+    assert [len(piece) for piece in pieces] == [2, 3]
     np.testing.assert_array_equal(np.concatenate(pieces), rows)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_rows_that_seem_to_fail_are_cut_off_and_no_piece_is_larger_than_half(positions):
+    rows = np.arange(100) if positions else slice(0, 100)
+    search = RowSearch()
+    pieces = [np.arange(100)[piece] for piece in search.failed(rows, HALVES, [70, 71])]
+    assert [len(piece) for piece in pieces] == [50, 20, 1, 29]
+    np.testing.assert_array_equal(np.concatenate(pieces), np.arange(100))
+    # There is nothing more to learn from smaller batches.
+    assert search.instead(slice(100, 200)) is None
 
 
 @pytest.mark.parametrize("parts", [HALVES, MANY])

@@ -124,7 +124,7 @@ def _planned(
     return OpenSweep(
         Sweep(
             GroupLoader(job, place, parts, kept, reads_ahead),
-            [row_axes(chain, bound) for bound in bounds],
+            [row_axes(chain, bound) for bound in bounds[:-1]],
         ),
         chain,
         Sizes(spec.name, (spec.key, job.dtype, device.kind, spec.compile)),

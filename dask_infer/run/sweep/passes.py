@@ -9,6 +9,9 @@ Invariants, guarded by one lock:
    through it, and none is running.
 2. One thread changes the group, without the lock; the others wait.
 3. No thread holds a group while waiting for other partitions or for memory.
+
+A batch that fails in a group is cut, and its pieces go on, to find out which of them
+fail. No outputs are made of the pieces: see `carry_rows`.
 """
 
 from __future__ import annotations
@@ -22,8 +25,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
 
-import numpy as np
-
+from dask_infer.faults.bisect import spans
 from dask_infer.faults.classify import forget_frames
 from dask_infer.faults.deadline import DeadlineExceeded
 from dask_infer.metrics.recorder import meter
@@ -45,15 +47,12 @@ class Participant(Protocol):
     """A partition that takes part: how its batches are run."""
 
     def forward(
-        self, values: dict[Any, Any], replica: Replica, group: int, rows: int
+        self, piece: Piece, values: dict[Any, Any], replica: Replica, group: int
     ) -> dict[Any, Any]:
         """Return what a group makes of values, within the partition's timeout."""
 
-    def parts_before(self, piece: Piece) -> int:
-        """Return in how many pieces rows are run that would not fit; 0 for all."""
-
-    def parts_after(self, piece: Piece, error: Exception) -> int:
-        """Return in how many pieces rows that failed are run again; 0 for none."""
+    def parts_after(self, piece: Piece, error: Exception, group: int) -> int:
+        """Take note of a failure; return in how many pieces to go on, 0 for none."""
 
     def expected(self) -> int:
         """Return how many partitions will wait for the next pass."""
@@ -61,25 +60,27 @@ class Participant(Protocol):
 
 @dataclass(eq=False)
 class Piece:
-    """Rows of a batch in the sweep: all of them, unless some failed."""
+    """Rows of a batch in the sweep: all of them, unless it failed."""
 
     batch: SweptBatch
     #: Places in the batch.
-    positions: np.ndarray
+    rows: range
     carry: Stored
     #: Through all groups, or failed.
     done: bool = False
-    error: Exception | None = None
-    #: The group in which it failed.
-    group: int | None = None
+    failed: bool = False
 
-    def end(self, error: Exception | None, group: int | None = None) -> None:
-        """Take note of how it ended."""
-        self.done, self.error, self.group = True, error, group
+    def fail(self) -> None:
+        """Take note that it goes no further."""
+        self.done = self.failed = True
 
 
 class SweptBatch:
     """A batch that goes through the groups."""
+
+    #: Why it failed, and the group that raised that.
+    error: Exception | None = None
+    group: int | None = None
 
     def __init__(
         self,
@@ -96,12 +97,19 @@ class SweptBatch:
         #: Its outputs are collected: it is no trial of single rows.
         self.in_flight = False
         #: In the order of their rows.
-        self.pieces = [Piece(self, np.arange(rows), carry)]
+        self.pieces = [Piece(self, range(rows), carry)]
 
     @property
     def done(self) -> bool:
         """Whether all of its rows came through, or failed."""
         return all(piece.done for piece in self.pieces)
+
+    @property
+    def edges(self) -> list[int]:
+        """Places between rows that failed and others, where that was found out."""
+        failed = [piece.rows for piece in self.pieces if piece.failed]
+        edges = {edge for rows in failed for edge in (rows.start, rows.stop)}
+        return sorted(edges - {0, self.rows})
 
     def release(self) -> None:
         """Let go of its values."""
@@ -138,7 +146,7 @@ class Sweep:
     loader
         The groups.
     axes
-        Of what enters each group, and of what leaves the last.
+        Of what enters each group.
     """
 
     def __init__(self, loader: GroupLoader, axes: list[Axes | None]) -> None:
@@ -273,12 +281,13 @@ class Sweep:
 
     def _end_pass(self, current: Pass, error: Exception | None) -> None:
         for piece in current.pieces:
-            if not piece.done:
-                piece.end(error)
+            if error is not None and not piece.done:
+                piece.batch.error, piece.batch.group = error, None
+            piece.done = True
         current.leases.close()
         self._pass, self._last_seconds = None, monotonic() - current.began
         model = self.loader.job.model.name
-        rows = sum(len(piece.positions) for piece in current.pieces)
+        rows = sum(len(piece.rows) for piece in current.pieces)
         logger.info(
             'model "%s": %d rows of %d partitions passed %d layer groups in %.2f s',
             *(model, rows, len(self._open), self.groups - 1, self._last_seconds),
@@ -322,11 +331,8 @@ class Sweep:
         """
         runner, axes = piece.batch.runner, self.axes[group]
         values = piece.carry.load()
-        parts = runner.parts_before(piece)
         try:
-            if axes is not None and self.axes[-1] is not None and parts:
-                return self._cut(piece, values, axes, parts), False
-            handed = runner.forward(values, replica, group, len(piece.positions))
+            handed = runner.forward(piece, values, replica, group)
             carry = self.activations.put(handed)
             piece.carry.release()
             piece.carry = carry
@@ -339,33 +345,24 @@ class Sweep:
         trace = error.__traceback__
         error.__traceback__ = None if trace is None else trace.tb_next
         is_stuck = isinstance(error, DeadlineExceeded)
-        parts = runner.parts_after(piece, error)
-        if axes is not None and self.axes[-1] is not None and parts:
-            try:
-                return self._cut(piece, values, axes, parts), is_stuck
-            except Exception as failure:
-                error = failure
-        piece.end(error, group)
+        parts = runner.parts_after(piece, error, group)
+        pieces = [piece]
+        if axes is not None and parts:
+            with contextlib.suppress(Exception):  # no room for the rows: not searched
+                pieces = self._cut(piece, values, axes, parts)
+        if pieces == [piece]:
+            piece.fail()
         piece.carry.release()
-        return [piece], is_stuck
+        return pieces, is_stuck
 
     def _cut(
         self, piece: Piece, values: dict[Any, Any], axes: Axes, parts: int
     ) -> list[Piece]:
         """Return the rows of a piece in several; its batch has them in its place."""
-        places = np.array_split(
-            np.arange(len(piece.positions)), min(parts, len(piece.positions))
-        )
-        pieces = [
-            Piece(
-                piece.batch,
-                piece.positions[rows],
-                self.activations.put(take_rows(values, axes, rows)),
-            )
-            for rows in places
-        ]
-        piece.carry.release()
-        batch = piece.batch
+        batch, pieces = piece.batch, []
+        for span in spans(len(piece.rows), parts):
+            carry = self.activations.put(take_rows(values, axes, span))
+            pieces.append(Piece(batch, piece.rows[span], carry))
         with self._changed:
             at = batch.pieces.index(piece)
             batch.pieces[at : at + 1] = pieces

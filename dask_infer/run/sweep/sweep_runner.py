@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from math import ceil
 from typing import Any, NoReturn
-
-import numpy as np
 
 from dask_infer._dask import count_tasks_like_this, current_task_key
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Fields, Pending, map_tensors
+from dask_infer.errors import PartitionError
 from dask_infer.faults.bisect import HALVES, MANY, Rows
 from dask_infer.faults.classify import is_of_no_row, raise_again
 from dask_infer.faults.deadline import DeadlineExceeded, within
@@ -29,8 +27,6 @@ from dask_infer.run.postprocess import Postprocess, takes_inputs
 from dask_infer.run.process_runner import ProcessRunner
 from dask_infer.run.recovery import MOST_TIMEOUTS
 from dask_infer.run.runner import Abandoned
-from dask_infer.run.sweep.carry_rows import join_rows, take_rows
-from dask_infer.run.sweep.failed_rows import FailedRows, pieces_of
 from dask_infer.run.sweep.open_sweep import OpenSweep
 from dask_infer.run.sweep.passes import Piece, SweptBatch
 from dask_infer.spec import Job, UserCode
@@ -51,17 +47,16 @@ class SweptOutput:
     runner: SweepRunner
     swept: SweptBatch
     batch: Batch
-    rows: Rows | None
 
     def __call__(self) -> Fields:
         """Return the fields that become columns."""
-        return self.runner.fields(self.swept, self.batch, self.rows)
+        return self.runner.fields(self.swept, self.batch)
 
 
 class SweepRunner(ProcessRunner):
     """Batches of one partition through the layer groups of this process."""
 
-    resumes = True
+    waits = True
     #: Batches are compared by their time in the first group: see `_observe`.
     clock = staticmethod(lambda: 0.0)
 
@@ -93,16 +88,17 @@ class SweepRunner(ProcessRunner):
         if worker is not None:
             self._is_wanted = is_wanted(worker, current_task_key())
         self._batches: set[SweptBatch] = set()
-        #: Rows of batches that failed, as the passes left them.
-        self._failed = FailedRows()
-        #: Forwards that hung, rows that failed alone, rows that were sent.
-        self._timeouts = self._failures = self._rows = 0
+        #: Forwards that hung, by group, and the groups of which any ended.
+        self._timeouts: Counter[int] = Counter()
+        self._ended: set[int] = set()
+        #: Rows that failed alone, and rows that were sent.
+        self._failures = self._rows = 0
         #: A batch that failed with an error that ends the partition.
         self._ending: SweptBatch | None = None
         #: Rows times groups that they passed, of batches that are not back yet.
         self._passed = 0
-        #: The error that was raised last, and the group that it is from.
-        self._raised: tuple[BaseException | None, int | None] = (None, None)
+        #: The batch whose error was raised last.
+        self._raised: SweptBatch | None = None
 
     @property
     def window(self) -> int:
@@ -131,24 +127,16 @@ class SweepRunner(ProcessRunner):
                 self._leave_first_group()
             if pieces != [piece]:
                 todo = pieces + todo
-        self._raise_at_once(swept)
-        if len(swept.pieces) == 1 and not swept.done:
-            self._observe(batch, self._seconds() - began)
+        if swept.error is not None:
+            self._passed -= sum(len(p.rows) for p in swept.pieces if not p.failed)
+            self._forget(swept)
+            self._raise(swept)
+        self._observe(batch, self._seconds() - began)
         if self.sweep.groups == 1:
-            for piece in swept.pieces:
-                piece.done = True
+            swept.pieces[0].done = True
         else:
             self.sweep.record(swept)
-        return SweptOutput(self, swept, self.kept(batch), rows)
-
-    def _raise_at_once(self, swept: SweptBatch) -> None:
-        """Raise an error of the first group that no pass can change."""
-        for piece in swept.pieces:
-            error = piece.error
-            if error is not None and (self._ends(error) or is_out_of_memory(error)):
-                swept.release()
-                self._batches.discard(swept)
-                self._raise(piece)
+        return SweptOutput(self, swept, self.kept(batch))
 
     def next_back(self, pendings: Iterator[Pending]) -> int:
         """Wait for the first batch, or for one whose error ends the partition."""
@@ -169,21 +157,16 @@ class SweepRunner(ProcessRunner):
         args, kwargs = map_tensors(lambda t: t.to("meta"), (batch.args, batch.kwargs))
         return replace(batch, args=args, kwargs=kwargs)
 
-    def resume(self, rows: Rows) -> tuple[Batch, Pending] | None:
-        """Return rows of a batch that failed as a pass has left them."""
-        found = self._failed.find(rows)
-        if found is None:
-            return None
-        batch, swept, places = found
-        pieces = pieces_of(swept, places)
-        if any(p.error and is_out_of_memory(p.error) for p, _ in pieces):
-            return None
-        return batch, partial(self._fields_of, pieces, batch, swept, places)
+    def cuts(self, error: BaseException) -> Collection[int]:
+        """Return places between rows that failed in their pass and others."""
+        raised = self._raised
+        return raised.edges if raised and raised.error is error else ()
 
     def origin(self, error: BaseException) -> tuple[str | None, int | None]:
         """Return this worker, and the group that raised the error."""
-        raised, group = self._raised
-        return self.place.worker, group if error is raised else None
+        raised = self._raised
+        group = raised.group if raised and raised.error is error else None
+        return self.place.worker, group
 
     def release(self) -> None:
         """Let go of all values."""
@@ -199,10 +182,13 @@ class SweepRunner(ProcessRunner):
     # --- any thread of the sweep -------------------------------------------------
 
     def forward(
-        self, values: dict[Any, Any], replica: Replica, group: int, rows: int
+        self, piece: Piece, values: dict[Any, Any], replica: Replica, group: int
     ) -> dict[Any, Any]:
-        """Return what a group makes of values, within the timeout."""
-        stream, timeout = self.stream, self.job.timeout
+        """Return what a group makes of a piece's values, within the timeout."""
+        if self._is_too_large(piece):
+            raise MemoryError
+        self._check_timeouts(group)
+        stream, timeout, rows = self.stream, self.job.timeout, len(piece.rows)
         what = f"forward of {self.job.model.name}, layer group {group}"
 
         def launch() -> Pending:
@@ -218,43 +204,57 @@ class SweepRunner(ProcessRunner):
             handed = dict(within(left, pending, what=what))
         add("forwards")
         replica.count(rows)
+        self._ended.add(group)
         self._passed += rows
         return handed
 
-    def parts_before(self, piece: Piece) -> int:
-        """Return in how many pieces rows are run that would not fit; 0 for all.
-
-        Batches that wait are as large as one that did not fit.
-        """
-        width = piece.batch.width
-        policy = self.policy(width)
-        rows, amount = len(piece.positions), len(piece.positions) * (width or 1)
-        if policy is None or rows < 2 or not self.job.row_wise:
-            return 0
-        if not self.sizes.ran_out_of_memory or amount <= policy.size:
-            return 0
-        return ceil(amount / policy.size)
-
-    def parts_after(self, piece: Piece, error: Exception) -> int:
-        """Return in how many pieces rows that failed are run again; 0 for none."""
-        rows, hung = len(piece.positions), isinstance(error, DeadlineExceeded)
-        self._timeouts += hung
+    def parts_after(self, piece: Piece, error: Exception, group: int) -> int:
+        """Take note of a failure; return in how many pieces to go on, 0 for none."""
+        batch = piece.batch
+        is_whole = batch.error is None  # else it may have been cut at wrong places
+        if is_whole:
+            batch.error, batch.group = error, group
+        hung = isinstance(error, DeadlineExceeded)
+        self._timeouts[group] += hung
+        rows = len(piece.rows)
         can_cut = rows > 1 and self.job.row_wise
         if is_out_of_memory(error):
-            self.release_memory()
-            if can_cut:
-                add("halvings")
-                self.shrink(rows, piece.batch.width)
+            if not self._is_too_large(piece):
+                self.release_memory()
+                if can_cut:
+                    add("halvings")
+                    self.shrink(rows, batch.width)
             return HALVES * can_cut
         if self._ends(error):
-            if piece.batch.in_flight:
-                self._ending = piece.batch
+            if is_whole and batch.in_flight:
+                self._ending = batch
             return 0
         self._failures += rows == 1
         most = max(FEW, self.job.max_errors * self._rows)
-        if not can_cut or self._failures > most or self._timeouts > MOST_TIMEOUTS:
+        too_many = self._failures > most or self._timeouts[group] > MOST_TIMEOUTS
+        if too_many or not can_cut:
             return 0
         return MANY if hung else HALVES
+
+    def _check_timeouts(self, group: int) -> None:
+        """Refuse forwards of a group that only hangs: the partition would end so."""
+        hung, name = self._timeouts[group], self.job.model.name
+        none_ended = group not in self._ended and self.job.max_errors < 1
+        if hung > MOST_TIMEOUTS and none_ended:
+            raise PartitionError(
+                f'model "{name}" on {self.where}: {hung} forwards of layer group '
+                f"{group} hung and none ended, which is not the fault of single rows: "
+                "see to the model, or raise timeout="
+            )
+
+    def _is_too_large(self, piece: Piece) -> bool:
+        """Whether as many rows did not fit already: batches that wait are as large."""
+        rows, width = len(piece.rows), piece.batch.width
+        policy = self.policy(width)
+        if policy is None or rows == 1 or not self.job.row_wise:
+            return False
+        is_known = policy.settled and self.sizes.ran_out_of_memory
+        return is_known and rows * (width or 1) > policy.size
 
     # -----------------------------------------------------------------------------
 
@@ -299,49 +299,30 @@ class SweepRunner(ProcessRunner):
         """Have progress go on during a pass."""
         set_level("rows_underway", max(0, self._passed) / (self.sweep.groups + 1))
 
-    def fields(self, swept: SweptBatch, batch: Batch, rows: Rows | None) -> Fields:
+    def fields(self, swept: SweptBatch, batch: Batch) -> Fields:
         """Wait for a batch; return the fields that become columns."""
         if not swept.done and swept is not self._ending:
             self._leave_first_group()
             self.sweep.wait(swept, self._look)
-        places = np.arange(batch.rows)
-        failed = any(piece.error is not None for piece in swept.pieces)
-        if failed and rows is not None and len(swept.pieces) > 1:
-            self._failed.add(rows, batch, swept)
+        self._passed -= swept.rows * self.sweep.groups
+        self._show()
+        if swept.error is not None:
+            if swept.done:  # else a pass has it
+                self._forget(swept)
+            self._raise(swept)
         try:
-            return self._fields_of(pieces_of(swept, places), batch, swept, places)
+            (piece,) = swept.pieces
+            values = piece.carry.load()
+            args, kwargs = called({} if swept.inputs is None else swept.inputs.load())
+            return self._postprocess(self.chain.output(values), batch, args, kwargs)
         finally:
-            self._passed -= batch.rows * self.sweep.groups
-            self._show()
-            if not failed:
-                swept.release()
-                self._batches.discard(swept)
+            self._forget(swept)
 
-    def _raise(self, piece: Piece) -> NoReturn:
-        assert piece.error is not None
-        self._raised = (piece.error, piece.group)
-        raise_again(piece.error)
+    def _raise(self, swept: SweptBatch) -> NoReturn:
+        assert swept.error is not None
+        self._raised = swept
+        raise_again(swept.error)
 
-    def _fields_of(
-        self,
-        pieces: Sequence[tuple[Piece, np.ndarray]],
-        batch: Batch,
-        swept: SweptBatch,
-        places: np.ndarray,
-    ) -> Fields:
-        """Return the fields of some rows of a batch, or raise what the first raised."""
-        for piece, _ in pieces:
-            if piece.error is not None:
-                self._raise(piece)
-        axes = self.sweep.axes[-1]
-        parts = [piece.carry.load() for piece, _ in pieces]
-        values = parts[0]
-        if len(swept.pieces) > 1:
-            assert axes is not None
-            cut = zip(parts, pieces, strict=True)
-            values = join_rows([take_rows(v, axes, rows) for v, (_, rows) in cut], axes)
-        inputs = {} if swept.inputs is None else swept.inputs.load()
-        if len(places) < swept.rows:
-            inputs = take_rows(inputs, dict.fromkeys(inputs, 0), places)
-        args, kwargs = called(inputs)
-        return self._postprocess(self.chain.output(values), batch, args, kwargs)
+    def _forget(self, swept: SweptBatch) -> None:
+        swept.release()
+        self._batches.discard(swept)

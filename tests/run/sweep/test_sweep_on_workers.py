@@ -23,7 +23,7 @@ from dask_infer import Layout, ModelSource, PartitionError
 from tests.conftest import QUIET
 
 from .conftest import near
-from .test_sweep import CUT, faulty, forwards
+from .test_sweep import CUT, WITHIN, ReorderedWithin, faulty, forwards
 
 MIB = 2**20
 WIDTH, BLOB = 1024, 32 * MIB
@@ -130,6 +130,14 @@ def test_bad_rows_and_two_jobs_at_once(client, ddf, pdf, tmp_path, model, expect
     assert ours["prediction"].isna().to_numpy().tolist() == bad.tolist()
     near(ours[~bad], pdf.a[~bad].to_numpy(), pdf[~bad])
     near(theirs, expected, pdf)
+
+
+def test_rows_that_a_layer_reorders_on_workers(client, ddf, pdf, tmp_path):
+    model = ReorderedWithin(tmp_path / "log", "sort", above=1.9, most=16)
+    pred = ddf.infer.predict(model, parallel=WITHIN, on_error="null")
+    found = pred.compute()["prediction"].to_numpy()
+    wanted = pdf["a"].where(pdf["a"] <= 1.9).to_numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.slow
