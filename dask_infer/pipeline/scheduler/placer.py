@@ -104,10 +104,11 @@ class Placer:
                 break
             except PlacementError as error:
                 if time.monotonic() >= deadline:
+                    more = remedy(self.resources, several=False)
+                    hint = f"; {more}" if self.resources else ""
                     raise PlacementError(
                         f'model "{self.spec.model.name}": {error} (waited '
-                        f"{self.spec.timeouts.grace:g} s, infer.placement.grace); "
-                        f"{remedy(self.resources)}"
+                        f"{self.spec.timeouts.grace:g} s, infer.placement.grace){hint}"
                     ) from error
             await asyncio.sleep(POLL_SECONDS)
         lines = ["planned", plan.stages.table(), *filter(None, [chain.note])]
@@ -253,11 +254,12 @@ class Placer:
     def refusal(self, instance: Instance, shortage: str) -> PlacementError:
         """Return the error for an instance that found no place within the grace."""
         names = map(instance.slot_name, instance.missing)
-        what = ", ".join(names) if len(instance.slots) > 1 else "its replica"
+        several = len(instance.slots) > 1
+        what = ", ".join(names) if several else "its replica"
         return PlacementError(
             f'model "{self.spec.model.name}" has no place for {what} after '
             f"{self.spec.timeouts.grace:g} s (infer.placement.grace): "
-            f"{shortage}; {remedy(self.resources)}"
+            f"{shortage}; {remedy(self.resources, several=several)}"
         )
 
 

@@ -12,6 +12,7 @@ from distributed.scheduler import WorkerState as DaskWorkerState
 
 from dask_infer.metrics.cluster_sums import Message
 from dask_infer.pipeline.scheduler.group import Group, PlacedStage
+from dask_infer.plan.units import count
 from dask_infer.spec import GroupSpec
 
 #: Bytes of a worker process that has imported torch and what splits models (torch
@@ -160,10 +161,12 @@ def shortage(
     names = ", ".join(f"{name}={amount:g}" for name, amount in resources)
     able = [worker for worker in workers if worker.has(resources)]
     free = candidates(workers, resources, taken)
-    what = f"workers with {names}" if resources else "workers of their own"
+    own = "of its own" if needed == 1 else "of their own"
+    what = f"with {names}" if resources else own
     has = f"have {names}" if resources else "could hold one"
     missing = (
-        f"{needed} {what} are needed and {len(free)} are free "
+        f"{count(needed, 'worker')} {what} {'is' if needed == 1 else 'are'} needed "
+        f"and {len(free)} {'is' if len(free) == 1 else 'are'} free "
         f"(of {len(workers)} workers, {len(able)} {has})"
     )
     held = [
@@ -179,12 +182,11 @@ def shortage(
     return "; ".join([missing, *held, *busy])
 
 
-def remedy(resources: Resources) -> str:
-    """Describe how to get more workers."""
+def remedy(resources: Resources, *, several: bool) -> str:
+    """Describe how to get more workers, or to do with fewer of `several`."""
+    fewer = ", or pass fewer stages" if several else ""
     if not resources:
-        return "start more workers, or pass fewer stages"
-    start = " ".join(f"{name}={amount:g}" for name, amount in resources)
-    return (
-        f'start more workers with them (dask worker --resources "{start}"), or pass '
-        "fewer stages"
-    )
+        return f"start more workers{fewer}"
+    asked = " ".join(f"{name}={amount:g}" for name, amount in resources)
+    start = f'start more workers with {asked} (dask worker --resources "{asked}")'
+    return f"{start}{fewer}"

@@ -35,7 +35,7 @@ async def test_all_stages_are_placed_or_none():
         state = await cluster.open(spec, blocks=2)
         assert state.status == "forming" and not cluster.submitted
         (waits,) = [event for event in cluster.events if event.startswith("waits")]
-        assert "2 workers with GPU=1 are needed and 1 are free" in waits
+        assert "2 workers with GPU=1 are needed and 1 is free" in waits
         assert "b has its GPU=1 in use by other tasks" in waits
         cluster.workers["b"].used_resources["GPU"] = 0
         await until(cluster.running_stages)

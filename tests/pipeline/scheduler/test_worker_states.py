@@ -47,6 +47,12 @@ def test_a_shortage_names_what_is_missing_and_who_has_it():  # PP-13
     assert "b has its GPU=1 in use by other tasks" in lacks
 
 
+def test_one_worker_that_lacks_is_one():
+    assert shortage([], GPU, 1).startswith("1 worker with GPU=1 is needed and 0 are")
+    assert shortage([], (), 1).startswith("1 worker of its own is needed and 0 are")
+
+
 def test_the_remedy_is_a_command_to_type():
-    assert 'dask worker --resources "GPU=1"' in remedy(GPU)
-    assert "start more workers" in remedy(())
+    start = 'start more workers with GPU=1 (dask worker --resources "GPU=1")'
+    assert remedy(GPU, several=False) == start
+    assert remedy((), several=True) == "start more workers, or pass fewer stages"
