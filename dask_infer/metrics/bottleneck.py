@@ -50,6 +50,11 @@ CAUSES = {
         "Use more workers or threads_per_worker=, read fewer columns, or persist() "
         "what is read several times; the model has nothing to do meanwhile.",
     ),
+    "idle": (
+        "idle: other models of the same rows take longer",
+        "Make those faster, which are listed beside this one: more workers, a faster "
+        "device=. This one does with fewer: Layout(replicas=...).",
+    ),
     "decode": (
         "output-bound: making columns of what the model returns",
         "Keep fewer fields with output=, or reduce them in postprocess=.",

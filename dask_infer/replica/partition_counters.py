@@ -77,6 +77,18 @@ class recording_partition:
                 count_in_fine_metrics(parts)
 
 
+def count_idle(label: Label, seconds: float) -> None:
+    """Count seconds for which the calling task had nothing for a model to do.
+
+    They were spent on other models of the task, not on reading.
+    """
+    worker = current_worker()
+    address = "local" if worker is None else worker.address
+    with recording(address, label) as recorder:
+        recorder.seconds["idle"] = seconds
+    _ended.at = time.time()
+
+
 def _parts(seconds: Mapping[str, float]) -> dict[str, float]:
     return {
         activity: amount

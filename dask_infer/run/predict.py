@@ -8,7 +8,7 @@ with the first row, not before.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import time
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from dask_infer.batch.outputs.column_dtypes import output_meta, pandas_dtype
 from dask_infer.errors import naming_model
 from dask_infer.metrics.recorder import add, meter
 from dask_infer.metrics.sums import Label
-from dask_infer.replica.partition_counters import recording_partition
+from dask_infer.replica.partition_counters import count_idle, recording_partition
 from dask_infer.run.row_errors import RowErrors
 from dask_infer.spec import ERROR_COLUMN, AnyJob, Job, Tower, TowersJob
 
@@ -61,7 +61,7 @@ def _predict_one(frame: pd.DataFrame, job: Job) -> Columns:
 
 def _predict_together(frame: pd.DataFrame, job: TowersJob, missing: int) -> Columns:
     """Return the columns of all towers, or what the head makes of them."""
-    results = _run_towers(frame, job.towers, missing)
+    results = _run_towers(frame, job, missing)
     errors = RowErrors(len(frame))
     columns: Columns = {}
     for tower, found in zip(job.towers, results, strict=True):
@@ -132,29 +132,43 @@ def _take(values: Any, places: np.ndarray) -> Any:
     return found
 
 
-def _run_towers(
-    frame: pd.DataFrame, towers: Sequence[Tower], missing: int
-) -> list[Columns]:
+def _run_towers(frame: pd.DataFrame, job: TowersJob, missing: int) -> list[Columns]:
     """Return what each tower gives; those on other workers run beside the others."""
+    towers = job.towers
     elsewhere = [any(model.group for model in tower.job.models) for tower in towers]
     if len(towers) == 1 or not any(elsewhere):
         return [_run(frame, missing, tower) for tower in towers]
     from dask_infer.pipeline.worker.remote_runner import feed_together
 
-    here: list[Columns] = []
+    began = time.monotonic()
+    results: dict[int, Columns] = {}
+    ended: dict[int, float] = {}
+
+    def run(place: int) -> None:
+        results[place] = _run(frame, missing, towers[place])
+        ended[place] = time.monotonic()
+
+    here = [place for place, remote in enumerate(elsewhere) if not remote]
 
     def run_here() -> None:
-        rest = zip(towers, elsewhere, strict=True)
-        here.extend(_run(frame, missing, tower) for tower, remote in rest if not remote)
+        for place in here:
+            run(place)
+        ended.update(dict.fromkeys(here, time.monotonic()))
 
-    feeders = [
-        functools.partial(_run, frame, missing, tower)
-        for tower, remote in zip(towers, elsewhere, strict=True)
-        if remote
-    ]
-    fed = iter(feed_together(feeders, run_here))
-    local = iter(here)
-    return [next(fed if remote else local) for remote in elsewhere]
+    remotes = [place for place, remote in enumerate(elsewhere) if remote]
+    feed_together([functools.partial(run, place) for place in remotes], run_here)
+    last = max(ended.values())
+    for place, tower in enumerate(towers):
+        _count_idle(tower.job, last - ended[place])
+    if job.head is not None:
+        _count_idle(job.head, last - began)
+    return [results[place] for place in range(len(towers))]
+
+
+def _count_idle(job: AnyJob, seconds: float) -> None:
+    for model in job.models:
+        if model.token:
+            count_idle(label_of(model), seconds)
 
 
 def _run(frame: pd.DataFrame, missing: int, tower: Tower) -> Columns:

@@ -10,6 +10,7 @@ from typing import Any
 from dask.utils import format_time
 
 from dask_infer.metrics.bottleneck import Bottleneck, find_bottleneck
+from dask_infer.metrics.job_records import PAUSE
 from dask_infer.metrics.sums import Label, Sums, to_message
 from dask_infer.replica.residents import current_client
 from dask_infer.views.view import View, Viewed
@@ -80,12 +81,22 @@ async def _ask(client: Any) -> Why:
 
 async def _records_of_scheduler(client: Any) -> list[Any]:
     """Return the jobs that run, or else the last one, with those beside it."""
-    records: list[Any] = await client.scheduler.infer_jobs()
+    return latest_records(await client.scheduler.infer_jobs())
+
+
+def latest_records(records: list[Any]) -> list[Any]:
+    """Return those of jobs that run, or else of the last one, and those beside them.
+
+    Models of one task take turns: one that ran a moment ago may go on.
+    """
     running = [record for record in records if record["running"]]
-    if running or not records:
-        return running
-    start = max(records, key=lambda record: record["end"])["start"]
-    return [record for record in records if record["end"] > start] or records[-1:]
+    if not records:
+        return []
+    last = max(running or records, key=lambda record: record["end"])
+    since = last["start"]
+    if running:
+        since = max(since, last["end"] - PAUSE)
+    return [r for r in records if r["running"] or r["end"] > since] or [last]
 
 
 async def _records_of_workers(client: Any) -> list[Any]:

@@ -18,6 +18,7 @@ import dask_infer
 from dask_infer import Layout
 from dask_infer.metrics.bottleneck import Bottleneck, find_bottleneck
 from dask_infer.metrics.sums import Label, Sums, to_message
+from dask_infer.watching.why import latest_records
 from tests.conftest import QUIET
 
 
@@ -253,6 +254,33 @@ def test_shards_that_exchange_are_no_stages_in_turn() -> None:
     computing = Sums({"forwards": 10}, {"forward": 4.5, "transfer": 4})
     found = find_bottleneck(record({"read": 9}, {0: computing}))
     assert found.cause.startswith("starved: reading")
+
+
+def test_models_that_take_turns_run_together() -> None:
+    def job(start: float, end: float, running: bool = False) -> dict[str, Any]:
+        times = {"start": start, "end": end, "running": running}
+        return {**record({"forward": 1}), **times}
+
+    before, tower, head = job(0, 10), job(20, 99), job(20, 100, running=True)
+    assert latest_records([before, tower, head]) == [tower, head]
+    long_ago = job(20, 90)
+    assert latest_records([long_ago, head]) == [head]
+    head = job(99, 100, running=True)
+    assert latest_records([job(0, 98), head]) == [head]
+    tower, head = job(20, 98), job(20, 100)
+    assert latest_records([before, tower, head]) == [tower, head]
+    assert latest_records([before]) == [before]
+    assert latest_records([]) == []
+
+
+def test_a_tower_that_waits_for_another_is_not_starved() -> None:
+    """It read for a tenth of the time, and was told to read fewer columns."""
+    seconds = {"read": 1.0, "wait": 3.0, "idle": 6.0}
+    for stages in ({0: stage(3, 8, 4)}, {}):
+        found = find_bottleneck(record(seconds, stages))
+        assert found.cause == "idle: other models of the same rows take longer"
+    busy = find_bottleneck(record(seconds | {"idle": 0.5}, {0: stage(9)}))
+    assert busy.cause.startswith("compute-bound in stage 0")
 
 
 def test_activations_in_files_are_named() -> None:

@@ -285,3 +285,22 @@ async def test_free_workers_go_to_the_slowest_group_of_a_job():
         await until(lambda: len(cluster.running_stages()) == 4)
         names = [stage.group.model.name for stage, _ in cluster.submitted.values()]
         assert sorted(names) == ["x", "y", "y", "y"]
+
+
+@on_loop
+async def test_a_group_that_lost_its_worker_takes_the_spare_of_one_beside_it():
+    async with StubScheduler("a", "b", "c") as cluster:
+        pair = [spec_of("x", grace=60), spec_of("y", grace=60)]
+        await cluster.reserve(pair, "request")
+        await cluster.serve()
+        cluster.measured("x", rows=100, seconds=1)
+        cluster.measured("y", rows=100, seconds=3)
+        await until(lambda: len(cluster.running_stages()) == 3)
+        await cluster.serve()
+        x, y = (cluster.table.groups[spec.key] for spec in pair)
+        assert [len(x.instances), len(y.instances)] == [1, 2]
+        cluster.remove_worker(x.instances[0].placed[0].address)
+        await until(lambda: x.instances[0].placed)
+        await settle()
+        assert [len(x.instances), len(y.instances)] == [1, 1]
+        assert len(cluster.running_stages()) == 2
