@@ -52,8 +52,31 @@ class LayerGroups:
 ChosenLayout: TypeAlias = GroupSpec | LayerGroups | None
 
 
+class JobColumns:
+    """The columns that a job adds, of one model or of several."""
+
+    outputs: Outputs
+    on_error: Literal["raise", "null", "quarantine"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns that the prediction adds: the outputs, and that of errors."""
+        added = (ERROR_COLUMN,) if self.quarantine else ()
+        return (*self.outputs.names, *added)
+
+    @property
+    def nullable(self) -> bool:
+        """Whether rows may be missing in the outputs."""
+        return self.on_error != "raise"
+
+    @property
+    def quarantine(self) -> bool:
+        """Whether a column says which rows failed and why."""
+        return self.on_error == "quarantine"
+
+
 @dataclass(frozen=True)
-class Job:
+class Job(JobColumns):
     """One `predict` call: the model, what it reads, what it writes, and how.
 
     User code (preprocess, postprocess, tokenizer, call keyword arguments) travels
@@ -130,12 +153,6 @@ class Job:
         """Return what has to run for these outputs: one model gives all or none."""
         return self
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Columns that the prediction adds: the outputs, and that of errors."""
-        added = (ERROR_COLUMN,) if self.quarantine else ()
-        return (*self.outputs.names, *added)
-
     @functools.cached_property  # asked for each partition
     def rate_key(self) -> str:
         """Name under which its times are remembered, the same under every layout."""
@@ -150,16 +167,6 @@ class Job:
             self.code.key,
         )
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-
-    @property
-    def nullable(self) -> bool:
-        """Whether rows may be missing in the outputs."""
-        return self.on_error != "raise"
-
-    @property
-    def quarantine(self) -> bool:
-        """Whether a column says which rows failed and why."""
-        return self.on_error == "quarantine"
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.inputs.columns))
@@ -178,7 +185,7 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class TowersJob:
+class TowersJob(JobColumns):
     """Several models on the same rows, and what combines their outputs.
 
     Without a head the towers' columns are the outputs. A head reads a frame of these
@@ -242,22 +249,6 @@ class TowersJob:
             towers += [replace(tower, job=job, columns=columns)] if columns else []
         outputs = replace(self.outputs, columns=tuple(read))
         return replace(self, towers=tuple(towers), outputs=outputs)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Columns that the prediction adds: the outputs, and that of errors."""
-        added = (ERROR_COLUMN,) if self.quarantine else ()
-        return (*self.outputs.names, *added)
-
-    @property
-    def nullable(self) -> bool:
-        """Whether rows may be missing in the outputs."""
-        return self.on_error != "raise"
-
-    @property
-    def quarantine(self) -> bool:
-        """Whether a column says which rows failed and why."""
-        return self.on_error == "quarantine"
 
     def __repr__(self) -> str:
         towers = ", ".join(f"{tower.name}={tower.job!r}" for tower in self.towers)
