@@ -42,7 +42,7 @@ def interleave(
 ) -> dict[str, list[Any]]:
     """Answers of all contenders, one call each a round, the order rotating.
 
-    A slow minute of the machine so falls on all of them, and nobody always follows
+    A slow minute of the machine so falls on all of them, and none always follows
     the same neighbour.
     """
     names = list(contenders)

@@ -45,7 +45,10 @@ OLD_WORDS = {
 }
 
 #: Class names that are too general, or an old word.
-OLD_CLASSES = {"Exchange", "Feed", "Held", "Load", "Opened", "Part", "Ref", "Shared"}
+OLD_CLASSES = {
+    *("Code", "Exchange", "Feed", "Held", "Line", "Load", "Lost", "Made", "Opened"),
+    *("Part", "Patience", "Ref", "Shared", "Site"),
+}
 
 
 def name(module: Path) -> str:

@@ -378,6 +378,5 @@ def _drawn(counters: ClusterCounters, stages: bool) -> dict[str, list[Any]]:
             [100 * p.inside / p.window if p.window else 0.0 for p in line]
             for _, line in found
         ],
-        "rows": [line[-1].rows for _, line in found],
         "color": [colors[label.model] for label, _ in found],
     }

@@ -42,8 +42,8 @@ class Activations:
 
     def __init__(self, budget: int, directory: str | None) -> None:
         self.budget, self.directory = budget, directory
-        #: Bytes in memory, and those written to files so far.
-        self.held = self.spilled = 0
+        #: Bytes in memory.
+        self.held = 0
         self._lock = threading.Lock()
         self._file: SpillFile | None = None
 
@@ -67,7 +67,6 @@ class Activations:
             written = {name: file.write(tensor) for name, tensor in tensors.items()}
         with self._lock:
             file.users += 1
-            self.spilled += nbytes
         add("spilled_bytes", nbytes)
         others = {name: v for name, v in values.items() if name not in written}
         return Stored(self, others, 0, file, written)
