@@ -26,6 +26,7 @@ from dask_infer.model.formats.format import (
     Recognised,
     no_dtype,
     read_object,
+    some,
     with_article,
 )
 from dask_infer.model.formats.torch_module import unwrap
@@ -251,12 +252,12 @@ def _fill(
         ) from error
     if names.missing_keys:
         raise ModelLoadError(
-            f"{spec.weights} lacks weights of {spec.name}: {_some(names.missing_keys)}"
+            f"{spec.weights} lacks weights of {spec.name}: {some(names.missing_keys)}"
         )
     if names.unexpected_keys:
         raise ModelLoadError(
             f"{spec.weights} holds weights that {spec.name} does not have: "
-            f"{_some(names.unexpected_keys)}"
+            f"{some(names.unexpected_keys)}"
         )
 
 
@@ -265,11 +266,7 @@ def _refuse_unfilled(spec: ModelSpec, module: torch.nn.Module) -> None:
     unfilled = [name for name, tensor in tensors if tensor.is_meta]
     if unfilled:
         raise ModelLoadError(
-            f"{spec.name} computes {_some(unfilled)} from its weights as it is built, "
+            f"{spec.name} computes {some(unfilled)} from its weights as it is built, "
             "before they are read; leave weights= out and read them in the factory, or "
             "save these buffers too"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")

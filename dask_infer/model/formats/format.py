@@ -309,6 +309,12 @@ def with_article(name: str) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
+def some(names: Iterable[str]) -> str:
+    """Return names for a message: the first five in alphabetical order."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (", ..." if len(ordered) > 5 else "")
+
+
 def read_object(spec: ModelSpec) -> Any:
     """Unpickle what a spec holds, its tensors mapped from the store's file."""
     if spec.blob is None:

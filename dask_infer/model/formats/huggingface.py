@@ -20,7 +20,7 @@ from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
     TensorNames,
     Tensors,
 )
-from dask_infer.model.formats.format import Format
+from dask_infer.model.formats.format import Format, some
 from dask_infer.model.runtime.footprint import mapped_share
 from dask_infer.model.runtime.import_library import import_library, one_at_a_time
 from dask_infer.model.runtime.loaded_model import ModuleModel
@@ -247,12 +247,11 @@ def _refuse_gaps(spec: ModelSpec, report: dict[str, Any]) -> None:
         ("missing_keys", "lacks weights of its architecture"),
         ("mismatched_keys", "holds weights of other shapes than its architecture"),
     ):
-        names = sorted(str(name) for name in report.get(key) or ())
+        names = [str(name) for name in report.get(key) or ()]
         if names:
-            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise ModelLoadError(
-                f"{spec.path} {cause}: {some}; name the architecture that was saved "
-                'under "architectures" in config.json'
+                f"{spec.path} {cause}: {some(names)}; name the architecture that was "
+                'saved under "architectures" in config.json'
             )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.checkpoints.safetensors_checkpoint import Part
-from dask_infer.model.formats.format import load_errors
+from dask_infer.model.formats.format import load_errors, some
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import parse_dtype, tensor_bytes
 from dask_infer.model.runtime.kept_memory import KeptMemory
@@ -192,10 +192,9 @@ def fill(
     asked = {n: tuple(tied[n]) for n in places if n not in table.constants}
     parts = {} if shard is None else _parts(table, asked, shard)
     found = {**format_of(spec).read_tensors(spec, asked, parts), **table.constants}
-    if missing := sorted(places.keys() - found.keys()):
-        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    if missing := places.keys() - found.keys():
         where = spec.weights or spec.path or spec.name
-        raise ModelLoadError(f"{where} lacks weights of {spec.name}: {some}")
+        raise ModelLoadError(f"{where} lacks weights of {spec.name}: {some(missing)}")
     for name, names in places.items():
         put(table, module, names, found[name], device, shard)
 
