@@ -682,6 +682,17 @@ def test_equal_models_share_a_replica_and_unload_frees_all(ddf):
     assert resident() == []
 
 
+@pytest.mark.parametrize("combine", ["mean", "stack", lambda outputs: outputs[0]])
+def test_unload_frees_what_combines_an_ensemble(ddf, combine):
+    dask_infer.unload()
+    models = Ensemble([linear(2, 1, 0), linear(2, 1, 1)], combine=combine)
+    meta = "float32" if callable(combine) else None
+    ddf.infer.predict(models, columns=["a", "b"], meta=meta).compute(scheduler="sync")
+    assert len(dask_infer.replicas()) == 3
+    dask_infer.unload(models)
+    assert dask_infer.replicas().empty
+
+
 def test_sources_are_models_of_towers(ddf, frame):
     source = dask_infer.ModelSource.from_factory(torch.nn.LeakyReLU, 0.5)
     both = Towers({"x": (source, "a", {"meta": "float32"})})

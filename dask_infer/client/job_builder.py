@@ -319,16 +319,17 @@ def _ensemble_job(
         towers.append(Tower(title, job, _full_names(f"m{place}", job)))
     if how in ("mean", "stack"):
         check_classes(how, model, request.method)
-    combine = Combine(how, _fields(towers))
+    names = _fields(towers)
     columns = {full: full for tower in towers for _, full in tower.columns}
-    part = Member(combine, columns)
+    part = Member(Combine(how), columns)
     calls = {**dict.fromkeys(CALLS[1:]), "shapes": None, "dtype": None}
+    calls["call_kwargs"] = {"names": names}
     here = {"parallel": "data", "resources": None, "device": "cpu", **calls}
     rows = _rows_of(towers)
     if callable(how):
         head = build_model_job(_part(request, part, **here), rows, kept)
     else:
-        values = combined_outputs(how, towers, list(combine.names[0]))
+        values = combined_outputs(how, towers, list(names[0]))
         outputs = Outputs(name_values(values, request.output))
         check_meta(how, outputs, request.meta)
         known = {"batch_size": "auto", "timeout": None, "meta": None, **here}

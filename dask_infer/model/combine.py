@@ -12,32 +12,33 @@ import pandas as pd
 class Combine:
     """The function that an `Ensemble` ends with.
 
-    Called with an argument for each output column of each model, named as in `names`.
-
     Parameters
     ----------
     how
         "mean", "vote", "stack", or the user's function of the list of outputs.
-    names
-        Of each model its arguments, by field; the field is None where it returns one
-        value.
     """
 
-    def __init__(
-        self,
-        how: str | Callable[..., Any],
-        names: Sequence[dict[str | None, str]],
-    ) -> None:
-        self.names = names
+    def __init__(self, how: str | Callable[..., Any]) -> None:
         self.function = how if callable(how) else FUNCTIONS[how]
         self.each_field = not callable(how)
         self.__name__ = getattr(self.function, "__name__", type(how).__name__)
 
-    def __call__(self, **arguments: Any) -> Any:
-        """Return the output: one value, or values by field."""
+    def __call__(
+        self, *, names: Sequence[dict[str | None, str]], **arguments: Any
+    ) -> Any:
+        """Return the output: one value, or values by field.
+
+        Parameters
+        ----------
+        names
+            Of each model its arguments, by field; the field is None where it returns
+            one value.
+        arguments
+            One for each output column of each model.
+        """
         outputs = [
             {field: arguments[name] for field, name in fields.items()}
-            for fields in self.names
+            for fields in names
         ]
         if not self.each_field:
             return self.function([_output(fields) for fields in outputs])

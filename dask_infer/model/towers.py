@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dask_infer.model.combine import Combine
+
 #: Arguments of `predict` that each of several models may have for itself.
 OPTIONS = frozenset(
     {
@@ -127,10 +129,15 @@ class Ensemble:
 
 
 def single_models(model: Any, method: str | None = None) -> Iterator[Member]:
-    """Return the models of which a model consists: itself, if it is a single one."""
+    """Return the models of which a model consists: itself, if it is a single one.
+
+    What combines an ensemble is one of them.
+    """
     if not isinstance(model, Towers | Ensemble):
         yield Member(model, options={"method": method})
         return
+    if isinstance(model, Ensemble):
+        yield Member(Combine(model.combine), options={"method": None})
     for member in model.members:
         yield from single_models(member.model, member.options.get("method", method))
 
