@@ -62,6 +62,8 @@ class LoadedModel:
         self.spec, self.interface, self.nbytes = spec, interface, nbytes
         self.target = target
         self.decided = {}
+        #: How calls take tokens, by method: each partition asks.
+        self._token_rules: dict[str | None, TokenRules] = {}
 
     def __repr__(self) -> str:
         size = in_bytes(self.nbytes)
@@ -82,6 +84,12 @@ class LoadedModel:
 
     def token_rules(self, method: str | None) -> TokenRules:
         """Return how a call of `method` takes tokens."""
+        if method not in self._token_rules:
+            self._token_rules[method] = self.find_token_rules(method)
+        return self._token_rules[method]
+
+    def find_token_rules(self, method: str | None) -> TokenRules:
+        """Read it off the signature of what a call runs."""
         function = self.function(method)
         accepts = self.accepts if method is None else keywords_of(function)
         return TokenRules(accepts, masked=names_mask(function))
@@ -138,8 +146,8 @@ class ModuleModel(LoadedModel):
                 return function(*args, **kwargs)
             return self._kept.run(self.target, lambda: function(*args, **kwargs))
 
-    def token_rules(self, method: str | None) -> TokenRules:
-        """Return how a call of `method` takes tokens, by the module's config."""
+    def find_token_rules(self, method: str | None) -> TokenRules:
+        """Read it off the module's config and code, too."""
         function = self.target.forward if method is None else self.function(method)
         accepts = self.accepts if method is None else keywords_of(function)
         if accepts is None and method == "generate":

@@ -252,3 +252,4 @@ def test_a_method_takes_keywords_of_its_own():
     assert model.token_rules("generate").accepts == {"input"}
     assert model.token_rules("embed").accepts == {"ids", "attention_mask"}
     assert model.token_rules("anything").accepts is None
+    assert model.token_rules("embed") is model.token_rules("embed")
