@@ -12,7 +12,7 @@ import pickle
 import time
 from typing import Any
 
-from distributed import Scheduler, Worker
+from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_infer.dashboard.cluster_counters import ClusterCounters
@@ -124,16 +124,19 @@ def _add_series(scheduler: Scheduler, counters: ClusterCounters) -> None:
     add_series(counters)
 
 
-async def register_watch(worker: Worker) -> None:
-    """Have the scheduler of a worker watch; what it lacks is logged and no more."""
+async def register_watch(owner: Any, level: int = logging.WARNING) -> bool:
+    """Have the scheduler of a worker or a client watch; where it cannot, log why."""
     try:
-        await worker.scheduler.register_scheduler_plugin(
+        await owner.scheduler.register_scheduler_plugin(
             plugin=pickle.dumps(Watch()), name=NAME, idempotent=True
         )
     except Exception as error:
-        logger.warning(
+        logger.log(
+            level,
             "the scheduler shows no page Infer and keeps no counters: %s: %s. "
             "This version of dask_infer must be importable there",
             type(error).__name__,
             error,
         )
+        return False
+    return True

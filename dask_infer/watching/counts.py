@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +18,6 @@ from dask_infer._dask import run_on_loop
 from dask_infer.metrics.cluster_sums import ClusterSums, Message
 from dask_infer.metrics.sums import Label, Sums, from_message
 from dask_infer.metrics.totals import totals
-
-logger = logging.getLogger(__name__)
 
 #: Seconds that workers have to send their numbers.
 PATIENCE = 3.0
@@ -34,16 +31,9 @@ def local_jobs() -> dict[Label, Sums]:
 
 async def watch(client: Any) -> bool:
     """Have the scheduler keep counters; False where it cannot."""
-    from dask_infer.dashboard.watch import NAME, Watch
+    from dask_infer.dashboard.watch import register_watch
 
-    try:
-        await client.scheduler.register_scheduler_plugin(
-            plugin=pickle.dumps(Watch()), name=NAME, idempotent=True
-        )
-    except Exception as error:
-        logger.info("the scheduler keeps no counters: %s", error)
-        return False
-    return True
+    return await register_watch(client, logging.INFO)
 
 
 async def refresh(client: Any) -> None:
