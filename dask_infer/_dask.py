@@ -26,6 +26,7 @@ from dask.dataframe.dask_expr._expr import (
     is_filter_pushdown_available,
     is_valid_blockwise_op,
 )
+from distributed.worker import thread_state  # type: ignore[attr-defined]
 
 __all__ = [
     "Blockwise",
@@ -185,10 +186,7 @@ def is_task_thread() -> bool:
 
 def task_start() -> float | None:
     """When the task of the calling thread began, in seconds since the epoch."""
-    from distributed import worker
-
-    state = worker.thread_state  # type: ignore[attr-defined]
-    start: float | None = getattr(state, "start_time", None)
+    start: float | None = getattr(thread_state, "start_time", None)
     return start
 
 

@@ -1,5 +1,6 @@
 """`on_error`, `timeout` and out-of-memory as users meet them: API sections 4 and 7."""
 
+import contextlib
 import gc
 import os
 import time
@@ -22,7 +23,7 @@ import dask_infer
 from dask_infer import ModelLoadError, OutputError, PartitionError
 from dask_infer.faults.deadline import abandoned_threads
 from dask_infer.replica.worker_place import current_place
-from dask_infer.run.local_runner import local_runner
+from dask_infer.run.local_runner import LocalRunner
 from dask_infer.run.partition import Partition, predict_rows, read_code
 
 N = 40
@@ -441,7 +442,8 @@ def test_memory_of_postprocess_is_free_when_the_error_is_there():  # DI-10
     pred = ddf.infer.predict(Sum(), columns=["a"], postprocess=postprocess)
     job = pred.expr.job
     code = replace(read_code(job.code), postprocess=postprocess)  # not a pickled copy
-    with local_runner(job, code, current_place()) as runner:
+    with contextlib.ExitStack() as leases:
+        runner = LocalRunner(job, code, current_place(), leases)
         partition = Partition(pd.DataFrame({"a": [1.0, 2.0]}), job, code, runner)
         with pytest.raises(PartitionError, match=r"in postprocess of row 0.*one row"):
             partition.columns()

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgpack
 from distributed import wait
+from distributed.worker import thread_state
 
 from benchmarks import measure
 from benchmarks.noop.functions import make_frame
@@ -29,7 +30,7 @@ from dask_infer.graph.tasks import run_partition
 from dask_infer.metrics.cluster_sums import VERSION
 from dask_infer.metrics.recorder import Recorder, add, meter
 from dask_infer.metrics.sums import ACTIVITIES, Label, Sums, to_message
-from dask_infer.metrics.totals import Totals, recording
+from dask_infer.metrics.totals import ENDED, Totals, recording
 from dask_infer.replica import partition_counters
 
 #: Costs of a batch are CPU time: on a busy machine wall time is that of neighbours.
@@ -76,57 +77,61 @@ def _switch(on: bool, dask_worker: Any) -> None:
 
     from dask_infer.metrics import recorder
     from dask_infer.replica import partition_counters as counters
+    from dask_infer.run import partition as partitions
     from dask_infer.run import predict
 
     kept = vars(recorder).setdefault(
         "kept",
         (
-            recorder.Meter.__enter__,
-            recorder.Meter.__exit__,
-            predict.recording_partition,
+            *(recorder.Meter.__enter__, recorder.Meter.__exit__),
+            *(predict.recording_partition, partitions.is_observed),
         ),
     )
-    enter, leave, partition = kept
+    enter, leave, partition, is_observed = kept
     if on:
         dask_worker.metrics["infer"] = counters.heartbeat_message
     else:
         dask_worker.metrics.pop("infer", None)
         enter, leave = (lambda self: None), (lambda self, *error: None)
         partition = lambda *args: contextlib.nullcontext()  # noqa: E731
+        is_observed = lambda *args: False  # noqa: E731
     recorder.Meter.__enter__, recorder.Meter.__exit__ = enter, leave
-    predict.recording_partition = partition
+    predict.recording_partition, partitions.is_observed = partition, is_observed
 
 
 def call_cost(rounds: int) -> list[list[Any]]:
     """CPU of the one function that a task calls, without Dask around it.
 
-    The fastest of many runs: of a few hundred microseconds, some meet no neighbour.
+    Counters on and off in turn, call by call: on a busy machine both of a pair are
+    delayed alike. A round is as many pairs as partitions are added up at once.
     """
     node = collections(1, 1000)["predict"].expr.frame
     frame = make_frame(0, 1000)
     worker = SimpleNamespace(metrics={}, address="tcp://worker")
     # Recording asks which worker it is on; the task itself runs as without one.
     partition_counters.current_worker = lambda: worker
-    call = partial(run_partition, frame, node._job_bytes, node.emit, None, 0)
+    thread_state.start_time = time.time()
 
     def run(on: bool) -> float:
         _switch(on, worker)
-        return min(timeit.repeat(call, number=1, repeat=500, timer=CPU))
+        began = time.thread_time()
+        run_partition(frame, node._job_bytes, node.emit, None, 0)
+        return 1e6 * (time.thread_time() - began)
 
-    run(True)
-    runs = measure.interleave(
-        {"off": partial(run, False), "on": partial(run, True)}, rounds
-    )
-    off, on = (1e6 * min(runs[name]) for name in ("off", "on"))
-    return [
-        ["no-op partition without Dask, counters off", f"{off:.1f} µs"],
-        ["no-op partition without Dask, counters on", f"{on:.1f} µs"],
-        ["no-op partition, counters", f"{on - off:.1f} µs"],
-    ]
+    calls = {"off": partial(run, False), "on": partial(run, True)}
+    measure.interleave(calls, ENDED)
+    micros: dict[str, list[float]] = {"off": [], "on": []}
+    gc.disable()
+    for _ in range(rounds):
+        gc.collect()
+        for name, times in measure.interleave(calls, ENDED).items():
+            micros[name].append(statistics.fmean(times))
+    gc.enable()
+    return _compared("no-op partition without Dask, counters", micros)
 
 
 def noop_cost(partitions: int, rounds: int) -> list[list[Any]]:
-    """CPU of workers, user and system, a partition of the no-op benchmark.
+    """CPU of workers and wall time, a partition of the no-op benchmark.
 
     Counters on and off in turn, a pair a round: what a neighbour does to the caches
     then falls on both of a pair, and the median of the pairs leaves out the rest.
@@ -134,26 +139,42 @@ def noop_cost(partitions: int, rounds: int) -> list[list[Any]]:
     with measure.cluster(2) as client:
         lazy = collections(partitions, 1000)["predict"]
 
-        def run(on: bool) -> float:
+        def run(on: bool) -> tuple[float, float]:
             client.run(partial(_switch, on))
             cpu = sum(client.run(time.process_time).values())
+            began = time.perf_counter()
             result = lazy.persist()
             wait(result)
-            return sum(client.run(time.process_time).values()) - cpu
+            wall = time.perf_counter() - began
+            return sum(client.run(time.process_time).values()) - cpu, wall
 
         run(True)
         runs = measure.interleave(
             {"off": partial(run, False), "on": partial(run, True)}, rounds
         )
-    micros = {name: [1e6 * cpu / partitions for cpu in runs[name]] for name in runs}
-    pairs = zip(micros["on"], micros["off"], strict=True)
-    micros["on - off"] = [on - off for on, off in pairs]
     rows = []
-    for name, values in micros.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        text = f"{middle:,.0f} µs ({low:,.0f} to {high:,.0f})"
-        rows.append([f"no-op partition, CPU, counters {name}", text])
+    for place, kind in enumerate(("CPU", "wall")):
+        micros = {
+            name: [1e6 * run[place] / partitions for run in found]
+            for name, found in runs.items()
+        }
+        rows += _compared(f"no-op partition, {kind}, counters", micros)
     return rows
+
+
+def _compared(what: str, micros: dict[str, list[float]]) -> list[list[Any]]:
+    """Microseconds off and on, and what each pair differs by: medians and quartiles."""
+    pairs = list(zip(micros["on"], micros["off"], strict=True))
+    rows = [[f"{what} {name}", _quartiles(micros[name])] for name in ("off", "on")]
+    rows += [[f"{what} on - off", _quartiles([on - off for on, off in pairs])]]
+    ratios = statistics.quantiles([on / off for on, off in pairs], n=4)
+    low, middle, high = (f"{ratio:.3f}" for ratio in ratios)
+    return [*rows, [f"{what} on / off", f"{middle} ({low} to {high})"]]
+
+
+def _quartiles(micros: list[float]) -> str:
+    low, middle, high = statistics.quantiles(micros, n=4)
+    return f"{middle:,.1f} µs ({low:,.1f} to {high:,.1f})"
 
 
 def _sums(rows: int) -> Sums:
@@ -229,12 +250,10 @@ def memory_growth() -> list[list[Any]]:
     counters = ClusterCounters({"tcp://worker": state})
     tracemalloc.start()
     for number in range(10_000):
-        recorder = Recorder(
-            "tcp://worker", Label("Linear-1", None, f"{number:08}"), "other"
-        )
+        recorder = Recorder("tcp://worker", Label("Linear-1", None, f"{number:08}"))
         totals.open(recorder)
-        recorder.add("rows", 100)
-        totals.close(recorder)
+        with recorder:
+            add("rows", 100)
         sums = to_message(totals.snapshot("tcp://worker"))
         message = {"version": VERSION, "at": number / 2, "sums": sums}
         state.metrics = {"infer": {**message, "replicas": [], "host": {}}}
@@ -255,7 +274,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [*batch_cost(arguments.rounds), *heartbeat_bytes()]
     rows += [*scheduler_cost(200, 1), *scheduler_cost(200, 10), *memory_growth()]
-    rows += call_cost(arguments.rounds)
+    rows += call_cost(5 * arguments.rounds)
     rows += noop_cost(arguments.partitions, arguments.rounds)
     print(measure.machine(), measure.table(["what", "cost"], rows), sep="\n\n")
 

@@ -21,15 +21,20 @@ import functools
 import threading
 from contextvars import ContextVar
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 from dask_infer.metrics.sums import Label, Sums
+
+#: An activity, when it began, its seconds before that, and what goes on after it: an
+#: activity, and what goes on after that.
+Lap: TypeAlias = tuple[str, float, float, Any]
 
 
 class Recorder:
     """Counters of one writer: a partition, the thread of a stage.
 
-    Only its own thread writes, any thread may read, and there is no lock:
+    It records the thread that enters it, once. Only that thread writes, any thread may
+    read, and there is no lock:
 
     1. A meter takes the time, writes the seconds that the ended activity has in all,
        never an increment, then the next lap.
@@ -41,7 +46,8 @@ class Recorder:
     Parameters
     ----------
     worker
-        Address of the worker that it belongs to; several may share a process.
+        Address of the worker that it belongs to, or "local"; several may share a
+        process.
     label
         What the thread works for.
     activity
@@ -49,25 +55,38 @@ class Recorder:
     """
 
     __slots__ = (
-        *("_read", "counts", "interrupted", "label", "lap", "levels", "seconds"),
-        "worker",
+        *("_outer", "_read", "_token", "counts", "ended", "label", "lap", "levels"),
+        *("seconds", "worker"),
     )
 
-    def __init__(self, worker: str, label: Label, activity: str) -> None:
+    def __init__(self, worker: str, label: Label, activity: str = "other") -> None:
         self.worker = worker
         self.label = label
         self.counts: dict[str, float] = {}
         self.levels: dict[str, float] = {}
         #: By activity, without the lap that is being timed.
         self.seconds: dict[str, float] = {}
-        #: The activity, when it began, and its seconds before that.
-        self.lap = (activity, perf_counter(), 0.0)
-        #: Activities to go on with where the meters end.
-        self.interrupted: list[str] = []
+        self.lap: Lap = (activity, perf_counter(), 0.0, None)
+        #: Its thread writes no more; the last lap is among the seconds.
+        self.ended = False
         self._read: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"<Recorder of {self.label} on {self.worker}, {self.lap[0]}>"
+        doing = "ended" if self.ended else self.lap[0]
+        return f"<Recorder of {self.label} on {self.worker}, {doing}>"
+
+    def __enter__(self) -> Recorder:
+        self._outer = _own.recorder
+        self._token = _context.set(self)
+        _own.recorder = self
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        _own.recorder = self._outer
+        _context.reset(self._token)
+        activity, began, before, _ = self.lap
+        self.seconds[activity] = before + perf_counter() - began
+        self.ended = True
 
     def add(self, name: str, amount: float = 1) -> None:
         """Count; other threads than the recorder's do so under names of their own."""
@@ -77,23 +96,16 @@ class Recorder:
     def sums(self) -> Sums:
         """Return all numbers as they are now; called by any thread."""
         now = perf_counter()
-        activity, began, before = self.lap
+        ended = self.ended
+        activity, began, before, _ = self.lap
         seconds = self.seconds.copy()
-        running = before + max(0.0, now - began)
-        seconds[activity] = max(seconds.get(activity, 0.0), running)
+        if not ended:
+            running = before + max(0.0, now - began)
+            seconds[activity] = max(seconds.get(activity, 0.0), running)
         for name, once in self._read.items():
             seconds[name] = max(seconds.get(name, 0.0), once)
-        self._read = seconds.copy()
+        self._read = seconds
         return Sums(self.counts.copy(), seconds, self.levels.copy())
-
-    def close(self) -> Sums:
-        """Return all numbers once its thread writes no more."""
-        activity, began, before = self.lap
-        seconds = self.seconds
-        seconds[activity] = before + perf_counter() - began
-        for name, once in self._read.items():
-            seconds[name] = max(seconds.get(name, 0.0), once)
-        return Sums(self.counts, seconds, self.levels)
 
 
 class _Own(threading.local):
@@ -126,12 +138,11 @@ class Meter:
             _begin_beside()
             return
         now = perf_counter()
-        ended, began, before = recorder.lap
+        ended, began, before, outer = recorder.lap
         seconds = recorder.seconds
         seconds[ended] = before + now - began
-        recorder.interrupted.append(ended)
         activity = self.activity
-        recorder.lap = (activity, now, seconds.get(activity, 0.0))
+        recorder.lap = (activity, now, seconds.get(activity, 0.0), (ended, outer))
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         recorder = _own.recorder
@@ -139,11 +150,10 @@ class Meter:
             _end_beside(self.activity)
             return
         now = perf_counter()
-        ended, began, before = recorder.lap
+        ended, began, before, (activity, outer) = recorder.lap
         seconds = recorder.seconds
         seconds[ended] = before + now - began
-        activity = recorder.interrupted.pop()
-        recorder.lap = (activity, now, seconds.get(activity, 0.0))
+        recorder.lap = (activity, now, seconds.get(activity, 0.0), outer)
 
 
 @functools.lru_cache(maxsize=64)
@@ -176,24 +186,6 @@ def set_level(name: str, value: float) -> None:
     recorder = _own.recorder
     if recorder is not None:
         recorder.levels[name] = value
-
-
-class ambient:
-    """Make a recorder that of the calling thread."""
-
-    __slots__ = ("_outer", "_recorder", "_token")
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def __enter__(self) -> None:
-        self._outer = _own.recorder
-        self._token = _context.set(self._recorder)
-        _own.recorder = self._recorder
-
-    def __exit__(self, *error: Any) -> None:
-        _own.recorder = self._outer
-        _context.reset(self._token)
 
 
 def _begin_beside() -> None:

@@ -1,4 +1,4 @@
-"""The counters of this process: recorders that are open, and sums of those closed.
+"""The counters of this process: recorders, and sums of those that have ended.
 
 Bounded whatever runs: of each worker the latest jobs and models have their own sums,
 older ones are added to the model, or to `EARLIER`.
@@ -8,56 +8,55 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any
 
-from dask_infer.metrics.recorder import Recorder, ambient
+from dask_infer.metrics.recorder import Recorder
 from dask_infer.metrics.sums import Label, Sums
 
 #: Jobs of a worker with sums of their own, the latest.
 JOBS = 8
 #: Models and stages of a worker with sums of their own, the latest.
 MODELS = 100
+#: Recorders that have ended and are not added yet, at most.
+ENDED = 64
 #: Stands for the models before.
 EARLIER = "earlier models"
 
 
 class Totals:
-    """Sums of a process by worker and label, for all threads."""
+    """Sums of a process by worker and label, for all threads.
+
+    Recorders that have ended are added many at a time, for which code and sums have to
+    come into the core's caches once (benchmarks/seeing).
+    """
 
     def __init__(self) -> None:
-        self._open: set[Recorder] = set()
+        #: Those that are written, and those that ended and are to be added.
+        self._recorders: list[Recorder] = []
+        #: How many of them there may be before those that ended are added.
+        self._full = ENDED
         #: By worker; the label that was written last is the last one.
         self._closed: dict[str, OrderedDict[Label, Sums]] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         labels = sum(map(len, self._closed.values()))
-        return f"<Totals {labels} labels, {len(self._open)} open>"
+        return f"<Totals {labels} labels, {len(self._recorders)} recorders>"
 
     def open(self, recorder: Recorder) -> None:
-        """Have a recorder seen while it is written."""
+        """Have a recorder seen from now on; what it recorded stays."""
         with self._lock:
-            self._open.add(recorder)
-
-    def close(self, recorder: Recorder) -> Sums:
-        """Keep and return the sums of a recorder that is written no more."""
-        with self._lock:
-            self._open.discard(recorder)
-            sums = recorder.close()
-            closed = self._closed.setdefault(recorder.worker, OrderedDict())
-            known = recorder.label in closed
-            self._keep(closed, recorder.label, sums)
-            if not known:
-                self._fold(closed)
-        return sums
+            self._recorders.append(recorder)
+            if len(self._recorders) > self._full:
+                self._add_ended()
 
     def snapshot(self, worker: str) -> dict[Label, Sums]:
         """Return all that was ever counted for a worker, and its levels now."""
         with self._lock:
+            self._add_ended()
             result = {label: Sums() for label in self._closed.get(worker, ())}
             for label, sums in self._closed.get(worker, {}).items():
                 result[label].add(sums)
-            for recorder in self._open:
+            for recorder in self._recorders:
                 if recorder.worker == worker:
                     result.setdefault(recorder.label, Sums()).add(recorder.sums())
         return result
@@ -65,7 +64,22 @@ class Totals:
     def forget(self, worker: str) -> None:
         """Drop a worker that has ended; others of this process go on."""
         with self._lock:
+            self._add_ended()
             self._closed.pop(worker, None)
+
+    def _add_ended(self) -> None:
+        running = []
+        for recorder in self._recorders:
+            if not recorder.ended:
+                running.append(recorder)
+                continue
+            closed = self._closed.setdefault(recorder.worker, OrderedDict())
+            known = len(closed)
+            self._keep(closed, recorder.label, recorder.sums())
+            if len(closed) > known:
+                self._fold(closed)
+        self._recorders = running
+        self._full = len(running) + ENDED
 
     def _keep(self, closed: OrderedDict[Label, Sums], label: Label, sums: Sums) -> None:
         closed.setdefault(label, Sums()).add(sums, levels=False)
@@ -85,31 +99,11 @@ class Totals:
 totals = Totals()
 
 
-class recording:
-    """Record the calling thread under a label of a worker.
+class recording(Recorder):
+    """A recorder whose numbers are those of this process from when it is entered."""
 
-    A class, as its generator took twice as long: it is entered with each partition.
-
-    Parameters
-    ----------
-    worker
-        Its address, or "local"; several workers may share a process.
-    label
-        What it works for.
-    activity
-        What it does outside all meters.
-    """
-
-    def __init__(self, worker: str, label: Label, activity: str = "other") -> None:
-        self.recorder = Recorder(worker, label, activity)
-        self._ambient = ambient(self.recorder)
+    __slots__ = ()
 
     def __enter__(self) -> Recorder:
-        totals.open(self.recorder)
-        self._ambient.__enter__()
-        return self.recorder
-
-    def __exit__(self, *error: Any) -> None:
-        self._ambient.__exit__(*error)
-        #: What was recorded.
-        self.sums = totals.close(self.recorder)
+        totals.open(self)
+        return super().__enter__()

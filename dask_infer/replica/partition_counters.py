@@ -44,34 +44,31 @@ class _Ended(threading.local):
 _ended = _Ended()
 
 
-class recording_partition:
+class recording_partition(recording):
     """Record the calling task, which reads, predicts and writes one partition.
 
     Time since the task began, or since an earlier prediction in it ended, was spent
     reading.
     """
 
-    def __init__(self, label: Label, rows: int) -> None:
-        self._worker = current_worker()
-        address = "local" if self._worker is None else self._worker.address
-        self._recording = recording(address, label)
-        self._rows = rows
+    __slots__ = ("_on_worker",)
 
-    def __enter__(self) -> None:
-        recorder = self._recording.__enter__()
-        began = None if self._worker is None else task_start()
-        if began is not None:
+    def __init__(self, label: Label, rows: int) -> None:
+        worker = current_worker()
+        super().__init__("local" if worker is None else worker.address, label)
+        self._on_worker = worker is not None
+        self.counts = {"started": 1, "rows_in": rows}
+        self.levels = {"partitions": 1}
+        if worker is not None and (began := task_start()) is not None:
             read = time.time() - max(began, _ended.at)
-            recorder.seconds["read"] = max(0.0, read)
-        recorder.levels["partitions"] = 1
-        recorder.counts["started"], recorder.counts["rows_in"] = 1, self._rows
+            self.seconds["read"] = max(0.0, read)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
-            self._recording.recorder.add("partitions")
-        self._recording.__exit__(kind, error, trace)
+            self.counts["partitions"] = 1
+        super().__exit__(kind, error, trace)
         _ended.at = time.time()
-        if self._worker is not None and (parts := _parts(self._recording.sums.seconds)):
+        if self._on_worker and (parts := _parts(self.seconds)):
             # What Dask cannot show must not fail a task.
             with contextlib.suppress(Exception):
                 count_in_fine_metrics(parts)
@@ -93,7 +90,7 @@ def _parts(seconds: Mapping[str, float]) -> dict[str, float]:
     return {
         activity: amount
         for activity, amount in seconds.items()
-        if activity not in _OUTSIDE and amount >= FINE
+        if amount >= FINE and activity not in _OUTSIDE
     }
 
 

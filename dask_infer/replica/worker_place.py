@@ -16,6 +16,7 @@ import dask
 import psutil
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes
+from distributed import get_worker
 
 from dask_infer import config
 from dask_infer.device.allocator import give_back_freed_blocks
@@ -111,8 +112,6 @@ def current_place() -> Place:
 
 def current_worker() -> Any | None:
     """Return the Dask worker whose task runs in this thread, or None."""
-    from distributed import get_worker
-
     try:
         return get_worker()
     except ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -34,15 +34,11 @@ def batches_dynamically(device: Device) -> bool:
     return device.one_at_a_time if wanted == "auto" else bool(wanted)
 
 
-@contextlib.contextmanager
-def local_runner(job: Job, code: UserCode, place: Place) -> Iterator[LocalRunner]:
-    """Lease the replica of this process for the batches of one partition."""
-    with contextlib.ExitStack() as leases:
-        yield LocalRunner(job, code, place, leases)
-
-
 class LocalRunner(ProcessRunner):
-    """Batches of one partition through one leased replica, or its successors."""
+    """Batches of one partition through one leased replica, or its successors.
+
+    The replica of this process is leased until `leases` is closed.
+    """
 
     def __init__(
         self, job: Job, code: UserCode, place: Place, leases: contextlib.ExitStack
@@ -206,8 +202,7 @@ class LocalRunner(ProcessRunner):
             dtype=job.dtype,
             timeout=job.timeout,
         )
-        with meter("load"):
-            replica = self._leases.enter_context(lease)
+        replica = self._leases.enter_context(lease)
         self.model, self.sizes = replica.loaded, replica.sizes
         return replica
 
@@ -215,6 +210,7 @@ class LocalRunner(ProcessRunner):
         """Leave the replica to the thread that is stuck in it."""
         known = self.sizes
         self._leases.close()
-        self.replica = self._lease()
+        with meter("load"):
+            self.replica = self._lease()
         self.sizes.adopt(known)
         self._stuck = False

@@ -38,7 +38,7 @@ from dask_infer.replica.worker_place import (
     current_place,
     current_worker,
 )
-from dask_infer.run.local_runner import local_runner
+from dask_infer.run.local_runner import LocalRunner
 from dask_infer.run.prefetch import Prefetch
 from dask_infer.run.recovery import Outcome, Recovery
 from dask_infer.run.runner import Runner
@@ -50,30 +50,35 @@ logger = logging.getLogger(__name__)
 
 def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
     """Return the output columns of `frame`'s rows, in their order."""
-    with meter("load"):
-        worker = current_worker()
-        if worker is not None:
-            setup_worker(worker)
-        code = read_code(job.code)
-    if job.group is not None:
-        from dask_infer.pipeline.worker.remote_runner import remote_runner
-
-        with remote_runner(job, code) as runner:
+    with contextlib.ExitStack() as opened:
+        with meter("load"):
+            worker = current_worker()
+            if worker is not None:
+                setup_worker(worker)
+            code = read_code(job.code)
+            runner = _open_runner(job, code, opened)
+        if not isinstance(runner, LocalRunner):
             return Partition(frame, job, code, runner).columns()
-    with meter("load"):
-        place = current_place()
-    if job.sweep is not None:
-        from dask_infer.run.sweep.join_sweep import sweep_runner
-
-        with sweep_runner(job, code, place) as runner:
-            return Partition(frame, job, code, runner).columns()
-    with local_runner(job, code, place) as runner:
         kind = runner.device.torch_device.type
         began = ThreadTimes.now() if is_observed(job, kind) else None
         columns = Partition(frame, job, code, runner).columns()
         if began is not None and (sums := recorded()) is not None:
             observe_partition(job, sums, ThreadTimes.now().since(began), kind)
         return columns
+
+
+def _open_runner(job: Job, code: UserCode, opened: contextlib.ExitStack) -> Runner:
+    """Return what runs the batches of a partition until `opened` is closed."""
+    if job.group is not None:
+        from dask_infer.pipeline.worker.remote_runner import remote_runner
+
+        return opened.enter_context(remote_runner(job, code))
+    place = current_place()
+    if job.sweep is not None:
+        from dask_infer.run.sweep.join_sweep import sweep_runner
+
+        return opened.enter_context(sweep_runner(job, code, place))
+    return LocalRunner(job, code, place, opened)
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,10 +54,16 @@ def _predict_one(frame: pd.DataFrame, job: Job) -> Columns:
     if not len(frame):
         empty = output_meta(job.outputs, job.nullable, job.quarantine)
         return {name: series.values for name, series in empty.items()}
+    return _predict_rows()(frame, job)
+
+
+@functools.cache
+def _predict_rows() -> Callable[[pd.DataFrame, Job], Columns]:
+    """Import torch, once in a process."""
     with meter("load"):
         from dask_infer.run.partition import predict_rows
 
-    return predict_rows(frame, job)
+    return predict_rows
 
 
 def _predict_together(frame: pd.DataFrame, job: TowersJob, missing: int) -> Columns:

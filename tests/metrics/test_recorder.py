@@ -6,7 +6,7 @@ import contextvars
 import threading
 import time
 
-from dask_infer.metrics.recorder import Recorder, add, ambient, meter
+from dask_infer.metrics.recorder import Recorder, add, meter
 from dask_infer.metrics.sums import Label
 
 LABEL = Label("Linear-1a2b3c4d", None, "5e6f7a8b")
@@ -24,7 +24,7 @@ def test_nothing_is_counted_where_nothing_is_recorded():
 def test_activities_divide_the_time_of_the_thread():
     began = time.perf_counter()
     one = recorder()
-    with ambient(one):
+    with one:
         with meter("wait"):
             time.sleep(0.01)
             with meter("forward"):
@@ -40,7 +40,7 @@ def test_activities_divide_the_time_of_the_thread():
 
 def test_an_activity_is_seen_while_it_goes_on():
     one = recorder()
-    with ambient(one), meter("forward"):
+    with one, meter("forward"):
         time.sleep(0.02)
         first = one.sums().seconds["forward"]
         assert first >= 0.02
@@ -50,7 +50,7 @@ def test_an_activity_is_seen_while_it_goes_on():
 
 def test_an_error_ends_the_meter_and_is_raised():
     one = recorder()
-    with ambient(one):
+    with one:
         try:
             with meter("encode"):
                 raise ValueError
@@ -61,7 +61,7 @@ def test_an_error_ends_the_meter_and_is_raised():
 
 def test_counts_add_up():
     one = recorder()
-    with ambient(one):
+    with one:
         add("rows", 3)
         add("rows", 4)
         add("halvings")
@@ -75,7 +75,7 @@ def test_a_thread_beside_counts_under_a_name_of_its_own():
         with meter("encode"):
             time.sleep(0.01)
 
-    with ambient(one):
+    with one:
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=[beside])
         thread.start()
@@ -86,8 +86,8 @@ def test_a_thread_beside_counts_under_a_name_of_its_own():
 
 def test_an_inner_recorder_takes_over_and_gives_back():
     outer, inner = recorder(), recorder()
-    with ambient(outer):
-        with ambient(inner):
+    with outer:
+        with inner:
             add("rows")
         add("rows", 2)
     assert (outer.sums().count("rows"), inner.sums().count("rows")) == (2, 1)
@@ -107,7 +107,7 @@ def test_what_other_threads_read_never_falls():
 
     reader = threading.Thread(target=read)
     reader.start()
-    with ambient(one):
+    with one:
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
             with meter("encode"):

@@ -12,10 +12,10 @@ WORKER = "tcp://test-totals"
 def run(into: Totals, label: Label, rows: int = 1, worker: str = WORKER) -> None:
     from dask_infer.metrics.recorder import Recorder
 
-    recorder = Recorder(worker, label, "other")
+    recorder = Recorder(worker, label)
     into.open(recorder)
-    recorder.add("rows", rows)
-    into.close(recorder)
+    with recorder:
+        add("rows", rows)
 
 
 def rows_of(sums: dict[Label, Sums]) -> int:

@@ -99,8 +99,7 @@ def remote_runner(job: Job, code: UserCode) -> Iterator[RemoteRunner]:
     wait = Waiting(worker, client.comms, key)
     loop = client.comms.loop
     try:
-        with meter("load"):
-            state = wait(asyncio.run_coroutine_threadsafe(client.open(key), loop))
+        state = wait(asyncio.run_coroutine_threadsafe(client.open(key), loop))
         runner = RemoteRunner(job, code, client, state, wait)
         try:
             yield runner
