@@ -127,7 +127,8 @@ class Partition:
             rules,
             runner.dtypes,
         )
-        self.encoder = Encoder(frame, runner.inputs, options, code.preprocess)
+        with meter("encode"):  # texts are tokenized
+            self.encoder = Encoder(frame, runner.inputs, options, code.preprocess)
         #: Batches may be cut by the lengths of their rows, which the encoder may know.
         self.unpads, self.has_lengths = job.row_wise, self.encoder.lengths is not None
         self.assembler = Assembler(job.outputs, len(frame), nullable=job.nullable)

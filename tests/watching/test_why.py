@@ -27,6 +27,25 @@ def slowly(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def slow_tokenizer(texts: list[str]) -> dict[str, Any]:
+    time.sleep(0.3)
+    return {"input_ids": np.ones((len(texts), 1), "int64")}
+
+
+#: Arguments of a prediction whose tokenizer takes the time.
+TOKENIZED = {"columns": "text", "tokenizer": slow_tokenizer, "meta": "float32"}
+
+
+class Ids(torch.nn.Embedding):
+    """A number for each text."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids)[:, 0, 0]
+
+
 class Wide(torch.nn.Module):
     """`work` multiplications of a large matrix."""
 
@@ -53,6 +72,10 @@ def numbers(rows: int, npartitions: int = 8) -> dd.DataFrame:
     values = np.random.default_rng(0).normal(size=(rows, 2)).astype("float32")
     frame = pd.DataFrame(values, columns=["a", "b"])
     return dd.from_pandas(frame, npartitions=npartitions)
+
+
+def texts() -> dd.DataFrame:
+    return dd.from_pandas(pd.DataFrame({"text": ["a"] * 20}), npartitions=2)
 
 
 def tiny() -> torch.nn.Module:
@@ -96,6 +119,12 @@ def test_a_slow_preprocess(client: Client) -> None:
     assert "preprocess=" in job.remedy
 
 
+def test_a_slow_tokenizer(client: Client) -> None:
+    """It was overhead: texts are tokenized before their first batch is made."""
+    job = job_of(client, texts(), Ids(), **TOKENIZED)
+    assert job.cause.startswith("starved: encoding"), job
+
+
 def test_a_slow_read(client: Client) -> None:
     ddf = numbers(1000, 20)
     job = job_of(client, ddf.map_partitions(slowly, meta=ddf._meta), tiny())
@@ -128,6 +157,12 @@ def test_one_process_has_an_answer_too() -> None:
     (job,) = dask_infer.why().jobs
     assert job.cause.startswith("starved: encoding")
     assert job.rows == 200
+
+
+def test_a_slow_tokenizer_of_one_process() -> None:
+    texts().infer.predict(Ids(), **TOKENIZED).compute(scheduler="sync")
+    (job,) = dask_infer.why().jobs
+    assert job.cause.startswith("starved: encoding")
 
 
 def test_nothing_has_run() -> None:
