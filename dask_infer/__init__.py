@@ -18,10 +18,12 @@ from dask_infer.errors import (
     PartitionError,
     PlacementError,
 )
+from dask_infer.graph.computing import listeners
 from dask_infer.model.source import ModelSource
 from dask_infer.model.towers import Ensemble, Towers
 from dask_infer.replica.residents import replicas, unload
 from dask_infer.spec import Layout
+from dask_infer.watching.local_log import log_local_jobs
 from dask_infer.watching.progress import progress
 from dask_infer.watching.why import why
 
@@ -51,3 +53,4 @@ __all__ = [
 ]
 
 register_tensor_dtype(TensorArray, TensorDtype)
+listeners.append(log_local_jobs)

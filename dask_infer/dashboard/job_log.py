@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from dask.utils import format_time
 
@@ -34,13 +35,14 @@ class JobLog:
             ended = ended or (last and record.sums.count("rows") > 0)
             if ended and self._logged.get(label) != record.end:
                 self._logged[label] = record.end
-                _log(record)
+                log_job(record.to_message())
         for label in self._logged.keys() - records.keys():
             del self._logged[label]
 
 
-def _log(record: JobRecord) -> None:
-    job = find_bottleneck(record.to_message())
+def log_job(record: Mapping[str, Any]) -> None:
+    """Log a job by its record, `JobRecord.to_message`."""
+    job = find_bottleneck(record)
     logger.info(
         "%s (job %s): %s rows%s; %s",
         *(job.model, job.job, f"{job.rows:,}"),

@@ -35,6 +35,7 @@ from dask_infer.watching.display import (
     open_display,
 )
 from dask_infer.watching.job_progress import JobProgress
+from dask_infer.watching.local_log import log_local_jobs
 from tests.conftest import QUIET
 
 ROWS = 1000
@@ -133,7 +134,7 @@ def test_rows_in_one_process(
     lines = shown(capsys)
     assert len(lines) == 3
     assert all(line.startswith("Slow: 1,000 rows, ") for line in lines), lines
-    assert not listeners
+    assert listeners == [log_local_jobs]
 
 
 def test_rows_on_a_cluster(
@@ -229,7 +230,7 @@ def test_ctrl_c_ends_the_line(capsys: pytest.CaptureFixture[str]) -> None:
         pred.compute(scheduler="threads")
     (line,) = shown(capsys)
     assert " of 1,000 rows, stopped" in line
-    assert not listeners
+    assert listeners == [log_local_jobs]
 
 
 def test_ctrl_c_cancels_what_a_cluster_computes(
