@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 
-from dask_infer import Layout
+from dask_infer import Layout, Towers
 
 from .conftest import near
 
@@ -39,7 +39,7 @@ def papers(tmp_path):
     return of
 
 
-def test_stages_and_shards_are_placed_and_fed_under_tls(
+def test_stages_shards_and_towers_are_placed_and_fed_under_tls(
     store, papers, ddf, pdf, model, expected
 ):
     # The coordinator's client had no papers where the scheduler knows its own alone.
@@ -61,3 +61,11 @@ def test_stages_and_shards_are_placed_and_fed_under_tls(
         for layout in (Layout(stages=2), Layout(shards=2)):
             pred = ddf.infer.predict(model, parallel=layout)
             near(pred.compute(), expected, pdf)
+        towers = Towers(
+            {
+                "shared": (model, ["a", "b"], {"parallel": Layout(shards=2)}),
+                "swept": (model, ["a", "b"], {"parallel": "sweep"}),
+            },
+            head=(lambda shared, swept: shared + swept, None, {"meta": "float32"}),
+        )
+        near(ddf.infer.predict(towers).compute(), 2 * expected, pdf)
