@@ -79,6 +79,31 @@ class ThreadTimes(NamedTuple):
             *(now - then for now, then in zip(self, before, strict=True))
         )
 
+    @property
+    def running(self) -> float:
+        """Seconds in which it had a core, or waited for something else than one."""
+        return max(self.wall - self.waited, self.cpu)
+
+    @property
+    def alone(self) -> float:
+        """Part of the time that it would have taken with a core to itself."""
+        return self.running / self.wall if self.wall > 0 else 1.0
+
+
+class ForwardTimes(NamedTuple):
+    """What forwards in other processes took, each as if it had a core to itself."""
+
+    seconds: float = 0.0
+    #: Of their threads.
+    cpu: float = 0.0
+
+    def plus(self, other: ForwardTimes) -> ForwardTimes:
+        """Return the times of both."""
+        return ForwardTimes(self.seconds + other.seconds, self.cpu + other.cpu)
+
+
+NO_FORWARD = ForwardTimes()
+
 
 def _waited() -> float:
     # As a file of Python it took three times as long, 15 us a partition.
@@ -102,8 +127,14 @@ def is_observed(job: Job, kind: str) -> bool:
     return time.monotonic() - times.observed >= INTERVAL
 
 
-def observe_partition(job: Job, sums: Sums, spent: ThreadTimes, kind: str) -> None:
-    """Learn from a partition that was predicted in this process.
+def observe_partition(
+    job: Job,
+    sums: Sums,
+    spent: ThreadTimes,
+    kind: str,
+    elsewhere: ForwardTimes | None = None,
+) -> None:
+    """Learn from a partition that was predicted in this process, or by a group.
 
     Parameters
     ----------
@@ -113,18 +144,25 @@ def observe_partition(job: Job, sums: Sums, spent: ThreadTimes, kind: str) -> No
         Times of the thread for all but reading and loading.
     kind
         Kind of the device.
+    elsewhere
+        What the forwards of a group took; the thread waited for them.
     """
     rows = sums.count("rows")
     if not rows or spent.wall <= 0:
         return
-    running = max(spent.wall - spent.waited, spent.cpu)
-    alone = running / spent.wall
+    running, alone = spent.running, spent.alone
     seconds = sums.seconds
+    forward = alone * seconds.get("forward", 0.0)
+    cpu = spent.cpu
+    if elsewhere is not None:
+        running = max(spent.cpu, running - alone * seconds.get("wait", 0.0))
+        running, cpu = running + elsewhere.seconds, cpu + elsewhere.cpu
+        forward += elsewhere.seconds
     outside = ("load", "forward", "wait")
     learned = {
-        "forward": alone * seconds.get("forward", 0.0),
+        "forward": forward,
         "prepare": alone * sum(v for k, v in seconds.items() if k not in outside),
-        "cpu": spent.cpu,
+        "cpu": cpu,
         "running": running,
     }
     name = rows_key(job.rate_key, kind)

@@ -51,6 +51,7 @@ class LocalRunner(ProcessRunner):
         model = self.model
         #: The replica may be stuck: the next batch needs another one.
         self._stuck = False
+        self.observed_kind = device.torch_device.type
         self.stream = device.stream()
         self.pins = self.stream.copies
         self.interface, self.floating = model.interface, model.floating

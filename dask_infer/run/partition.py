@@ -57,13 +57,13 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
                 setup_worker(worker)
             code = read_code(job.code)
             runner = _open_runner(job, code, opened)
-        if not isinstance(runner, LocalRunner):
-            return Partition(frame, job, code, runner).columns()
-        kind = runner.device.torch_device.type
-        began = ThreadTimes.now() if is_observed(job, kind) else None
+        kind = runner.observed_kind
+        observed = kind is not None and is_observed(job, kind)
+        began = ThreadTimes.now() if observed else None
         columns = Partition(frame, job, code, runner).columns()
-        if began is not None and (sums := recorded()) is not None:
-            observe_partition(job, sums, ThreadTimes.now().since(began), kind)
+        if kind and began is not None and (sums := recorded()) is not None:
+            spent = ThreadTimes.now().since(began)
+            observe_partition(job, sums, spent, kind, runner.elsewhere)
         return columns
 
 

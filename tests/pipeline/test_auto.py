@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import dask
 import dask.dataframe as dd
@@ -15,7 +16,9 @@ from distributed import Client
 import dask_infer
 from dask_infer import Layout, PlacementError, Towers
 from dask_infer.client import call_group
-from dask_infer.replica.measured import rate_key
+from dask_infer.client.job_builder import build_job
+from dask_infer.client.request import Request
+from dask_infer.replica.measured import rate_key, rows_key
 from dask_infer.replica.remembered import recall, remember
 
 from .conftest import groups, held, near, workers
@@ -191,6 +194,49 @@ def test_models_that_cannot_be_cut_stay_whole(client, pdf):
     assert isinstance(result, pd.DataFrame) and len(result) == len(pdf)
     refused = ddf.infer.explain(Odd(), meta="float32").table.set_index("layout").refused
     assert refused["sweep"] == refused["stages=auto"] != ""
+
+
+class Waits(torch.nn.Module):
+    """Takes a time for each row."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x):
+        if type(x) is torch.Tensor and x.device.type != "meta":
+            time.sleep(self.seconds * len(x))
+        return x[:, 0]
+
+
+def forward_facts(plan):
+    wanted = ("forward of a row", "speed of 2 accelerators")
+    return {fact.name: fact.source for fact in plan.facts if fact.name in wanted}
+
+
+def test_what_workers_with_a_resource_took_is_known_to_the_next_job(client, pdf):
+    ddf, model = dd.from_pandas(pdf[:80], npartitions=4), Waits(2e-3)
+    gpu = {"resources": {"GPU": 1}}
+    assert set(forward_facts(ddf.infer.explain(model)).values()) <= {
+        "assumed", "projected",
+    }  # fmt: skip
+    ddf.infer.predict(model, **gpu).compute()
+    plan = ddf.infer.explain(model, **gpu)
+    assert forward_facts(plan)["forward of a row"] == "measured"
+    (row,) = (
+        state["forward"]
+        for key in keys_of_call(ddf, model)
+        if (state := recall(key)) is not None
+    )
+    assert row > 1e-3
+    ddf.infer.predict(model, device="cpu").compute()
+    facts = forward_facts(ddf.infer.explain(model))
+    assert facts["speed of 2 accelerators"] == "measured"
+
+
+def keys_of_call(ddf, model):
+    job, _ = build_job(Request(model), ddf.expr)
+    return [rows_key(job.rate_key, kind) for kind in ("cpu", "cuda")]
 
 
 class Sums(torch.nn.Module):

@@ -8,6 +8,7 @@ import pytest
 from dask_infer.metrics.sums import Sums
 from dask_infer.replica import measured, remembered
 from dask_infer.replica.measured import (
+    ForwardTimes,
     ThreadTimes,
     is_observed,
     load_key,
@@ -56,6 +57,16 @@ def test_time_without_a_core_is_not_the_jobs():
 def test_a_job_that_sleeps_needs_no_core():
     state = observed(job(), cpu=0.1)
     assert state == pytest.approx({"forward": 8e-3, "prepare": 2e-3, "cores": 0.1})
+
+
+def test_forwards_of_a_group_count_as_if_they_ran_here():
+    # A second of this thread, of which 0.7 s were waits for a group.
+    sums = Sums({"rows": 100}, {"encode": 0.2, "decode": 0.1, "wait": 0.7})
+    spent, elsewhere = ThreadTimes(1.0, 0.3, 0.0), ForwardTimes(0.5, 0.1)
+    observe_partition(job(), sums, spent, "cuda", elsewhere)
+    assert recall(rows_key(job().rate_key, "cuda")) == pytest.approx(
+        {"forward": 5e-3, "prepare": 3e-3, "cores": 0.4 / 0.8}
+    )
 
 
 def test_the_first_partition_is_forgotten_and_later_ones_count_more():

@@ -17,7 +17,11 @@ from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.load_model import resident_bytes
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.pipeline.scheduler.worker_states import models_bytes
-from dask_infer.pipeline.worker.measure import measured_chain, projected_chain
+from dask_infer.pipeline.worker.measure import (
+    measured_chain,
+    planned_kind,
+    projected_chain,
+)
 from dask_infer.plan.facts import BlockFacts, ChainFacts, WorkerFacts
 from dask_infer.plan.layouts.fact import Fact, Source
 from dask_infer.plan.layouts.job_facts import JobFacts
@@ -172,11 +176,14 @@ class Gatherer:
 
     def _speed(self, kind: str) -> float:
         """Return how many times as fast as a CPU a kind of device is."""
+        measured = self._measured_speed(kind)
+        return FLOPS[kind] / FLOPS["cpu"] if measured is None else measured
+
+    def _measured_speed(self, kind: str) -> float | None:
+        """Return it where jobs ran the model on both."""
         names = [rows_key(self.auto.rate_key, each) for each in ("cpu", kind)]
         rows = [self.known[name]["forward"] for name in names if name in self.known]
-        if len(rows) == 2 and all(rows):
-            return float(rows[0] / rows[1])
-        return FLOPS[kind] / FLOPS["cpu"]
+        return float(rows[0] / rows[1]) if len(rows) == 2 and all(rows) else None
 
     def _row_seconds(
         self,
@@ -257,17 +264,13 @@ class Gatherer:
         if fast and len(fast) < len(self.info):
             times = f"{self._speed(kind):.0f} times a worker without one"
             what = f"speed of {count(len(fast), 'accelerator')}"
-            self._show(what, times, "assumed")
+            is_known = self._measured_speed(kind) is not None
+            self._show(what, times, "measured" if is_known else "assumed")
         return workers, kind, resources
 
     def _kind(self, info: Mapping[str, Any]) -> str:
-        device = self.group.device.partition(":")[0]
-        if device != "auto":
-            return device
-        if format_of(self.group.model).takes_host():
-            return "cpu"
         has_one = bool(info.get("gpu")) or "GPU" in info.get("resources", {})
-        return "cuda" if has_one else "cpu"
+        return planned_kind(self.group, has_one)
 
     def _in_common(self, fast: list[str]) -> tuple[tuple[str, float], ...]:
         """Return a resource that all of these workers have, and no other."""

@@ -41,6 +41,8 @@ class ModelFacts:
     dtypes: tuple[tuple[str, str], ...] = ()
     #: How a call takes tokens.
     tokens: TokenRules = field(default_factory=TokenRules)
+    #: Kind of the device that holds it.
+    kind: str = "cpu"
 
 
 @dataclass(frozen=True)

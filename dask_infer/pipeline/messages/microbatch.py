@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from dask_infer.errors import pickled
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.messages.wire import Message, again, copied, pack, unpack
+from dask_infer.replica.measured import NO_FORWARD, ForwardTimes
 
 
 class Target(NamedTuple):
@@ -63,6 +64,8 @@ class Header:
     candidates: tuple[Target, ...] = ()
     #: Number of the microbatch in a stage of several shards, equal on all of them.
     turn: int = 0
+    #: What its forwards took, in the stages that it has passed.
+    times: ForwardTimes = NO_FORWARD
 
     def to(self, target: Target) -> Header:
         """Return the header for one of the candidates."""
@@ -75,6 +78,8 @@ class Payload:
 
     message: Message | None = None
     values: dict[Any, Any] = field(default_factory=dict)
+    #: What the forwards took that made them; no part of the message.
+    times: ForwardTimes = NO_FORWARD
 
     def open(self) -> dict[Any, Any]:
         """Return the values, in memory that the receiver may write into."""

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from dask_infer.device.resolve_device import resolve_device
+from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split import BlockCost, Chain, profile
 from dask_infer.model.split.shards.trial import find_cuts
@@ -36,6 +37,22 @@ logger = logging.getLogger(__name__)
 WEIGHTS_RATE = 10e9
 #: Tokens of the texts that are timed.
 TOKENS = 32
+
+
+def planned_kind(group: GroupSpec, has_gpu: bool) -> str:
+    """Return the kind of device that a model runs on, as far as plans know.
+
+    Parameters
+    ----------
+    has_gpu
+        Whether its worker has a GPU, or a resource of that name.
+    """
+    device = group.device.partition(":")[0]
+    if device != "auto":
+        return device
+    if format_of(group.model).takes_host():
+        return "cpu"
+    return "cuda" if has_gpu else "cpu"
 
 
 def timed_chain(spec: GroupSpec) -> ChainFacts:

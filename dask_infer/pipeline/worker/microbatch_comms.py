@@ -21,6 +21,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
@@ -178,7 +179,7 @@ class MicrobatchComms:
     async def _outputs(self, header: Header, payload: Payload) -> Answer:
         in_flight = self._is_current(header)
         if in_flight is not None and not in_flight.outputs.done():
-            in_flight.outputs.set_result(payload)
+            in_flight.outputs.set_result(replace(payload, times=header.times))
         return DONE
 
     async def _request_thread(self, key: str) -> Answer:
@@ -230,6 +231,7 @@ class MicrobatchComms:
         result = await run(header, payload)
         if isinstance(result, Failure):
             return failed(result)
+        header = replace(header, times=header.times.plus(result.times))
         following = header.target.route[stage.index + 1 :]
         if following:
             return await self.call(following[0], "forward", header, result)

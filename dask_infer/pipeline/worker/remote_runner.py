@@ -27,10 +27,12 @@ from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.messages.microbatch import Failure, Payload, RemoteTraceback
 from dask_infer.pipeline.worker.group_client import GroupClient, group_client
 from dask_infer.pipeline.worker.group_request import leave_thread, worker_for
+from dask_infer.pipeline.worker.measure import planned_kind
 from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms, comms_of
 from dask_infer.pipeline.worker.remote_call import RemoteCall
 from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.plan.window import feeder_share
+from dask_infer.replica.measured import NO_FORWARD
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.run.runner import Abandoned, Runner
 from dask_infer.spec import Job, UserCode
@@ -138,6 +140,11 @@ class RemoteRunner(Runner):
         self.token_rules = facts.tokens
         self.inputs = job.inputs
         self.microbatch = state.microbatch
+        assert job.group is not None
+        if job.group.layout.shards == 1:  # of shards it is no whole forward
+            planned = planned_kind(job.group, "GPU" in dict(job.group.resources))
+            self.observed_kind = planned if facts.kind == "cpu" else facts.kind
+        self.elsewhere = NO_FORWARD
 
     @property
     def window(self) -> int:
@@ -199,6 +206,8 @@ class RemoteRunner(Runner):
                 payload = self.wait(future)
         finally:
             self._sent.discard(future)
+        assert self.elsewhere is not None
+        self.elsewhere = self.elsewhere.plus(payload.times)
         return self.call.fields(payload.open(), batch)
 
 

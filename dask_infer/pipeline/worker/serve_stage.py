@@ -81,6 +81,7 @@ def _report(spec: StageSpec, worker: Worker, replica: Replica) -> None:
         floating=None if floating is None else str(floating).rpartition(".")[2],
         dtypes=model.dtypes,
         tokens=model.token_rules(spec.group.method),
+        kind=replica.device.torch_device.type,
     )
 
     async def report() -> None:

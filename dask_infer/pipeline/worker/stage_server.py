@@ -39,6 +39,7 @@ from dask_infer.pipeline.worker.shards.shard_exchange import (
 from dask_infer.pipeline.worker.shards.shard_turns import ShardTurns
 from dask_infer.plan.window import window_size
 from dask_infer.replica.cache import Replica
+from dask_infer.replica.measured import ForwardTimes, ThreadTimes
 from dask_infer.replica.worker_place import Place
 from dask_infer.spec import Outputs
 
@@ -262,7 +263,7 @@ class StageServer:
             # Two models that each wait for a shard while they hold the device of the
             # other's would wait for ever.
             alone = contextlib.nullcontext()
-        failed = True
+        began, failed = self._now(), True
         try:
             with meter("wait"), alone, meter("forward"):
                 pending = within(
@@ -274,12 +275,23 @@ class StageServer:
                 )
             wait = timeout if stream.overlaps else None
             with meter("forward"):
-                outputs = Payload(values=dict(within(wait, pending, what=what)))
+                outputs = dict(within(wait, pending, what=what))
             failed = False
         finally:
             if collective is not None:
                 collective.end(failed=failed)
-        return outputs
+        return Payload(values=outputs, times=self._times(began))
+
+    def _now(self) -> tuple[ThreadTimes, float]:
+        """Return the times of this thread, and the seconds of all its forwards."""
+        assert self.recorder is not None
+        return ThreadTimes.now(), self.recorder.seconds.get("forward", 0.0)
+
+    def _times(self, began: tuple[ThreadTimes, float]) -> ForwardTimes:
+        """Return what the forwards took since some moment."""
+        now, forward = self._now()
+        spent = now.since(began[0])
+        return ForwardTimes(spent.alone * (forward - began[1]), spent.cpu)
 
     def _failure(self, error: BaseException, replica: Replica) -> Failure:
         memory = is_out_of_memory(error)
