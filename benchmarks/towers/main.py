@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -115,13 +116,24 @@ def _replicas() -> Any:
     return table["model"]
 
 
-def measure_ensemble(rounds: int, rows: int) -> str:
-    """Return a table of five equal modules, as an ensemble and by hand."""
+def measure_ensemble(rounds: int, rows: Sequence[int]) -> str:
+    """Return a table of five equal modules, as an ensemble and by hand, on one core."""
     torch.manual_seed(0)
     models = [
         nn.Sequential(nn.Linear(WIDTH, 1024), nn.ReLU(), nn.Linear(1024, 10))
         for _ in range(MEMBERS)
     ]
+    # Idle threads of torch spin: with two of them, whatever is beside the forwards
+    # counts twice in the CPU seconds of the process.
+    torch.set_num_threads(1)
+    one_thread = {"scheduler": "sync", "infer.replica.cpu-threads": 1}
+    with dask.config.set(one_thread):
+        lines = [line for n in rows for line in _ensemble_lines(models, rounds, n)]
+    header = ["rows", "", "CPU s", "range", "ratio", "beside, s"]
+    return measure.table(header, lines)
+
+
+def _ensemble_lines(models: list[nn.Module], rounds: int, rows: int) -> list[Any]:
     values = np.random.default_rng(0).normal(size=(rows, WIDTH)).astype("float32")
     frame = pd.DataFrame({"x": dask_infer.TensorArray.from_numpy(values)})
     ddf = dd.from_pandas(frame, npartitions=4)
@@ -148,31 +160,31 @@ def measure_ensemble(rounds: int, rows: int) -> str:
         "five predictions": lambda: sum(map(one, models)),
         "ensemble": ensemble,
     }
-    with dask.config.set(scheduler="sync"):
-        for call in calls.values():  # loads the models
-            call()
-        answers = measure.interleave(calls, rounds)
-    base = min(
-        answers["five forwards in a loop"]
-    )  # whatever else ran made it only longer
-    lines = [
-        [name, f"{min(seconds):.3f}", measure.spread(seconds, 3),
-         f"{min(seconds) / base:.3f}"]
+    for call in calls.values():  # loads the models
+        call()
+    answers = measure.interleave(calls, rounds)
+    # Whatever else ran made them only longer.
+    base = min(answers["five forwards in a loop"])
+    return [
+        [f"{rows:,}", name, f"{min(seconds):.3f}", measure.spread(seconds, 3),
+         f"{min(seconds) / base:.3f}", f"{min(seconds) - base:.3f}"]
         for name, seconds in answers.items()
     ]  # fmt: skip
-    return measure.table(["", "CPU s", "range", "ratio"], lines)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[40_000, 160_000])
+    parser.add_argument("--only", choices=["towers", "ensemble"])
     options = parser.parse_args()
     with measure.fresh_store():
         print(measure.machine())
-        print(measure_towers(options.rounds), end="\n\n")
-        print(measure_ensemble(2 * options.rounds, options.rows))
+        if options.only != "ensemble":
+            print(measure_towers(options.rounds), end="\n\n")
+        if options.only != "towers":
+            print(measure_ensemble(2 * options.rounds, options.rows))
 
 
 if __name__ == "__main__":
