@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 
 import dask
@@ -91,6 +92,14 @@ def test_shards_where_a_layer_fits_no_worker(small_workers):
     assert "takes shards=2: " in reasons(small_workers)[-1]
     assert set(dask_infer.replicas().shard) == {0, 1}
     dask_infer.unload()
+
+
+def test_resources_that_no_worker_has_are_named(small_workers, ddf, model):
+    options = {"columns": ["a", "b"], "resources": {"FPGA": 1}}
+    missing = r"no worker with resources=\{'FPGA': 1.0\} is left for it"
+    assert re.search(missing, repr(ddf.infer.explain(model, **options)))
+    with pytest.raises(PlacementError, match=missing):
+        ddf.infer.predict(model, parallel="auto", **options).compute()
 
 
 def test_every_row_fails_where_nothing_fits(small_workers, ddf):

@@ -66,6 +66,6 @@ def nothing_fits(name: str, found: Sequence[Alternative]) -> PlacementError:
     """Return the error of a model for which every layout is refused."""
     each = "; ".join(f"{a.name}: {a.refused}" for a in found if a.refused)
     return PlacementError(
-        f'model "{name}" fits in no layout: {each}; start workers with more memory, or '
-        'pass dtype="bfloat16"'
+        f'model "{name}" fits in no layout: {each}; start workers with more memory or '
+        'with the resources, or pass dtype="bfloat16"'
     )

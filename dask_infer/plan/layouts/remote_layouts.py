@@ -26,8 +26,6 @@ EVERY_STAGES = 8
 #: Seconds until workers of their own are found and their stages started, before these
 #: load.
 FORMING = 0.1
-#: What refuses a model without workers of its own.
-NONE_LEFT = "the other models of the job take all workers that could hold it"
 #: Workers that may share a layer.
 SHARDS = (2, 4, 8)
 
@@ -35,6 +33,13 @@ SHARDS = (2, 4, 8)
 def holders(facts: JobFacts) -> list[WorkerFacts]:
     """Return the workers that may hold a stage, with the memory that it may take."""
     return [with_margin(worker) for worker in facts.workers if worker.holds]
+
+
+def _none_left(facts: JobFacts) -> str:
+    """Return what refuses a model that no worker may hold."""
+    if facts.resources:
+        return f"no worker with resources={dict(facts.resources)} is left for it"
+    return "the other models of the job take all workers that could hold it"
 
 
 def replicas(facts: JobFacts) -> Alternative | None:
@@ -53,7 +58,7 @@ def replicas(facts: JobFacts) -> Alternative | None:
             f"needs {in_bytes(facts.whole)}; {largest.address} has the most, "
             f"{in_bytes(room(largest))}"
             if largest.holds
-            else NONE_LEFT
+            else _none_left(facts)
         )
         return Alternative("replicas", Layout(), facts.resources, refused=refused)
     # Without resources the number alone says that replicas live on workers of theirs.
@@ -77,7 +82,7 @@ def stages(facts: JobFacts) -> list[Alternative]:
     if not facts.blocks:
         return [_refused("stages", Layout(stages="auto"), facts, facts.uncut)]
     if not able:
-        return [_refused("stages", Layout(stages="auto"), facts, NONE_LEFT)]
+        return [_refused("stages", Layout(stages="auto"), facts, _none_left(facts))]
     try:
         least = max(2, min_stages(facts.blocks, able))
     except PlacementError as error:
