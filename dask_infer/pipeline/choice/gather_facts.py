@@ -114,7 +114,7 @@ class Gatherer:
             call_seconds=call,
             blocks=blocks,
             uncut=self.auto.uncut,
-            load_rate=self._load_rate(kind, nbytes),
+            load_rate=self._load_rate(kind),
             store_rate=STORE if len(hosts) > 1 else inf,
             cores=self.known.get("cores"),
             core_share=self._core_share(kind),
@@ -229,7 +229,7 @@ class Gatherer:
         state = self.known.get(rows_key(self.auto.rate_key, kind))
         return 1.0 if state is None else min(1.0, float(state["cores"]))
 
-    def _load_rate(self, kind: str, nbytes: int) -> float:
+    def _load_rate(self, kind: str) -> float:
         group = self.group
         for key in (load_key(group.model.key, group.dtype, kind), rate_key(kind)):
             state = self.known.get(key)
