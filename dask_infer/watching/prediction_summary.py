@@ -36,8 +36,16 @@ class PredictionSummary(Viewed):
 
     def __init__(self, frame: Any) -> None:
         found = predictions_in(frame.expr)
-        models = [job for node in found for job in node.job.models if job.token]
-        self._jobs = {label_of(job): job for job in models}
+        self._jobs: dict[Label, Job] = {}
+        #: What each of several models is: towers, members, the head.
+        self._parts: dict[Label, list[str]] = {}
+        for node in found:
+            for job, part in node.job.parts:
+                if not job.token:
+                    continue
+                self._jobs[label_of(job)] = job
+                if not isinstance(node.job, Job):
+                    self._parts.setdefault(label_of(job), []).append(part)
         #: Those of a dataframe that is persisted, of which no more is known.
         self._persisted: set[Label] = set()
         if not found:
@@ -56,13 +64,17 @@ class PredictionSummary(Viewed):
             return _run(counted.get(label, Sums()))
 
         views = [
-            View(label.model, _lines(job) | {"run so far": run(label)})
+            View(self._title(label), _lines(job) | {"run so far": run(label)})
             for label, job in self._jobs.items()
         ]
         return views + [
             View(f"{label.model} (persisted)", {"run so far": run(label)})
             for label in sorted(self._persisted)
         ]
+
+    def _title(self, label: Label) -> str:
+        parts = ", ".join(self._parts.get(label, ()))
+        return f"{label.model} ({parts})" if parts else label.model
 
 
 def _lines(job: Job) -> dict[str, str]:

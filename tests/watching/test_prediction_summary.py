@@ -11,7 +11,7 @@ import torch
 from distributed import Client, LocalCluster, wait
 
 import dask_infer
-from dask_infer import Layout
+from dask_infer import Ensemble, Layout, Towers
 from tests.conftest import QUIET
 
 
@@ -73,6 +73,24 @@ def test_each_prediction_is_listed_however_it_is_wrapped() -> None:
     for frame in (two, two[two["z"] > 0], two.z, two.optimize()):
         text = repr(frame.infer)
         assert "outputs: y: " in text and "outputs: z: " in text
+
+
+def test_each_of_several_models_is_named_by_its_part() -> None:
+    def titles(model: object, **options: object) -> list[str]:
+        shown = repr(numbers().infer.predict(model, keep=False, **options).infer)
+        heads = [line for line in shown.splitlines() if line[:1] not in ("", " ")]
+        return [head.partition(" ")[2] for head in heads]
+
+    one, two = Scored(), Scored()
+    towers = Towers(
+        {"a": (one, ["a", "b"]), "b": Ensemble([two, two])}, head=lambda a, b: a + b
+    )
+    assert titles(towers, meta="float32") == [
+        '(tower "a")',
+        '(tower "b": member 0, tower "b": member 1)',
+        "(head)",
+    ]
+    assert titles(one) == [""]
 
 
 def test_a_frame_without_a_prediction_says_how_to_get_one() -> None:
