@@ -7,12 +7,12 @@ from tests.oracle import (
     catalogue_modules,
     estimators,
     files,
+    layers,
     texts,
 )
 from tests.oracle.entries import Entry
 
+ROOMS = (catalogue_modules, catalogue_functions, texts, estimators, files, layers)
 CATALOGUE: dict[str, Entry] = {
-    entry.name: entry
-    for room in (catalogue_modules, catalogue_functions, texts, estimators, files)
-    for entry in room.ENTRIES
+    entry.name: entry for room in ROOMS for entry in room.ENTRIES
 }

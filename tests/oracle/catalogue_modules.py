@@ -124,7 +124,7 @@ def _together(name: str, count: int, combine: Any, by_hand: Any, out: Out) -> En
     # A tower has functions of its own, and here reads all columns.
     call = {"preprocess": None, "postprocess": None}
     forms = ("bare", "tuple", "none") if isinstance(combine, str) else ("none",)
-    more = {"weight": 8, "call": call, "forms": forms}
+    more = {"weight": 8, "call": call, "forms": forms, "models": count}
     return Entry(name, make, (V2,), {"": out}, alone, **more)
 
 
@@ -216,7 +216,7 @@ ENTRIES = (
         call={"dtype": "float64"},
         tolerance=1e-12,
     ),
-    _entry("picky", Picky, V2, F32, inferred=False),
+    _entry("picky module", Picky, V2, F32, inferred=False),
     _entry("convolution", Conv, Arg("list", ("list",), 4, "x"), Out("float32", 1)),
     _typed("int32", torch.int32),
     _typed("int8", torch.int8),

@@ -1,7 +1,8 @@
-"""Thousands of draws from a seed: models at random, a few draws of each.
+"""Thousands of draws from a seed: models at random, a few draws of each in one layout.
 
 Hypothesis alone would stay with a model for long, as it varies what it drew before. A
-failing draw is shrunk by it. Seed and count repeat a run exactly.
+failing draw is shrunk by it. Seed and count repeat a run exactly. The draws of a model
+in a layout share what it takes to divide it, and to load it on other workers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,8 @@ import dask
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.oracle.requests import WEIGHTED, Draw, draws
+from dask_infer import Layout
+from tests.oracle.requests import LOCAL, WEIGHTED, Draw, draws
 
 #: Draws of a model before the next one's turn.
 EACH = 10
@@ -27,23 +29,25 @@ def drive(
     first: int,
     count: int,
     check: Callable[[Draw], None],
-    names: tuple[str, ...] = WEIGHTED,
+    names: Sequence[str] = WEIGHTED,
+    layouts: Sequence[Layout] = LOCAL,
+    each: int = EACH,
 ) -> None:
-    """Call `check` with `count` draws."""
+    """Call `check` with `count` draws, `each` of a model in a layout."""
     chance = random.Random(first)
-    for place in range(-(-count // EACH)):
-        name = chance.choice(names)
+    for place in range(-(-count // each)):
+        name, layout = chance.choice(names), chance.choice(layouts)
 
         @seed(first * 1_000_003 + place)
         @settings(
-            max_examples=min(EACH, count),
+            max_examples=min(each, count),
             deadline=None,
             database=None,
             phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
             print_blob=False,
         )
-        @given(draws((name,)))
+        @given(draws(name, layout))
         def checked(draw: Draw) -> None:
             check(draw)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from hypothesis import strategies as st
+from torch import nn
 
 ArgKind = Literal["scalar", "vector", "list", "ids", "text", "bytes", "frame"]
 Reads = Literal["tensor", "numpy", "frame"]
@@ -71,6 +72,19 @@ class Entry:
     #: How often it is drawn.
     weight: int = 4
     tolerance: float = 1e-5
+    #: Stages that it can be cut into at most; 1 where it cannot be cut.
+    blocks: int = 1
+    #: How many it consists of, each on workers of its own.
+    models: int = 1
+
+    @property
+    def has_divisible_weights(self) -> bool:
+        """Whether shards can divide it: linear layers, embeddings, convolutions."""
+        model = self.make()
+        if not isinstance(model, nn.Module):
+            return str(model).endswith(".pt2") or self.blocks > 1
+        divisible = (nn.Linear, nn.Embedding, nn.Conv1d)
+        return any(isinstance(module, divisible) for module in model.modules())
 
 
 def batch_of_one(*values: Any) -> list[torch.Tensor]:

@@ -281,7 +281,7 @@ ENTRIES = (
         missing=False,
     ),
     _entry("imputed", imputer, AB, outputs=VECTOR, method="transform"),
-    _entry("scaled", scaler, AB, outputs=VECTOR, method="transform"),
+    _entry("scaled columns", scaler, AB, outputs=VECTOR, method="transform"),
     _entry("boosted", boosting, AB, target=_label, outputs=STRING, weight=1),
     _entry("tree", tree, AB, target=_y),
     _entry("clusters", clusters, AB, outputs=Out("int32"), dtypes=DOUBLES),

@@ -93,6 +93,21 @@ def errors(draw: Draw, run: Run, expected: list[Any]) -> tuple[type[Exception], 
     return ()
 
 
+def refused(draw: Draw, run: Run) -> bool | None:
+    """Return whether the model cannot be divided as the layout says.
+
+    None where `preprocess` may hide what the model gets, which a division has to know.
+    """
+    entry, layout = draw.model, run.layout
+    if layout.stages == layout.shards == 1:
+        return False
+    if "method" in draw.request or int(layout.stages) > entry.blocks:
+        return True
+    if layout.shards != 1 and not entry.has_divisible_weights:
+        return True
+    return None if "preprocess" in {*draw.request, *draw.functions} else False
+
+
 def frame(draw: Draw, source: pd.DataFrame, run: Run, expected: list[Any]) -> Any:
     """Return (kept columns, outputs by column, rows that failed) of a run."""
     keep = draw.request.get("keep", not draw.series)

@@ -9,12 +9,27 @@ import pandas as pd
 import torch
 from hypothesis import strategies as st
 
+from dask_infer import Layout
 from tests.oracle.catalogue import CATALOGUE
 from tests.oracle.entries import Arg, Entry
 from tests.oracle.frames import INDEXES, Column, Frame, columns, cuts
 
-#: A split takes some 0.1 s.
-LAYOUTS = ("data",) * 39 + ("sweep",)
+#: What needs no cluster. A split takes some 0.1 s.
+LOCAL = (Layout(),) * 39 + (Layout(sweep=True, stages=2),)
+#: What four workers hold; no model has nine stages.
+ELSEWHERE = (
+    Layout(stages=2),
+    Layout(stages=2, replicas=2, microbatch=2),
+    Layout(stages=3, window=1, microbatch=1),
+    Layout(stages=9),
+    Layout(shards=2),
+    Layout(shards=2, replicas=2, window=1, microbatch=1),
+    Layout(shards=3, microbatch=2),
+    Layout(stages=2, shards=2),
+    Layout(replicas=1),
+    Layout(replicas=3, window=1, microbatch=2),
+    Layout(sweep=True, stages=3),
+)
 ON_ERROR = ("raise", "null", "quarantine")
 
 
@@ -26,16 +41,16 @@ class Run:
     batch_size: int | str
     on_error: str
     scheduler: str
-    #: "data", or "sweep" for models that can be cut in two.
-    parallel: str = "data"
+    layout: Layout = LOCAL[0]
     #: The model is the only one of `Towers`.
     towers: bool = False
 
     @property
     def largest(self) -> int:
         """The most rows that a batch of one partition has."""
-        rows = max(self.cut, default=0)
-        return rows if self.batch_size == "auto" else min(rows, int(self.batch_size))
+        sizes = (self.batch_size, self.layout.microbatch)
+        limits = [size for size in sizes if isinstance(size, int)]
+        return min([max(self.cut, default=0), *limits])
 
 
 @dataclass(frozen=True)
@@ -89,9 +104,9 @@ FUNCTIONS = {
 
 
 @st.composite
-def draws(draw: st.DrawFn, names: tuple[str, ...] = ()) -> Draw:
+def draws(draw: st.DrawFn, name: str, layout: Layout) -> Draw:
     """Draw one."""
-    entry = CATALOGUE[draw(st.sampled_from(names or WEIGHTED))]
+    entry = CATALOGUE[name]
     rows = draw(st.integers(0, 9))
     made: dict[str, Column] = {}
     args = [replace(arg, missing=False) for arg in entry.args]
@@ -119,7 +134,8 @@ def draws(draw: st.DrawFn, names: tuple[str, ...] = ()) -> Draw:
     }
     if shapes and (entry.inferred or draw(st.booleans())):
         request["shapes"] = shapes
-    if draw(st.integers(0, 9)) == 0:
+    # Elsewhere a group of its own would have to be formed for it.
+    if layout.is_local and draw(st.integers(0, 9)) == 0:
         request["device"] = draw(st.sampled_from(("cpu", torch.device("cpu"))))
     if entry.args[0].kind in ("text", "ids"):
         request["batch_tokens"] = draw(st.sampled_from(("auto", None, 1, 8)))
@@ -134,7 +150,7 @@ def draws(draw: st.DrawFn, names: tuple[str, ...] = ()) -> Draw:
         st.sampled_from(("auto", 1, 2, 3, max(rows, 1))),
         st.sampled_from(ON_ERROR),
         st.sampled_from(("sync",) * 6 + ("threads",)),
-        st.sampled_from(LAYOUTS if _can_be_cut(entry) else ("data",)),
+        st.just(layout),
         st.sampled_from((False,) * 7 + (True,)),
     )
     ways = (draw(runs),)
@@ -152,11 +168,11 @@ def draws(draw: st.DrawFn, names: tuple[str, ...] = ()) -> Draw:
 
 
 WEIGHTED = tuple(name for name, entry in CATALOGUE.items() for _ in range(entry.weight))
-
-
-def _can_be_cut(entry: Entry) -> bool:
-    # A directory's own tokenizer returns fewer arguments than the client assumes.
-    return entry.reads == "tensor" and entry.name != "directory"
+#: Models of several layers, which stages and shards divide.
+LAYERED = tuple(name for name, entry in CATALOGUE.items() if entry.blocks > 1)
+_ALONE = tuple(name for name in WEIGHTED if CATALOGUE[name].models == 1)
+#: What is drawn with `ELSEWHERE`: two of three have several layers.
+SPREAD = _ALONE + LAYERED * (2 * len(_ALONE) // len(LAYERED))
 
 
 def _columns(
