@@ -263,21 +263,20 @@ def slow_loads(store):
     remember(key, before or {"bytes": 0, "seconds": 0.0})
 
 
-def test_towers_divide_the_workers_that_each_would_have_alone(
-    client, pdf, model, expected, slow_loads
-):
+def test_towers_divide_the_workers_that_each_would_have_alone(client, pdf, slow_loads):
     ddf = dd.from_pandas(pdf, npartitions=2)
     torch.manual_seed(12)
-    other = torch.nn.Sequential(*map(torch.nn.Linear, [2, 9, 9, 9, 9], [9, 9, 9, 9, 1]))
-    with torch.inference_mode():
-        expected = expected + other(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
-    cpu = {"device": "cpu"}
-    alone = ddf.infer.explain(model, **cpu)
-    assert alone.layout == Layout(stages=4)
-    columns = ["a", "b"]
-    towers = Towers(
-        {"one": (model, columns, cpu), "two": (other, columns, cpu)}, Sums()
+    # Nothing is remembered of their own loads.
+    one, two = (
+        torch.nn.Sequential(*map(torch.nn.Linear, [2, *[n] * 4], [*[n] * 4, 1]))
+        for n in (9, 10)
     )
+    values = torch.tensor(pdf.to_numpy(copy=True))
+    with torch.inference_mode():
+        expected = (one(values) + two(values))[:, 0].numpy()
+    assert ddf.infer.explain(one, device="cpu").layout == Layout(stages=4)
+    own = (["a", "b"], {"device": "cpu"})
+    towers = Towers({"one": (one, *own), "two": (two, *own)}, Sums())
     plan = ddf.infer.explain(towers)
     assert plan.table[plan.table.chosen].workers.tolist() == [2, 2]
     near(ddf.infer.predict(towers, parallel="auto").compute(), expected, pdf)
