@@ -119,6 +119,11 @@ def test_rows_of_other_processes(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(capsys)[-1].startswith("Slow: 1,000 rows, ")
 
 
+def test_tasks_of_others_may_have_any_key() -> None:
+    with dask_infer.progress():
+        assert dask.threaded.get({100: (sum, [1, 2])}, 100) == 3
+
+
 @pytest.mark.parametrize("scheduler", ["sync", "threads"])
 def test_rows_in_one_process(
     scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -104,8 +104,12 @@ def test_a_big_model(client: Client) -> None:
     assert job.rows == 40_000
 
 
+def with_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(text=[f"a text that is read, {i}" * 5 for i in frame.index])
+
+
 def test_a_tiny_model(client: Client, tmp_path: Path) -> None:
-    frame = numbers(200_000).assign(text="a text that is read for nothing")
+    frame = numbers(200_000).map_partitions(with_texts)
     frame.to_parquet(tmp_path / "data")
     ddf = dd.read_parquet(tmp_path / "data")
     job = job_of(client, ddf, torch.nn.Linear(2, 1), keep=["text"])
