@@ -63,9 +63,18 @@ class Kills(Meets):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Slow(Meets):
+class Gate(Meets):
+    """Stops at each forward until a file is there."""
+
+    def __init__(self, shard, log, gate):
+        super().__init__(shard)
+        self.log, self.gate = str(log), str(gate)
+
     def act(self, x):
-        time.sleep(0.02)
+        if len(x) == MICROBATCH:  # and is not timed
+            open(self.log, "w").close()
+            while not os.path.exists(self.gate):
+                time.sleep(0.01)
 
 
 def with_part(part):
@@ -291,10 +300,10 @@ def test_a_shard_is_killed(client, pdf, log, shard, layout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", [0, 1])
-def test_a_shard_is_stopped(store, pdf, shard):
-    model = with_part(Slow(0))
-    ddf = dd.from_pandas(pdf, npartitions=40, sort=False)
-    layout = Layout(shards=2, microbatch=5, replicas=1)
+def test_a_shard_is_stopped(store, pdf, log, tmp_path, shard):
+    model = with_part(Gate(0, log, tmp_path / "open"))
+    ddf = dd.from_pandas(pdf, npartitions=20, sort=False)
+    layout = Layout(shards=2, microbatch=MICROBATCH, replicas=1)
     with (
         workers(*[{"STAGE": 1}] * 3, {}) as cluster,
         Client(cluster) as client,
@@ -306,11 +315,12 @@ def test_a_shard_is_stopped(store, pdf, shard):
         held = client.scheduler_info()["workers"].items()
         plain = [address for address, worker in held if not worker["resources"]]
         future = client.compute(pred, workers=plain)  # not where it is stopped
-        wait_until(lambda: dask_infer.replicas().rows.sum() > 10, 240)
+        wait_until(log.exists, 240)
         table = dask_infer.replicas()
         frozen = table.worker[table["shard"] == shard].item()
         pid = client.run(os.getpid, workers=[frozen])[frozen]
         os.kill(pid, signal.SIGSTOP)
+        (tmp_path / "open").touch()
         try:
             wait_until(lambda: groups(client)[0]["instances"][0]["epoch"] >= 1, 120)
             near(future.result(timeout=240), by_hand(model, pdf), pdf)
