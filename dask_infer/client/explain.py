@@ -22,7 +22,7 @@ from dask_infer.plan.layouts.choose_together import choose_together, seconds_tog
 from dask_infer.plan.layouts.job_facts import JobFacts
 from dask_infer.plan.partition_sizes import partition_warnings
 from dask_infer.replica.measured import recall_each
-from dask_infer.replica.residents import current_client
+from dask_infer.replica.residents import current_client, of_living
 from dask_infer.spec import AnyJob, AutoSpec, Job, Layout
 
 #: Hosts that are asked what they remember.
@@ -88,7 +88,11 @@ class _Planner:
         for address in workers:
             hosts.setdefault(get_address_host(address), address)
         asked = list(hosts.values())[:ASKED]
-        answers = await client.run(recall_each, self.keys, workers=asked)
+        answers = of_living(
+            await client.run(recall_each, self.keys, workers=asked, on_error="return")
+        )
+        if not answers:  # all were lost meanwhile: others are there, or none
+            return await self.ask(client)
         return self.plan(workers, _together(answers))
 
     def plan(self, workers: Mapping[str, Any], known: Mapping[str, Any]) -> Plan:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import signal
 
 import dask
 import dask.dataframe as dd
@@ -233,6 +235,20 @@ def test_the_signature_is_that_of_predict():
     for accessor in (dask_infer.DataFrameInfer, dask_infer.SeriesInfer):
         explained = inspect.signature(accessor.explain).parameters
         assert explained == inspect.signature(accessor.predict).parameters
+
+
+def dies_when_asked():
+    """Replaces, on a worker, what looks up one of its measurements."""
+    from dask_infer.replica import measured
+
+    measured.recall = lambda key: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_where_a_worker_is_lost_while_it_is_asked_another_one_is(client, numbers):
+    first = next(iter(client.scheduler_info(n_workers=-1)["workers"]))
+    client.run(dies_when_asked, workers=[first])
+    assert numbers.infer.explain(torch.nn.Linear(2, 1)).layout is not None
+    client.wait_for_workers(2, timeout=60)
 
 
 def test_an_asynchronous_client_gets_an_awaitable(cluster, numbers):
