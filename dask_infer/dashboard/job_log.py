@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from dask.utils import format_time
 
@@ -35,14 +34,14 @@ class JobLog:
             ended = ended or (last and record.sums.count("rows") > 0)
             if ended and self._logged.get(label) != record.end:
                 self._logged[label] = record.end
-                log_job(record.to_message())
+                log_job(record)
         for label in self._logged.keys() - records.keys():
             del self._logged[label]
 
 
-def log_job(record: Mapping[str, Any]) -> None:
-    """Log a job by its record, `JobRecord.to_message`."""
-    job = find_bottleneck(record)
+def log_job(record: JobRecord) -> None:
+    """Log what limited a job."""
+    job = find_bottleneck(record.to_message())
     logger.info(
         "%s (job %s): %s rows%s; %s",
         *(job.model, job.job, f"{job.rows:,}"),

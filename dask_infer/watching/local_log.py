@@ -12,9 +12,13 @@ from typing import Any
 
 from dask.callbacks import Callback
 
-from dask_infer.dashboard.job_log import log_job, logger
-from dask_infer.metrics.sums import Label, Sums, to_message
+from dask_infer.metrics.job_records import JobRecord
+from dask_infer.metrics.sums import Label, Sums
 from dask_infer.watching.counts import local_jobs
+
+#: The same as of a cluster's jobs. By its name: the dashboard is imported where a job
+#: has ended, as a scheduler on which it is missing must import all else.
+logger = logging.getLogger("dask_infer.dashboard.job_log")
 
 
 class LocalLog:
@@ -29,19 +33,25 @@ class LocalLog:
         self._before[id(graph)] = time.time(), local_jobs()
 
     def _end(self, graph: Any, state: Any, failed: bool) -> None:
+        from dask_infer.dashboard.job_log import log_job
+
         start, before = self._before.pop(id(graph))
-        for label, now in local_jobs().items():
-            sums = now.since(before.get(label))
-            # One that still runs belongs to another computation.
-            if not sums.count("rows") or sums.levels.get("partitions"):
-                continue
-            log_job(
-                {
-                    **{"model": label.model, "job": label.job},
-                    **{"start": start, "end": time.time(), "running": False},
-                    **{"sums": to_message({label: sums}), "stages": []},
-                }
+        for label, sums in local_jobs().items():
+            record = JobRecord(
+                label.model,
+                label.job,
+                start=start,
+                seen=start,
+                end=time.time(),
+                sums_before=before.get(label, Sums()),
+                sums=sums,
+                stages_before={},
+                stages={},
             )
+            added = sums.since(record.sums_before).count("rows")
+            # One that still runs belongs to another computation.
+            if added and not record.running:
+                log_job(record)
 
 
 _local_log = LocalLog()
