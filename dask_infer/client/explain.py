@@ -38,14 +38,12 @@ def explain(request: Request, expr: Any) -> Plan | Awaitable[Plan]:
         The call, with ``parallel="auto"``.
     """
     job, _ = build_job(request, expr)
+    rows, partitions = count_rows_at_most(expr), count_partitions(expr)
     autos = {
-        _short(title): replace(
-            model.auto,
-            rows=count_rows_at_most(expr),
-            partitions=count_partitions(expr),
-            rate_key=model.rate_key,
+        name: replace(
+            model.auto, rows=rows, partitions=partitions, rate_key=model.rate_key
         )
-        for model, title in job.parts
+        for name, model in _by_name(job).items()
         if model.auto is not None
     }
     planner = _Planner(job, autos, row_bytes(expr._meta))
@@ -58,9 +56,16 @@ def explain(request: Request, expr: Any) -> Plan | Awaitable[Plan]:
     return planner.ask(client)
 
 
-def _short(title: str) -> str:
-    """Return the name of a tower as the user gave it."""
-    return title.replace('tower "', "").replace('"', "")
+def _by_name(job: AnyJob) -> dict[str, Job]:
+    """Return the models of a job by the names that the user gave the towers.
+
+    Where two would have one name, such as a head and a tower "head", they have titles.
+    """
+    short = [title.replace('tower "', "").replace('"', "") for _, title in job.parts]
+    return {
+        name if short.count(name) == 1 else title: model
+        for (model, title), name in zip(job.parts, short, strict=True)
+    }
 
 
 @dataclass
@@ -119,7 +124,7 @@ class _Planner:
 def _set_layouts(job: AnyJob) -> list[str]:
     """Return where the models run whose layout is not chosen."""
     found = []
-    for model, title in job.parts:
+    for name, model in _by_name(job).items():
         if model.auto is not None or not model.token:  # chosen, or a function of ours
             continue
         where = "in each process that has rows"
@@ -130,7 +135,7 @@ def _set_layouts(job: AnyJob) -> list[str]:
             where = f"parallel={model.group.layout.short()}"
             if model.group.resources:
                 where += f", resources={dict(model.group.resources)}"
-        found.append(f"{_short(title)}: {where}; not compared")
+        found.append(f"{name}: {where}; not compared")
     return found
 
 

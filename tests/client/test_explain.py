@@ -173,6 +173,23 @@ def test_a_plan_of_towers_has_one_of_each(client, numbers, towers):
     assert "Plan of two: Counts" in html and "not compared" in html
 
 
+def test_towers_with_names_alike_are_all_planned(numbers):
+    inner = dask_infer.Towers({"b": (Counts(5), ["a", "b"])})
+    towers = {"head": (Counts(4), ["a", "b"]), "a: b": (Counts(6), ["a", "b"])}
+    plan = numbers.infer.explain(
+        dask_infer.Towers(
+            {**towers, "a": inner},
+            head=(Counts(2), ["head", "a: b"], {"parallel": "auto"}),
+        )
+    )
+    assert list(plan.towers) == [
+        'tower "head"',
+        'tower "a: b"',
+        'tower "a": tower "b"',
+        "head",
+    ]
+
+
 def test_ensembles_and_what_is_nested_without_a_cluster(numbers, towers):
     ensemble = dask_infer.Ensemble([Counts(4), towers])
     plan = numbers.infer.explain(ensemble)
