@@ -224,7 +224,7 @@ def forward_facts(plan):
 
 
 def test_what_workers_with_a_resource_took_is_known_to_the_next_job(client, pdf):
-    ddf, model = dd.from_pandas(pdf[:80], npartitions=4), Waits(2e-3)
+    ddf, model = dd.from_pandas(pdf[:40], npartitions=4), Waits(1e-2)
     gpu = {"resources": {"GPU": 1}}
     assert set(forward_facts(ddf.infer.explain(model)).values()) <= {
         "assumed", "projected",
