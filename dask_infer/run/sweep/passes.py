@@ -348,8 +348,7 @@ class Sweep:
         parts = runner.parts_after(piece, error, group)
         pieces = [piece]
         if axes is not None and parts:
-            with contextlib.suppress(Exception):  # no room for the rows: not searched
-                pieces = self._cut(piece, values, axes, parts)
+            pieces = self._cut(piece, values, axes, parts)
         if pieces == [piece]:
             piece.fail()
         piece.carry.release()
@@ -360,9 +359,14 @@ class Sweep:
     ) -> list[Piece]:
         """Return the rows of a piece in several; its batch has them in its place."""
         batch, pieces = piece.batch, []
-        for span in spans(len(piece.rows), parts):
-            carry = self.activations.put(take_rows(values, axes, span))
-            pieces.append(Piece(batch, piece.rows[span], carry))
+        try:
+            for span in spans(len(piece.rows), parts):
+                carry = self.activations.put(take_rows(values, axes, span))
+                pieces.append(Piece(batch, piece.rows[span], carry))
+        except Exception:  # no room for the rows: not searched
+            for each in pieces:
+                each.carry.release()
+            return [piece]
         with self._changed:
             at = batch.pieces.index(piece)
             batch.pieces[at : at + 1] = pieces

@@ -222,7 +222,8 @@ class SweepRunner(ProcessRunner):
             if not self._is_too_large(piece):
                 self.release_memory()
                 if can_cut:
-                    add("halvings")
+                    if not is_whole:  # else it is counted as it is run again
+                        add("halvings")
                     self.shrink(rows, batch.width)
             return HALVES * can_cut
         if self._ends(error):

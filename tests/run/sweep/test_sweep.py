@@ -14,6 +14,7 @@ import torch
 
 import dask_infer
 from dask_infer import Layout, PartitionError, PlacementError
+from dask_infer.metrics.totals import totals
 
 from .conftest import near
 
@@ -235,6 +236,18 @@ def test_out_of_memory_halves_batches_where_they_are(pdf, tmp_path, place):
     pred = frame.infer.predict(model, parallel=CUT, batch_size=64)
     near(pred.compute(scheduler="threads"), pdf.a.to_numpy(), pdf)
     assert sum(n for n in forwards(log) if n <= 10) >= len(pdf)
+
+
+@pytest.mark.parametrize("layout", ["data", Layout(sweep=True, stages=["3"]), CUT])
+def test_halvings_are_those_of_the_whole_model(pdf, tmp_path, layout):
+    def counted() -> float:
+        sums = totals.snapshot("local").values()
+        return sum(each.count("halvings") for each in sums)
+
+    frame, before = dd.from_pandas(pdf.iloc[:30], npartitions=1), counted()
+    model = faulty(tmp_path / "log", above=1e9, most=10)
+    frame.infer.predict(model, parallel=layout, batch_size=30).compute(scheduler="sync")
+    assert counted() - before == 2  # 30 to 15, and 15 to 7
 
 
 def test_a_row_that_hangs_is_left_out(pdf, tmp_path):

@@ -122,6 +122,19 @@ def test_the_error_of_a_row_comes_back_from_a_worker(client, ddf, tmp_path):
     assert caught.value.worker.startswith("tcp://")
 
 
+@pytest.mark.slow
+def test_a_group_that_only_hangs_on_a_worker(client, ddf, pdf, tmp_path):
+    model = faulty(tmp_path / "log", above=49.0, nap=4.0)
+    ddf.infer.predict(model, parallel=CUT).compute()  # a first load takes longer
+    hang = dd.from_pandas(pdf.assign(a=np.float32(50)), npartitions=1)
+    pred = hang.infer.predict(
+        model, parallel=CUT, on_error="null", timeout=1, batch_size=64
+    )
+    with pytest.raises(PartitionError, match="9 forwards of layer group 1 hung"):
+        pred.compute()
+    time.sleep(4)  # for the abandoned threads
+
+
 def test_bad_rows_and_two_jobs_at_once(client, ddf, pdf, tmp_path, model, expected):
     bad = (pdf.a > 2).to_numpy()
     first = ddf.infer.predict(faulty(tmp_path / "log"), parallel=CUT, on_error="null")
