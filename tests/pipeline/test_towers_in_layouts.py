@@ -87,8 +87,8 @@ def near(result, pdf, **columns):
         np.testing.assert_allclose(result[name], wanted, atol=1e-5)
 
 
-class Weighed(torch.nn.Module):
-    """Tells the towers apart, and the order of their rows."""
+class Weighted(torch.nn.Module):
+    """Shows each tower in digits of its own, and the order of its rows."""
 
     def forward(self, swept, shared, staged):
         return swept + 10 * shared + 100 * staged
@@ -102,7 +102,7 @@ def test_towers_of_every_layout_meet_in_a_head(client, ddf, pdf):
             "shared": (shared, READ, SHARDS),
             "staged": (staged, READ, STAGES),
         },
-        head=Weighed(),
+        head=Weighted(),
     )
     found = ddf.infer.predict(towers, keep=False).compute()
     wanted = [by_hand(each, pdf) for each in (swept, shared, staged)]

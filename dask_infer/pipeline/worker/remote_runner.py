@@ -32,7 +32,7 @@ from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms, comms_o
 from dask_infer.pipeline.worker.remote_call import RemoteCall
 from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.plan.window import feeder_share
-from dask_infer.replica.measured import NO_FORWARD
+from dask_infer.replica.measured import NO_FORWARD, ForwardTimes
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.run.runner import Abandoned, Runner
 from dask_infer.spec import Job, UserCode
@@ -117,6 +117,8 @@ def remote_runner(job: Job, code: UserCode) -> Iterator[RemoteRunner]:
 class RemoteRunner(Runner):
     """Batches of one partition through a group of other workers."""
 
+    elsewhere: ForwardTimes = NO_FORWARD
+
     def __init__(
         self,
         job: Job,
@@ -144,7 +146,6 @@ class RemoteRunner(Runner):
         if job.group.layout.shards == 1:  # of shards it is no whole forward
             planned = planned_kind(job.group, "GPU" in dict(job.group.resources))
             self.observed_kind = planned if facts.kind == "cpu" else facts.kind
-        self.elsewhere = NO_FORWARD
 
     @property
     def window(self) -> int:
@@ -206,7 +207,6 @@ class RemoteRunner(Runner):
                 payload = self.wait(future)
         finally:
             self._sent.discard(future)
-        assert self.elsewhere is not None
         self.elsewhere = self.elsewhere.plus(payload.times)
         return self.call.fields(payload.open(), batch)
 
