@@ -81,17 +81,23 @@ def test_replicas_that_are_left_go_to_the_slowest():
             assert slowest <= max(runs) * 1.001
 
 
-def test_who_finds_no_worker_of_its_own_is_refused():
+@pytest.mark.parametrize(
+    ("resources", "refusal"),
+    [
+        ((("GPU", 1.0),), "no worker with resources={'GPU': 1.0} is left for it"),
+        ((), "the other models of the job take all workers that could hold it"),
+    ],
+)
+def test_who_finds_no_worker_of_its_own_is_refused(resources, refusal):
     workers = (*crew(1, 20, speed=100.0), *crew(3, 2, a_host=1, holds=0))
-    gpu = {"resources": (("GPU", 1.0),), "pinned": True}
+    own = {"resources": resources, "pinned": True}
     first, second = choose_together(
-        [sized(4, workers, **gpu), sized(5, workers, **gpu)]
+        [sized(4, workers, **own), sized(5, workers, **own)]
     )
     assert second.chosen.name == "replicas"
     assert first.chosen is None
     refused = {a.name: a.refused for a in first.found}
-    assert refused["replicas"] == refused["stages=auto"]
-    assert "other models of the job take all workers" in refused["replicas"]
+    assert refused["replicas"] == refused["stages=auto"] == refusal
 
 
 def test_a_worker_with_two_of_a_resource_holds_two_models():
