@@ -87,7 +87,8 @@ class SweepRunner(ProcessRunner):
         self._is_wanted: Callable[[], bool] | None = None
         if worker is not None:
             self._is_wanted = is_wanted(worker, current_task_key())
-        self._batches: set[SweptBatch] = set()
+        #: Batches that are not back yet: their rows times the groups that they passed.
+        self._batches: dict[SweptBatch, int] = {}
         #: Forwards that hung, by group, and the groups of which any ended.
         self._timeouts: Counter[int] = Counter()
         self._ended: set[int] = set()
@@ -95,8 +96,6 @@ class SweepRunner(ProcessRunner):
         self._failures = self._rows = 0
         #: A batch that failed with an error that ends the partition.
         self._ending: SweptBatch | None = None
-        #: Rows times groups that they passed, of batches that are not back yet.
-        self._passed = 0
         #: The batch whose error was raised last.
         self._raised: SweptBatch | None = None
 
@@ -116,7 +115,7 @@ class SweepRunner(ProcessRunner):
             inputs = activations.put({**dict(enumerate(batch.args)), **batch.kwargs})
         swept = SweptBatch(self, batch.rows, batch.padding.width, carry, inputs)
         swept.in_flight = rows is not None
-        self._batches.add(swept)
+        self._batches[swept] = 0
         self._rows += batch.rows
         began, todo = self._seconds(), list(swept.pieces)
         while todo:
@@ -128,7 +127,6 @@ class SweepRunner(ProcessRunner):
             if pieces != [piece]:
                 todo = pieces + todo
         if swept.error is not None:
-            self._passed -= sum(len(p.rows) for p in swept.pieces if not p.failed)
             self._forget(swept)
             self._raise(swept)
         self._observe(batch, self._seconds() - began)
@@ -205,7 +203,7 @@ class SweepRunner(ProcessRunner):
         add("forwards")
         replica.count(rows)
         self._ended.add(group)
-        self._passed += rows
+        self._batches[piece.batch] += rows
         return handed
 
     def parts_after(self, piece: Piece, error: Exception, group: int) -> int:
@@ -298,15 +296,14 @@ class SweepRunner(ProcessRunner):
 
     def _show(self) -> None:
         """Have progress go on during a pass."""
-        set_level("rows_underway", max(0, self._passed) / (self.sweep.groups + 1))
+        passed = sum(self._batches.values())
+        set_level("rows_underway", passed / (self.sweep.groups + 1))
 
     def fields(self, swept: SweptBatch, batch: Batch) -> Fields:
         """Wait for a batch; return the fields that become columns."""
         if not swept.done and swept is not self._ending:
             self._leave_first_group()
             self.sweep.wait(swept, self._look)
-        self._passed -= swept.rows * self.sweep.groups
-        self._show()
         if swept.error is not None:
             if swept.done:  # else a pass has it
                 self._forget(swept)
@@ -326,4 +323,5 @@ class SweepRunner(ProcessRunner):
 
     def _forget(self, swept: SweptBatch) -> None:
         swept.release()
-        self._batches.discard(swept)
+        self._batches.pop(swept, None)
+        self._show()
