@@ -45,6 +45,7 @@ def choose_together(jobs: Sequence[JobFacts]) -> list[Choice]:
     workers of their own first divide them evenly, to find what each takes. Then what is
     left goes to the slowest, as it does while the job runs.
     """
+    jobs = [_one_each(job, len(jobs)) for job in jobs]
     choices: dict[int, Choice] = {}
     taken = 0
     for place in sorted(range(len(jobs)), key=lambda place: jobs[place].whole):
@@ -88,6 +89,15 @@ def _beside(facts: JobFacts, taken: int) -> JobFacts:
         w if w.memory is None else replace(w, memory=max(0, w.memory - less))
         for w in facts.workers
     )
+    return replace(facts, workers=workers)
+
+
+def _one_each(facts: JobFacts, models: int) -> JobFacts:
+    """Return the facts where a worker holds each model once.
+
+    A resource may be counted in bytes.
+    """
+    workers = tuple(replace(w, holds=min(w.holds, models)) for w in facts.workers)
     return replace(facts, workers=workers)
 
 

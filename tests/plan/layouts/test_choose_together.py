@@ -112,6 +112,13 @@ def of(kind, load, run):
     return Choice([chosen], chosen)
 
 
+def test_a_resource_may_be_counted_in_bytes():
+    workers = crew(2, 4, holds=10**12)
+    options = {"resources": (("MEMORY", 1.0),), "pinned": True}
+    choices = choose_together([sized(1, workers, **options)] * 2)
+    assert [choice.chosen.replicas for choice in choices] == [2, 2]
+
+
 def test_models_of_a_process_take_turns_and_others_run_beside_them():
     local = [of("data", 1.0, START + 2.0), of("sweep", 0.5, START + 3.0)]
     assert seconds_together(local, 10) == pytest.approx(START + 6.5)
