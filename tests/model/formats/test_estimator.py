@@ -47,7 +47,7 @@ def test_missing_method_names_the_estimator_and_what_it_has() -> None:  # DM-01.
     with pytest.raises(MissingMethodError, match=text):
         check_method(estimator, "predict_proba")
     with pytest.raises(AttributeError, match=text):
-        loaded(estimator, method="predict_proba")
+        loaded(estimator).function("predict_proba")
     check_method(estimator, "predict")
 
 

@@ -281,7 +281,7 @@ def test_onnx_has_no_dtype_methods_or_gpu_here(two_inputs: Path) -> None:
     with pytest.raises(ModelLoadError, match="leave dtype= out"):
         loaded(two_inputs, dtype="float16")
     with pytest.raises(MissingMethodError, match="no method predict"):
-        loaded(two_inputs, method="predict")
+        loaded(two_inputs).function("predict")
     with pytest.raises(ModelLoadError, match="onnxruntime cannot use CUDA"):
         loaded(two_inputs, device="cuda")
 
