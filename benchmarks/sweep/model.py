@@ -6,7 +6,6 @@ It imports nothing of this project: the environment of the peers has torch alone
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from pathlib import Path
@@ -62,14 +61,6 @@ def write(layers: int, folder: Path) -> Path:
 def rows(count: int) -> np.ndarray:
     """Return the rows, always the same."""
     return np.random.default_rng(0).normal(size=(count, WIDTH)).astype("float32")
-
-
-def forget(files: list[Path]) -> None:
-    """Drop the pages of files from the page cache, but those that are mapped."""
-    for file in files:
-        handle = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
 
 
 class Measured:

@@ -13,11 +13,11 @@ import pyarrow as pa
 import torch
 
 import dask_infer  # noqa: F401
-from benchmarks.sweep.model import BATCH, WIDTH, Measured, build, forget, rows
+from benchmarks.sweep.model import BATCH, WIDTH, Measured, build, rows
 from dask_infer import Layout, ModelSource
 
 
-def main(kind: str, layers: int, folder: Path, count: int, cold: bool) -> None:
+def main(kind: str, layers: int, folder: Path, count: int) -> None:
     """Run all rows of one partition."""
     values = pa.array(rows(count).ravel())
     column = pd.arrays.ArrowExtensionArray(
@@ -27,8 +27,7 @@ def main(kind: str, layers: int, folder: Path, count: int, cold: bool) -> None:
     model = ModelSource.from_factory(
         build, layers, weights=str(folder / "model.safetensors.index.json")
     )
-    files = list(folder.glob("*.safetensors"))
-    nbytes = sum(file.stat().st_size for file in files)
+    nbytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     layout = Layout(sweep=True) if kind == "sweep" else "data"
     limit = nbytes // 3 if kind == "sweep" else None
     pred = ddf.infer.predict(
@@ -39,15 +38,10 @@ def main(kind: str, layers: int, folder: Path, count: int, cold: bool) -> None:
     first = torch.nn.Sequential(torch.nn.Linear(WIDTH, 2), torch.nn.Linear(2, 1))
     options = {"columns": "x", "parallel": Layout(sweep=True, stages=2)}
     ddf.infer.predict(first, **options).head(1)  # imports what a process imports once
-    if cold:
-        forget(files)
     with dask.config.set(settings), Measured() as measured:
         result = pred.compute(scheduler="sync")
     print(measured.answer(np.asarray(result["prediction"].infer.to_numpy())))
 
 
 if __name__ == "__main__":
-    main(
-        sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]),
-        int(sys.argv[4]), sys.argv[5] == "cold",
-    )  # fmt: skip
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
