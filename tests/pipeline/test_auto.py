@@ -295,6 +295,15 @@ def test_a_tower_alone_is_chosen_for(client, ddf, pdf, model, expected):
     assert len(group["instances"]) >= 1
 
 
+def test_a_tower_for_which_no_worker_is_left_is_named(client, ddf):
+    own = {"parallel": "auto", "resources": {"GPU": 1}}
+    models = {name: torch.nn.Linear(2, 1) for name in ("one", "two", "three")}
+    towers = Towers({name: (each, ["a", "b"], own) for name, each in models.items()})
+    missing = r"no worker with resources=\{'GPU': 1.0\} is left for it"
+    with pytest.raises(PlacementError, match=missing):
+        ddf.infer.predict(towers, keep=False).compute()
+
+
 def test_a_tower_that_fits_nowhere_is_named(small_workers, ddf):
     wide = torch.nn.Sequential(torch.nn.Linear(2, 4096), torch.nn.Linear(4096, 1))
     towers = Towers({"one": (torch.nn.Linear(2, 1), None), "two": (wide, None)})
