@@ -28,6 +28,7 @@ from dask.dataframe.dask_expr._expr import (
 )
 from distributed.worker import thread_state  # type: ignore[attr-defined]
 
+#: What is passed on as it is; functions for all else follow.
 __all__ = [
     "Blockwise",
     "DataFrame",
@@ -40,27 +41,8 @@ __all__ = [
     "Series",
     "Task",
     "TaskRef",
-    "add_dashboard_pages",
-    "as_part_of_task",
-    "count_in_fine_metrics",
-    "count_partitions",
-    "count_rows",
-    "count_rows_at_most",
-    "count_tasks_like_this",
-    "current_task_key",
     "is_filter_pushdown_available",
-    "is_fusible",
-    "is_lazy",
-    "is_task_thread",
-    "live_clients",
     "new_collection",
-    "projected_columns",
-    "register_tensor_dtype",
-    "run_on_loop",
-    "sample_no_faster",
-    "schema_columns",
-    "show_page",
-    "task_start",
 ]
 
 T = TypeVar("T")
@@ -144,17 +126,14 @@ def count_partitions(expr: Expr) -> int:
 
 def current_task_key() -> Any:
     """Key of the task that a worker runs in the calling thread."""
-    from distributed import worker
-
-    return worker.thread_state.key  # type: ignore[attr-defined]
+    return thread_state.key
 
 
 def count_tasks_like_this(worker: Any) -> int:
     """Tasks that a worker runs now, of the layer of the calling thread's task."""
-    own = current_task_key()
-    name = own[0] if isinstance(own, tuple) else own
-    running = [task.key for task in worker.state.executing.copy()]
-    return sum((key[0] if isinstance(key, tuple) else key) == name for key in running)
+    keys = [current_task_key(), *(t.key for t in worker.state.executing.copy())]
+    own, *names = [key[0] if isinstance(key, tuple) else key for key in keys]
+    return names.count(own)
 
 
 def as_part_of_task(work: Callable[[], T]) -> Callable[[], T]:
@@ -162,12 +141,10 @@ def as_part_of_task(work: Callable[[], T]) -> Callable[[], T]:
 
     The worker travels in the context, the task's key in the state of threads.
     """
-    from distributed import worker
     from distributed.utils import set_thread_state
 
-    running = worker.thread_state  # type: ignore[attr-defined]
     names = ("key", "start_time")
-    state = {n: getattr(running, n) for n in names if hasattr(running, n)}
+    state = {n: getattr(thread_state, n) for n in names if hasattr(thread_state, n)}
     context = contextvars.copy_context()
 
     def run() -> T:
@@ -186,8 +163,7 @@ def is_task_thread() -> bool:
 
 def task_start() -> float | None:
     """When the task of the calling thread began, in seconds since the epoch."""
-    start: float | None = getattr(thread_state, "start_time", None)
-    return start
+    return getattr(thread_state, "start_time", None)
 
 
 def count_in_fine_metrics(seconds: Mapping[str, float]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from dask.dataframe.extensions import (
 from dask_infer._dask import DataFrame, Series, new_collection
 from dask_infer.batch.inputs.frame_columns import several_levels
 from dask_infer.batch.tensor.lists import is_list, to_dense
+from dask_infer.client.layout_plan import Plan
 from dask_infer.client.request import Request
 from dask_infer.graph.expr import Predict, PredictBatches
 from dask_infer.spec import Layout
@@ -24,29 +26,39 @@ from dask_infer.watching.prediction_summary import PredictionSummary
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _with_signature_of(other: Callable[..., Any]) -> Callable[[_F], _F]:
-    """Show a method's parameters as those of another."""
+def _with_signature_of(
+    other: Callable[..., Any], **defaults: Any
+) -> Callable[[_F], _F]:
+    """Show a method's parameters as those of another, with some other defaults."""
 
     def decorate(method: _F) -> _F:
-        signature = inspect.signature(other).replace(return_annotation="Plan")
+        parameters = [
+            each.replace(default=defaults.get(each.name, each.default))
+            for each in inspect.signature(other).parameters.values()
+        ]
+        signature = inspect.signature(method).replace(parameters=parameters)
         method.__signature__ = signature  # type: ignore[attr-defined]
         return method
 
     return decorate
 
 
-@register_dataframe_accessor("infer")
-class DataFrameInfer:
-    """Inference over the rows of a Dask dataframe."""
+class _Infer:
+    """Shows what a Dask collection predicts."""
 
-    def __init__(self, frame: DataFrame) -> None:
-        self._frame = frame
+    def __init__(self, collection: Any) -> None:
+        self._collection = collection
 
     def __repr__(self) -> str:
-        return repr(PredictionSummary(self._frame))
+        return repr(PredictionSummary(self._collection))
 
     def _repr_html_(self) -> str | None:
-        return PredictionSummary(self._frame)._repr_html_()
+        return PredictionSummary(self._collection)._repr_html_()
+
+
+@register_dataframe_accessor("infer")
+class DataFrameInfer(_Infer):
+    """Inference over the rows of a Dask dataframe."""
 
     def predict(
         self,
@@ -172,10 +184,11 @@ class DataFrameInfer:
         ValueError
             If an argument is not one of its choices, or an output's name is taken.
         """
-        return _predict(self._frame, Request(model, **_arguments(locals())))
+        variables = {k: v for k, v in locals().items() if k != "self"}
+        return _predict(self._collection, Request(**variables))
 
     @_with_signature_of(predict)
-    def explain(self, model: Any, **arguments: Any) -> Any:
+    def explain(self, model: Any, **arguments: Any) -> Plan | Awaitable[Plan]:
         """Compare the layouts of a `predict` call, and run nothing.
 
         Takes the arguments of `predict`; `parallel` is not read, as all layouts are
@@ -197,12 +210,7 @@ class DataFrameInfer:
         PlacementError
             If the cluster has no workers.
         """
-        return _explain(self._frame, model, arguments)
-
-
-def _arguments(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments among the local variables of `predict`."""
-    return {k: v for k, v in variables.items() if k not in ("self", "model")}
+        return _explain(self._collection, Request(model, **arguments))
 
 
 def _with_parameters_of(other: Callable[..., Any]) -> Callable[[_F], _F]:
@@ -220,43 +228,12 @@ def _with_parameters_of(other: Callable[..., Any]) -> Callable[[_F], _F]:
 
 
 @register_series_accessor("infer")
-class SeriesInfer:
+class SeriesInfer(_Infer):
     """Inference over one column of a Dask dataframe."""
 
-    def __init__(self, series: Series) -> None:
-        self._series = series
-
-    def __repr__(self) -> str:
-        return repr(PredictionSummary(self._series))
-
-    def _repr_html_(self) -> str | None:
-        return PredictionSummary(self._series)._repr_html_()
-
     @_with_parameters_of(DataFrameInfer.predict)
-    def predict(
-        self,
-        model: Any,
-        *,
-        columns: Any = None,
-        output: str | Sequence[str] | Mapping[str, str] | None = None,
-        keep: bool | Sequence[Any] = False,
-        batch_size: int | Literal["auto"] = "auto",
-        batch_tokens: int | Literal["auto"] | None = "auto",
-        preprocess: Callable[[pd.DataFrame], Any] | None = None,
-        tokenizer: Any = None,
-        postprocess: Callable[..., Any] | None = None,
-        method: str | None = None,
-        call_kwargs: Mapping[str, Any] | None = None,
-        shapes: Mapping[str, Sequence[int]] | None = None,
-        dtype: Any = None,
-        device: Any = "auto",
-        parallel: str | Layout = "data",
-        resources: Mapping[str, float] | None = None,
-        on_error: Literal["raise", "null", "quarantine"] = "raise",
-        timeout: float | str | None = None,
-        row_wise: bool = True,
-        meta: Any = None,
-    ) -> DataFrame | Series:
+    @_with_signature_of(DataFrameInfer.predict, keep=False)
+    def predict(self, model: Any, **arguments: Any) -> DataFrame | Series:
         """Run a model over the values of this column.
 
         The same call as `DataFrameInfer.predict` on a dataframe of this one column,
@@ -268,29 +245,27 @@ class SeriesInfer:
             A series named as the output column where there is one output and the
             column is not kept; else a dataframe.
         """
-        frame, arguments = self._call(_arguments(locals()))
-        result = _predict(frame, Request(model, **arguments))
+        result = _predict(*self._call(model, arguments))
         return result[result.columns[0]] if len(result.columns) == 1 else result
 
     @_with_signature_of(predict)
-    def explain(self, model: Any, **arguments: Any) -> Any:
+    def explain(self, model: Any, **arguments: Any) -> Plan | Awaitable[Plan]:
         """Compare the layouts of a `predict` call; see `DataFrameInfer.explain`."""
-        frame, arguments = self._call({"keep": False, **arguments})
-        return _explain(frame, model, arguments)
+        return _explain(*self._call(model, arguments))
 
-    def _call(self, arguments: dict[str, Any]) -> tuple[DataFrame, dict[str, Any]]:
-        """Return the column as a dataframe, and the arguments of a call on it."""
-        series = self._series
-        name = "value" if series.name is None else series.name
+    def _call(self, model: Any, arguments: dict[str, Any]) -> tuple[DataFrame, Request]:
+        """Return the column as a dataframe, and the request of a call on it."""
+        name = "value" if self._collection.name is None else self._collection.name
         if isinstance(name, tuple):
             raise several_levels(len(name))
         if arguments.get("columns") is None:
             arguments["columns"] = name
-        return series.to_frame(name), arguments
+        request = Request(model, **{"keep": False, **arguments})
+        return self._collection.to_frame(name), request
 
     def to_numpy(self, dtype: Any = None) -> np.ndarray:
         """Compute this column as one ``(n, *shape)`` array."""
-        return _to_numpy(self._series.compute(), dtype)
+        return _to_numpy(self._collection.compute(), dtype)
 
 
 @pd.api.extensions.register_series_accessor("infer")
@@ -340,9 +315,7 @@ def _predict(frame: DataFrame, request: Request) -> DataFrame:
     return predicted
 
 
-def _explain(frame: DataFrame, model: Any, arguments: dict[str, Any]) -> Any:
+def _explain(frame: DataFrame, request: Request) -> Plan | Awaitable[Plan]:
     from dask_infer.client.explain import explain  # imports torch
 
-    Request(model, **arguments)  # refuses what `predict` does
-    request = Request(model, **{**arguments, "parallel": "auto"})
-    return explain(request, frame.expr)
+    return explain(replace(request, parallel="auto"), frame.expr)

@@ -40,7 +40,7 @@ def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
     ValueError
         If the layout does not go with other arguments.
     """
-    request, layout = call.request, call.request.parallel
+    request, layout = call.request, call.request.layout
     whole = layout.is_local and not request.resources
     if request.auto or layout.sweep or whole:
         return None
@@ -78,7 +78,7 @@ def _group(call: ModelCall, layout: Layout, chain: Blob | None) -> GroupSpec:
     return GroupSpec(
         call.spec,
         layout,
-        request.resources,
+        tuple(sorted((str(k), float(v)) for k, v in (request.resources or {}).items())),
         dtype=request.dtype,
         device=request.device,
         method=request.method,
@@ -97,7 +97,7 @@ def call_sweep(call: ModelCall, inputs: Inputs) -> LayerGroups | None:
 
     Raises as `call_group`.
     """
-    layout = call.request.parallel
+    layout = call.request.layout
     if not layout.sweep:
         return None
     return LayerGroups(_chain(call, inputs), layout.stages)
@@ -110,7 +110,7 @@ def _in_shards(call: ModelCall, inputs: Inputs) -> Blob | None:
         chain = _chain(call, inputs)
         axes = read_chain(chain).axes
     except CannotSplit as refusal:
-        if call.request.parallel.stages != 1:
+        if call.request.layout.stages != 1:
             raise
         axes = _axes_of_uncut(call, refusal)
     if not axes:
@@ -135,8 +135,8 @@ def _axes_of_uncut(call: ModelCall, refusal: CannotSplit) -> Mapping[str, int]:
 
 def _chain(call: ModelCall, inputs: Inputs) -> Blob:
     """Split the model and put the chain of its blocks where workers find it."""
-    request, stages = call.request, call.request.parallel.stages
-    parts = "stages" if request.parallel.shards == 1 else "shards"
+    request, stages = call.request, call.request.layout.stages
+    parts = "stages" if request.layout.shards == 1 else "shards"
     if request.method is not None:
         raise ValueError(
             f"method={request.method!r}: only the model's own call can be split into "
@@ -163,7 +163,7 @@ def split_call(call: ModelCall, examples: Mapping[ArgumentKey, Example]) -> Blob
         if refused == examples:
             raise error  # trying took seconds
     args, kwargs = split_keys(examples)
-    stages = call.request.parallel.stages
+    stages = call.request.layout.stages
     try:
         return chain_blob(
             call.spec,

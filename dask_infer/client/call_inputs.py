@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_list_like
+from pandas.api.types import is_list_like, is_scalar
 
 from dask_infer.batch.inputs.column_types import column_type_of
+from dask_infer.batch.inputs.frame_columns import is_list
 from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.client.examples import TOKENIZED
 from dask_infer.client.model_call import ModelCall
@@ -50,13 +51,13 @@ def call_inputs(call: ModelCall) -> Inputs:
         other arguments.
     """
     request, live = call.request, call.recognised.live
-    columns = call.frame_meta.columns
+    columns = call.rows.meta.columns
     inputs = resolve_inputs(
-        call.frame_meta,
+        call.rows.meta,
         request.columns,
         interface_hint=call.interface,
         shapes=request.shapes,
-        schema=call.schema,
+        schema=call.rows.schema,
         tokenizer=call.tokenizer is not None
         or (call.format.brings_tokenizer(call.spec) and _reads_text(call)),
         feature_names=call.format.feature_names(live, columns),
@@ -69,32 +70,26 @@ def call_inputs(call: ModelCall) -> Inputs:
 
 def _reads_text(call: ModelCall) -> bool:
     """Whether a model with a tokenizer of its own gets a column of text."""
-    columns = call.request.columns
-    named = columns.values() if isinstance(columns, Mapping) else columns
-    if columns is None or isinstance(columns, str):
-        named = list(call.frame_meta.columns) if columns is None else [columns]
-    types = {
-        name: column_type_of(call.frame_meta[name].dtype)
-        for name in named
-        if isinstance(name, str) and name in call.frame_meta
-    }
-    objects = {name for name, held in types.items() if held == "object"}
-    return "text" in types.values() or bool(objects & _objects_as_text(call))
-
-
-def _objects_as_text(call: ModelCall) -> set[str]:
-    """Columns of objects that a model of texts reads as text."""
-    request, columns = call.request, call.request.columns
-    if request.preprocess is not None:
-        return set()
+    request, meta, columns = call.request, call.rows.meta, call.request.columns
+    # Each column that is an argument by itself, and whether objects in it may be text.
+    named: list[tuple[Any, bool]]
     if isinstance(columns, Mapping):
-        named = [v for k, v in columns.items() if not str(k).startswith(TENSORS)]
-    elif columns is None and len(call.frame_meta.columns) == 1:
-        named = list(call.frame_meta.columns)
+        named = [(v, not str(k).startswith(TENSORS)) for k, v in columns.items()]
+    elif columns is None:
+        named = [(name, len(meta.columns) == 1) for name in meta.columns]
+    elif is_list(columns):
+        named = [(name, False) for name in columns]
     else:
-        named = list(columns) if isinstance(columns, tuple) else [columns]
-    lists = {*(request.shapes or {}), *call.schema}
-    return {name for name in named if isinstance(name, str)} - lists
+        parts = columns if isinstance(columns, tuple) else (columns,)
+        named = [(name, True) for name in parts]
+    lists = {*(request.shapes or {}), *call.rows.schema}
+    for name, alone in named:
+        if is_scalar(name) and name in meta:
+            objects = alone and request.preprocess is None and name not in lists
+            kinds = ("text", "object") if objects else ("text",)
+            if column_type_of(meta[name].dtype) in kinds:
+                return True
+    return False
 
 
 def _check_arity(call: ModelCall, inputs: Inputs) -> None:

@@ -93,7 +93,7 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
     if call.interface != "tensor":
         return inputs, None
     request = call.request
-    grouped = request.auto or not request.parallel.is_local or bool(request.resources)
+    grouped = request.auto or not request.layout.is_local or bool(request.resources)
     declared = call.format.declares_outputs
     try:
         if declared or (grouped and undecided_integers(call, inputs)):
@@ -134,7 +134,7 @@ def _column_dtypes(call: ModelCall, inputs: Inputs) -> dict[Any, str] | None:
     if call.request.preprocess is not None:
         return None
     names = [name for argument in inputs.arguments for name in argument.columns]
-    frame = call.frame_meta[names]
+    frame = call.rows.meta[names]
     known = {
         name: dtype.name if isinstance(dtype, np.dtype) else "object"
         for name, dtype in plain_frame(frame).dtypes.items()

@@ -37,7 +37,7 @@ def examples(call: ModelCall, inputs: Inputs) -> dict[ArgumentKey, Example]:
     if call.request.preprocess is not None and unknown is not None:
         raise unknown_shape(unknown, "what preprocess= makes of them is not known")
     for key, place in places(inputs).items():
-        made[key] = _example(inputs.arguments[place], call.frame_meta)
+        made[key] = _example(inputs.arguments[place], call.rows.meta)
     return made
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_scalar
 
 from dask_infer.batch.outputs.column_dtypes import pandas_dtype
 from dask_infer.batch.outputs.naming import DEFAULT, name_values
@@ -28,7 +29,6 @@ from dask_infer.client.model_job import build_model_job
 from dask_infer.client.request import Request
 from dask_infer.errors import InputError, naming_model
 from dask_infer.model.combine import Combine
-from dask_infer.model.formats.format import Format
 from dask_infer.model.recognise import recognise
 from dask_infer.model.registry import format_of
 from dask_infer.model.shapes.trace_errors import TWO
@@ -42,10 +42,8 @@ from dask_infer.spec import (
     TowersJob,
 )
 
-#: Arguments that say what a model is called with: of `Towers` each tower has its own.
-CALLS = (
-    *("columns", "preprocess", "tokenizer", "postprocess", "method", "call_kwargs"),
-)
+#: Arguments that say how a model is called: of `Towers` each tower has its own.
+CALLS = ("preprocess", "tokenizer", "postprocess", "method", "call_kwargs")
 
 
 def build_job(request: Request, expr: Any) -> tuple[AnyJob, tuple[Any, ...]]:
@@ -66,14 +64,40 @@ def _job(request: Request, rows: InputRows, kept: tuple[Any, ...] = ()) -> AnyJo
 
 def _part(request: Request, member: Member, **arguments: Any) -> Request:
     """Return the request of one of several models; its own options come first."""
-    options = {
-        "resources": dict(request.resources) or None,
-        "parallel": "auto" if request.auto else request.parallel,
-        "keep": False,
-        **arguments,
-        **member.options,
-    }
+    options = {"keep": False, **arguments, **member.options}
     return replace(request, model=member.model, columns=member.columns, **options)
+
+
+def _tower(
+    title: str,
+    name: str,
+    request: Request,
+    member: Member,
+    rows: InputRows,
+    **arguments: Any,
+) -> Tower:
+    """Return one of several models; `name` is that of its output among all."""
+    with naming_model(title):
+        job = _job(_part(request, member, **arguments), rows)
+    own = job.outputs.names
+    full = [f"{name}_{each.removeprefix(f'{DEFAULT}_')}" for each in own]
+    names = [name] if own == (DEFAULT,) else full
+    return Tower(title, job, tuple(zip(own, names, strict=True)))
+
+
+def _on_error(request: Request, has_head: bool) -> Any:
+    """Return `on_error` of one of several models.
+
+    What combines them leaves out the rows that one failed on, so it must know them.
+    """
+    nullable = request.on_error != "raise"
+    return "quarantine" if nullable and has_head else request.on_error
+
+
+def _declared(request: Request, kept: tuple[Any, ...]) -> list[tuple[Any, Any]]:
+    """Return what ``meta=`` says of outputs: names and dtypes."""
+    pairs = [] if request.meta is None else meta_pairs(request.meta)
+    return [p for p in pairs if p[0] not in kept and p[0] != ERROR_COLUMN]
 
 
 # --- towers ---------------------------------------------------------------------------
@@ -90,54 +114,31 @@ def _towers_job(
         If an argument is given for the whole that each tower has for itself.
     """
     _check_call(request, rows)
-    meta = _meta_by_tower(request, model, kept) if model.head is None else {}
-    called = dict.fromkeys(CALLS[1:])
-    towers = []
-    for name, member in model.towers.items():
-        title = f'tower "{name}"'
-        with naming_model(title):
-            own = {
-                "output": None,
-                "meta": meta.get(name),
-                "on_error": _on_error(request, model.head is not None),
-            }
-            job = _job(_part(request, member, **called, **own), rows)
-        towers.append(Tower(title, job, _full_names(name, job)))
-    if model.head is not None:
-        return _headed(request, model, towers, kept)
-    return _headless(request, towers, kept)
+    has_head = model.head is not None
+    meta = {} if has_head else _meta_by_tower(request, model, kept)
+    own = {"output": None, "on_error": _on_error(request, has_head)}
+    towers = [
+        _tower(f'tower "{name}"', name, request, each, rows, meta=meta.get(name), **own)
+        for name, each in model.towers.items()
+    ]
+    combine = _headed if has_head else _headless
+    return combine(request, towers, kept)
 
 
 def _check_call(request: Request, rows: InputRows) -> None:
     # A series names its column, which is all that there is.
-    named = isinstance(request.columns, str)
-    only = named and [request.columns] == list(rows.meta.columns)
+    only = is_scalar(request.columns) and [request.columns] == [*rows.meta.columns]
+    if request.columns is not None and not only:
+        raise ValueError(
+            "columns=: each tower names its own, as Towers({name: (model, columns)}); "
+            "leave out columns="
+        )
     for name in CALLS:
-        if getattr(request, name) is not None and not (name == "columns" and only):
+        if getattr(request, name) is not None:
             raise ValueError(
                 f"{name}=: each tower has its own; pass it in Towers({{name: (model, "
                 f'columns, {{"{name}": ...}})}}, head=(model, columns, {{...}}))'
-                if name != "columns"
-                else "columns=: each tower names its own, as Towers({name: (model, "
-                "columns)}); leave out columns="
             )
-
-
-def _on_error(request: Request, has_head: bool) -> Any:
-    """Return `on_error` of one of several models.
-
-    What combines them leaves out the rows that one failed on, so it must know them.
-    """
-    nullable = request.on_error != "raise"
-    return "quarantine" if nullable and has_head else request.on_error
-
-
-def _full_names(tower: str, job: AnyJob) -> tuple[tuple[str, str], ...]:
-    """Return the names of a tower's outputs, in its job and among those of all."""
-    own = job.outputs.names
-    if own == (DEFAULT,):
-        return ((DEFAULT, tower),)
-    return tuple((name, f"{tower}_{name.removeprefix(f'{DEFAULT}_')}") for name in own)
 
 
 def _meta_by_tower(
@@ -145,21 +146,14 @@ def _meta_by_tower(
 ) -> dict[str, Any]:
     """Return ``meta=`` of the whole as that of each tower."""
     found: dict[str, Any] = {}
-    pairs = [] if request.meta is None else list(meta_pairs(request.meta))
-    for key, dtype in pairs:
-        if key in kept or key == ERROR_COLUMN:
-            continue
-        names = [
-            name
-            for name in sorted(model.towers, key=len, reverse=True)
-            if key == name or str(key).startswith(f"{name}_")
-        ]
+    for key, dtype in _declared(request, kept):
+        names = [n for n in model.towers if key == n or str(key).startswith(f"{n}_")]
         if not names:
             raise ValueError(
                 f"meta=: {key!r} is no output of a tower; the outputs are named tower "
                 f"or tower_field, and the towers are {', '.join(model.towers)}"
             )
-        name = names[0]
+        name = max(names, key=len)
         if key == name:
             found[name] = dtype
         else:
@@ -196,22 +190,19 @@ def _headless(
 
 
 def _headed(
-    request: Request, model: Towers, towers: Sequence[Tower], kept: tuple[Any, ...]
+    request: Request, towers: Sequence[Tower], kept: tuple[Any, ...]
 ) -> TowersJob:
-    assert model.head is not None
-    member = model.head
-    fitted = _format(member).is_fitted
-    arguments: dict[str, Any] = {
-        **dict.fromkeys(CALLS[1:]),
-        "shapes": None,
-        # It is small, and reads what is here.
-        "parallel": "data",
-        "resources": None,
-    }
+    member: Member = request.model.head
+    several = isinstance(member.model, Towers | Ensemble)
+    method = member.options.get("method")
+    fitted = not several and format_of(recognise(member.model, method).spec).is_fitted
+    # It is small, and reads what is here.
+    arguments: dict[str, Any] = {"shapes": None, "parallel": "data", "resources": None}
     with naming_model("head"):
         by_tower = member.columns is None and not isinstance(member.model, Towers)
         if by_tower:
-            columns = [*_columns(towers)] if fitted else _by_tower(model, towers)
+            names = [*_columns(towers)]
+            columns = names if fitted else _by_tower(request.model, towers)
             member = replace(member, columns=columns)
         if fitted:
             arguments["preprocess"] = spread_lists
@@ -228,12 +219,6 @@ def _headed(
     return TowersJob(
         "Towers", tuple(towers), head.outputs, head, on_error=request.on_error
     )
-
-
-def _format(member: Member) -> Format | type[Format]:
-    if isinstance(member.model, Towers | Ensemble):
-        return Format
-    return format_of(recognise(member.model, member.options.get("method")).spec)
 
 
 def _by_tower(model: Towers, towers: Sequence[Tower]) -> dict[str, Any]:
@@ -302,6 +287,7 @@ def _ensemble_job(
     """Return the job of an ensemble: a request a model, and one that combines them."""
     how = model.combine
     fields = request.output if isinstance(request.output, dict) else None
+    uncalled: dict[str, Any] = dict.fromkeys(CALLS)
     arguments = {
         # Fields that are not read are not carried along.
         "output": None if fields is None else {key: key for key in fields},
@@ -310,21 +296,22 @@ def _ensemble_job(
     }
     towers = []
     for place, member in enumerate(model.members):
-        title = f"member {place}"
-        own = dict.fromkeys(CALLS[1:]) if isinstance(member.model, Towers) else {}
+        own = uncalled if isinstance(member.model, Towers) else {}
         if member.columns is None and not own:
             member = replace(member, columns=request.columns)
-        with naming_model(title):
-            job = _job(_part(request, member, **arguments, **own), rows)
-        towers.append(Tower(title, job, _full_names(f"m{place}", job)))
+        title, options = f"member {place}", {**arguments, **own}
+        towers.append(_tower(title, f"m{place}", request, member, rows, **options))
     if how in ("mean", "stack"):
         check_classes(how, model, request.method)
     names = _fields(towers)
     columns = {full: full for tower in towers for _, full in tower.columns}
     part = Member(Combine(how), columns)
-    calls = {**dict.fromkeys(CALLS[1:]), "shapes": None, "dtype": None}
-    calls["call_kwargs"] = {"names": names}
-    here = {"parallel": "data", "resources": None, "device": "cpu", **calls}
+    here = {
+        **uncalled,
+        "call_kwargs": {"names": names},
+        **{"parallel": "data", "resources": None, "device": "cpu"},
+        **{"dtype": None, "shapes": None},
+    }
     rows = _rows_of(towers)
     if callable(how):
         head = build_model_job(_part(request, part, **here), rows, kept)
@@ -361,11 +348,7 @@ def _member_meta(request: Request, kept: tuple[Any, ...]) -> Any:
         return None
     renamed = request.output if isinstance(request.output, dict) else {}
     fields = {name: field for field, name in renamed.items()}
-    return [
-        (fields.get(name, name), dtype)
-        for name, dtype in meta_pairs(request.meta)
-        if name not in kept and name != ERROR_COLUMN
-    ]
+    return [(fields.get(n, n), dtype) for n, dtype in _declared(request, kept)]
 
 
 def _fields(towers: Sequence[Tower]) -> list[dict[str | None, str]]:

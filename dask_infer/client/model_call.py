@@ -42,10 +42,7 @@ class ModelCall:
 
     request: Request
     recognised: Recognised
-    #: Empty frame with the columns and dtypes of the rows.
-    frame_meta: pd.DataFrame
-    #: Row shapes of list columns, where a parquet schema states them.
-    schema: Mapping[str, tuple[int | None, ...]]
+    rows: InputRows
     #: Arguments for which the model cannot be split, each with the error.
     refused: list[tuple[Mapping[ArgumentKey, Example], Exception]] = field(
         default_factory=list, init=False, repr=False, compare=False
@@ -69,9 +66,9 @@ class ModelCall:
     @property
     def is_divided(self) -> bool:
         """Whether the model may run in parts: stages, shards or groups of a sweep."""
-        layout = self.request.parallel
+        layout = self.request.layout
         parts = layout.stages != 1 or layout.shards != 1 or layout.sweep
-        return bool(parts or self.request.auto)
+        return parts or self.request.auto
 
     @property
     def tokenizer(self) -> Any:
@@ -90,18 +87,11 @@ def recognise_call(request: Request, rows: InputRows) -> ModelCall:
     ValueError
         If it lacks the method asked for, or cannot run in the dtype asked for.
     """
-    recognised = recognise(request.model, request.method)
-    call = ModelCall(request, recognised, rows.meta, rows.schema)
-    _check_model(call)
-    return call
-
-
-def _check_model(call: ModelCall) -> None:
-    """Refuse a method that the model lacks, and a dtype that it cannot run in."""
-    dtype = call.request.dtype
-    if dtype is not None and not call.format.has_dtype:
+    call = ModelCall(request, recognise(request.model, request.method), rows)
+    if request.dtype is not None and not call.format.has_dtype:
         raise ValueError(
-            f'dtype={dtype!r}: model "{call.spec.name}" is not a torch model, it runs '
-            "in the dtypes it has; leave out dtype="
+            f'dtype={request.dtype!r}: model "{call.spec.name}" is not a torch model, '
+            "it runs in the dtypes it has; leave out dtype="
         )
-    call.format.check_method(call.recognised.live, call.request.method)
+    call.format.check_method(call.recognised.live, request.method)
+    return call

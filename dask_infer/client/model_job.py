@@ -83,7 +83,7 @@ def _code(call: ModelCall) -> Blob:
 def _batch_size(request: Request) -> int | None:
     """Return the most rows of a batch; where there are stages it is a microbatch."""
     rows = _or_configured(request.batch_size, "batch.rows", None)
-    limits = [n for n in (rows, request.parallel.microbatch) if isinstance(n, int)]
+    limits = [n for n in (rows, request.layout.microbatch) if isinstance(n, int)]
     return min(limits, default=None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -14,6 +14,13 @@ from dask_infer.device.device_names import check_device_name
 from dask_infer.spec import Layout
 
 ON_ERROR = ("raise", "null", "quarantine")
+LAYOUTS = {
+    "data": Layout(),
+    "pipeline": Layout(stages="auto"),
+    "tensor": Layout(shards="auto"),
+    "sweep": Layout(sweep=True),
+    "auto": Layout(),
+}
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8")
 
 
@@ -22,8 +29,7 @@ class Request:
     """The arguments of one `predict` call, checked and in one form.
 
     `DataFrameInfer.predict` explains them. Afterwards `device` and `dtype` are names,
-    `parallel` is a `Layout`, `resources` are pairs in a fixed order, and `timeout` is
-    in seconds.
+    and `timeout` is in seconds.
     """
 
     model: Any
@@ -41,33 +47,21 @@ class Request:
     dtype: Any = None
     device: Any = "auto"
     parallel: Any = "data"
-    resources: Any = None
+    resources: Mapping[str, float] | None = None
     on_error: Literal["raise", "null", "quarantine"] = "raise"
     timeout: Any = None
     row_wise: bool = True
     meta: Any = None
-    #: Whether the layout is chosen once workers are known; `parallel` is the default.
-    auto: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "auto", _is_auto(self.parallel))
         parsed = {
             "device": check_device_name(_named(self.device)),
             "dtype": _named(self.dtype),
-            "parallel": _layout(self.parallel),
-            "resources": _resources(self.resources),
             "timeout": None if self.timeout is None else _seconds(self.timeout),
         }
         for name, value in parsed.items():
             object.__setattr__(self, name, value)
-        self._check()
-        if self.parallel.sweep and self.resources:
-            raise ValueError(
-                f"resources={dict(self.resources)!r}: a sweep runs where the rows are "
-                "and holds no resource; leave out resources= or the sweep"
-            )
-
-    def _check(self) -> None:
+        self._check_layout()
         _check_count("batch_size", self.batch_size, "auto")
         _check_count("batch_tokens", self.batch_tokens, "auto", None)
         for name in ("preprocess", "postprocess"):
@@ -87,6 +81,42 @@ class Request:
         if not isinstance(self.row_wise, bool):
             raise ValueError(f"row_wise={self.row_wise!r}: pass True or False")
 
+    def _check_layout(self) -> None:
+        # What is no layout may have no hash.
+        if not (isinstance(self.parallel, Layout) or self.parallel in [*LAYOUTS]):
+            raise ValueError(
+                f'parallel={self.parallel!r}: pass "data", "pipeline", "tensor", '
+                '"sweep", "auto" or a dask_infer.Layout'
+            )
+        if self.resources is None:
+            return
+        if not isinstance(self.resources, Mapping) or not self.resources:
+            raise ValueError(
+                f"resources={self.resources!r}: pass what one replica or stage holds, "
+                'such as {"GPU": 1}'
+            )
+        for name, amount in self.resources.items():
+            if not isinstance(amount, Real) or isinstance(amount, bool) or amount <= 0:
+                raise ValueError(
+                    f"resources={{{name!r}: {amount!r}}}: pass a number above 0"
+                )
+        if self.layout.sweep:
+            raise ValueError(
+                f"resources={dict(self.resources)!r}: a sweep runs where the rows are "
+                "and holds no resource; leave out resources= or the sweep"
+            )
+
+    @property
+    def auto(self) -> bool:
+        """Whether the layout is chosen once workers are known."""
+        return self.parallel == "auto"  # type: ignore[no-any-return]
+
+    @property
+    def layout(self) -> Layout:
+        """The layout that is asked for; the default where it is yet to be chosen."""
+        layout: Layout = LAYOUTS.get(self.parallel, self.parallel)
+        return layout
+
 
 def _named(value: Any) -> Any:
     """Return the name of a dtype or device that was passed as torch's or NumPy's."""
@@ -97,47 +127,6 @@ def _named(value: Any) -> Any:
     if type(value).__module__ == "torch":  # which need not be imported here
         return str(value).removeprefix("torch.")
     return value
-
-
-def _is_auto(parallel: Any) -> bool:
-    return isinstance(parallel, str) and parallel == "auto"
-
-
-def _layout(parallel: Any) -> Layout:
-    """Return the layout that ``parallel=`` asks for, or raise `ValueError`."""
-    if isinstance(parallel, Layout):
-        layout = parallel
-    elif parallel == "data" or _is_auto(parallel):
-        layout = Layout()
-    elif parallel == "pipeline":
-        layout = Layout(stages="auto")
-    elif parallel == "tensor":
-        layout = Layout(shards="auto")
-    elif parallel == "sweep":
-        layout = Layout(sweep=True)
-    else:
-        raise ValueError(
-            f'parallel={parallel!r}: pass "data", "pipeline", "tensor", "sweep", '
-            '"auto" or a dask_infer.Layout'
-        )
-    return layout
-
-
-def _resources(resources: Any) -> tuple[tuple[str, float], ...]:
-    """Return ``resources=`` in a fixed order, or raise `ValueError`."""
-    if resources is None:
-        return ()
-    if not isinstance(resources, Mapping) or not resources:
-        raise ValueError(
-            f"resources={resources!r}: pass what one replica or stage holds, such as "
-            '{"GPU": 1}'
-        )
-    for name, amount in resources.items():
-        if not isinstance(amount, Real) or isinstance(amount, bool) or amount <= 0:
-            raise ValueError(
-                f"resources={{{name!r}: {amount!r}}}: pass a number above 0"
-            )
-    return tuple(sorted((str(name), float(v)) for name, v in resources.items()))
 
 
 def _check_count(name: str, value: Any, *words: Any) -> None:

@@ -81,7 +81,7 @@ def _split(call: ModelCall, made: Mapping[ArgumentKey, Example]) -> Traced | Non
     None where there is none, or the model has to be tried with several dtypes. A
     model that cannot be split may have a plainer error once shapes are propagated.
     """
-    request, stages = call.request, call.request.parallel.stages
+    request, stages = call.request, call.request.layout.stages
     own = request.method is None and request.dtype != "int8"
     if stages == 1 or not own or any(ex.integers or ex.unknown for ex in made.values()):
         return None
@@ -120,7 +120,7 @@ def with_traced_dtypes(call: ModelCall, inputs: Inputs, traced: Traced) -> Input
     """Return `inputs` in the dtypes in which the model took them."""
     keys = places(inputs)
     integers = [keys[k] if isinstance(k, int) else k for k in traced.as_integers]
-    inputs = with_integers(inputs, call.frame_meta, integers)
+    inputs = with_integers(inputs, call.rows.meta, integers)
     made = examples(call, inputs)
     lists = {
         key: place

@@ -5,7 +5,6 @@ from dask_infer.spec.group_spec import GroupSpec, GroupTimeouts
 from dask_infer.spec.input_spec import Argument, ArgumentKey, Fitted, Inputs, Undecided
 from dask_infer.spec.job import (
     AnyJob,
-    Blob,
     ChosenLayout,
     Job,
     LayerGroups,
@@ -14,7 +13,7 @@ from dask_infer.spec.job import (
     UserCode,
 )
 from dask_infer.spec.layout import Layout
-from dask_infer.spec.model_spec import ModelSpec
+from dask_infer.spec.model_spec import Blob, ModelSpec
 from dask_infer.spec.output_spec import ERROR_COLUMN, OutputColumn, Outputs
 from dask_infer.spec.stage_layers import StageLayers
 

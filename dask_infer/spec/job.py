@@ -14,17 +14,6 @@ from dask_infer.spec.input_spec import Inputs, Undecided
 from dask_infer.spec.model_spec import Blob, ModelSpec
 from dask_infer.spec.output_spec import ERROR_COLUMN, Outputs
 
-__all__ = [
-    "AnyJob",
-    "Blob",
-    "ChosenLayout",
-    "Job",
-    "LayerGroups",
-    "Tower",
-    "TowersJob",
-    "UserCode",
-]
-
 
 @dataclass(frozen=True)
 class UserCode:
@@ -52,8 +41,8 @@ class LayerGroups:
 ChosenLayout: TypeAlias = GroupSpec | LayerGroups | None
 
 
-class JobColumns:
-    """The columns that a job adds, of one model or of several."""
+class BaseJob:
+    """What a job of one model and a job of several have in common."""
 
     outputs: Outputs
     on_error: Literal["raise", "null", "quarantine"]
@@ -74,9 +63,24 @@ class JobColumns:
         """Whether a column says which rows failed and why."""
         return self.on_error == "quarantine"
 
+    @property
+    def parts(self) -> tuple[tuple[Job, str], ...]:
+        """The jobs of single models, a head's last, and what each is for."""
+        raise NotImplementedError
+
+    @property
+    def models(self) -> tuple[Job, ...]:
+        """The jobs of single models, a head's last."""
+        return tuple(model for model, _ in self.parts)
+
+    @property
+    def spread_models(self) -> tuple[Job, ...]:
+        """Those of which a group is requested, or chosen."""
+        return tuple(job for job in self.models if job.is_spread)
+
 
 @dataclass(frozen=True)
-class Job(JobColumns):
+class Job(BaseJob):
     """One `predict` call: the model, what it reads, what it writes, and how.
 
     User code (preprocess, postprocess, tokenizer, call keyword arguments) travels
@@ -125,24 +129,17 @@ class Job(JobColumns):
 
     @property
     def parts(self) -> tuple[tuple[Job, str], ...]:
-        """The jobs of single models that it consists of, and what each is for."""
+        """Itself, for its columns."""
         return ((self, ", ".join(map(str, self.names))),)
 
     @property
-    def models(self) -> tuple[Job, ...]:
-        """The jobs of single models that it consists of: itself."""
-        return (self,)
-
-    @property
-    def spread_models(self) -> tuple[Job, ...]:
-        """Those of which a group is requested, or chosen."""
-        return (self,) if self.group is not None or self.auto is not None else ()
+    def is_spread(self) -> bool:
+        """Whether a group is requested, or one of several layouts chosen."""
+        return self.group is not None or self.auto is not None
 
     def spread(self, chosen: Iterator[ChosenLayout]) -> Job:
         """Return this job in the next of the chosen layouts, if it was to be chosen."""
-        if not self.spread_models:
-            return self
-        found = next(chosen)
+        found = next(chosen) if self.is_spread else None
         if self.auto is None or found is None:
             return self
         if isinstance(found, LayerGroups):
@@ -185,7 +182,7 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class TowersJob(JobColumns):
+class TowersJob(BaseJob):
     """Several models on the same rows, and what combines their outputs.
 
     Without a head the towers' columns are the outputs. A head reads a frame of these
@@ -207,7 +204,7 @@ class TowersJob(JobColumns):
 
     @property
     def parts(self) -> tuple[tuple[Job, str], ...]:
-        """The jobs of the single models, the head's last, and what each is for."""
+        """The parts of its towers and its head."""
         jobs = [(tower.name, tower.job) for tower in self.towers]
         jobs += [] if self.head is None else [("head", self.head)]
         return tuple(
@@ -215,16 +212,6 @@ class TowersJob(JobColumns):
             for title, job in jobs
             for model, name in job.parts
         )
-
-    @property
-    def models(self) -> tuple[Job, ...]:
-        """The jobs of the single models, the head's last."""
-        return tuple(model for model, _ in self.parts)
-
-    @property
-    def spread_models(self) -> tuple[Job, ...]:
-        """Those of which a group is requested, or chosen."""
-        return tuple(job for model in self.models for job in model.spread_models)
 
     def spread(self, chosen: Iterator[ChosenLayout]) -> TowersJob:
         """Return this job, of each model in the chosen layout."""

@@ -46,24 +46,22 @@ class Layout:
             object.__setattr__(self, "stages", tuple(self.stages))
         for name in ("replicas", "stages", "shards", "window", "microbatch"):
             value = getattr(self, name)
-            if isinstance(value, bool) or (isinstance(value, int) and value < 1):
-                raise ValueError(
-                    f"Layout({name}={value!r}): {name} must be a positive whole number"
-                )
             if isinstance(value, int):
-                continue
-            if value == "auto":
-                continue
-            if name == "stages" and isinstance(value, tuple) and value:
-                if all(isinstance(each, str) for each in value):
-                    continue
+                if isinstance(value, bool) or value < 1:
+                    raise ValueError(
+                        f"Layout({name}={value!r}): {name} must be a positive whole "
+                        "number"
+                    )
+            elif name == "stages" and isinstance(value, tuple) and value:
+                if not all(isinstance(each, str) for each in value):
+                    raise ValueError(
+                        f"Layout(stages={list(value)!r}): a list names the modules "
+                        'before which to cut, such as ["layer.4"]'
+                    )
+            elif value != "auto":
                 raise ValueError(
-                    f"Layout(stages={list(value)!r}): a list names the modules before "
-                    'which to cut, such as ["layer.4"]'
+                    f'Layout({name}={value!r}): pass a positive whole number or "auto"'
                 )
-            raise ValueError(
-                f'Layout({name}={value!r}): pass a positive whole number or "auto"'
-            )
         if not isinstance(self.sweep, bool):
             raise ValueError(f"Layout(sweep={self.sweep!r}): pass True or False")
         if self.sweep:
@@ -86,11 +84,10 @@ class Layout:
 
     def short(self) -> str:
         """Return how to write it, without what is as it is by default."""
-        default = Layout()
         given = [
             f"{each.name}={getattr(self, each.name)!r}"
             for each in fields(self)
-            if getattr(self, each.name) != getattr(default, each.name)
+            if getattr(self, each.name) != each.default
         ]
         return f"Layout({', '.join(given)})"
 

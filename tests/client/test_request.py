@@ -315,3 +315,11 @@ def test_the_help_of_a_series_explains_every_argument() -> None:
     for name in inspect.signature(dask_infer.SeriesInfer.predict).parameters:
         assert name == "self" or f"\n{name}\n    " in text
     assert text.count("Returns\n") == 1
+
+
+@pytest.mark.parametrize("columns", [0, (0,), [0], {"sentences": 0}])
+def test_texts_may_be_in_a_column_that_is_named_by_a_number(minilm, columns):
+    texts = pd.DataFrame({0: ["a row", "another"], 1: [1.0, 2.0]})
+    ddf = dd.from_pandas(texts, npartitions=1)
+    job, _ = build_job(Request(str(minilm), columns), ddf.expr)
+    assert job.inputs.tokenized
