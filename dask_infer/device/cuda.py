@@ -29,18 +29,16 @@ class Cuda(Accelerator):
         """Name of the card."""
         return torch.cuda.get_device_name(self.torch_device)
 
-    def prepare(self) -> None:
-        """Make the copy streams."""
-        with torch.cuda.device(self.torch_device):
-            self._copy_in = torch.cuda.Stream()
-            self._copy_out = torch.cuda.Stream()
-            self._compute = torch.cuda.default_stream()
+    def __init__(self, torch_device: torch.device) -> None:
+        super().__init__(torch_device)
+        with torch.cuda.device(torch_device):
+            self.copy_in = torch.cuda.Stream()
+            self.copy_out = torch.cuda.Stream()
+            self.compute = torch.cuda.default_stream()
 
     def stream(self) -> Stream:
         """Return a channel whose copies overlap with compute."""
-        return CudaStream(
-            self.torch_device, self._copy_in, self._compute, self._copy_out
-        )
+        return CudaStream(self)
 
     def memory_limit(self) -> int:
         """Three quarters of the device: activations need the rest."""
@@ -65,17 +63,10 @@ class CudaStream(Stream):
 
     copies = overlaps = True
 
-    def __init__(
-        self,
-        device: torch.device,
-        copy_in: torch.cuda.Stream,
-        compute: torch.cuda.Stream,
-        copy_out: torch.cuda.Stream,
-    ) -> None:
-        self.device = device
-        self.copy_in = copy_in
-        self.compute = compute
-        self.copy_out = copy_out
+    def __init__(self, cuda: Cuda) -> None:
+        self.device = cuda.torch_device
+        self.copy_in, self.copy_out = cuda.copy_in, cuda.copy_out
+        self.compute = cuda.compute
 
     def pin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Copy a batch into pinned memory."""

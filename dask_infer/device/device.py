@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import torch
 
-from dask_infer.device.allocator import give_back_freed_blocks, keep_freed_blocks
+from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.stream import Stream
 from dask_infer.device.threads import use_cpu_threads
 
@@ -46,10 +46,6 @@ class Device:
     def kind(self) -> str:
         """What the device is: two of one kind are equally fast."""
         return self.torch_device.type
-
-    def prepare(self) -> None:
-        """Set up this process, once, before the first model is loaded."""
-        keep_freed_blocks()
 
     def exclusive(self) -> contextlib.AbstractContextManager[Any]:
         """Hold the device for one forward; on the CPU there is room for all.
@@ -94,9 +90,6 @@ class Accelerator(Device):
     def __init__(self, torch_device: torch.device) -> None:
         super().__init__(torch_device)
         self._one_forward = threading.Lock()
-
-    def prepare(self) -> None:
-        """Nothing: the CPU's allocator does not matter here."""
 
     def exclusive(self) -> contextlib.AbstractContextManager[Any]:
         """Hold the device while a forward is launched."""

@@ -6,6 +6,7 @@ import threading
 
 import torch
 
+from dask_infer.device.allocator import keep_freed_blocks
 from dask_infer.device.cuda import Cuda
 from dask_infer.device.device import Device
 from dask_infer.device.mps import Mps
@@ -27,20 +28,17 @@ def resolve_device(name: str) -> Device:
     with _devices_lock:
         known = _devices.get(str(torch_device))
         if known is None:
-            known = _build(torch_device)
-            known.prepare()
-            _devices[str(torch_device)] = known
+            if torch_device.type == "cpu":
+                keep_freed_blocks()
+            build = {"cuda": Cuda, "mps": Mps}.get(torch_device.type, Device)
+            known = _devices[str(torch_device)] = build(torch_device)
         return known
 
 
-def _build(torch_device: torch.device) -> Device:
-    build = {"cuda": Cuda, "mps": Mps}.get(torch_device.type, Device)
-    return build(torch_device)
-
-
 def _torch_device(name: str) -> torch.device:
+    metal = torch.backends.mps.is_available()
     if name == "auto":
-        name = _best_device()
+        name = "cuda" if torch.cuda.is_available() else "mps" if metal else "cpu"
     kind, _, index = name.partition(":")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -50,14 +48,8 @@ def _torch_device(name: str) -> torch.device:
                 'workers where there is a GPU, or pass device="auto" or "cpu"'
             )
         return torch.device("cuda", int(index or 0))
-    if kind == "mps" and not torch.backends.mps.is_available():
+    if kind == "mps" and not metal:
         raise PlacementError(
             'device="mps": this worker has no Metal device; pass device="auto" or "cpu"'
         )
     return torch.device(kind)
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -2,18 +2,12 @@
 
 The nanny sets ``OMP_NUM_THREADS=1`` for every worker, and torch's setting belongs to
 the calling thread (torch 2.13, OpenMP), so it is set in the thread that runs the
-forward. A host with C cores and workers of T threads in all gives each forward
-``C // T`` threads: neither idle nor oversubscribed.
+forward.
 """
 
 from __future__ import annotations
 
 import torch
-
-
-def share_of_cores(cores: int, threads_on_host: int) -> int:
-    """Torch threads of one forward where `threads_on_host` forwards run at once."""
-    return max(1, cores // max(1, threads_on_host))
 
 
 def use_cpu_threads(threads: int) -> None:

@@ -15,8 +15,9 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from dask_infer import config
 from dask_infer.errors import PartitionError
@@ -35,23 +36,8 @@ class DeadlineExceeded(Exception):
     """The work did not end in time; its thread goes on, abandoned."""
 
 
-@dataclass(eq=False)
-class _Task:
-    """One piece of work, and what came of it."""
-
-    work: Callable[[], Any]
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    done: threading.Event = field(default_factory=threading.Event)
-    result: Any = None
-    error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.result = self.context.run(self.work)
-        except BaseException as error:
-            self.error = error
-        finally:
-            self.done.set()
+#: A piece of work, and what comes of it.
+_Task: TypeAlias = "tuple[Future[Any], Callable[[], Any]]"
 
 
 class _DaemonThread:
@@ -86,10 +72,17 @@ class _DaemonThread:
     def _run(self) -> None:
         while not self.ended:
             try:
-                self._tasks.get(timeout=IDLE).run()
+                future, work = self._tasks.get(timeout=IDLE)
             except queue.Empty:
                 with self._ending:
                     self.ended = self._tasks.empty()
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            # An error holds this frame.
+            del future, work
 
 
 def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
@@ -107,12 +100,13 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
     if seconds is None:
         return work()
     _refuse_more(what)
-    task = _Task(work)
+    future: Future[T] = Future()
+    task = (future, partial(contextvars.copy_context().run, work))
     runner: _DaemonThread | None = getattr(_own, "runner", None)
     if runner is None or not runner.take(task, f"infer-{what}"):
         runner = _own.runner = _DaemonThread()
         runner.take(task, f"infer-{what}")
-    if not task.done.wait(seconds):
+    if not wait([future], seconds).done:
         runner.leave()
         _own.runner = None
         _abandoned.add(runner.thread)
@@ -123,15 +117,12 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
             len(abandoned_threads()),
         )
         raise DeadlineExceeded(f"{what} did not end within {seconds:g} s")
-    error, task.error = task.error, None
-    if error is None:
-        return task.result  # type: ignore[no-any-return]
     try:
-        raise error
+        return future.result()
     finally:
-        # Else the error, its traceback and this frame hold each other, and all that
+        # Else an error, its traceback and this frame hold each other, and all that
         # the work's frames hold, until the next garbage collection.
-        del error
+        del future, task
 
 
 def _refuse_more(what: str) -> None:

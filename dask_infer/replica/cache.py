@@ -17,8 +17,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from dask.utils import format_bytes
@@ -29,14 +30,13 @@ from dask_infer.device.device import Device
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.device.threads import use_cpu_threads
-from dask_infer.errors import InferError, ModelLoadError
+from dask_infer.errors import ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.load_model import load, resident_bytes
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.stage_model import load_part, part_bytes
-from dask_infer.replica.lease_wait import Wait
 from dask_infer.replica.measured import observe_load
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place
@@ -123,12 +123,9 @@ class ReplicaCache:
 
     def __repr__(self) -> str:
         replicas = self.replicas()
-        total = sum(r.nbytes for r in replicas)
+        total = format_bytes(sum(r.nbytes for r in replicas))
         leases = sum(r.leases for r in replicas)
-        return (
-            f"<ReplicaCache {len(replicas)} models {format_bytes(total)}, "
-            f"{leases} leases>"
-        )
+        return f"<ReplicaCache {len(replicas)} models {total}, {leases} leases>"
 
     def replicas(self) -> list[Replica]:
         """Return the loaded replicas, in the order of their loading."""
@@ -183,7 +180,7 @@ class ReplicaCache:
         device: Device,
         timeout: float | None,
     ) -> Replica:
-        wait = Wait(self._changed, spec, place, timeout)
+        wait = self._waiter(spec, place, timeout)
         with self._changed:
             while (known := self._replicas.get(key)) is not None:
                 if known.state == "ready":
@@ -214,33 +211,55 @@ class ReplicaCache:
             self._changed.notify_all()
         return replica
 
+    def _waiter(
+        self, spec: ModelSpec, place: Place, timeout: float | None
+    ) -> Callable[[str], None]:
+        """Return what waits for another thread; the caller holds the lock."""
+        began, logged = time.monotonic(), False
+
+        def wait(awaited: str) -> None:
+            nonlocal logged
+            if not logged:
+                logged = True
+                logger.info('model "%s" waits for %s', spec.name, awaited)
+            left = None if timeout is None else began + timeout - time.monotonic()
+            if left is not None and left <= 0:
+                raise ModelLoadError(
+                    f'model "{spec.name}" waited {timeout:g} s on worker '
+                    f"{place.worker} for {awaited}: raise timeout= or "
+                    "infer.replica.memory-limit"
+                )
+            self._changed.wait(left)
+
+        return wait
+
     def _load(
         self, replica: Replica, threads: int, timeout: float | None
     ) -> LoadedModel:
         """Load; where memory runs out, once more without the idle replicas."""
+        try:
+            return _load(replica, threads, timeout)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out of the except block, whose traceback would hold what was allocated.
         device = replica.device
-        for again in (False, True):
-            try:
-                return _load(replica, threads, timeout)
-            except Exception as error:
-                if isinstance(error, InferError) or not is_out_of_memory(error):
-                    raise
-                if again:
-                    raise ModelLoadError(
-                        f'model "{replica.spec.name}" needs '
-                        f"{format_bytes(replica.nbytes)}, for which memory ran out on "
-                        f"{device} of worker {replica.worker}: use a larger device or "
-                        'fewer workers on it, or pass dtype="bfloat16"'
-                    ) from error
-            # Out of the except block, whose traceback would hold what was allocated.
-            with self._changed:
-                idle = self._idle(device)
-                for other in idle:
-                    self._retire(other)
-            _close(idle)
-            device.release_memory()
-            give_back_freed_blocks()
-        raise AssertionError
+        with self._changed:
+            idle = self._idle(device)
+            for other in idle:
+                self._retire(other)
+        _close(idle)
+        device.release_memory()
+        try:
+            return _load(replica, threads, timeout)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelLoadError(
+                f'model "{replica.spec.name}" needs {format_bytes(replica.nbytes)}, '
+                f"for which memory ran out on {device} of worker {replica.worker}: use "
+                'a larger device or fewer workers on it, or pass dtype="bfloat16"'
+            ) from error
 
     def _idle(self, device: Device) -> list[Replica]:
         """Return the replicas on a device that are not in use."""
@@ -250,16 +269,16 @@ class ReplicaCache:
             if r.device is device and r.state == "ready" and not r.leases
         ]
 
-    def _make_room(self, newcomer: Replica, place: Place, wait: Wait) -> None:
+    def _make_room(
+        self, newcomer: Replica, place: Place, wait: Callable[[str], None]
+    ) -> None:
         """Evict idle replicas until the newcomer fits, or wait for their leases."""
-        limit = models_limit(newcomer.device, place)
-        if limit is None:
-            newcomer.state = "loading"
-            return
+        found = models_limit(newcomer.device, place)
+        limit = inf if found is None else found
         if newcomer.nbytes > limit:
             raise ModelLoadError(
                 f'model "{newcomer.spec.name}" needs {format_bytes(newcomer.nbytes)}, '
-                f"more than the {format_bytes(limit)} that models may take on "
+                f"more than the {format_bytes(int(limit))} that models may take on "
                 f"{_limited(newcomer.device, place)}, or pass "
                 'dtype="bfloat16"'
             )
@@ -332,15 +351,14 @@ def _projected_bytes(replica: Replica) -> int:
 
 
 def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
-    name = replica.spec.name
+    name, key = replica.spec.name, replica.key
 
     def work() -> LoadedModel:
         # Sessions of ONNX Runtime keep the number of threads that they start with.
         use_cpu_threads(threads)
-        device, dtype, part = str(replica.device), replica.key.dtype, replica.part
-        if part is None:
-            return load(replica.spec, device=device, dtype=dtype)
-        return load_part(replica.spec, part, device=device, dtype=dtype)
+        if key.part is None:
+            return load(replica.spec, device=key.device, dtype=key.dtype)
+        return load_part(replica.spec, key.part, device=key.device, dtype=key.dtype)
 
     began = time.perf_counter()
     try:
@@ -352,12 +370,12 @@ def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
             "for"
         ) from None
     seconds = time.perf_counter() - began
-    if replica.part is None:
+    if key.part is None:
         kind = replica.device.torch_device.type
-        observe_load(replica.spec, replica.key.dtype, kind, model.nbytes, seconds)
+        observe_load(replica.spec, key.dtype, kind, model.nbytes, seconds)
     logger.info(
         'model "%s"%s loaded in %.2f s: %s on %s of worker %s, from %s',
-        *(name, "" if replica.part is None else f", {replica.part.name}"),
+        *(name, "" if key.part is None else f", {key.part.name}"),
         *(seconds, format_bytes(model.nbytes), replica.device),
         *(replica.worker, replica.spec.origin),
     )

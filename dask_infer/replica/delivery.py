@@ -22,6 +22,7 @@ import uuid
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def offer_to_workers() -> None:
         connection, known = client.scheduler_comm, _subscribed.get(client)
         if connection is None or (known is not None and known() is connection):
             continue
-        client.subscribe_topic(TOPIC, _Offer(client))
+        client.subscribe_topic(TOPIC, partial(_offer, weakref.ref(client)))
         _subscribed[client] = weakref.ref(connection)
 
 
@@ -68,45 +69,14 @@ def offer_to_workers() -> None:
 
 @dataclass
 class _Request:
-    """One entry that this process is receiving."""
+    """One entry that this process is receiving from a client."""
 
     target: Path
     #: The client whose offer was taken; others are refused.
     sender: str | None = None
     taken: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
-    progress: int = 0
-
-
-@dataclass
-class _Rounds:
-    """Attempts to receive one entry, until nothing came for too long."""
-
-    #: Seconds without progress that end it; None for no limit.
-    limit: float | None
-    #: Seconds without progress after which another source is asked.
-    patience: float
-    #: Whether any process had the entry in this round.
-    offered: bool = False
-    last_progress: float = field(default_factory=time.monotonic)
-
-    def progressed(self) -> None:
-        """Note that a part came."""
-        self.last_progress = time.monotonic()
-
-    def next(self, key: str) -> None:
-        """Start another round, or raise why there is none."""
-        if not self.offered:
-            raise _not_found(key)
-        silent = time.monotonic() - self.last_progress
-        if self.limit is not None and silent >= self.limit:
-            raise ModelLoadError(
-                f"no part of the weights {key} came for {self.limit:g} s: look at the "
-                "network between the hosts, or raise infer.delivery.timeout"
-            )
-        # Slow is not dead: an attempt that was given up may have needed longer.
-        self.patience *= 2
-        time.sleep(PAUSE)
+    received: int = 0
 
 
 _requests: dict[str, _Request] = {}
@@ -123,30 +93,7 @@ def fetch(key: str, store: Store) -> None:
     worker = next((w for w in _workers if w.status.name not in GONE), None)
     if worker is None:
         raise _not_found(key)
-    store.write(key, lambda target: _fetch_to(worker, key, target))
-
-
-def _fetch_to(worker: Worker, key: str, target: Path) -> None:
-    source = _ask_around(worker, key, target)
-    size = target.stat().st_size
-    logger.info("received %s (%d bytes) from %s", key, size, source)
-    worker.log_event(
-        DELIVERED,
-        {"key": key, "worker": worker.address, "source": source, "bytes": size},
-    )
-
-
-def _ask_around(worker: Worker, key: str, target: Path) -> str:
-    """Receive the entry from any holder, again where the sender leaves midway."""
-    limit = config.get_seconds("delivery.timeout")
-    rounds = _Rounds(limit, PATIENCE if limit is None else limit / 3)
-    while True:
-        rounds.offered = False
-        source = _from_workers(worker, key, target, rounds)
-        source = source or _from_client(worker, key, target, rounds)
-        if source is not None:
-            return source
-        rounds.next(key)
+    store.write(key, lambda target: _Delivery(worker, key, target).receive())
 
 
 def _not_found(key: str) -> ModelLoadError:
@@ -157,69 +104,96 @@ def _not_found(key: str) -> ModelLoadError:
     )
 
 
-def _from_workers(
-    worker: Worker, key: str, target: Path, rounds: _Rounds
-) -> str | None:
-    copy = _copy_from_workers(worker, key, target, rounds)
-    loop = worker.loop.asyncio_loop  # type: ignore[attr-defined]
-    return asyncio.run_coroutine_threadsafe(copy, loop).result()
+class _Delivery:
+    """One entry on its way to this host: rounds of attempts, while any part comes."""
 
+    def __init__(self, worker: Worker, key: str, target: Path) -> None:
+        self.worker, self.key, self.target = worker, key, target
+        #: Seconds without progress that end it; None for no limit.
+        self.limit = config.get_seconds("delivery.timeout")
+        #: Seconds without progress after which another source is asked.
+        self.patience = PATIENCE if self.limit is None else self.limit / 3
+        #: Whether any process had the entry in this round.
+        self.offered = False
+        self.last_progress = time.monotonic()
 
-async def _copy_from_workers(
-    worker: Worker, key: str, target: Path, rounds: _Rounds
-) -> str | None:
-    answers = await worker.scheduler.broadcast(
-        msg={"op": "run", "function": dumps(size_here), "args": dumps((key,))},
-        on_error="ignore",
-    )
-    for address, answer in answers.items():
-        size = answer.get("result") if isinstance(answer, dict) else answer
-        if address == worker.address or not size:
-            continue
-        rounds.offered = True
-        try:
-            await _copy_chunks(worker, address, key, target, size, rounds)
-        except OSError as error:  # it left midway: the next may have it
-            logger.info("%s stopped sending %s: %s", address, key, error)
-            continue
-        return str(address)
-    return None
+    def receive(self) -> None:
+        """Receive the entry from any holder, again where the sender leaves midway."""
+        loop = self.worker.loop.asyncio_loop  # type: ignore[attr-defined]
+        while True:
+            self.offered = False
+            copy = asyncio.run_coroutine_threadsafe(self._copy_from_workers(), loop)
+            source = copy.result() or self._from_client()
+            if source is not None:
+                break
+            self.next_round()
+        size = self.target.stat().st_size
+        logger.info("received %s (%d bytes) from %s", self.key, size, source)
+        event = {"key": self.key, "worker": self.worker.address}
+        self.worker.log_event(DELIVERED, {**event, "source": source, "bytes": size})
 
-
-async def _copy_chunks(
-    worker: Worker, address: str, key: str, target: Path, size: int, rounds: _Rounds
-) -> None:
-    with target.open("wb") as file:
-        for start, length in _chunks(size):
-            answer = await worker.rpc(address).run(
-                function=dumps(chunk_here), args=dumps((key, start, length))
+    def next_round(self) -> None:
+        """Wait for another round, or raise why there is none."""
+        if not self.offered:
+            raise _not_found(self.key)
+        silent = time.monotonic() - self.last_progress
+        if self.limit is not None and silent >= self.limit:
+            raise ModelLoadError(
+                f"no part of the weights {self.key} came for {self.limit:g} s: look at "
+                "the network between the hosts, or raise infer.delivery.timeout"
             )
-            if answer["status"] != "OK":
-                raise OSError(f"{address} could not read its copy")
-            await asyncio.to_thread(file.write, answer["result"])
-            rounds.progressed()
+        # Slow is not dead: an attempt that was given up may have needed longer.
+        self.patience *= 2
+        time.sleep(PAUSE)
 
-
-def _from_client(worker: Worker, key: str, target: Path, rounds: _Rounds) -> str | None:
-    target.touch()
-    request_id = uuid.uuid4().hex
-    request = _requests[request_id] = _Request(target)
-    try:
-        worker.log_event(
-            TOPIC, {"key": key, "worker": worker.address, "request": request_id}
+    async def _copy_from_workers(self) -> str | None:
+        answers = await self.worker.scheduler.broadcast(
+            msg={"op": "run", "function": dumps(size_here), "args": dumps((self.key,))},
+            on_error="ignore",
         )
-        if not request.taken.wait(config.get_seconds("delivery.offer-timeout")):
-            return None
-        rounds.offered = True
-        received = 0
-        while not request.done.wait(rounds.patience):
-            if request.progress == received:
+        for address, answer in answers.items():
+            size = answer.get("result")
+            if address == self.worker.address or not size:
+                continue
+            self.offered = True
+            try:
+                await self._copy_chunks(address, size)
+            except OSError as error:  # it left midway: the next may have it
+                logger.info("%s stopped sending %s: %s", address, self.key, error)
+                continue
+            return str(address)
+        return None
+
+    async def _copy_chunks(self, address: str, size: int) -> None:
+        with self.target.open("wb") as file:
+            for start, length in _chunks(size):
+                answer = await self.worker.rpc(address).run(
+                    function=dumps(chunk_here), args=dumps((self.key, start, length))
+                )
+                if answer["status"] != "OK":
+                    raise OSError(f"{address} could not read its copy")
+                await asyncio.to_thread(file.write, answer["result"])
+                self.last_progress = time.monotonic()
+
+    def _from_client(self) -> str | None:
+        self.target.touch()
+        request_id = uuid.uuid4().hex
+        request = _requests[request_id] = _Request(self.target)
+        event = {"key": self.key, "worker": self.worker.address, "request": request_id}
+        try:
+            self.worker.log_event(TOPIC, event)
+            if not request.taken.wait(config.get_seconds("delivery.offer-timeout")):
                 return None
-            received = request.progress
-            rounds.progressed()
-        return request.sender
-    finally:
-        del _requests[request_id]
+            self.offered = True
+            received = 0
+            while not request.done.wait(self.patience):
+                if request.received == received:
+                    return None
+                received = request.received
+                self.last_progress = time.monotonic()
+            return request.sender
+        finally:
+            del _requests[request_id]
 
 
 def take_offer(request_id: str, client: str) -> bool:
@@ -238,7 +212,7 @@ async def receive_chunk(request_id: str, start: int, data: bytes, last: bool) ->
     if request is None:
         return False
     await asyncio.to_thread(_write_at, request.target, start, data)
-    request.progress += len(data)
+    request.received += len(data)
     if last:
         request.done.set()
     return True
@@ -277,41 +251,36 @@ def _chunks(size: int) -> Iterator[tuple[int, int]]:
         yield start, min(chunk, size - start)
 
 
-class _Offer:
-    """A client's answer to a worker that misses an entry."""
+#: An event loop keeps no task alive by itself.
+_answers: set[asyncio.Task[None]] = set()
 
-    def __init__(self, client: Client) -> None:
-        self._client = weakref.ref(client)
-        #: An event loop keeps no task alive by itself.
-        self._answers: set[asyncio.Task[None]] = set()
 
-    def __call__(self, event: tuple[float, dict[str, str]]) -> None:
-        """Answer beside the client's loop of reports, which waits for handlers."""
-        answer = asyncio.create_task(self._answer(event[1]))
-        self._answers.add(answer)
-        answer.add_done_callback(self._answers.discard)
+def _offer(client: weakref.ref[Client], event: tuple[float, dict[str, str]]) -> None:
+    """Answer beside the client's loop of reports, which waits for handlers."""
+    answer = asyncio.create_task(_answer(client(), event[1]))
+    _answers.add(answer)
+    answer.add_done_callback(_answers.discard)
 
-    async def _answer(self, wanted: dict[str, str]) -> None:
-        client = self._client()
-        size = size_here(wanted["key"])
-        if client is None or not size:
+
+async def _answer(client: Client | None, wanted: dict[str, str]) -> None:
+    size = size_here(wanted["key"])
+    if client is None or not size:
+        return
+    try:
+        await _send(client, wanted, size)
+    except Exception:  # the worker will ask others or say so itself
+        logger.exception("could not send %s", wanted["key"])
+
+
+async def _send(client: Client, wanted: dict[str, str], size: int) -> None:
+    worker, request = wanted["worker"], wanted["request"]
+    if not await _run(client, worker, take_offer, request, client.id):
+        return
+    for start, length in _chunks(size):
+        data = await chunk_here(wanted["key"], start, length)
+        last = start + length == size
+        if not await _run(client, worker, receive_chunk, request, start, data, last):
             return
-        try:
-            await self._send(client, wanted, size)
-        except Exception:  # the worker will ask others or say so itself
-            logger.exception("could not send %s", wanted["key"])
-
-    async def _send(self, client: Client, wanted: dict[str, str], size: int) -> None:
-        worker, request = wanted["worker"], wanted["request"]
-        if not await _run(client, worker, take_offer, request, client.id):
-            return
-        for start, length in _chunks(size):
-            data = await chunk_here(wanted["key"], start, length)
-            last = start + length == size
-            if not await _run(
-                client, worker, receive_chunk, request, start, data, last
-            ):
-                return
 
 
 async def _run(client: Client, worker: str, function: Any, *args: Any) -> Any:

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from operator import sub
 from typing import Any, NamedTuple
 
 from dask.system import CPU_COUNT
@@ -49,8 +50,8 @@ def chain_key(chain: str, kind: str) -> str:
 class _Times:
     """Sums over the latest partitions of one job that were observed in this process."""
 
-    rows: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
+    #: Rows, and seconds by what they were spent on.
+    sums: dict[str, float] = field(default_factory=dict)
     partitions: int = 0
     #: `time.monotonic()` of the last one.
     observed: float = 0.0
@@ -75,9 +76,7 @@ class ThreadTimes(NamedTuple):
 
     def since(self, before: ThreadTimes) -> ThreadTimes:
         """Return what has passed."""
-        return ThreadTimes(
-            *(now - then for now, then in zip(self, before, strict=True))
-        )
+        return ThreadTimes(*map(sub, self, before))
 
     @property
     def running(self) -> float:
@@ -160,6 +159,7 @@ def observe_partition(
         forward += elsewhere.seconds
     outside = ("load", "forward", "wait")
     learned = {
+        "rows": rows,
         "forward": forward,
         "prepare": alone * sum(v for k, v in seconds.items() if k not in outside),
         "cpu": cpu,
@@ -170,18 +170,16 @@ def observe_partition(
         times = _times.setdefault(name, _Times())
         times.partitions += 1
         if times.partitions == 2:  # the first one also warmed up
-            times.rows, times.seconds = 0.0, {}
+            times.sums = {}
         # The latest partitions count most.
-        times.rows = times.rows / 2 + rows
         for each, amount in learned.items():
-            times.seconds[each] = times.seconds.get(each, 0.0) / 2 + amount
-        times.observed = time.monotonic()
-        sums_now = times.seconds
-        state = {
-            "forward": sums_now["forward"] / times.rows,
-            "prepare": sums_now["prepare"] / times.rows,
-            "cores": sums_now["cpu"] / sums_now["running"],
-        }
+            learned[each] = times.sums.get(each, 0.0) / 2 + amount
+        times.sums, times.observed = learned, time.monotonic()
+    state = {
+        "forward": learned["forward"] / learned["rows"],
+        "prepare": learned["prepare"] / learned["rows"],
+        "cores": learned["cpu"] / learned["running"],
+    }
     remember(name, state)
 
 

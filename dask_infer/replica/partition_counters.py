@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -35,13 +34,8 @@ FINE = 1e-3
 _OUTSIDE = ("read", "other")
 
 
-class _Ended(threading.local):
-    """When the thread last ended a partition, in seconds since the epoch."""
-
-    at = 0.0
-
-
-_ended = _Ended()
+#: Its `at` is when a thread last ended a partition, in seconds since the epoch.
+_ended = threading.local()
 
 
 class recording_partition(recording):
@@ -60,7 +54,7 @@ class recording_partition(recording):
         self.counts = {"started": 1, "rows_in": rows}
         self.levels = {"partitions": 1}
         if worker is not None and (began := task_start()) is not None:
-            read = time.time() - max(began, _ended.at)
+            read = time.time() - max(began, getattr(_ended, "at", 0.0))
             self.seconds["read"] = max(0.0, read)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -68,8 +62,14 @@ class recording_partition(recording):
             self.counts["partitions"] = 1
         super().__exit__(kind, error, trace)
         _ended.at = time.time()
-        if self._on_worker and (parts := _parts(self.seconds)):
-            # What Dask cannot show must not fail a task.
+        if not self._on_worker:
+            return
+        parts = {
+            activity: amount
+            for activity, amount in self.seconds.items()
+            if amount >= FINE and activity not in _OUTSIDE
+        }
+        if parts:  # what Dask cannot show must not fail a task
             with contextlib.suppress(Exception):
                 count_in_fine_metrics(parts)
 
@@ -84,14 +84,6 @@ def count_idle(label: Label, seconds: float) -> None:
     with recording(address, label) as recorder:
         recorder.seconds["idle"] = seconds
     _ended.at = time.time()
-
-
-def _parts(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {
-        activity: amount
-        for activity, amount in seconds.items()
-        if amount >= FINE and activity not in _OUTSIDE
-    }
 
 
 def heartbeat_message(worker: Any) -> dict[str, Any]:

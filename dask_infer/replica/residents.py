@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
 import time
 from collections.abc import Awaitable, Sequence
@@ -47,14 +46,11 @@ def replicas(client: Any = None) -> pd.DataFrame | Awaitable[pd.DataFrame]:
     client = client or current_client()
     if client is None:
         return _frame({"local": rows_here()})
-    answers = client.run(rows_here, on_error="return")
-    if not inspect.isawaitable(answers):
-        return _frame(of_living(answers))
 
-    async def later() -> pd.DataFrame:
-        return _frame(of_living(await answers))
+    async def ask() -> pd.DataFrame:
+        return _frame(of_living(await client.run(rows_here, on_error="return")))
 
-    return later()
+    return client.sync(ask)  # type: ignore[no-any-return]
 
 
 def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
@@ -96,23 +92,19 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
     if client is None:
         unload_here(contents)
         return None
-    released = client.run_on_scheduler(_release, contents)
-    freed = client.run(unload_on_worker, contents, on_error="return")
-    if not inspect.isawaitable(freed):
-        of_living(freed)
-        return None
 
-    async def both() -> None:
-        await released
-        of_living(await freed)
+    async def ask() -> None:
+        await client.run_on_scheduler(_release, contents)
+        of_living(await client.run(unload_on_worker, contents, on_error="return"))
 
-    return both()
+    return client.sync(ask)  # type: ignore[no-any-return]
 
 
 def of_living(answers: dict[str, Any]) -> dict[str, Any]:
     """Return the answers of workers, without those that were lost meanwhile.
 
-    Raises what a worker raised.
+    Raises what a worker raised. The connection to a lost worker fails with an
+    `OSError`; what is asked must read no file, or take care of such an error itself.
     """
     found = {w: a for w, a in answers.items() if not isinstance(a, OSError)}
     for answer in found.values():
@@ -127,39 +119,37 @@ def rows_here(dask_worker: Any = None) -> list[dict[str, Any]]:
     if cache is None:
         return []
     here = "local" if dask_worker is None else dask_worker.address
-    now = time.monotonic()
-    return [
-        {
-            "worker": replica.worker,
-            "model": replica.spec.name,
-            "label": replica.spec.label,
-            "serving": replica.serving,
-            "device": str(replica.device),
-            "stage": None if replica.part is None else replica.part.stage,
-            "shard": _shard(replica.part),
-            "bytes": replica.nbytes,
-            "rows": replica.rows,
-            # A stage's own lease does not count: it may be idle.
-            "idle": 0.0
-            if replica.leases > replica.serving
-            else now - replica.last_used,
-            "batches": replica.sizes.describe(),
-        }
-        for replica in cache.replicas()
-        if replica.worker == here
-    ]
+    return [_row(each) for each in cache.replicas() if each.worker == here]
 
 
-def _shard(part: Any) -> int | None:
-    return None if part is None or part.shards == 1 else int(part.shard)
+def _row(replica: Any) -> dict[str, Any]:
+    part = replica.part
+    # A stage's own lease does not count: it may be idle.
+    in_use = replica.leases > replica.serving
+    return {
+        "worker": replica.worker,
+        "model": replica.spec.name,
+        "label": replica.spec.label,
+        "serving": replica.serving,
+        "device": str(replica.device),
+        "stage": None if part is None else part.stage,
+        "shard": None if part is None or part.shards == 1 else part.shard,
+        "bytes": replica.nbytes,
+        "rows": replica.rows,
+        "idle": 0.0 if in_use else time.monotonic() - replica.last_used,
+        "batches": replica.sizes.describe(),
+    }
 
 
 def unload_here(contents: Sequence[str] | None) -> None:
     """Free the replicas of these models in this process, or of all."""
-    cache = _cache()
+    _unload(_cache(), contents)
+
+
+def _unload(owner: Any, contents: Sequence[str] | None) -> None:
     for content in [None] if contents is None else contents:
-        if cache is not None:
-            cache.unload(content)
+        if owner is not None:
+            owner.unload(content)
 
 
 def _cache() -> Any | None:
@@ -178,10 +168,7 @@ async def unload_on_worker(contents: Sequence[str] | None) -> None:
 
 def _release(contents: Sequence[str] | None, dask_scheduler: Any) -> None:
     """Release groups of workers that hold a model together; runs on the scheduler."""
-    coordinator = dask_scheduler.plugins.get(COORDINATOR)
-    for content in [None] if contents is None else contents:
-        if coordinator is not None:
-            coordinator.unload(content)
+    _unload(dask_scheduler.plugins.get(COORDINATOR), contents)
 
 
 def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:

@@ -38,7 +38,8 @@ class Sizes:
         self.model = model
         self.owner = owner
         self._policies: dict[Any, FixedSize] = {}
-        self._ran_out_of_memory = False
+        #: Any batch was too large for the device.
+        self.ran_out_of_memory = False
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -97,20 +98,15 @@ class Sizes:
     def adopt(self, other: Sizes) -> None:
         """Take over the policies of another replica of the same model."""
         with other._lock:
-            theirs, ran_out = dict(other._policies), other._ran_out_of_memory
+            theirs, ran_out = dict(other._policies), other.ran_out_of_memory
         with self._lock:
             self._policies = {**theirs, **self._policies}
-            self._ran_out_of_memory |= ran_out
-
-    @property
-    def ran_out_of_memory(self) -> bool:
-        """Whether any batch was too large for the device."""
-        return self._ran_out_of_memory
+            self.ran_out_of_memory |= ran_out
 
     def first_out_of_memory(self) -> bool:
         """Whether a batch is too large for the device for the first time."""
         with self._lock:
-            first, self._ran_out_of_memory = not self._ran_out_of_memory, True
+            first, self.ran_out_of_memory = not self.ran_out_of_memory, True
             return first
 
     def _known(self, key: Any, build: Callable[[], Policy]) -> Policy:

@@ -151,13 +151,11 @@ def _resident_bytes() -> int:
 
 
 def _threads(forwards: int) -> int:
-    # Imports torch, which `current_worker` does not need.
-    from dask_infer.device.threads import share_of_cores
-
+    """Torch threads of one forward: neither idle cores nor more threads than cores."""
     configured = config.get("replica.cpu-threads")
     if configured != "auto":
         return int(configured)
-    return share_of_cores(CPU_COUNT, forwards)
+    return max(1, CPU_COUNT // max(1, forwards))
 
 
 def _local_forwards() -> int:

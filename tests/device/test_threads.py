@@ -2,19 +2,10 @@
 
 import threading
 
-import pytest
 import torch
 
 from dask_infer.device.device import Device
-from dask_infer.device.threads import share_of_cores, use_cpu_threads
-
-
-@pytest.mark.parametrize(
-    ("cores", "forwards", "threads"),
-    [(16, 4, 4), (16, 16, 1), (2, 8, 1), (8, 3, 2), (1, 1, 1), (4, 0, 4)],
-)
-def test_cores_are_shared(cores, forwards, threads):
-    assert share_of_cores(cores, forwards) == threads
+from dask_infer.device.threads import use_cpu_threads
 
 
 def test_threads_are_set_in_the_calling_thread():  # DI-17

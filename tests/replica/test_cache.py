@@ -225,7 +225,7 @@ def test_a_waiter_gives_up_after_its_own_timeout(caplog):
     cache = ReplicaCache()
     tight = place(int(1.5 * MB))
     with (
-        caplog.at_level("INFO", "dask_infer.replica.lease_wait"),
+        caplog.at_level("INFO", "dask_infer.replica.cache"),
         cache.lease(spec_of(1, 8), tight),
         pytest.raises(ModelLoadError, match=r'waited 0\.1 s .* for "Linear", in use'),
         cache.lease(spec_of(1, 9), tight, timeout=0.1),

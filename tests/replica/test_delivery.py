@@ -17,7 +17,7 @@ from dask import dataframe as dd
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 import dask_infer
-from dask_infer.replica.delivery import DELIVERED, _Rounds
+from dask_infer.replica.delivery import DELIVERED, _Delivery
 
 
 @contextlib.contextmanager
@@ -126,13 +126,15 @@ def test_what_no_process_has_any_more_is_named(tmp_path, model, ddf):
         assert len(pred.compute()) == 16
 
 
-def test_a_sender_that_leaves_midway_is_followed_by_another_round():
-    rounds = _Rounds(limit=60, patience=20, offered=True)
-    rounds.next("k")
-    assert rounds.patience == 40
-    rounds.last_progress -= 61
+def test_a_sender_that_leaves_midway_is_followed_by_another_round(tmp_path):
+    with dask.config.set({"infer.delivery.timeout": 60}):
+        delivery = _Delivery(None, "k", tmp_path / "k")
+    delivery.offered = True
+    delivery.next_round()
+    assert delivery.patience == 40
+    delivery.last_progress -= 61
     with pytest.raises(dask_infer.ModelLoadError, match="no part of the weights k"):
-        rounds.next("k")
-    rounds.offered = False
+        delivery.next_round()
+    delivery.offered = False
     with pytest.raises(dask_infer.ModelLoadError, match="no worker or connected"):
-        rounds.next("k")
+        delivery.next_round()

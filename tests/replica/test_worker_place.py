@@ -18,6 +18,15 @@ def test_free_bytes_are_those_below_the_memory_limit():
     assert 0 < Place("w", 1, lambda: 0, memory_limit=2**50).free_bytes() < 2**50
 
 
+@pytest.mark.parametrize(
+    ("cores", "forwards", "threads"),
+    [(16, 4, 4), (16, 16, 1), (2, 8, 1), (8, 3, 2), (1, 1, 1), (4, 0, 4)],
+)
+def test_forwards_share_the_cores(monkeypatch, cores, forwards, threads):
+    monkeypatch.setattr(module, "CPU_COUNT", cores)
+    assert module._threads(forwards) == threads
+
+
 def threads_here(_):
     return current_place().cpu_threads
 
