@@ -46,7 +46,6 @@ from dask_infer.model.runtime.safetensors_files import (
     safetensors_header,
 )
 from dask_infer.model.shapes.fake_model import TraceableModel
-from dask_infer.model.shapes.trace_errors import cannot_trace
 from dask_infer.model.source import ModelSource
 from dask_infer.model.split_refusals import CannotSplit, cause_of
 from dask_infer.spec.model_spec import ModelSpec
@@ -92,24 +91,10 @@ class FactoryFormat(Format):
         return found
 
     def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
-        """Build without memory where a file brings the weights, else never."""
-        if isinstance(live, torch.nn.Module):  # what it built
-            return TraceableModel(unwrap(live)[0])
-        if spec.weights is None:
-            reason = "what a class or function builds is only known by calling it"
-            raise cannot_trace(spec.name, reason)
-        build = live if callable(live) else read_object(spec)
-        try:
-            module = _without_memory(build)
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            reason = f"it cannot be built without memory ({cause})"
-            raise cannot_trace(spec.name, reason) from error
-        if not isinstance(module, torch.nn.Module):
-            name = type(module).__name__
-            reason = f"{name} is no torch module, so weights= cannot fill it"
-            raise cannot_trace(spec.name, reason)
-        return TraceableModel(unwrap(module)[0])
+        """Build on the meta device; where values are read, with real buffers."""
+        with suppress(Exception), torch.device("meta"):
+            return super().traceable_model(spec, live)
+        return super().traceable_model(spec, live)
 
     def load(self, spec: ModelSpec, placement: Placement) -> LoadedModel:
         """Build the model; what it is says how it wants to be called."""
@@ -138,6 +123,8 @@ class FactoryFormat(Format):
 
     def open_to_split(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Build without memory where a file brings the weights, else never."""
+        if isinstance(live, torch.nn.Module):  # what it built
+            return _unwrapped(live)
         if spec.weights is None:
             raise CannotSplit(
                 spec.name,
@@ -152,7 +139,7 @@ class FactoryFormat(Format):
             reason = f"it cannot be built without memory: {cause_of(error)}"
             raise CannotSplit(spec.name, reason) from error
         if isinstance(module, torch.nn.Module):
-            return module
+            return _unwrapped(module)
         reason = f"it builds a {type(module).__name__}, which is no torch module"
         raise CannotSplit(spec.name, reason, 'use parallel="data"')
 
@@ -163,12 +150,9 @@ class FactoryFormat(Format):
         return Checkpoint(self.weight_files(spec)).read(names, parts)
 
 
-def _without_memory(build: Callable[[], Any]) -> Any:
-    """Build on the meta device; where values are read, as workers do: buffers real."""
-    with suppress(Exception), torch.device("meta"):
-        return build()
-    with parameters_on_meta():
-        return build()
+def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    inner: torch.nn.Module = unwrap(module)[0]
+    return inner
 
 
 def _is_module_class(factory: object) -> bool:

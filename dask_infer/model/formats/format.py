@@ -31,7 +31,7 @@ from dask_infer.model.runtime.import_library import EXTRAS, remedy_for
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.shapes.boosting import Described
-from dask_infer.model.shapes.fake_model import TraceableModel
+from dask_infer.model.shapes.fake_model import TraceableModel, named_tensors
 from dask_infer.model.shapes.trace_errors import Example, cannot_trace
 from dask_infer.model.split_refusals import AS_MODULE, CannotSplit
 from dask_infer.model.store.blob_store import PendingBlob, read_blob
@@ -246,8 +246,12 @@ class Format:
         CannotTrace
             There is none before the model runs.
         """
-        reason = f"what this {self.kind} returns is only known by calling it"
-        raise cannot_trace(spec.name, reason)
+        try:
+            module: Any = self.open_to_split(spec, live)
+        except CannotSplit as error:
+            reason = f"what it returns is only known by calling it: {error.reason}"
+            raise cannot_trace(spec.name, reason) from error
+        return TraceableModel(module)
 
     # What a worker does
 
@@ -284,15 +288,12 @@ class Format:
     ) -> Tensors:
         """Read these tensors of what `open_to_split` returned, and no others.
 
-        What is not found is left out.
-
-        Parameters
-        ----------
-        parts
-            What is needed of tensors that shards divide; the whole may be returned
-            where its memory is mapped or has to be made anyway.
+        What is not found is left out. Of tensors that shards divide `parts` says what
+        is needed; the whole may be returned where its memory is mapped, as here.
         """
-        raise NotImplementedError
+        module: Any = self.open_to_split(spec, None)
+        found = dict(named_tensors(module))
+        return {name: found[name].detach() for name in names if name in found}
 
 
 def _name(model: Any) -> str:

@@ -37,7 +37,6 @@ from dask_infer.model.runtime.safetensors_files import (
     safetensors_files,
     safetensors_header,
 )
-from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.spec.model_spec import ModelSpec
 
 #: Files of a model directory that say what it computes.
@@ -107,11 +106,6 @@ class HuggingFaceFormat(ModelDirectory):
     def brings_tokenizer(self, spec: ModelSpec) -> bool:
         """Whether a tokenizer was saved with the model."""
         return any(Path(str(spec.path), name).exists() for name in _TOKENIZERS)
-
-    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
-        """Build the architecture without its weights."""
-        with torch.device("meta"):
-            return TraceableModel(build_architecture(spec))
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the architecture with its weights."""

@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.checkpoints.huggingface_names import read_converted
-from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
-    Parts,
-    TensorNames,
-    Tensors,
-)
-from dask_infer.model.formats.checkpoints.sentence_pipeline import (
-    build_pipeline,
-    build_transformer,
-    pipeline_parts,
-)
 from dask_infer.model.formats.format import Declared, FileCall, Recognised
 from dask_infer.model.formats.huggingface import (
     ModelDirectory,
     directory_of,
     mapped,
-    safetensors_of,
     without_progress,
 )
 from dask_infer.model.formats.torch_module import (
@@ -45,7 +33,7 @@ from dask_infer.model.runtime.footprint import parse_dtype
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.loaded_model import ModuleModel
 from dask_infer.model.runtime.place_module import Placement, place
-from dask_infer.model.runtime.safetensors_files import read_json, safetensors_header
+from dask_infer.model.runtime.safetensors_files import read_json
 from dask_infer.model.runtime.tokenizers import PromptTokenizer
 from dask_infer.model.shapes.trace_errors import cannot_trace
 from dask_infer.spec.model_spec import ModelSpec
@@ -67,12 +55,11 @@ class SentenceTransformersFormat(ModelDirectory):
         model, compile = module_given(given), None
         if isinstance(model, nn.Module):
             model, compile = unwrap(model)
-        if (parts := _parts_of(model)) is None:
-            return None
-        found = TorchModuleFormat().recognise(parts.module, method)
+        layers = _layers_of(model)
+        found = TorchModuleFormat().recognise(layers, method)
         if found is not None:
             found.spec = replace(found.spec, name=type(model).__name__, compile=compile)
-            found.tokenizer = parts.tokenizer
+            found.tokenizer = _tokenizer(model)
         return found
 
     def is_at(self, path: Path) -> bool:
@@ -120,30 +107,9 @@ class SentenceTransformersFormat(ModelDirectory):
         return place(spec, module, placement.device)
 
     def open_to_split(self, spec: ModelSpec, live: Any) -> nn.Module:
-        """Build the pipeline without the weights of its transformer."""
-        return build_pipeline(spec)
-
-    def read_tensors(
-        self, spec: ModelSpec, names: TensorNames, parts: Parts
-    ) -> Tensors:
-        """Read each module's tensors from its own directory."""
-        found = {}
-        for part, prefix in pipeline_parts(spec):
-            own = {
-                name.removeprefix(prefix): tuple(t.removeprefix(prefix) for t in tied)
-                for name, tied in names.items()
-                if name.startswith(prefix)
-            }
-            if own:
-                files = safetensors_of(part)
-                mine = {
-                    name.removeprefix(prefix): part
-                    for name, part in parts.items()
-                    if name.startswith(prefix)
-                }
-                read = read_converted(files, own, lambda: build_transformer(spec), mine)
-                found.update({f"{prefix}{n}": tensor for n, tensor in read.items()})
-        return found
+        """Load the pipeline, its weights mapped: the library builds none without."""
+        module: nn.Module = self.load(spec, Placement()).target
+        return module
 
 
 def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
@@ -166,23 +132,17 @@ def embedding_width(folder: Path) -> int | None:
     """Return the width of a sentence-transformers embedding, from its config files.
 
     The last module that changes it decides: of a dense layer the output features, of
-    a pooling its word embeddings times its modes, of a static embedding the columns of
-    its weights. None where a module of another kind is in between.
+    a pooling its word embeddings times its modes. None where a module of another kind
+    is in between.
     """
     width: int | None = None
-    for module in read_json(folder / "modules.json"):
-        path = folder / module.get("path", "")
-        name = module["type"].rsplit(".", 1)[-1]
-        config = _json(path / "config.json")
+    for name, config in _modules(folder):
         if name == "Pooling":
             width = _pooled_width(config)
         elif name == "Dense":
             output = config.get("module_output_name") or "sentence_embedding"
-            width = (
-                config.get("out_features") if output == "sentence_embedding" else None
-            )
-        elif name == "StaticEmbedding":
-            width = _static_width(path / "model.safetensors")
+            own = output == "sentence_embedding"
+            width = config.get("out_features") if own else None
         elif name not in _KEEP:
             return None
     return width
@@ -199,69 +159,82 @@ def _pooled_width(config: Mapping[str, Any]) -> int | None:
     return None if word is None else int(word) * count
 
 
-def _static_width(weights: Path) -> int | None:
-    """Return the columns of the first matrix that a safetensors header lists."""
-    tensors = safetensors_header(weights).values() if weights.is_file() else ()
-    shapes = (entry["shape"] for entry in tensors)
-    return next((int(shape[1]) for shape in shapes if len(shape) == 2), None)
-
-
 def _stored_dtype(folder: Path) -> torch.dtype:
     """Return the dtype that the transformer was stored in."""
-    for module in read_json(folder / "modules.json"):
-        config = _json(folder / module.get("path", "") / "config.json")
+    for _, config in _modules(folder):
         name = config.get("dtype", config.get("torch_dtype"))
         if isinstance(found := getattr(torch, str(name), None), torch.dtype):
             return found
     return torch.float32
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Return a file's mapping; an empty one where there is no such file."""
-    return dict(read_json(path)) if path.is_file() else {}
+def _modules(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the class of each module, and its config."""
+    for module in read_json(folder / "modules.json"):
+        config = folder / module.get("path", "") / "config.json"
+        name = str(module["type"]).rpartition(".")[2]
+        yield name, dict(read_json(config)) if config.is_file() else {}
 
 
-class ModelParts(NamedTuple):
-    """What an object of the library runs."""
-
-    module: nn.Module
-    tokenizer: Any
-
-
-class Embeddings(nn.Module):
-    """What ``SentenceTransformer.encode`` returns by default."""
-
-    def __init__(self, model: Any, prompt: str) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*model.children())
-        #: Tokens of the prompt, which a pooling may leave out.
-        self.prompt_length: int | None = None
-        if prompt:
-            tokens = model.preprocess([""], prompt=prompt)
-            self.prompt_length = tokens.get("prompt_length")
-        self.width = model.truncate_dim
-
-    def forward(self, **tokens: torch.Tensor) -> torch.Tensor:
-        """Return one embedding a row."""
-        features: dict[str, Any] = dict(tokens)
-        if self.prompt_length is not None:
-            features["prompt_length"] = self.prompt_length
-        embeddings: torch.Tensor = self.layers(features)["sentence_embedding"]
-        return embeddings[..., : self.width]
-
-
-class Scores(nn.Module):
-    """What ``CrossEncoder.predict`` returns by default."""
+class _Layers(nn.Module):
+    """What an object of the library runs, as a function of tokens."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*model.children())
+        # Apart: as an item of a list the transformer would be one block of a split.
+        self.first, *rest = model.children()
+        self.rest = nn.ModuleList(rest)
+        #: What the layers read beside tokens.
+        self.settings: dict[str, Any] = {}
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **others: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return what the library returns for a batch by default."""
+        # Named one by one: torch exports no call of ``**tokens`` alone.
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
+        tokens |= {"token_type_ids": token_type_ids, **others}
+        features = {n: tensor for n, tensor in tokens.items() if tensor is not None}
+        features |= self.settings
+        for layer in (self.first, *self.rest):
+            features = layer(features)
+        return self.read(features)
+
+    def read(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the output of the last layer."""
+        raise NotImplementedError
+
+
+class Embeddings(_Layers):
+    """What ``SentenceTransformer.encode`` returns by default: one embedding a row."""
+
+    def __init__(self, model: Any, prompt: str) -> None:
+        super().__init__(model)
+        tokens = model.preprocess([""], prompt=prompt) if prompt else {}
+        if (length := tokens.get("prompt_length")) is not None:
+            self.settings = {"prompt_length": length}  # a pooling may leave it out
+        self.width = model.truncate_dim
+
+    def read(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the embeddings, as short as the model was asked for."""
+        return features["sentence_embedding"][..., : self.width]
+
+
+class Scores(_Layers):
+    """What ``CrossEncoder.predict`` returns by default: a score a pair or a label."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
         self.activation = model.activation_fn
         self.single = model.num_labels == 1
 
-    def forward(self, **tokens: torch.Tensor) -> torch.Tensor:
-        """Return one score a pair, or one a label."""
-        scores: torch.Tensor = self.layers(dict(tokens))["scores"]
+    def read(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the scores, activated."""
+        scores = features["scores"]
         if scores.is_floating_point() and scores.dtype.itemsize < 4:
             scores = scores.float()
         if self.activation is not None:
@@ -269,22 +242,14 @@ class Scores(nn.Module):
         return scores.squeeze(-1) if self.single and scores.ndim > 1 else scores
 
 
-def _parts_of(model: Any) -> ModelParts | None:
-    """Return the layers and the tokenizer of an object; None where it is another kind.
-
-    The caller's object is not changed.
-    """
+def _layers_of(model: Any) -> _Layers | None:
+    """Return the layers of an object, which is not changed; None of another kind."""
     library = sys.modules.get("sentence_transformers")
-    if _is_a(model, library, "CrossEncoder"):
-        return ModelParts(Scores(model), _tokenizer(model, _prompt(model)))
-    if _is_a(model, library, "SentenceTransformer"):
-        prompt = _prompt(model)
-        return ModelParts(Embeddings(model, prompt), _tokenizer(model, prompt))
+    if isinstance(model, getattr(library, "CrossEncoder", ())):
+        return Scores(model)
+    if isinstance(model, getattr(library, "SentenceTransformer", ())):
+        return Embeddings(model, _prompt(model))
     return None
-
-
-def _is_a(model: Any, library: Any, name: str) -> bool:
-    return isinstance(model, getattr(library, name, ()))
 
 
 def _prompt(model: Any) -> str:
@@ -292,8 +257,9 @@ def _prompt(model: Any) -> str:
     return (getattr(model, "prompts", None) or {}).get(model.default_prompt_name) or ""
 
 
-def _tokenizer(model: Any, prompt: str) -> Any:
-    tokenizer = copy.copy(model.tokenizer)
+def _tokenizer(model: Any) -> Any:
+    """Return a tokenizer that prepends the model's prompt."""
+    tokenizer, prompt = copy.copy(model.tokenizer), _prompt(model)
     longest = model.max_seq_length
     if longest:
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest)

@@ -8,11 +8,6 @@ from typing import Any
 import torch
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
-    Parts,
-    TensorNames,
-    Tensors,
-)
 from dask_infer.model.formats.format import (
     Format,
     NotAModelError,
@@ -25,7 +20,6 @@ from dask_infer.model.runtime.compiled import compile_arguments
 from dask_infer.model.runtime.footprint import is_lazy, tensor_bytes
 from dask_infer.model.runtime.loaded_model import ModuleModel
 from dask_infer.model.runtime.place_module import Placement, in_dtype, place
-from dask_infer.model.shapes.fake_model import TraceableModel, named_tensors
 from dask_infer.model.source import ModelSource
 from dask_infer.spec.model_spec import ModelSpec
 
@@ -58,27 +52,16 @@ class TorchModuleFormat(Format):
         found.spec = replace(found.spec, compile=compile, nbytes=nbytes)
         return found
 
-    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
-        """Return the caller's module, else the pickled one, its tensors mapped."""
-        return TraceableModel(self.open_to_split(spec, live))
-
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the module from the content store."""
         module = in_dtype(spec, placement, lambda: read_module(spec))
         return place(spec, module, placement.device)
 
     def open_to_split(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
-        """Return the module, its tensors mapped."""
+        """Return the caller's module, else the pickled one, its tensors mapped."""
         is_module = isinstance(live, torch.nn.Module)
         module: torch.nn.Module = unwrap(live if is_module else read_module(spec))[0]
         return module
-
-    def read_tensors(
-        self, spec: ModelSpec, names: TensorNames, parts: Parts
-    ) -> Tensors:
-        """Return tensors of the pickled module, mapped."""
-        found = dict(named_tensors(read_module(spec)))
-        return {name: found[name].detach() for name in names if name in found}
 
 
 def module_given(given: Any) -> Any:

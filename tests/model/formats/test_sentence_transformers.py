@@ -1,7 +1,6 @@
 """Directories of sentence-transformers say what they return."""
 
 import json
-import struct
 
 import pytest
 import torch
@@ -53,15 +52,6 @@ LEGACY |= {"pooling_mode_mean_tokens": True}
 )
 def test_embedding_width(pipeline, modules, width):
     assert embedding_width(pipeline(TRANSFORMER, *modules)) == width
-
-
-def test_width_of_static_embeddings(pipeline):
-    directory = pipeline(("StaticEmbedding", {}))
-    entry = {"dtype": "F32", "shape": [100, 24], "data_offsets": [0, 9600]}
-    header = json.dumps({"__metadata__": {}, "embedding.weight": entry}).encode()
-    weights = directory / "0_StaticEmbedding" / "model.safetensors"
-    weights.write_bytes(struct.pack("<Q", len(header)) + header + bytes(9600))
-    assert embedding_width(directory) == 24
 
 
 def embed(directory, **kwargs):
