@@ -26,10 +26,10 @@ from dask_infer.watching.prediction_summary import PredictionSummary
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _with_signature_of(
+def _with_parameters_of(
     other: Callable[..., Any], **defaults: Any
 ) -> Callable[[_F], _F]:
-    """Show a method's parameters as those of another, with some other defaults."""
+    """Show the parameters of another method, and what its docstring says of them."""
 
     def decorate(method: _F) -> _F:
         parameters = [
@@ -38,6 +38,11 @@ def _with_signature_of(
         ]
         signature = inspect.signature(method).replace(parameters=parameters)
         method.__signature__ = signature  # type: ignore[attr-defined]
+        if other.__doc__ and method.__doc__:  # neither under ``python -OO``
+            source = inspect.cleandoc(other.__doc__)
+            start, end = source.index("Parameters\n"), source.index("Returns\n")
+            head, returns = inspect.cleandoc(method.__doc__).split("Returns\n")
+            method.__doc__ = f"{head}{source[start:end]}Returns\n{returns}"
         return method
 
     return decorate
@@ -187,13 +192,13 @@ class DataFrameInfer(_Infer):
         variables = {k: v for k, v in locals().items() if k != "self"}
         return _predict(self._collection, Request(**variables))
 
-    @_with_signature_of(predict)
+    @_with_parameters_of(predict)
     def explain(self, model: Any, **arguments: Any) -> Plan | Awaitable[Plan]:
         """Compare the layouts of a `predict` call, and run nothing.
 
-        Takes the arguments of `predict`; `parallel` is not read, as all layouts are
-        compared. The model is neither loaded nor run: what jobs measured on the
-        workers' hosts is known again, the rest is projected from sizes, or assumed.
+        `parallel` is not read, as all layouts are compared. The model is neither loaded
+        nor run: what jobs measured on the workers' hosts is known again, the rest is
+        projected from sizes, or assumed.
 
         Returns
         -------
@@ -213,26 +218,11 @@ class DataFrameInfer(_Infer):
         return _explain(self._collection, Request(model, **arguments))
 
 
-def _with_parameters_of(other: Callable[..., Any]) -> Callable[[_F], _F]:
-    """Give a method the section *Parameters* of another's docstring."""
-
-    def decorate(method: _F) -> _F:
-        if other.__doc__ and method.__doc__:  # neither under ``python -OO``
-            source = inspect.cleandoc(other.__doc__)
-            start, end = source.index("Parameters\n"), source.index("Returns\n")
-            head, returns = inspect.cleandoc(method.__doc__).split("Returns\n")
-            method.__doc__ = f"{head}{source[start:end]}Returns\n{returns}"
-        return method
-
-    return decorate
-
-
 @register_series_accessor("infer")
 class SeriesInfer(_Infer):
     """Inference over one column of a Dask dataframe."""
 
-    @_with_parameters_of(DataFrameInfer.predict)
-    @_with_signature_of(DataFrameInfer.predict, keep=False)
+    @_with_parameters_of(DataFrameInfer.predict, keep=False)
     def predict(self, model: Any, **arguments: Any) -> DataFrame | Series:
         """Run a model over the values of this column.
 
@@ -248,9 +238,15 @@ class SeriesInfer(_Infer):
         result = _predict(*self._call(model, arguments))
         return result[result.columns[0]] if len(result.columns) == 1 else result
 
-    @_with_signature_of(predict)
+    @_with_parameters_of(predict)
     def explain(self, model: Any, **arguments: Any) -> Plan | Awaitable[Plan]:
-        """Compare the layouts of a `predict` call; see `DataFrameInfer.explain`."""
+        """Compare the layouts of a `predict` call, and run nothing.
+
+        Returns
+        -------
+        Plan
+            As of `DataFrameInfer.explain`.
+        """
         return _explain(*self._call(model, arguments))
 
     def _call(self, model: Any, arguments: dict[str, Any]) -> tuple[DataFrame, Request]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import methodcaller
 from types import FunctionType, TracebackType
 from typing import Any
 
@@ -33,12 +34,7 @@ class InferError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Without a call of the class, whose `__init__` may need other arguments; with
         # the cause, which Python does not pickle.
-        return _revived, (
-            type(self),
-            self.args,
-            vars(self),
-            _portable(_chain(self)[1:]),
-        )
+        return _revived, (*_bare(self), _portable(_chain(self)[1:]))
 
 
 class InputError(InferError, ValueError):
@@ -158,10 +154,10 @@ def _described(error: BaseException) -> str:
 def _pickled(error: BaseException) -> bytes | None:
     """Return an error pickled without causes and frames; None if it does not pickle."""
     for whole in (True, False):
-        for reduce in (_bare, _by_itself):
+        for reduce in (_bare, methodcaller("__reduce__")):
             try:
                 data: bytes = cloudpickle.dumps(_lighter(reduce(error), whole))
-                again = _built(data)
+                again = _revived(*pickle.loads(data))
                 same = type(again).__qualname__ == type(error).__qualname__
                 if same and str(again) == str(error) and len(data) <= MOST_BYTES:
                     return data
@@ -200,15 +196,16 @@ def _bare(error: BaseException) -> Any:
     return own.__new__, (own, *error.args), vars(error)
 
 
-def _by_itself(error: BaseException) -> Any:
-    return error.__reduce__()
-
-
-def _built(data: bytes) -> BaseException:
-    make, args, state = pickle.loads(data)
-    error: BaseException = make(*args)
+def _revived(
+    make: Callable[..., BaseException],
+    args: tuple[Any, ...],
+    state: Any,
+    cause: BaseException | None = None,
+) -> BaseException:
+    error = make(*args)
     if state:
         error.__setstate__(state)
+    error.__cause__ = cause
     return error
 
 
@@ -219,20 +216,8 @@ def _unpickled(
     trace: TracebackType | None,
 ) -> BaseException:
     try:
-        error = RuntimeError(text) if data is None else _built(data)
+        error = RuntimeError(text) if data is None else _revived(*pickle.loads(data))
     except Exception:  # a class that is not there, a device that is not
         error = RuntimeError(text)
     error.__cause__ = cause
     return error.with_traceback(trace)
-
-
-def _revived(
-    cls: type[InferError],
-    args: tuple[Any, ...],
-    state: dict[str, Any],
-    cause: BaseException | None,
-) -> InferError:
-    error = cls.__new__(cls, *args)
-    error.__setstate__(state)
-    error.__cause__ = cause
-    return error

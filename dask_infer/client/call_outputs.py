@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,13 @@ def call_outputs(
     InputError
         If the model refuses the inputs.
     """
-    if call.request.meta is None:
-        return *_inferred(call, inputs, kept), None
     meta, output = call.request.meta, call.request.output
-    outputs = outputs_from_meta(meta, output, kept, listed=_returns_list(call))
+    if meta is None:
+        return *_inferred(call, inputs, kept), None
+    listed = False
+    with suppress(OutputError):
+        listed = call.format.is_fitted and len(_described(call, None)) > 1
+    outputs = outputs_from_meta(meta, output, kept, listed=listed)
     return outputs, *_checked(call, inputs)
 
 
@@ -54,7 +58,7 @@ def _inferred(
     try:
         if not call.format.is_fitted:
             return _traced(call, inputs, kept)
-        described = _described(call, inputs)
+        described = _described(call, _column_dtypes(call, inputs))
         return outputs_from_estimator(described, call.request.output, kept), inputs
     except OutputError as error:
         if call.request.postprocess is None or "pass meta=" in str(error):
@@ -94,14 +98,14 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
         return inputs, None
     request = call.request
     grouped = request.auto or not request.layout.is_local or bool(request.resources)
-    declared = call.format.declares_outputs
     try:
-        if declared or (grouped and undecided_integers(call, inputs)):
+        undecided = undecided_integers(call, inputs)
+        if call.format.declares_outputs or (grouped and undecided):
             return with_traced_dtypes(call, inputs, trace(call, inputs)), None
         check(call, inputs)
-        return inputs, undecided_integers(call, inputs)
+        return inputs, undecided
     except CannotTrace as error:
-        if is_mismatch(error) and call.request.preprocess is None:
+        if is_mismatch(error) and request.preprocess is None:
             raise shape_error(call, error) from error
         return inputs, None
 
@@ -109,17 +113,11 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
 # --- fitted models ------------------------------------------------------------------
 
 
-def _returns_list(call: ModelCall) -> bool:
-    """Whether a fitted model returns a list of arrays, one a target."""
-    try:
-        return call.format.is_fitted and len(_described(call, None)) > 1
-    except OutputError:
-        return False
+def _described(call: ModelCall, given: dict[Any, str] | None) -> Any:
+    """Return what a fitted model's attributes say of its outputs, a list.
 
-
-def _described(call: ModelCall, inputs: Inputs | None) -> Any:
-    """Return what a fitted model's attributes say of its outputs."""
-    given = None if inputs is None else _column_dtypes(call, inputs)
+    `given` are the dtypes of its columns, where they are known.
+    """
     live, request = call.recognised.live, call.request
     try:
         return call.format.described_outputs(

@@ -100,13 +100,9 @@ class _Prediction:
         arguments = (frame, self._job_bytes, self.emit, group, index)
         return Task(name, run_partition, *arguments)
 
-    def _required(self, emit: tuple[Any, ...]) -> list[Any]:
-        """Input columns that the model and `emit` need, in the frame's order."""
-        needed = {*emit, *self.job.reads}
-        return [c for c in self.frame.columns if c in needed]
-
     def _simplify_down(self) -> Expr | None:
-        required = self._required(self.emit)
+        needed = {*self.emit, *self.job.reads}
+        required = [c for c in self.frame.columns if c in needed]
         if required == list(self.frame.columns):
             return None
         return self._with(frame=self.frame[required])

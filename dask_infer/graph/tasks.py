@@ -44,7 +44,7 @@ def run_partition(
         Number of the partition, for errors.
     """
     with _portable_errors(partition):
-        request = _read_job(job)
+        request: AnyJob = _read_job(job)
         if group_request is not None:
             request = request.spread(iter(group_request))
         return _result(frame, predict(frame, request), emit)
@@ -60,26 +60,18 @@ def request_groups(wanted: bytes) -> tuple[ChosenLayout, ...]:
     """
     with _portable_errors():
         specs: tuple[GroupSpec | AutoSpec, ...] = pickle.loads(wanted)
-        chosen = _chosen(specs)
+        found: Iterator[ChosenLayout] = iter(())
+        if autos := [spec for spec in specs if isinstance(spec, AutoSpec)]:
+            from dask_infer.pipeline.choice.auto_layout import choose_layouts
+
+            found = iter(choose_layouts(autos))
+        chosen = tuple(s if isinstance(s, GroupSpec) else next(found) for s in specs)
         groups = {spec.key: spec for spec in chosen if isinstance(spec, GroupSpec)}
         if groups:
             from dask_infer.pipeline.worker import group_request
 
             group_request.request_groups([*groups.values()])
         return chosen
-
-
-def _chosen(
-    specs: tuple[GroupSpec | AutoSpec, ...],
-) -> tuple[ChosenLayout, ...]:
-    """Return the layouts: those that the call names, and those that are chosen now."""
-    autos = [spec for spec in specs if isinstance(spec, AutoSpec)]
-    if not autos:
-        return tuple(spec for spec in specs if isinstance(spec, GroupSpec))
-    from dask_infer.pipeline.choice.auto_layout import choose_layouts
-
-    found = iter(choose_layouts(autos))
-    return tuple(s if isinstance(s, GroupSpec) else next(found) for s in specs)
 
 
 @contextlib.contextmanager
@@ -99,10 +91,7 @@ def _portable_errors(partition: int | None = None) -> Iterator[None]:
         raise
 
 
-@functools.lru_cache(maxsize=256)
-def _read_job(job: bytes) -> AnyJob:
-    request: AnyJob = pickle.loads(job)
-    return request
+_read_job = functools.lru_cache(maxsize=256)(pickle.loads)
 
 
 def _result(

@@ -7,11 +7,11 @@ worker leaves, its last numbers stay in the sums.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from dask_infer.metrics.sums import Label, Sums, from_message
+from dask_infer.metrics.sums import Label, Sums, fold, from_message, total
 from dask_infer.metrics.totals import EARLIER, MODELS
 
 #: Version of the message; what comes in another one is passed over.
@@ -34,12 +34,10 @@ class Message:
     replicas: list[dict[str, Any]]
     #: Its process: seconds of CPU, of all processes of the host, and the cores there.
     host: dict[str, float]
-    by_model: dict[Label, Sums] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for label, sums in self.sums.items():
-            model = label._replace(job="")
-            self.by_model.setdefault(model, Sums()).add(sums)
+        jobs = self.sums.items()
+        self.by_model = total({label._replace(job=""): sums} for label, sums in jobs)
 
     @staticmethod
     def read(message: Mapping[str, Any]) -> Message:
@@ -103,13 +101,13 @@ class ClusterSums:
 
     def update(self, worker: str, message: Message) -> None:
         """Take what a worker sent."""
-        known = self.workers.get(worker)
-        if known is None:
+        if worker not in self.workers:
             self.workers[worker] = WorkerSums(message)
-        else:
-            before = known.latest.sums
-            self._remember({k: v for k, v in before.items() if k not in message.sums})
-            known.update(message)
+            return
+        known = self.workers[worker]
+        before = known.latest.sums.items()
+        self._remember({k: v for k, v in before if k not in message.sums})
+        known.update(message)
 
     def remove(self, worker: str) -> None:
         """Keep the last numbers of a worker that left."""
@@ -118,23 +116,23 @@ class ClusterSums:
             return
         self._remember(left.latest.sums)
         for label, sums in left.latest.by_model.items():
-            _fold(self.gone, label, sums)
+            fold(self.gone, label, sums)
         while len(self.gone) > MODELS:
             label, older = self.gone.popitem(last=False)
-            _fold(self.gone, Label(EARLIER, label.stage), older)
+            fold(self.gone, Label(EARLIER, label.stage), older)
 
     def by_model(self) -> dict[Label, Sums]:
         """Return the sums of each model and stage."""
-        return _total([self.gone, *(w.latest.by_model for w in self.workers.values())])
+        return total([self.gone, *(w.latest.by_model for w in self.workers.values())])
 
     def by_job(self) -> dict[Label, Sums]:
         """Return the sums of each job that has its own."""
-        result = _total([self._jobs, *(w.latest.sums for w in self.workers.values())])
+        result = total([self._jobs, *(w.latest.sums for w in self.workers.values())])
         return {label: sums for label, sums in result.items() if label.job}
 
     def recent(self, seconds: float) -> dict[Label, Sums]:
         """Return what was added by model and stage in about the last `seconds`."""
-        return _total([w.recent(seconds) for w in self.workers.values()])
+        return total([w.recent(seconds) for w in self.workers.values()])
 
     def host(self) -> dict[str, float]:
         """Return seconds of CPU of all processes and of their hosts, and the cores."""
@@ -173,19 +171,6 @@ class ClusterSums:
     def _remember(self, sums: Mapping[Label, Sums]) -> None:
         for label, each in sums.items():
             if label.job:
-                _fold(self._jobs, label, each)
+                fold(self._jobs, label, each)
         while len(self._jobs) > JOBS:
             self._jobs.popitem(last=False)
-
-
-def _fold(into: OrderedDict[Label, Sums], label: Label, sums: Sums) -> None:
-    into.setdefault(label, Sums()).add(sums, levels=False)
-    into.move_to_end(label)
-
-
-def _total(parts: Iterable[Mapping[Label, Sums]]) -> dict[Label, Sums]:
-    result: dict[Label, Sums] = {}
-    for part in parts:
-        for label, sums in part.items():
-            result.setdefault(label, Sums()).add(sums)
-    return result

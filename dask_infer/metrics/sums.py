@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -81,6 +82,21 @@ def from_message(message: Iterable[Any]) -> dict[Label, Sums]:
         Label(model, stage, job): Sums(counts, seconds, levels)
         for model, stage, job, counts, seconds, levels, *_ in message
     }
+
+
+def total(parts: Iterable[Mapping[Label, Sums]]) -> dict[Label, Sums]:
+    """Return the sum of all parts, in sums of its own."""
+    result: dict[Label, Sums] = {}
+    for part in parts:
+        for label, sums in part.items():
+            result.setdefault(label, Sums()).add(sums)
+    return result
+
+
+def fold(into: OrderedDict[Label, Sums], label: Label, sums: Sums) -> None:
+    """Add sums of what has ended, which has no levels, as the latest ones."""
+    into.setdefault(label, Sums()).add(sums, levels=False)
+    into.move_to_end(label)
 
 
 def _add(into: dict[str, float], other: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 
 from dask_infer.metrics.recorder import Recorder
-from dask_infer.metrics.sums import Label, Sums
+from dask_infer.metrics.sums import Label, Sums, fold, total
 
 #: Jobs of a worker with sums of their own, the latest.
 JOBS = 8
@@ -53,13 +53,9 @@ class Totals:
         """Return all that was ever counted for a worker, and its levels now."""
         with self._lock:
             self._add_ended()
-            result = {label: Sums() for label in self._closed.get(worker, ())}
-            for label, sums in self._closed.get(worker, {}).items():
-                result[label].add(sums)
-            for recorder in self._recorders:
-                if recorder.worker == worker:
-                    result.setdefault(recorder.label, Sums()).add(recorder.sums())
-        return result
+            own = [each for each in self._recorders if each.worker == worker]
+            running = [{each.label: each.sums()} for each in own]
+            return total([self._closed.get(worker, {}), *running])
 
     def forget(self, worker: str) -> None:
         """Drop a worker that has ended; others of this process go on."""
@@ -74,25 +70,20 @@ class Totals:
                 running.append(recorder)
                 continue
             closed = self._closed.setdefault(recorder.worker, OrderedDict())
-            known = len(closed)
-            self._keep(closed, recorder.label, recorder.sums())
-            if len(closed) > known:
-                self._fold(closed)
+            fold(closed, recorder.label, recorder.sums())
+        for closed in self._closed.values():
+            _bound(closed)
         self._recorders = running
         self._full = len(running) + ENDED
 
-    def _keep(self, closed: OrderedDict[Label, Sums], label: Label, sums: Sums) -> None:
-        closed.setdefault(label, Sums()).add(sums, levels=False)
-        closed.move_to_end(label)
 
-    def _fold(self, closed: OrderedDict[Label, Sums]) -> None:
-        """Add the oldest jobs to their models, and the oldest models to `EARLIER`."""
-        for has_job, most in ((True, JOBS), (False, MODELS)):
-            labels = [label for label in closed if bool(label.job) is has_job]
-            for label in labels[: max(0, len(labels) - most)]:
-                model = label.model if has_job else EARLIER
-                older = closed.pop(label)
-                self._keep(closed, Label(model, label.stage), older)
+def _bound(closed: OrderedDict[Label, Sums]) -> None:
+    """Add the oldest jobs to their models, and the oldest models to `EARLIER`."""
+    for has_job, most in ((True, JOBS), (False, MODELS)):
+        labels = [label for label in closed if bool(label.job) is has_job]
+        for label in labels[: max(0, len(labels) - most)]:
+            model = label.model if has_job else EARLIER
+            fold(closed, Label(model, label.stage), closed.pop(label))
 
 
 #: Those of this process.

@@ -1,7 +1,6 @@
 """The frozen nouns that travel from client to worker. Standard library only."""
 
-from dask_infer.spec.auto_spec import AutoSpec
-from dask_infer.spec.group_spec import GroupSpec, GroupTimeouts
+from dask_infer.spec.group_spec import AutoSpec, GroupSpec, GroupTimeouts
 from dask_infer.spec.input_spec import Argument, ArgumentKey, Fitted, Inputs, Undecided
 from dask_infer.spec.job import (
     AnyJob,
@@ -13,9 +12,8 @@ from dask_infer.spec.job import (
     UserCode,
 )
 from dask_infer.spec.layout import Layout
-from dask_infer.spec.model_spec import Blob, ModelSpec
+from dask_infer.spec.model_spec import Blob, ModelSpec, StageLayers
 from dask_infer.spec.output_spec import ERROR_COLUMN, OutputColumn, Outputs
-from dask_infer.spec.stage_layers import StageLayers
 
 __all__ = [
     "ERROR_COLUMN",

@@ -1,4 +1,7 @@
-"""One model on a group of workers, outside the processes of its feeders."""
+"""One model on a group of workers, outside the processes of its feeders.
+
+Of ``parallel="auto"`` what is chosen from, once workers are known.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +68,44 @@ class GroupSpec:
             self.timeout,
             self.chain and self.chain.key,
         )
-        digest = hashlib.sha256(repr(content).encode()).hexdigest()[:12]
-        return f"{self.model.name}-{digest}"
+        return _key(self.model, content)
 
     def __repr__(self) -> str:
         return f"<GroupSpec {self.key}>"
 
     def __dask_tokenize__(self) -> object:
         return (type(self).__name__, self.key)
+
+
+@dataclass(frozen=True)
+class AutoSpec:
+    """One job whose layout its group request chooses."""
+
+    #: The model on workers of its own, its chain where it can be cut; no layout yet.
+    group: GroupSpec
+    #: Why it cannot be cut; empty where it has a chain.
+    uncut: str = ""
+    #: Whether rows are texts.
+    text: bool = False
+    #: Rows and partitions to be predicted; None where metadata does not say.
+    rows: int | None = None
+    partitions: int = 1
+    #: Name under which the job's times are remembered.
+    rate_key: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the choice; it does not depend on what is chosen."""
+        content = (self.group.key, self.rows, self.partitions, self.rate_key)
+        return _key(self.group.model, content)
+
+    def __repr__(self) -> str:
+        return f"<AutoSpec {self.key}>"
+
+    def __dask_tokenize__(self) -> object:
+        return (type(self).__name__, self.key, self.uncut)
+
+
+def _key(model: ModelSpec, content: object) -> str:
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:12]
+    return f"{model.name}-{digest}"

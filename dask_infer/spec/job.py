@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from dask_infer.spec.auto_spec import AutoSpec
-from dask_infer.spec.group_spec import GroupSpec
+from dask_infer.spec.group_spec import AutoSpec, GroupSpec
 from dask_infer.spec.input_spec import Inputs, Undecided
 from dask_infer.spec.model_spec import Blob, ModelSpec
 from dask_infer.spec.output_spec import ERROR_COLUMN, Outputs
