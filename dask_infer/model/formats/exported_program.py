@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from dask_infer.errors import InputError, ModelLoadError
 from dask_infer.model.formats.checkpoints.archive_vetting import Refused, vet_archive
@@ -31,13 +30,7 @@ from dask_infer.model.formats.torchscript import (
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.loaded_model import ModuleModel
 from dask_infer.model.runtime.place_module import Placement, freeze
-from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.spec.model_spec import ModelSpec
-
-#: How torch words a batch of another size than the exported one.
-_STATIC_ROWS = re.compile(
-    r"(?:size\(\)\[0\] == |shape\[0\] to be equal to |dimension 0 .* equal to )(\d+)"
-)
 
 #: How torch says that it does not know a model's output class: its module.
 _UNREGISTERED = re.compile(r"Deserializing (transformers\.[\w.]+)\.\w+ in pytree")
@@ -63,11 +56,11 @@ class ExportedProgramFormat(Format):
         """Refuse what is no archive."""
         check_zip(path)
 
-    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
+    def traceable_module(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Load the program, by the rules of safety that hold for every load."""
         with load_errors(spec):
-            program = self.load(spec, Placement())
-        return TraceableModel(program.target, program)
+            module: torch.nn.Module = self.load(spec, Placement()).target
+        return module
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the program; moving it to a device changes the program itself."""
@@ -78,9 +71,9 @@ class ExportedProgramFormat(Format):
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, placement.device)
-        module = _as_module(program)
-        freeze(module)
-        return ProgramModel(spec, module, placement.device)
+        module = _as_module(spec.name, program)
+        freeze(module)  # it cannot be trained, so there is no ``eval()``
+        return ModuleModel(spec, module, placement.device)
 
     def open_to_split(self, spec: ModelSpec, live: Any) -> torch.export.ExportedProgram:
         """Read the program, which is whole or nothing."""
@@ -98,10 +91,34 @@ class ExportedProgramFormat(Format):
         return {every[name]: tensor for name, tensor in found.items()}
 
 
-def _as_module(program: Any) -> torch.nn.Module:
+def _as_module(name: str, program: Any) -> torch.nn.Module:
+    """Return a module that takes arguments by name or by position, as one likes."""
     # Guards are source text in the file; sizes are checked without them.
-    module: torch.nn.Module = program.module(check_guards=False)
-    return module
+    module = program.module(check_guards=False)
+    names = list(inspect.signature(module.forward).parameters)
+    positional, keywords = module._in_spec.children()
+    first = names[: positional.num_children]
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    shapes = [getattr(node.meta.get("val"), "shape", ()) for node in inputs]
+
+    def bind(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) > len(names) or given.keys() != {*first, *keywords.context}:
+            return None  # the program's own error says what it expected
+        args = tuple(given[name] for name in first)
+        kwargs = {name: given[name] for name in keywords.context}
+        for shape, leaf in zip(shapes, tree_leaves((args, kwargs)), strict=False):
+            rows = shape[0] if shape else None
+            if isinstance(rows, int) and leaf.shape[:1] != (rows,):
+                raise InputError(
+                    f"{name} was exported for batches of exactly {rows} rows; export "
+                    'it again with a dynamic dimension 0: dynamic_shapes={"x": {0: '
+                    'torch.export.Dim("rows")}}'
+                )
+        return args, kwargs
+
+    module.register_forward_pre_hook(bind, prepend=True, with_kwargs=True)
+    return module  # type: ignore[no-any-return]
 
 
 def read_program(path: str, trust: bool) -> Any:
@@ -156,57 +173,3 @@ def check_dtype(spec: ModelSpec, program: Any, dtype: torch.dtype | None) -> Non
             f"{spec.name} was exported in {has}, which is part of the program; export "
             f"it again in {str(dtype).removeprefix('torch.')} or leave dtype= out"
         )
-
-
-class ProgramModel(ModuleModel):
-    """An exported program; it cannot be trained, so there is no ``eval()``."""
-
-    def __init__(
-        self, spec: ModelSpec, module: torch.nn.Module, device: torch.device
-    ) -> None:
-        super().__init__(spec, module, device)
-        self._bind = _binding(module)
-
-    def call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], method: str | None = None
-    ) -> Any:
-        """Return the output; arguments go by name or position, as one likes."""
-        with self._explained():
-            return super().call(*self._bind(args, kwargs), method)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (AssertionError, RuntimeError) as error:
-            rows = _STATIC_ROWS.search(str(error))
-            if rows is None:
-                raise
-            raise InputError(
-                f"{self.spec.name} was exported for batches of exactly {rows[1]} rows; "
-                "export it again with a dynamic dimension 0: dynamic_shapes="
-                '{"x": {0: torch.export.Dim("rows")}}'
-            ) from error
-
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def _binding(module: torch.nn.Module) -> Callable[..., Call]:
-    """How to sort arguments into those that were positional at the export."""
-    signature = inspect.signature(module.forward)
-    structure: Any = module._in_spec
-    positional, keywords = structure.children()
-    names = list(signature.parameters)
-    first = names[: positional.num_children]
-
-    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if len(args) > len(names) or set(given) != {*first, *keywords.context}:
-            return args, kwargs  # the program's own error says what it expected
-        return (
-            tuple(given[name] for name in first),
-            {name: given[name] for name in keywords.context},
-        )
-
-    return bind

@@ -45,7 +45,6 @@ from dask_infer.model.runtime.safetensors_files import (
     safetensors_files,
     safetensors_header,
 )
-from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.source import ModelSource
 from dask_infer.model.split_refusals import CannotSplit, cause_of
 from dask_infer.spec.model_spec import ModelSpec
@@ -90,11 +89,11 @@ class FactoryFormat(Format):
         )
         return found
 
-    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
+    def traceable_module(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Build on the meta device; where values are read, with real buffers."""
         with suppress(Exception), torch.device("meta"):
-            return super().traceable_model(spec, live)
-        return super().traceable_model(spec, live)
+            return super().traceable_module(spec, live)
+        return super().traceable_module(spec, live)
 
     def load(self, spec: ModelSpec, placement: Placement) -> LoadedModel:
         """Build the model; what it is says how it wants to be called."""

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch.export import ExportedProgram
@@ -31,7 +31,7 @@ from dask_infer.model.runtime.import_library import EXTRAS, remedy_for
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.shapes.boosting import Described
-from dask_infer.model.shapes.fake_model import TraceableModel, named_tensors
+from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.shapes.trace_errors import Example, cannot_trace
 from dask_infer.model.split_refusals import AS_MODULE, CannotSplit
 from dask_infer.model.store.blob_store import PendingBlob, read_blob
@@ -233,7 +233,7 @@ class Format:
         """
         raise NotImplementedError
 
-    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
+    def traceable_module(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Return the torch module, its weights not read where that can be avoided.
 
         Parameters
@@ -247,11 +247,10 @@ class Format:
             There is none before the model runs.
         """
         try:
-            module: Any = self.open_to_split(spec, live)
+            return cast(torch.nn.Module, self.open_to_split(spec, live))
         except CannotSplit as error:
             reason = f"what it returns is only known by calling it: {error.reason}"
             raise cannot_trace(spec.name, reason) from error
-        return TraceableModel(module)
 
     # What a worker does
 
@@ -291,7 +290,7 @@ class Format:
         What is not found is left out. Of tensors that shards divide `parts` says what
         is needed; the whole may be returned where its memory is mapped, as here.
         """
-        module: Any = self.open_to_split(spec, None)
+        module = cast(torch.nn.Module, self.open_to_split(spec, None))
         found = dict(named_tensors(module))
         return {name: found[name].detach() for name in names if name in found}
 

@@ -26,7 +26,6 @@ from dask_infer.model.runtime.place_module import (
     place,
 )
 from dask_infer.model.runtime.safetensors_files import damaged, refuse_empty
-from dask_infer.model.shapes.fake_model import TraceableModel
 from dask_infer.model.store.blob_store import default_store, write_pinned
 from dask_infer.spec.model_spec import Blob, ModelSpec
 
@@ -59,10 +58,11 @@ class TorchScriptFormat(Format):
         if not trust:
             raise ModelLoadError(_needs_trust(path))
 
-    def traceable_model(self, spec: ModelSpec, live: Any) -> TraceableModel:
+    def traceable_module(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Load the script: its shapes are not known without its weights."""
         with load_errors(spec):
-            return TraceableModel(self.load(spec, Placement()).target)
+            module: torch.nn.Module = self.load(spec, Placement()).target
+        return module
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the archive or the pickled module, both only if trusted."""

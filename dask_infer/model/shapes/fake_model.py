@@ -8,10 +8,8 @@ its own and the weights stay where they are.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from types import CellType, FunctionType
 from typing import Any
@@ -20,49 +18,21 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from dask_infer.model.runtime.footprint import floating_dtype
-from dask_infer.model.runtime.loaded_model import LoadedModel
-from dask_infer.model.runtime.methods import signature_of
-from dask_infer.model.shapes.padding import token_rules
+from dask_infer.model.runtime.place_module import needs_conversion
 
 
-@dataclass(frozen=True)
-class TraceableModel:
-    """A model as the client has it, never changed; its shapes are propagated."""
-
-    module: torch.nn.Module
-    #: A program that only its loader can read: called as it is, weights and all.
-    program: LoadedModel | None = None
-
-    def weightless(
-        self, mode: FakeTensorMode, dtype: torch.dtype | None
-    ) -> torch.nn.Module:
-        """Return a copy in eval mode with fake tensors, floating ones as `dtype`."""
-        if self.program is not None:
-            return self.module
-        if isinstance(self.module, torch.jit.ScriptModule):
-            return _scripted(self.module, dtype)
-        return _faked(self.module, mode, dtype)
-
-    def function(self, module: torch.nn.Module, method: str | None) -> Any:
-        """Return what a call of `module` runs."""
-        if self.program is not None and method is None:
-            program = self.program
-            return lambda *args, **kwargs: program.call(args, kwargs)
-        return getattr(module, method or "__call__")
-
-    def signature(self, method: str | None) -> inspect.Signature | None:
-        """Return how a call may look; None where it is hidden."""
-        return signature_of(getattr(self.module, method or "forward"))
-
-    def one_row(self, method: str | None) -> bool:
-        """Whether a call takes one row: it looks for padding, and has no token."""
-        function = getattr(self.module, method or "forward")
-        return token_rules(self.module, function, None).alone
-
-    def floating(self, dtype: torch.dtype | None) -> torch.dtype:
-        """Return the dtype of floating inputs: `dtype`, the model's, or torch's own."""
-        return dtype or floating_dtype(self.module) or torch.get_default_dtype()
+def weightless(
+    module: torch.nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None
+) -> torch.nn.Module:
+    """Return a copy in eval mode with fake tensors, floating ones as `dtype`."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return _scripted(module, dtype)
+    if hasattr(module, "_in_spec") and not needs_conversion(module, dtype):
+        return module  # a program of torch.export: copies of it check no inputs
+    memo: dict[int, Any] = {}
+    for tensor in chain(module.parameters(), module.buffers()):
+        memo[id(tensor)] = _fake(tensor, mode, dtype)
+    return structure_copy(module, memo, lambda tensor: _fake(tensor, mode, None))
 
 
 def _scripted(
@@ -75,16 +45,6 @@ def _scripted(
     copied: torch.nn.Module = copy.deepcopy(module)
     copied = copied.eval() if training else copied
     return copied if dtype is None else copied.to(dtype)
-
-
-def _faked(
-    module: torch.nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None
-) -> torch.nn.Module:
-    """Return a deep copy with fake tensors, in eval mode."""
-    memo: dict[int, Any] = {}
-    for tensor in chain(module.parameters(), module.buffers()):
-        memo[id(tensor)] = _fake(tensor, mode, dtype)
-    return structure_copy(module, memo, lambda tensor: _fake(tensor, mode, None))
 
 
 def structure_copy(

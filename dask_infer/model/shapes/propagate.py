@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 
 from dask_infer.model.formats.format import FileCall
 from dask_infer.model.registry import format_of
-from dask_infer.model.runtime.footprint import is_lazy, parse_dtype
-from dask_infer.model.runtime.methods import check_method
+from dask_infer.model.runtime.footprint import floating_dtype, is_lazy, parse_dtype
+from dask_infer.model.runtime.methods import check_method, signature_of
 from dask_infer.model.shapes.call_arguments import by_key, taken, without_cache
-from dask_infer.model.shapes.fake_model import TraceableModel
-from dask_infer.model.shapes.padding import generates
+from dask_infer.model.shapes.fake_model import weightless
+from dask_infer.model.shapes.padding import generates, token_rules
 from dask_infer.model.shapes.sandbox import sandbox
 from dask_infer.model.shapes.strict_dtypes import StrictDtypes
 from dask_infer.model.shapes.trace_errors import (
@@ -101,9 +101,9 @@ def propagate(
     with sandbox():
         if format_of(spec).declares_outputs:
             return _declared(spec, examples, method, dtype)
-        source = _traceable_model(spec, live)
+        module = _traceable_module(spec, live)
         call = _Call(
-            spec.name, source, method, examples, dict(call_kwargs or {}), dtype
+            spec.name, module, method, examples, dict(call_kwargs or {}), dtype
         )
         return call.generated() or call.checked().traced()
 
@@ -124,8 +124,8 @@ def check_call(
     if not isinstance(live, torch.nn.Module):
         return
     examples = by_key(args, kwargs)
-    source = _traceable_model(spec, live)
-    _Call(spec.name, source, method, examples, dict(call_kwargs or {}), None).checked()
+    module = _traceable_module(spec, live)
+    _Call(spec.name, module, method, examples, dict(call_kwargs or {}), None).checked()
 
 
 def _declared(
@@ -143,14 +143,14 @@ def _declared(
     return compared(*both)
 
 
-def _traceable_model(spec: ModelSpec, live: object | None) -> TraceableModel:
+def _traceable_module(spec: ModelSpec, live: object | None) -> torch.nn.Module:
     """Return the model with no weights loaded, as far as its format allows."""
-    source = format_of(spec).traceable_model(spec, live)
-    tensors = chain(source.module.parameters(), source.module.buffers())
+    module = format_of(spec).traceable_module(spec, live)
+    tensors = chain(module.parameters(), module.buffers())
     if any(is_lazy(tensor) for tensor in tensors):
         reason = "lazy layers have no sizes yet: call it once on an example row"
         raise cannot_trace(spec.name, reason)
-    return source
+    return module
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class _Call:
     """One model and how it is called."""
 
     name: str
-    source: TraceableModel
+    module: torch.nn.Module
     method: str | None
     examples: dict[ArgumentKey, Example]
     extra: dict[str, Any]
@@ -167,27 +167,28 @@ class _Call:
 
     @property
     def floating(self) -> torch.dtype:
-        return self.source.floating(parse_dtype(self.dtype))
+        own = parse_dtype(self.dtype) or floating_dtype(self.module)
+        return own or torch.get_default_dtype()
 
     def checked(self) -> _Call:
         """Check method and arguments; return the call that can be tried."""
         if self.method is not None:
-            check_method(self.source.module, self.method, self.name)
+            check_method(self.module, self.method, self.name)
             if self.method == "generate":
                 reason = "generate chooses each token by the one before"
                 raise cannot_trace(self.name, reason)
-        signature = self.source.signature(self.method)
+        function = self.method or "forward"
+        signature = signature_of(getattr(self.module, function))
         if signature is None:
             return self
-        function = self.method or "forward"
         examples = taken(self.name, function, signature, self.examples, self.extra)
         dropped = tuple(str(key) for key in self.examples if key not in examples)
-        extra = without_cache(self.source.module, signature, self.extra)
+        extra = without_cache(self.module, signature, self.extra)
         return replace(self, examples=examples, extra=extra, dropped=dropped)
 
     def generated(self) -> Traced | None:
         """Return what ``generate`` of transformers returns; None for other calls."""
-        if self.method != "generate" or not generates(self.source.module, self.extra):
+        if self.method != "generate" or not generates(self.module, self.extra):
             return None
         (rows, tokens), _ = counts_beside()
         sequences = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
@@ -224,7 +225,8 @@ class _Call:
     def _twice(self, as_integers: tuple[ArgumentKey, ...]) -> Traced:
         """Trace with two counts of rows and tokens: they show which axis is which."""
         counts = counts_beside(self._sizes())
-        if self.source.one_row(self.method):
+        function = getattr(self.module, self.method or "forward")
+        if token_rules(self.module, function, None).alone:
             counts = tuple((1, tokens) for _, tokens in counts)
         found = self._traced_with(as_integers, *counts[0])
         with suppress(CannotTrace):
@@ -264,8 +266,7 @@ class _Call:
 
     def _sizes(self) -> set[int]:
         """Return every size that the model's tensors and its inputs have."""
-        module = self.source.module
-        tensors = chain(module.parameters(), module.buffers())
+        tensors = chain(self.module.parameters(), self.module.buffers())
         own = chain.from_iterable(tensor.shape for tensor in tensors)
         given = chain.from_iterable(example.shape for example in self.examples.values())
         return {int(size) for size in chain(own, given) if size is not None}
@@ -297,7 +298,7 @@ class _Call:
         """Call a weightless copy on fake tensors; refuse in the user's words."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         module = self._copy(mode, weights)
-        function = self.source.function(module, self.method)
+        function = getattr(module, self.method or "__call__")
         strict = StrictDtypes()
         with torch.no_grad(), mode, strict:
             tensors = {
@@ -317,7 +318,7 @@ class _Call:
         self, mode: FakeTensorMode, weights: torch.dtype | None
     ) -> torch.nn.Module:
         try:
-            return self.source.weightless(mode, weights)
+            return weightless(self.module, mode, weights)
         except Exception as error:
             reason = f"it cannot be copied ({type(error).__name__}: {error})"
             raise cannot_trace(self.name, reason) from error
