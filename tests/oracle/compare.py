@@ -12,7 +12,7 @@ import pandas as pd
 from dask_infer import OutputError, Towers
 from dask_infer.model.towers import OPTIONS
 from tests.oracle import reference
-from tests.oracle.requests import FUNCTIONS, Draw, Run
+from tests.oracle.requests import FUNCTIONS, RESOURCES, Draw, Run
 
 Compute = Callable[[Any, str], Any]
 
@@ -105,7 +105,9 @@ def _run(draw: Draw, run: Run, compute: Compute) -> tuple[Any, Any, pd.DataFrame
     request = dict(draw.request)
     request |= {name: FUNCTIONS[f] for name, f in draw.functions.items()}
     request |= {"batch_size": run.batch_size, "on_error": run.on_error}
-    request |= {"parallel": run.layout}
+    request |= {"parallel": run.parallel}
+    if run.resources:
+        request["resources"] = RESOURCES
     target = ddf[draw.reads[0][0]] if draw.series else ddf
     model = draw.model.make()
     if run.towers:

@@ -30,13 +30,17 @@ def drive(
     count: int,
     check: Callable[[Draw], None],
     names: Sequence[str] = WEIGHTED,
-    layouts: Sequence[Layout] = LOCAL,
+    layouts: Sequence[Layout | str] = LOCAL,
     each: int = EACH,
 ) -> None:
-    """Call `check` with `count` draws, `each` of a model in a layout."""
+    """Call `check` with `count` draws, `each` of a model in a layout.
+
+    Elsewhere every third of them holds resources.
+    """
     chance = random.Random(first)
     for place in range(-(-count // each)):
         name, layout = chance.choice(names), chance.choice(layouts)
+        resources = layouts is not LOCAL and chance.random() < 1 / 3
 
         @seed(first * 1_000_003 + place)
         @settings(
@@ -47,7 +51,7 @@ def drive(
             suppress_health_check=list(HealthCheck),
             print_blob=False,
         )
-        @given(draws(name, layout))
+        @given(draws(name, layout, resources))
         def checked(draw: Draw) -> None:
             check(draw)
 

@@ -101,7 +101,8 @@ def refused(draw: Draw, run: Run) -> bool | None:
     entry, layout = draw.model, run.layout
     if layout.stages == layout.shards == 1:
         return False
-    if "method" in draw.request or int(layout.stages) > entry.blocks:
+    stages = layout.stages if isinstance(layout.stages, int) else 2
+    if "method" in draw.request or stages > entry.blocks:
         return True
     if layout.shards != 1 and not entry.has_divisible_weights:
         return True

@@ -17,7 +17,7 @@ from tests.oracle.frames import INDEXES, Column, Frame, columns, cuts
 #: What needs no cluster. A split takes some 0.1 s.
 LOCAL = (Layout(),) * 39 + (Layout(sweep=True, stages=2),)
 #: What four workers hold; no model has nine stages.
-ELSEWHERE = (
+ELSEWHERE: tuple[Layout | str, ...] = (
     Layout(stages=2),
     Layout(stages=2, replicas=2, microbatch=2),
     Layout(stages=3, window=1, microbatch=1),
@@ -29,7 +29,15 @@ ELSEWHERE = (
     Layout(replicas=1),
     Layout(replicas=3, window=1, microbatch=2),
     Layout(sweep=True, stages=3),
+    Layout(stages="auto"),
+    Layout(shards="auto"),
+    #: Stands for the name of a module: see `named_cut`.
+    Layout(stages=("middle",)),
+    Layout(stages=("middle",), shards=2, microbatch=2),
+    "auto",
 )
+#: What each worker of the cluster has one of.
+RESOURCES = {"SLOT": 1}
 ON_ERROR = ("raise", "null", "quarantine")
 
 
@@ -41,9 +49,17 @@ class Run:
     batch_size: int | str
     on_error: str
     scheduler: str
-    layout: Layout = LOCAL[0]
+    #: `parallel=`.
+    parallel: Layout | str = LOCAL[0]
+    #: Each part of the model holds `RESOURCES`.
+    resources: bool = False
     #: The model is the only one of `Towers`.
     towers: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        """How the model is spread, or may be."""
+        return LOCAL[0] if isinstance(self.parallel, str) else self.parallel
 
     @property
     def largest(self) -> int:
@@ -103,10 +119,23 @@ FUNCTIONS = {
 }
 
 
+def named_cut(entry: Entry) -> tuple[str, ...]:
+    """Return the name of the module before which to cut a model, if it has layers."""
+    if entry.blocks == 1:
+        return ("middle",)
+    modules = dict(entry.make().named_modules())
+    second = ("layers.1", "encoder.layer.1", "h.1", "2")
+    return next((name,) for name in second if name in modules)
+
+
 @st.composite
-def draws(draw: st.DrawFn, name: str, layout: Layout) -> Draw:
+def draws(
+    draw: st.DrawFn, name: str, parallel: Layout | str, resources: bool = False
+) -> Draw:
     """Draw one."""
     entry = CATALOGUE[name]
+    if isinstance(parallel, Layout) and parallel.stages == ("middle",):
+        parallel = replace(parallel, stages=named_cut(entry))
     rows = draw(st.integers(0, 9))
     made: dict[str, Column] = {}
     args = [replace(arg, missing=False) for arg in entry.args]
@@ -135,7 +164,7 @@ def draws(draw: st.DrawFn, name: str, layout: Layout) -> Draw:
     if shapes and (entry.inferred or draw(st.booleans())):
         request["shapes"] = shapes
     # Elsewhere a group of its own would have to be formed for it.
-    if layout.is_local and draw(st.integers(0, 9)) == 0:
+    if parallel == LOCAL[0] and draw(st.integers(0, 9)) == 0:
         request["device"] = draw(st.sampled_from(("cpu", torch.device("cpu"))))
     if entry.args[0].kind in ("text", "ids"):
         request["batch_tokens"] = draw(st.sampled_from(("auto", None, 1, 8)))
@@ -150,7 +179,8 @@ def draws(draw: st.DrawFn, name: str, layout: Layout) -> Draw:
         st.sampled_from(("auto", 1, 2, 3, max(rows, 1))),
         st.sampled_from(ON_ERROR),
         st.sampled_from(("sync",) * 6 + ("threads",)),
-        st.just(layout),
+        st.just(parallel),
+        st.just(resources),
         st.sampled_from((False,) * 7 + (True,)),
     )
     ways = (draw(runs),)

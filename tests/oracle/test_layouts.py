@@ -22,7 +22,7 @@ from distributed import Client
 import dask_infer
 from tests.oracle.compare import Compute, check
 from tests.oracle.drive import drive, settled
-from tests.oracle.requests import ELSEWHERE, LAYERED, SPREAD
+from tests.oracle.requests import ELSEWHERE, LAYERED, RESOURCES, SPREAD
 from tests.pipeline.conftest import workers
 
 SEED = int(os.environ.get("ORACLE_SEED", "0"))
@@ -34,7 +34,7 @@ EACH = 25
 
 @pytest.fixture(scope="module")
 def client(store: Any) -> Iterator[Client]:
-    with workers({}, {}, {}, {}) as cluster, Client(cluster) as client:
+    with workers(*[RESOURCES] * 4) as cluster, Client(cluster) as client:
         yield client
 
 
