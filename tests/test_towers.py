@@ -472,6 +472,22 @@ def test_stacked_outputs_have_an_axis_of_models(ddf, frame):
     assert pred.compute()["two"].dtype == "float32"
 
 
+def test_meta_of_a_stack_names_and_shapes_the_whole(ddf, frame):
+    both = Ensemble([lambda x: x, lambda x: x * 2], combine="stack")
+    meta = {"id": "int64", "s": TensorDtype("float32", (2, 2))}
+    options = {"columns": ["a", "b"], "keep": ["id"]}
+    pred = ddf.infer.predict(both, meta=meta, **options)
+    assert list(pred.columns) == ["id", "s"]
+    rows = frame[["a", "b"]].to_numpy("float32")
+    found = pred.compute()["s"].infer.to_numpy()
+    np.testing.assert_array_equal(found, np.stack([rows, rows * 2], 1))
+    renamed = ddf.infer.predict(both, meta={"q": meta["s"]}, output="q", **options)
+    assert renamed["q"].dtype == meta["s"]
+    for wrong in ("float32", TensorDtype("float32", (3, 2))):
+        with pytest.raises(OutputError, match=r"pass meta='tensor\[float32, \(2,"):
+            ddf.infer.predict(both, meta={"s": wrong}, **options)
+
+
 def test_a_function_combines_the_outputs(ddf, frame):
     models = [linear(2, 1, 0), linear(2, 3, 1)]
     combine = lambda outputs: outputs[0] * outputs[1].max(axis=1)  # noqa: E731
@@ -737,6 +753,10 @@ X = (linear(2, 1), ["a", "b"])
         (Towers({"x": X}), {"columns": ["a"]}, ValueError, "tower names its own"),
         (Towers({"x": X}), {"method": "forward"}, ValueError, "tower has its own"),
         (Towers({"x": X}), {"meta": {"q": "int64"}}, ValueError, "no output of a t"),
+        (
+            Towers({"x": X}), {"meta": {"x": "int64", "x_y": "int64"}},
+            ValueError, '^tower "x": meta=',
+        ),
         (Towers({"x": X}), {"output": {"q": "r"}}, OutputError, "'q'"),
         (Towers({"id": X}), {}, ValueError, 'input column "id", which is kept'),
         (Towers({"x": (linear(2, 1), ["a"])}), {}, InputError, '^tower "x": the model'),

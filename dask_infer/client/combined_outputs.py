@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dask_infer.batch.outputs.parse_meta import OutputValue, parse_meta
+from dask_infer.batch.tensor.tensor_dtype import TensorDtype
 from dask_infer.errors import OutputError
 from dask_infer.model.combine import mean_dtype
 from dask_infer.model.towers import Ensemble
@@ -42,7 +43,18 @@ def combined_outputs(
     return found
 
 
-def check_meta(how: str, outputs: Outputs, meta: Any) -> None:
+def stacked_meta(meta: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Return ``meta=`` of stacked outputs as that of one model's: one axis less."""
+    return [
+        (
+            each.key,
+            TensorDtype(each.dtype, each.shape[1:]) if each.shape[1:] else each.dtype,
+        )
+        for each in parse_meta(meta)
+    ]
+
+
+def check_meta(how: str, outputs: Outputs, meta: Sequence[tuple[Any, Any]]) -> None:
     """Compare ``meta=`` with what the models' outputs become.
 
     Raises
@@ -50,14 +62,15 @@ def check_meta(how: str, outputs: Outputs, meta: Any) -> None:
     OutputError
         If it names another dtype: a mean of whole numbers is no whole number.
     """
-    declared = {} if meta is None else {v.key: v.dtype for v in parse_meta(meta)}
+    declared = {each.key: _dtype(each) for each in parse_meta(meta)} if meta else {}
     for column in outputs.columns:
-        dtype = declared.get(column.name, declared.get(None, column.dtype))
-        if dtype != column.dtype:
+        found = _dtype(column)
+        dtype = declared.get(column.name, declared.get(None, found))
+        if dtype != found:
             raise OutputError(
-                f'combine="{how}": "{column.name}" is of {column.dtype}, and meta= '
-                f"says {dtype}; pass meta={str(column.dtype)!r}, or what each model "
-                'returns in its own options: (model, columns, {"meta": ...})'
+                f'combine="{how}": "{column.name}" is of {found}, and meta= says '
+                f"{dtype}; pass meta={found!r}, or what each model returns in its own "
+                'options: (model, columns, {"meta": ...})'
             )
 
 
@@ -116,6 +129,12 @@ def _combined_column(how: str, columns: Sequence[OutputColumn]) -> tuple[Any, An
 
 def _numpy_name(dtype: Any) -> Any:
     return dtype if isinstance(dtype, str) and dtype != "string" else "object"
+
+
+def _dtype(value: OutputColumn | OutputValue) -> str:
+    """Return the dtype of a column as ``meta=`` may name it."""
+    whole = f"tensor[{value.dtype}, {value.shape}]"
+    return whole if value.shape else str(value.dtype)
 
 
 def _described(columns: Sequence[OutputColumn]) -> str:

@@ -23,6 +23,7 @@ from dask_infer.client.combined_outputs import (
     check_classes,
     check_meta,
     combined_outputs,
+    stacked_meta,
 )
 from dask_infer.client.model_call import InputRows
 from dask_infer.client.model_job import build_model_job
@@ -145,7 +146,7 @@ def _meta_by_tower(
     request: Request, model: Towers, kept: tuple[Any, ...]
 ) -> dict[str, Any]:
     """Return ``meta=`` of the whole as that of each tower."""
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str | None, Any]] = {}
     for key, dtype in _declared(request, kept):
         names = [n for n in model.towers if key == n or str(key).startswith(f"{n}_")]
         if not names:
@@ -154,10 +155,8 @@ def _meta_by_tower(
                 f"or tower_field, and the towers are {', '.join(model.towers)}"
             )
         name = max(names, key=len)
-        if key == name:
-            found[name] = dtype
-        else:
-            found.setdefault(name, {})[key.removeprefix(f"{name}_")] = dtype
+        field = None if key == name else key.removeprefix(f"{name}_")
+        found.setdefault(name, {})[field] = dtype
     return found
 
 
@@ -291,7 +290,7 @@ def _ensemble_job(
     arguments = {
         # Fields that are not read are not carried along.
         "output": None if fields is None else {key: key for key in fields},
-        "meta": _member_meta(request, kept) if how in ("mean", "vote") else None,
+        "meta": None if request.meta is None else _member_meta(request, how, kept),
         "on_error": _on_error(request, has_head=True),
     }
     towers = []
@@ -318,7 +317,7 @@ def _ensemble_job(
     else:
         values = combined_outputs(how, towers, list(names[0]))
         outputs = Outputs(name_values(values, request.output))
-        check_meta(how, outputs, request.meta)
+        check_meta(how, outputs, _declared(request, kept))
         known = {"batch_size": "auto", "timeout": None, "meta": None, **here}
         if any(c.dtype == "string" for t in towers for c in t.job.outputs.columns):
             known["preprocess"] = with_missing_texts
@@ -342,13 +341,15 @@ def with_missing_texts(frame: pd.DataFrame) -> dict[str, Any]:
     return labels
 
 
-def _member_meta(request: Request, kept: tuple[Any, ...]) -> Any:
+def _member_meta(request: Request, how: Any, kept: tuple[Any, ...]) -> Any:
     """Return ``meta=`` of the combined outputs as that of each model's own."""
-    if request.meta is None:
+    output = request.output
+    if callable(how) or (how == "stack" and not isinstance(output, dict | str | None)):
         return None
-    renamed = request.output if isinstance(request.output, dict) else {}
+    renamed = output if isinstance(output, dict) else {}
     fields = {name: field for field, name in renamed.items()}
-    return [(fields.get(n, n), dtype) for n, dtype in _declared(request, kept)]
+    pairs = [(fields.get(n, n), dtype) for n, dtype in _declared(request, kept)]
+    return stacked_meta(pairs) if how == "stack" else pairs
 
 
 def _fields(towers: Sequence[Tower]) -> list[dict[str | None, str]]:

@@ -19,7 +19,7 @@ from dask_infer.client.call_group import auto_spec, call_group, call_sweep
 from dask_infer.client.call_inputs import call_inputs
 from dask_infer.client.call_outputs import call_outputs
 from dask_infer.client.model_call import InputRows, ModelCall, recognise_call
-from dask_infer.client.request import Request
+from dask_infer.client.request import Request, check_count
 from dask_infer.model.store.blob_store import PendingBlob
 from dask_infer.spec import Blob, Job, Outputs, UserCode
 
@@ -91,6 +91,7 @@ def _or_configured(value: Any, key: str, automatic: Any) -> Any:
     """Return what the call says, else what the configuration does."""
     if value == "auto":
         value = config.get(key)
+        check_count(f"infer.{key}", value, "auto", None)
     if isinstance(value, Integral):
         return int(value)
     return automatic if value == "auto" else value

@@ -62,8 +62,8 @@ class Request:
         for name, value in parsed.items():
             object.__setattr__(self, name, value)
         self._check_layout()
-        _check_count("batch_size", self.batch_size, "auto")
-        _check_count("batch_tokens", self.batch_tokens, "auto", None)
+        check_count("batch_size", self.batch_size, "auto")
+        check_count("batch_tokens", self.batch_tokens, "auto", None)
         for name in ("preprocess", "postprocess"):
             function = getattr(self, name)
             if not (function is None or callable(function)):
@@ -96,7 +96,11 @@ class Request:
                 'such as {"GPU": 1}'
             )
         for name, amount in self.resources.items():
-            if not isinstance(amount, Real) or isinstance(amount, bool) or amount <= 0:
+            if (
+                not isinstance(amount, Real)
+                or isinstance(amount, bool)
+                or not amount > 0
+            ):
                 raise ValueError(
                     f"resources={{{name!r}: {amount!r}}}: pass a number above 0"
                 )
@@ -129,7 +133,8 @@ def _named(value: Any) -> Any:
     return value
 
 
-def _check_count(name: str, value: Any, *words: Any) -> None:
+def check_count(name: str, value: Any, *words: Any) -> None:
+    """Refuse what is neither a positive whole number nor one of `words`."""
     if any(value is word or value == word for word in words):
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:

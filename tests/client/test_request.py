@@ -248,6 +248,16 @@ def test_counts_of_numpy_are_counts(ddf):
     assert (type(job.batch_tokens), job.batch_tokens) == (int, 9)
 
 
+@pytest.mark.parametrize("key", ["batch.rows", "batch.tokens"])
+@pytest.mark.parametrize("value", ["many", 0, -1, 2.5, True])
+def test_a_count_that_is_configured_wrongly_is_refused_by_its_name(ddf, key, value):
+    with (
+        dask.config.set({f"infer.{key}": value}),
+        pytest.raises(ValueError, match=rf"infer\.{key}.*pass a positive whole"),
+    ):
+        ddf.infer.predict(Sum(), columns=["a"])
+
+
 def test_one_name_in_a_list_takes_all_of_a_row(ddf):
     pred = ddf.infer.predict(
         torch.nn.Linear(2, 3), columns=["a", "b"], output=["z"], keep=False
