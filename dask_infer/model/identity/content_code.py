@@ -69,7 +69,7 @@ def _installed_places() -> tuple[Path, ...]:
     paths = sysconfig.get_paths()
     places = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     places.update(site.getsitepackages(), [site.getusersitepackages()])
-    places.add(str(Path(__file__).parents[1]))
+    places.add(str(Path(__file__).parents[2]))  # an editable install
     return tuple(Path(place).resolve() for place in places)
 
 

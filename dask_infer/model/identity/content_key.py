@@ -121,7 +121,7 @@ def _emit_scalars(walk: Walk, obj: Any) -> bool:
         return False
     if isinstance(obj, dict) and not _SCALARS.issuperset(map(type, obj.values())):
         return False
-    walk.emit("scalars", repr(obj))
+    walk.emit_bytes("scalars", repr(obj).encode())
     return True
 
 
@@ -200,7 +200,7 @@ def _tokenizer(walk: Walk, obj: Any) -> None:
             state.pop(transient, None)
         own = {k: v for k, v in vars(obj).items() if k not in _FLEETING}
         walk.visit_state(own)
-    walk.emit("tokenizer", json.dumps(state, sort_keys=True))
+    walk.emit_bytes("tokenizer", json.dumps(state, sort_keys=True).encode())
 
 
 #: Rules for a type and not for what derives from it.

@@ -6,6 +6,7 @@ what a model computes here (always in ``eval()``), and are left out.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import re
@@ -26,7 +27,7 @@ def _array(walk: Walk, array: Any) -> None:
         walk.visit_reduced(array)
         return
     # Dtypes of other packages (bfloat16) have the same `str` as any void of their size.
-    walk.emit("array", array.dtype, array.dtype.str, array.shape)
+    walk.emit("array", str(array.dtype), array.dtype.str, array.shape)
     if array.dtype.names is not None:  # bytes between fields are garbage
         for name in array.dtype.names:
             _array(walk, array[name])
@@ -62,7 +63,7 @@ def _multi_index(walk: Walk, index: Any) -> None:
 
 
 def _values(walk: Walk, values: Any) -> None:
-    walk.emit("values", values.dtype)
+    walk.emit("values", str(values.dtype))
     if hasattr(values, "categories"):
         walk.visit(values.categories)
         walk.visit(values.codes)
@@ -98,11 +99,11 @@ def _tensor(walk: Walk, tensor: Any) -> None:
     import torch
 
     is_parameter = isinstance(tensor, torch.nn.Parameter)
-    walk.emit("tensor", "parameter" if is_parameter else "", tensor.dtype)
-    if torch.nn.parameter.is_lazy(tensor):
-        walk.emit("lazy")
+    is_lazy = torch.nn.parameter.is_lazy(tensor)
+    shape = None if is_lazy else tuple(tensor.shape)
+    walk.emit("tensor", is_parameter, tensor.dtype, shape)
+    if is_lazy:
         return
-    walk.emit("shape", *tensor.shape)
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         walk.visit(type(tensor))
         if hasattr(tensor, "__tensor_flatten__"):
@@ -147,13 +148,14 @@ def _seen_storage(walk: Walk, tensor: Any) -> bool:
     """Emit the number of equal memory met before: a tie by `.data` or a view."""
     if tensor.numel() == 0:
         return False
-    place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-    number = walk.storages.setdefault((*place, tensor.dtype), len(walk.storages))
-    if number < len(walk.storages) - 1:
-        walk.emit("same memory", number)
-        return True
-    walk.emit("memory", number)
-    return False
+    address = (tensor.device, tensor.data_ptr())
+    place = (*address, tensor.dtype, tensor.shape, tensor.stride())
+    number = walk.storages.get(place)
+    if number is None:
+        walk.storages[place] = len(walk.storages)
+        return False
+    walk.emit("same memory", number)
+    return True
 
 
 def _raw(walk: Walk, tensor: Any) -> None:
@@ -178,16 +180,23 @@ def _torch_module(walk: Walk, module: Any) -> None:
         return
     _tensors(walk, state)
     _hooks(walk, state)
-    names = _BOOKKEEPING.union(vars(torch.nn.Module()))
+    names = _bookkeeping()
     walk.visit_state({k: v for k, v in state.items() if k not in names})
-    walk.emit("modules", len(state["_modules"]))
-    for name, child in state["_modules"].items():
-        walk.visit(name)
+    walk.visit(tuple(state["_modules"]))
+    for child in state["_modules"].values():
         walk.visit(child)
 
 
-#: What torch notes on a module, beside what every module has.
-_BOOKKEEPING = frozenset({"_compiled_call_impl", "_is_torch_compile"})
+#: What compilation notes on a module.
+_COMPILATION = ("_compiled_call_impl", "_is_torch_compile")
+
+
+@functools.cache
+def _bookkeeping() -> frozenset[str]:
+    """Return the names of what torch notes on modules."""
+    import torch
+
+    return frozenset({*vars(torch.nn.Module()), *_COMPILATION})
 
 
 def module_state(module: Any) -> Any:
@@ -213,10 +222,11 @@ def _tensors(walk: Walk, state: dict[str, Any]) -> None:
 
 def _hooks(walk: Walk, state: dict[str, Any]) -> None:
     """Add forward hooks in order; their numbers are those of the process."""
-    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+    kinds = ("_forward_pre_hooks", "_forward_hooks")
+    walk.emit("hooks", *(len(state[kind]) for kind in kinds))
+    for kind in kinds:
         keywords = state.get(f"{kind}_with_kwargs", {})
         always = state.get(f"{kind}_always_called", {})
-        walk.emit(kind, len(state[kind]))
         for number, hook in state[kind].items():
             walk.emit("hook", number in keywords, number in always)
             walk.visit(hook)

@@ -55,26 +55,23 @@ class Walk:
         """Return the digest of all tokens so far."""
         return self._hash.hexdigest()[:DIGITS]
 
-    def emit(self, tag: str, *parts: object) -> None:
-        """Add one token; length prefixes keep neighbours from running together."""
-        self.emit_bytes(
-            tag, "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
-        )
+    def emit(self, *token: object) -> None:
+        """Add one token, a tag and parts whose `repr` is the same everywhere."""
+        self._hash.update(repr(token).encode())
 
     def emit_bytes(self, tag: str, data: bytes | memoryview) -> None:
-        """Add one token of raw bytes."""
+        """Add one token of raw bytes; their number says where they end."""
         size = data.nbytes if isinstance(data, memoryview) else len(data)
-        self._hash.update(f"{tag}:{size}:".encode())
+        self.emit(tag, size)
         self._hash.update(parallel_hash(data))
 
     def visit(self, obj: Any) -> None:
         """Add the content of `obj`."""
-        obj = uncompiled(obj)
         atoms, rule_of = self._rules
         atom = atoms.get(type(obj))
         if atom is not None:
             atom(self, obj)
-        elif not self._met(obj):
+        elif not self._met(obj := uncompiled(obj)):
             self._alive.append(obj)
             self._numbers[id(obj)] = len(self._numbers)
             rule_of(obj)(self, obj)
@@ -88,12 +85,12 @@ class Walk:
 
     def visit_state(self, state: dict[str, Any]) -> None:
         """Add attributes, whatever the order in which they were set."""
-        if all(type(name) is str for name in state):
-            state = {name: state[name] for name in sorted(state)}
-        self.emit("state", len(state))
-        for name, value in state.items():
-            self.visit(name)
-            self.visit(value)
+        names = list(state)
+        if all(type(name) is str for name in names):
+            names.sort()
+        self.visit(tuple(names))
+        for name in names:
+            self.visit(state[name])
 
     def visit_reduced(self, obj: Any) -> None:
         """Add an object by what pickle would rebuild it from."""

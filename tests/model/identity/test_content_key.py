@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dask_infer.model.identity import pickling
+import dask_infer
+from dask_infer.model.identity import content_code, pickling
 from dask_infer.model.identity.content_key import content_key
 
 
@@ -252,13 +253,14 @@ def doubled(module, args, output):
     return 2 * output
 
 
-def test_tied_and_equal_weights_differ():
-    tied = torch.nn.Sequential(linear(), linear())
-    equal = torch.nn.Sequential(linear(), linear())
+@pytest.mark.parametrize("bias", [True, False])
+def test_tied_and_equal_weights_differ(bias):
+    tied, equal, same_memory = (
+        torch.nn.Sequential(linear(bias=bias), linear(bias=bias)) for _ in range(3)
+    )
     tied[1].weight = tied[0].weight
     assert content_key(tied) != content_key(equal)
     assert content_key(tied) == content_key(sent(tied))
-    same_memory = torch.nn.Sequential(linear(), linear())
     same_memory[1].weight.data = same_memory[0].weight.data
     assert content_key(same_memory) != content_key(equal)
 
@@ -283,6 +285,11 @@ def test_key_of_a_script_survives_saving(tmp_path):
 
 
 # Code
+
+
+def test_code_of_this_package_is_known_by_its_version_in_an_editable_install():
+    assert content_code.version("dask_infer.spec") == dask_infer.__version__
+
 
 NET = """
 class Net(torch.nn.Module):
