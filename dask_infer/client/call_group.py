@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from dask_infer import config
@@ -59,7 +60,7 @@ def auto_spec(call: ModelCall, inputs: Inputs) -> AutoSpec | None:
     """
     if not call.request.auto:
         return None
-    chain = None
+    chain, divides = None, False
     uncut = "its layers are not known before it is loaded"
     if call.spec.nbytes:
         uncut = f"{in_bytes(call.spec.nbytes)}: below {in_bytes(SMALL)} it is not cut"
@@ -69,8 +70,11 @@ def auto_spec(call: ModelCall, inputs: Inputs) -> AutoSpec | None:
             chain, uncut = _chain(call, inputs), ""
         except (CannotTrace, PlacementError, ValueError) as error:
             uncut = str(error).partition(";")[0]
+            if isinstance(error, CannotSplit):
+                with contextlib.suppress(CannotSplit):
+                    divides = bool(_axes_of_uncut(call, error))
     group = _group(call, Layout(), chain)
-    return AutoSpec(group, uncut, text=inputs.tokenized)
+    return AutoSpec(group, uncut, divides, text=inputs.tokenized)
 
 
 def _group(call: ModelCall, layout: Layout, chain: Blob | None) -> GroupSpec:

@@ -18,6 +18,7 @@ from dask_infer.client.layout_plan import Plan, TowersPlan
 from dask_infer.client.request import Request
 from dask_infer.errors import PlacementError
 from dask_infer.pipeline.choice.gather_facts import Gatherer, keys_of
+from dask_infer.pipeline.choice.set_groups import beside_groups
 from dask_infer.plan.layouts.choose_together import choose_together, seconds_together
 from dask_infer.plan.layouts.job_facts import JobFacts
 from dask_infer.plan.partition_sizes import partition_warnings
@@ -102,7 +103,9 @@ class _Planner:
 
     def plan(self, workers: Mapping[str, Any], known: Mapping[str, Any]) -> Plan:
         """Return the plan of one model, or of several."""
-        gatherers = [Gatherer(auto, workers, known) for auto in self.autos.values()]
+        groups = [m.group for m in self.job.models if m.group is not None]
+        left = beside_groups(workers, groups)
+        gatherers = [Gatherer(auto, left, known) for auto in self.autos.values()]
         facts = [gatherer.gather() for gatherer in gatherers]
         choices = choose_together(facts)
         plans = {}

@@ -60,12 +60,13 @@ def request_groups(wanted: bytes) -> tuple[ChosenLayout, ...]:
     """
     with _portable_errors():
         specs: tuple[GroupSpec | AutoSpec, ...] = pickle.loads(wanted)
-        found: Iterator[ChosenLayout] = iter(())
-        if autos := [spec for spec in specs if isinstance(spec, AutoSpec)]:
+        chosen: tuple[ChosenLayout, ...] = tuple(
+            spec for spec in specs if isinstance(spec, GroupSpec)
+        )
+        if len(chosen) < len(specs):
             from dask_infer.pipeline.choice.auto_layout import choose_layouts
 
-            found = iter(choose_layouts(autos))
-        chosen = tuple(s if isinstance(s, GroupSpec) else next(found) for s in specs)
+            chosen = choose_layouts(specs)
         groups = {spec.key: spec for spec in chosen if isinstance(spec, GroupSpec)}
         if groups:
             from dask_infer.pipeline.worker import group_request

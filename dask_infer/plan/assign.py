@@ -64,15 +64,27 @@ def assign(
 
 
 def count_replicas(
-    blocks: Sequence[BlockFacts], workers: Sequence[WorkerFacts], bounds: Sequence[int]
+    blocks: Sequence[BlockFacts],
+    workers: Sequence[WorkerFacts],
+    bounds: Sequence[int],
+    shards: int = 1,
 ) -> int:
-    """Return how many replicas with these bounds the workers can hold side by side."""
+    """Return how many replicas with these bounds the workers can hold side by side.
+
+    Parameters
+    ----------
+    blocks
+        What each of the shards of a block takes.
+    shards
+        Workers of each stage.
+    """
     needs = sorted(map(need, parts(blocks, bounds)), reverse=True)
     rooms = sorted((worker.room for worker in workers), reverse=True)
-    replicas = len(rooms) // len(needs)
+    each = len(needs) * shards
+    replicas = len(rooms) // each
     while replicas and not all(
-        rooms[place] >= needs[place // replicas]
-        for place in range(replicas * len(needs))
+        rooms[place] >= needs[place // (replicas * shards)]
+        for place in range(replicas * each)
     ):
         replicas -= 1
     return replicas

@@ -31,6 +31,11 @@ def rows_key(name: str, kind: str) -> str:
     return f"rows/{name}/{kind}"
 
 
+def sharded(kind: str, shards: int) -> str:
+    """Kind of device for the times of rows in so many shards, exchanges and all."""
+    return kind if shards == 1 else f"{kind}/{shards} shards"
+
+
 def load_key(model: str, dtype: str | None, kind: str) -> str:
     """Key of the load of a model, by its content key."""
     return f"load/{model}/{dtype}/{kind}"
@@ -131,7 +136,7 @@ def observe_partition(
     sums: Sums,
     spent: ThreadTimes,
     kind: str,
-    elsewhere: ForwardTimes | None = None,
+    elsewhere: ForwardTimes = NO_FORWARD,
 ) -> None:
     """Learn from a partition that was predicted in this process, or by a group.
 
@@ -149,21 +154,17 @@ def observe_partition(
     rows = sums.count("rows")
     if not rows or spent.wall <= 0:
         return
-    running, alone = spent.running, spent.alone
-    seconds = sums.seconds
-    forward = alone * seconds.get("forward", 0.0)
-    cpu = spent.cpu
-    if elsewhere is not None:
-        running = max(spent.cpu, running - alone * seconds.get("wait", 0.0))
-        running, cpu = running + elsewhere.seconds, cpu + elsewhere.cpu
-        forward += elsewhere.seconds
-    outside = ("load", "forward", "wait")
+    alone = {k: spent.alone * seconds for k, seconds in sums.seconds.items()}
+    outside = ("load", "wait", "forward", "read")
+    working = sum(seconds for k, seconds in alone.items() if k not in outside)
+    forward = alone.get("forward", 0.0) + elsewhere.seconds
+    cpu = spent.cpu + elsewhere.cpu
     learned = {
         "rows": rows,
         "forward": forward,
-        "prepare": alone * sum(v for k, v in seconds.items() if k not in outside),
+        "prepare": working + alone.get("read", 0.0),
         "cpu": cpu,
-        "running": running,
+        "running": max(cpu, forward + working),
     }
     name = rows_key(job.rate_key, kind)
     with _lock:

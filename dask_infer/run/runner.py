@@ -16,7 +16,7 @@ from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Pending
 from dask_infer.faults.bisect import Rows
-from dask_infer.replica.measured import ForwardTimes
+from dask_infer.replica.measured import NO_FORWARD, ForwardTimes
 from dask_infer.replica.sizes import Sizes
 from dask_infer.spec import Inputs
 from dask_infer.spec.model_spec import Interface
@@ -50,8 +50,8 @@ class Runner:
     waits: bool = False
     #: Kind of the device whose times are remembered; None where they are not.
     observed_kind: str | None = None
-    #: What the forwards took that other processes ran; None where this one does.
-    elsewhere: ForwardTimes | None = None
+    #: What the forwards took that other processes ran.
+    elsewhere: ForwardTimes = NO_FORWARD
     #: Seconds by which batches are compared; asked by the partition's thread.
     clock: Callable[[], float] = staticmethod(time.perf_counter)
 

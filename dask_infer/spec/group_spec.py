@@ -85,6 +85,8 @@ class AutoSpec:
     group: GroupSpec
     #: Why it cannot be cut; empty where it has a chain.
     uncut: str = ""
+    #: Whether shards divide it all the same.
+    divides: bool = False
     #: Whether rows are texts.
     text: bool = False
     #: Rows and partitions to be predicted; None where metadata does not say.

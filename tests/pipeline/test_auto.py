@@ -47,10 +47,10 @@ def test_data_where_the_model_is_small(client, ddf, pdf, model, expected):
 
 @pytest.fixture(scope="module")
 def small_workers(store):
-    """Three workers whose models may take 4 KiB; the model of `model` has 4.6."""
+    """Four workers whose models may take 4 KiB; the model of `model` has 4.6."""
     with contextlib.ExitStack() as stack:
         with dask.config.set(LIMIT):
-            cluster = stack.enter_context(workers({"A": 1}, {"A": 1}, {"A": 1}))
+            cluster = stack.enter_context(workers(*[{"A": 1}] * 4))
         yield stack.enter_context(Client(cluster))
 
 
@@ -78,19 +78,56 @@ def test_stages_where_no_worker_with_the_resource_holds_the_model(
     dask_infer.unload()
 
 
-def test_shards_where_a_layer_fits_no_worker(small_workers):
+class Shift(torch.nn.Module):
+    """Adds what no shards divide."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(32, 8) / 10)
+
+    def forward(self, x):
+        return x + self.table.sum(0)
+
+
+class Branches(torch.nn.Module):
+    """Cannot be cut, for which way it takes is not known before it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(512, 4)
+
+    def forward(self, x):
+        return self.layer(x).sum(1) if x.sum() > -1e9 else x[:, 0]
+
+
+WIDE = {
+    "shards=2": (lambda: torch.nn.Sequential(torch.nn.Linear(512, 2)), 512),
+    "stages=2, shards=2": (
+        lambda: torch.nn.Sequential(
+            torch.nn.Linear(128, 8), Shift(), Shift(), Shift(), torch.nn.Linear(8, 8)
+        ),
+        128,
+    ),
+    "shards=4": (Branches, 512),
+}
+
+
+@pytest.mark.parametrize("taken", WIDE)
+def test_shards_where_a_layer_fits_no_worker(small_workers, taken):
     torch.manual_seed(3)
-    model = torch.nn.Sequential(torch.nn.Linear(512, 2))  # 4 KiB of weights
-    values = np.random.default_rng(0).normal(size=(40, 512)).astype("float32")
-    columns = [f"x{i}" for i in range(512)]
+    build, width = WIDE[taken]
+    model = build()
+    values = np.random.default_rng(0).normal(size=(40, width)).astype("float32")
+    columns = [f"x{i}" for i in range(width)]
     wide = dd.from_pandas(pd.DataFrame(values, columns=columns), npartitions=2)
-    pred = wide.infer.predict(model, parallel="auto", keep=False)
+    meta = "float32" if isinstance(model, Branches) else None
+    pred = wide.infer.predict(model, parallel="auto", keep=False, meta=meta)
     with torch.inference_mode():
         expected = model(torch.tensor(values)).numpy()
     result = pred.compute()["prediction"].infer.to_numpy()
     np.testing.assert_allclose(result, expected, atol=1e-5)
-    assert "takes shards=2: " in reasons(small_workers)[-1]
-    assert set(dask_infer.replicas().shard) == {0, 1}
+    assert f"takes {taken}: " in reasons(small_workers)[-1]
+    assert dask_infer.replicas().shard.nunique() == int(taken[-1])
     dask_infer.unload()
 
 
@@ -243,8 +280,25 @@ def test_what_workers_with_a_resource_took_is_known_to_the_next_job(client, pdf)
     assert facts["speed of 2 accelerators"] == "measured"
 
 
-def keys_of_call(ddf, model):
-    job, _ = build_job(Request(model), ddf.expr)
+def test_what_sweeps_and_shards_took_is_known_to_the_next_job(client, pdf):
+    ddf = dd.from_pandas(pdf[:40], npartitions=4)
+    torch.manual_seed(13)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), Waits(1e-2))
+    options = {"device": "cpu"}
+    ddf.infer.predict(model, parallel=Layout(shards=2), **options).compute()
+    key, _ = keys_of_call(ddf, model, **options)
+    assert recall(f"{key}/2 shards")["forward"] > 1e-3
+    plan = ddf.infer.explain(model, **options)
+    assert "synthetic rows" in repr(plan)  # of whole forwards none was measured
+    shards = plan.table.set_index("layout").run["shards=2"]
+    assert shards > 40 * 1e-3
+    ddf.infer.predict(model, parallel="sweep", **options).compute()
+    assert recall(key)["forward"] > 1e-3
+    assert "synthetic rows" not in repr(ddf.infer.explain(model, **options))
+
+
+def keys_of_call(ddf, model, **options):
+    job, _ = build_job(Request(model, **options), ddf.expr)
     return [rows_key(job.rate_key, kind) for kind in ("cpu", "cuda")]
 
 
@@ -302,6 +356,25 @@ def test_a_tower_for_which_no_worker_is_left_is_named(client, ddf):
     missing = r"no worker with resources=\{'GPU': 1.0\} is left for it"
     with pytest.raises(PlacementError, match=missing):
         ddf.infer.predict(towers, keep=False).compute()
+
+
+def test_workers_of_a_tower_with_a_set_layout_are_not_counted_on(client, ddf):
+    gpu = {"resources": {"GPU": 1}}
+    models = {name: torch.nn.Linear(2, 1) for name in ("set", "chosen")}
+    for replicas, left in ((1, [1]), (2, [])):
+        own = [{**gpu, "parallel": Layout(replicas=replicas)}, gpu]
+        towers = Towers(
+            {
+                name: (model, ["a", "b"], options)
+                for (name, model), options in zip(models.items(), own, strict=True)
+            }
+        )
+        table = ddf.infer.explain(towers).table
+        assert table[table.chosen].workers.tolist() == left
+        assert (table.tower == "chosen").all()
+    missing = r"no worker with resources=\{'GPU': 1.0\} is left for it"
+    with pytest.raises(PlacementError, match=missing):
+        ddf.infer.predict(towers, parallel="auto", keep=False).compute()
 
 
 def test_a_tower_that_fits_nowhere_is_named(small_workers, ddf):

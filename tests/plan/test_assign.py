@@ -63,6 +63,15 @@ def test_table_of_replicas(nbytes, rooms, replicas):
     assert count_replicas(blocks, workers, (0, 1, 2)) == replicas
 
 
+@pytest.mark.parametrize(
+    ("rooms", "replicas"),
+    [([8, 8, 2], 0), ([8, 8, 2, 2], 1), ([8, 2, 2, 2], 0), ([8] * 4 + [2] * 4, 2)],
+)
+def test_table_of_replicas_in_two_shards(rooms, replicas):
+    blocks, workers = chain([1, 1], [8, 2]), crew(*rooms)
+    assert count_replicas(blocks, workers, (0, 1, 2), shards=2) == replicas
+
+
 def test_slow_workers_hold_fast_stages():
     workers = [WorkerFacts(f"w{i}", speed=speed) for i, speed in enumerate([1, 4])]
     plan = assign(chain([8, 2]), workers, [1])

@@ -5,6 +5,7 @@ import pytest
 from dask_infer.errors import PlacementError
 from dask_infer.plan.facts import BlockFacts, WorkerFacts
 from dask_infer.plan.layouts.shards import EXCHANGE, in_shards, plan_shards, teams
+from dask_infer.plan.plan_pipeline import plan_pipeline
 
 GIB = 2**30
 
@@ -42,20 +43,27 @@ def test_each_stage_has_workers_of_its_own():
     )
 
 
+def test_one_shard_is_a_pipeline():
+    blocks = [BlockFacts(f"b{n}", GIB, 1.0, divisible=GIB) for n in range(4)]
+    plan = plan_shards(blocks, workers(3, 3, 3), "auto", 1)
+    assert (plan.shards, plan.stages) == (1, plan_pipeline(blocks, workers(3, 3, 3)))
+    assert in_shards(blocks, 1) == blocks
+
+
 def test_a_stage_is_on_one_host_where_there_is_one():
     block = BlockFacts("b", GIB, 1.0, divisible=GIB)
     five = workers(8, 8, 8, 8, 8, hosts="abcab")
     assert plan_shards([block], five, 1, 2).workers in (("w0", "w3"), ("w1", "w4"))
     three = plan_shards([block], five, 1, 3)
     assert len(set(three.workers)) == 3
-    assert [len(team) for team in teams(five, 2, near=False)] == [2, 2]
+    assert [len(t.members) for t in teams(five, 2, near=False)] == [2, 2]
 
 
 def test_refusals_name_what_is_missing():
     block = BlockFacts("b", 40 * GIB, 1.0, divisible=30 * GIB)
     with pytest.raises(PlacementError, match="3 shards need 3 workers"):
         plan_shards([block], workers(64, 64), 1, 3)
-    with pytest.raises(PlacementError, match='block "b" needs'):
+    with pytest.raises(PlacementError, match=r'block "b" needs .* w0 \+ w1 \+ w2, has'):
         plan_shards([block], workers(8, 8, 8), "auto", "auto")
     with pytest.raises(PlacementError, match="start workers"):
         plan_shards([block], [], 1, 2)

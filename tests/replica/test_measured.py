@@ -59,6 +59,14 @@ def test_a_job_that_sleeps_needs_no_core():
     assert state == pytest.approx({"forward": 8e-3, "prepare": 2e-3, "cores": 0.1})
 
 
+def test_reading_prepares_rows_and_is_not_among_the_times_of_the_thread():
+    sums = Sums({"rows": 100}, {"read": 3.0, "load": 5.0, "forward": 1.0})
+    observe_partition(job(), sums, ThreadTimes(1.0, 0.5, 0.0), "cpu")
+    assert recall(rows_key(job().rate_key, "cpu")) == pytest.approx(
+        {"forward": 1e-2, "prepare": 3e-2, "cores": 0.5}
+    )
+
+
 def test_forwards_of_a_group_count_as_if_they_ran_here():
     # A second of this thread, of which 0.7 s were waits for a group.
     sums = Sums({"rows": 100}, {"encode": 0.2, "decode": 0.1, "wait": 0.7})

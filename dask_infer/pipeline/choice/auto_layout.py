@@ -15,6 +15,7 @@ from distributed.utils import sync
 
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.pipeline.choice.gather_facts import Gatherer, keys_of
+from dask_infer.pipeline.choice.set_groups import beside_groups
 from dask_infer.pipeline.scheduler.group_table import TOPIC
 from dask_infer.pipeline.worker.measure import timed_chain
 from dask_infer.plan.layouts.alternative import Alternative
@@ -30,16 +31,25 @@ logger = logging.getLogger(__name__)
 MEASURING = 2.0
 
 
-def choose_layouts(autos: Sequence[AutoSpec]) -> list[ChosenLayout]:
+def choose_layouts(
+    specs: Sequence[GroupSpec | AutoSpec],
+) -> tuple[ChosenLayout, ...]:
     """Return what each model of a job is spread as; None where a process has it whole.
+
+    Parameters
+    ----------
+    specs
+        What the layouts are chosen from, and the groups whose layout is set.
 
     Raises
     ------
     PlacementError
         If no layout of a model fits; names what refuses each.
     """
+    autos = [spec for spec in specs if isinstance(spec, AutoSpec)]
+    groups = [spec for spec in specs if isinstance(spec, GroupSpec)]
     worker = current_worker()
-    workers = {} if worker is None else _workers(worker)
+    workers = {} if worker is None else beside_groups(_workers(worker), groups)
     known = recall_each([key for auto in autos for key in keys_of(auto)])
     gatherers = [Gatherer(auto, workers, known) for auto in autos]
     facts = [gatherer.gather() for gatherer in gatherers]
@@ -51,7 +61,7 @@ def choose_layouts(autos: Sequence[AutoSpec]) -> list[ChosenLayout]:
         facts[place] = gatherers[place].gather(timed_chain(group), kind)
     if any(worth):
         choices = choose_together(facts)
-    chosen = []
+    chosen: list[ChosenLayout] = []
     for auto, choice in zip(autos, choices, strict=True):
         name = auto.group.model.name
         if choice.chosen is None:
@@ -62,7 +72,8 @@ def choose_layouts(autos: Sequence[AutoSpec]) -> list[ChosenLayout]:
         if worker is not None:
             worker.log_event(TOPIC, {"group": auto.group.key, "event": line})
         chosen.append(spread_of(auto.group, choice.chosen))
-    return chosen
+    found = iter(chosen)
+    return tuple(s if isinstance(s, GroupSpec) else next(found) for s in specs)
 
 
 def spread_of(group: GroupSpec, chosen: Alternative) -> ChosenLayout:

@@ -21,14 +21,23 @@ from dask_infer.pipeline.worker.measure import (
     measured_chain,
     planned_kind,
     projected_chain,
+    uncut_chain,
 )
 from dask_infer.plan.facts import BlockFacts, ChainFacts, WorkerFacts
 from dask_infer.plan.layouts.fact import Fact, Source
 from dask_infer.plan.layouts.job_facts import JobFacts
+from dask_infer.plan.layouts.remote_layouts import SHARDS
+from dask_infer.plan.layouts.shards import EXCHANGE
 from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS, fixed_and_per_row
 from dask_infer.plan.units import count, in_bytes, in_seconds
 from dask_infer.replica.cache import models_limit
-from dask_infer.replica.measured import chain_key, load_key, rate_key, rows_key
+from dask_infer.replica.measured import (
+    chain_key,
+    load_key,
+    rate_key,
+    rows_key,
+    sharded,
+)
 from dask_infer.replica.worker_place import current_place, partitions_at_once
 from dask_infer.spec import AutoSpec, GroupSpec
 
@@ -48,6 +57,8 @@ MAPPED = 2e9
 MANY = 100_000
 #: Share of an accelerator's memory that models may take (`Cuda.memory_limit`).
 ON_DEVICE = 0.75
+#: Most shards whose times are looked up.
+MOST_SHARDS = max(SHARDS)
 #: The fact that says whether jobs before measured a forward.
 FORWARD = "forward of a row"
 
@@ -56,8 +67,9 @@ def keys_of(auto: AutoSpec) -> list[str]:
     """Return the keys of what earlier jobs may have measured."""
     group = auto.group
     found = []
+    found += [rows_key(auto.rate_key, kind) for kind in _kinds_of_rows(*FLOPS)]
     for kind in FLOPS:
-        found += [rows_key(auto.rate_key, kind), rate_key(kind)]
+        found.append(rate_key(kind))
         found.append(load_key(group.model.key, group.dtype, kind))
         if group.chain is not None:
             found.append(chain_key(group.chain.key, kind))
@@ -114,6 +126,11 @@ class Gatherer:
             call_seconds=call,
             blocks=blocks,
             uncut=self.auto.uncut,
+            sharded_seconds={
+                shards: state["forward"] * self._speed(kind)
+                for shards in range(2, MOST_SHARDS + 1)
+                if (state := self._rows_state(sharded(kind, shards))) is not None
+            },
             load_rate=self._load_rate(kind),
             store_rate=STORE if len(hosts) > 1 else inf,
             cores=self.known.get("cores"),
@@ -162,7 +179,11 @@ class Gatherer:
     ) -> tuple[tuple[BlockFacts, ...], tuple[float, ...] | None]:
         """Return the blocks, and their seconds at few rows where those are measured."""
         if self.group.chain is None:
-            return (), None
+            if not self.auto.divides:
+                return (), None
+            exchange = f"{in_seconds(EXCHANGE)}, the size of activations left out"
+            self._show("an exchange between shards", exchange, "assumed")
+            return uncut_chain(self.group).blocks, None
         if chain is not None:
             return chain.blocks, chain.fewer
         projected = projected_chain(read_chain(self.group.chain))
@@ -181,9 +202,13 @@ class Gatherer:
 
     def _measured_speed(self, kind: str) -> float | None:
         """Return it where jobs ran the model on both."""
-        names = [rows_key(self.auto.rate_key, each) for each in ("cpu", kind)]
-        rows = [self.known[name]["forward"] for name in names if name in self.known]
+        states = [self._rows_state(each) for each in ("cpu", kind)]
+        rows = [state["forward"] for state in states if state is not None]
         return float(rows[0] / rows[1]) if len(rows) == 2 and all(rows) else None
+
+    def _rows_state(self, kind: str) -> Mapping[str, float] | None:
+        """Return what jobs noted of the model's rows on a kind of device."""
+        return self.known.get(rows_key(self.auto.rate_key, kind))
 
     def _row_seconds(
         self,
@@ -195,8 +220,7 @@ class Gatherer:
         """Return CPU seconds of one row, and those of a forward whatever its rows."""
         name = FORWARD
         for each in (kind, *FLOPS):
-            state = self.known.get(rows_key(self.auto.rate_key, each))
-            if state is not None:
+            if (state := self._rows_state(each)) is not None:
                 self._show(name, in_seconds(state["forward"]), "measured")
                 return state["forward"] * self._speed(each), 0.0
         if fewer is not None:
@@ -217,16 +241,15 @@ class Gatherer:
 
     def _prepare_seconds(self, kind: str) -> float:
         name = "reading and encoding a row"
-        for each in (kind, *FLOPS):
-            state = self.known.get(rows_key(self.auto.rate_key, each))
-            if state is not None:
+        for each in _kinds_of_rows(kind, *FLOPS):
+            if (state := self._rows_state(each)) is not None:
                 self._show(name, in_seconds(state["prepare"]), "measured")
                 return float(state["prepare"])
         self._show(name, in_seconds(PREPARE), "assumed")
         return PREPARE
 
     def _core_share(self, kind: str) -> float:
-        state = self.known.get(rows_key(self.auto.rate_key, kind))
+        state = self._rows_state(kind)
         return 1.0 if state is None else min(1.0, float(state["cores"]))
 
     def _load_rate(self, kind: str) -> float:
@@ -256,9 +279,7 @@ class Gatherer:
         resources = group.resources
         if fast and len(fast) < len(self.info) and not resources:
             resources = self._in_common(fast)
-        workers = [
-            self._worker(address, kinds[address], resources) for address in self.info
-        ]
+        workers = [self.worker(address, resources) for address in self.info]
         self._show_memory(workers)
         kind = kinds[fast[0]] if fast else "cpu"
         if fast and len(fast) < len(self.info):
@@ -280,23 +301,22 @@ class Gatherer:
                 return ((name, 1.0),)
         return ()
 
-    def _worker(
-        self,
-        address: str,
-        kind: str,
-        resources: tuple[tuple[str, float], ...],
+    def worker(
+        self, address: str, resources: tuple[tuple[str, float], ...]
     ) -> WorkerFacts:
+        """Return what is known of a worker, which may hold what has such resources."""
         info = self.info[address]
+        kind = self._kind(info)
         accelerated = kind != "cpu"
+        free = info.get("free", info["resources"])
+        holds = [int(free.get(n, 0) // v) for n, v in resources]
         return WorkerFacts(
             address,
             _room(info, accelerated),
             speed=self._speed(kind),
             host=get_address_host(address),
             threads=int(info["nthreads"]),
-            holds=min(
-                (int(info["resources"].get(n, 0) // v) for n, v in resources), default=1
-            ),
+            holds=min(holds, default=int(not info.get("holds_group"))),
             one_at_a_time=accelerated,
         )
 
@@ -316,6 +336,11 @@ class Gatherer:
         shown = " to ".join(in_bytes(each) for each in {*rooms[:1], *rooms[-1:]})
         what = f"memory for models of {count(len(workers), 'worker')}"
         self._show(what, shown, "assumed" if rooms[-1] == inf else "measured")
+
+
+def _kinds_of_rows(*kinds: str) -> list[str]:
+    """Return what times of rows are noted for: forwards whole, then in shards."""
+    return [sharded(k, shards) for shards in range(1, MOST_SHARDS + 1) for k in kinds]
 
 
 def _room(info: Mapping[str, Any], accelerated: bool) -> int | None:

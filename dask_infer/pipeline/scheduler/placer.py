@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from dask_infer.errors import InferError, ModelLoadError, PlacementError
 from dask_infer.pipeline.scheduler.group import Group, Instance, PlacedStage
@@ -24,12 +23,10 @@ from dask_infer.pipeline.scheduler.worker_states import (
     shortage,
 )
 from dask_infer.plan.facts import ChainFacts, WorkerFacts
-from dask_infer.plan.layouts.shards import ShardPlan, chain_in_shards, plan_shards
+from dask_infer.plan.layouts.shards import ShardPlan, chain_in_shards, plan_layout
 from dask_infer.plan.layouts.share_replicas import next_replica
 from dask_infer.plan.microbatch_size import microbatch_rows
-from dask_infer.plan.plan_pipeline import plan_pipeline
 from dask_infer.plan.units import in_bytes
-from dask_infer.spec import GroupSpec
 
 #: Seconds between two looks at the workers while one is missing.
 POLL_SECONDS = 0.1
@@ -100,7 +97,8 @@ class Placer:
         while True:
             able = [w for w in self._workers() if w.has(self.resources)]
             try:
-                plan = plan_stages(self.spec, chain, able)
+                workers = [WorkerFacts(w.address, w.memory, host=w.host) for w in able]
+                plan = plan_layout(self.spec.layout, chain.blocks, workers)
                 break
             except PlacementError as error:
                 if time.monotonic() >= deadline:
@@ -336,25 +334,3 @@ def grow_slowest(table: GroupTable, groups: Sequence[Group]) -> None:
         slowest = growing[next_replica(seconds, replicas)]
         if not Placer(table, slowest).grow():
             growing.remove(slowest)
-
-
-def plan_stages(
-    spec: GroupSpec, chain: ChainFacts, able: Sequence[WorkerState]
-) -> ShardPlan:
-    """Plan the stages of one instance for the workers that could hold them.
-
-    Raises
-    ------
-    PlacementError
-        If they fit nowhere.
-    """
-    workers = [WorkerFacts(w.address, w.memory, host=w.host) for w in able]
-    stages: int | Literal["auto"] | tuple[int, ...]
-    if isinstance(spec.layout.stages, tuple):
-        stages = tuple(range(1, len(chain.blocks)))  # it has no other places to be cut
-    else:
-        stages = spec.layout.stages
-    if spec.layout.shards != 1:
-        return plan_shards(chain.blocks, workers, stages, spec.layout.shards)
-    plan = plan_pipeline(chain.blocks, workers, stages)
-    return ShardPlan(plan, 1, plan.workers)

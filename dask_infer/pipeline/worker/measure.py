@@ -29,7 +29,7 @@ from dask_infer.plan.units import in_bytes
 from dask_infer.replica.measured import chain_key
 from dask_infer.replica.remembered import recall, remember
 from dask_infer.replica.worker_place import current_place
-from dask_infer.spec import Blob, GroupSpec
+from dask_infer.spec import GroupSpec
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ def planned_kind(group: GroupSpec, has_gpu: bool) -> str:
 def timed_chain(spec: GroupSpec) -> ChainFacts:
     """Return the bytes and seconds of each block, of an earlier job or measured now."""
     if spec.chain is None:
-        return _uncut(spec)
+        return uncut_chain(spec)
+    if note := _too_large(spec):
+        return replace(projected_chain(read_chain(spec.chain)), note=note)
     if spec.layout.shards == 1:
         return _timed(spec)
-    if note := _too_large(spec.chain):
-        return replace(projected_chain(read_chain(spec.chain)), note=note)
     # Fewer than two there are not, and more only where two do not fit.
     shards = 2 if spec.layout.shards == "auto" else spec.layout.shards
-    cuts = find_cuts(read_chain(spec.chain), shards, _most_bytes())
+    cuts = find_cuts(read_chain(spec.chain), shards, _most_bytes(spec))
     return replace(_timed(spec), shards=shards, cuts=pickle.dumps(cuts))
 
 
@@ -154,11 +154,11 @@ def _block_facts(chain: Chain, costs: list[BlockCost]) -> tuple[BlockFacts, ...]
     return tuple(facts)
 
 
-def _too_large(blob: Blob) -> str:
+def _too_large(spec: GroupSpec) -> str:
     """Return why blocks cannot be timed here, which are too large for one worker."""
-    limit = _most_bytes()
-    block = max(read_chain(blob).blocks, key=lambda block: block.nbytes)
-    if block.nbytes <= limit:
+    assert spec.chain is not None
+    block = max(read_chain(spec.chain).blocks, key=lambda block: block.nbytes)
+    if block.nbytes <= _most_bytes(spec):
         return ""
     return (
         f'Balanced by the bytes of weights: block "{block.name}" of '
@@ -166,13 +166,13 @@ def _too_large(blob: Blob) -> str:
     )
 
 
-def _most_bytes() -> float:
-    """Bytes of blocks that fit here as a whole and in all shards."""
+def _most_bytes(spec: GroupSpec) -> float:
+    """Bytes of a block that fits here; if divided, as a whole and in all shards."""
     limit = current_place().replica_limit()
-    return inf if limit is None else limit / 3
+    return inf if limit is None else limit / (1 if spec.layout.shards == 1 else 3)
 
 
-def _uncut(spec: GroupSpec) -> ChainFacts:
+def uncut_chain(spec: GroupSpec) -> ChainFacts:
     """Return the bytes of a model that shards alone divide, as one block."""
     uncut = open_uncut(spec.model, None, spec.dtype)
     nbytes = uncut.shard_bytes(None)

@@ -32,7 +32,7 @@ from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms, comms_o
 from dask_infer.pipeline.worker.remote_call import RemoteCall
 from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.plan.window import feeder_share
-from dask_infer.replica.measured import NO_FORWARD, ForwardTimes
+from dask_infer.replica.measured import sharded
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.run.runner import Abandoned, Runner
 from dask_infer.spec import Job, UserCode
@@ -117,8 +117,6 @@ def remote_runner(job: Job, code: UserCode) -> Iterator[RemoteRunner]:
 class RemoteRunner(Runner):
     """Batches of one partition through a group of other workers."""
 
-    elsewhere: ForwardTimes = NO_FORWARD
-
     def __init__(
         self,
         job: Job,
@@ -143,9 +141,10 @@ class RemoteRunner(Runner):
         self.inputs = job.inputs
         self.microbatch = state.microbatch
         assert job.group is not None
-        if job.group.layout.shards == 1:  # of shards it is no whole forward
-            planned = planned_kind(job.group, "GPU" in dict(job.group.resources))
-            self.observed_kind = planned if facts.kind == "cpu" else facts.kind
+        planned = planned_kind(job.group, "GPU" in dict(job.group.resources))
+        kind = planned if facts.kind == "cpu" else facts.kind
+        followers = state.instances[0].followers
+        self.observed_kind = sharded(kind, 1 + len(followers[0]) if followers else 1)
 
     @property
     def window(self) -> int:

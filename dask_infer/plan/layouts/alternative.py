@@ -49,5 +49,7 @@ class Alternative:
         if self.kind == "stages":
             return f"stages={self.layout.stages}"
         if self.kind == "shards":
-            return f"shards={self.layout.shards}"
+            stages = self.layout.stages
+            cut = "" if stages == 1 else f"stages={stages}, "
+            return f"{cut}shards={self.layout.shards}"
         return self.kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -36,10 +37,13 @@ class JobFacts:
     call_seconds
         Time of a forward whatever its rows.
     blocks
-        The chain that the model can be cut into; empty where it cannot. Their seconds
-        are proportions only.
+        The chain of the model; one block where it cannot be cut and shards divide it,
+        none where they do not either. Their seconds are proportions only.
     uncut
-        Why there are no blocks.
+        Why it cannot be cut; empty where it can.
+    sharded_seconds
+        What forwards of a row took in so many shards, exchanges and all, where jobs
+        measured it.
     load_rate
         Bytes a second at which one worker loads weights.
     store_rate
@@ -65,7 +69,8 @@ class JobFacts:
     prepare_seconds: float = 0.0
     call_seconds: float = 0.0
     blocks: tuple[BlockFacts, ...] = ()
-    uncut: str = "it cannot be cut"
+    uncut: str = ""
+    sharded_seconds: Mapping[int, float] = field(default_factory=dict)
     load_rate: float = 1e9
     store_rate: float = inf
     cores: int | None = None

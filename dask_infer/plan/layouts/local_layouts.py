@@ -112,7 +112,7 @@ def sweep(facts: JobFacts) -> Alternative:
     layout = Layout(sweep=True)
     if facts.pinned:
         return Alternative("sweep", layout, refused=PINNED)
-    if not facts.blocks:
+    if facts.uncut:
         return Alternative("sweep", layout, refused=facts.uncut)
     smallest = min(facts.workers, key=room)
     memory = room(smallest)

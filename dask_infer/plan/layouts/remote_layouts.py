@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from math import ceil
 
 from dask_infer.errors import PlacementError
 from dask_infer.plan.assign import count_replicas
-from dask_infer.plan.facts import WorkerFacts, need
-from dask_infer.plan.layouts.alternative import Alternative
+from dask_infer.plan.facts import WorkerFacts
+from dask_infer.plan.layouts.alternative import Alternative, Kind
 from dask_infer.plan.layouts.job_facts import START, TASK, JobFacts, room, with_margin
 from dask_infer.plan.layouts.local_layouts import makespan
-from dask_infer.plan.layouts.shards import EXCHANGE, in_shards
+from dask_infer.plan.layouts.shards import (
+    EXCHANGE,
+    ShardPlan,
+    in_shards,
+    plan_layout,
+    share_of_shard,
+)
 from dask_infer.plan.microbatch_size import OVERHEAD, ROWS, fewest_rows
 from dask_infer.plan.min_stages import min_stages
-from dask_infer.plan.plan_pipeline import plan_pipeline
-from dask_infer.plan.stage_plan import StagePlan
 from dask_infer.plan.units import count, in_bytes
 from dask_infer.spec import Layout
 
@@ -26,7 +30,8 @@ EVERY_STAGES = 8
 #: Seconds until workers of their own are found and their stages started, before these
 #: load.
 FORMING = 0.1
-#: Workers that may share a layer.
+#: Workers that share a layer, as they are compared; where none of these fit, the fewest
+#: that do.
 SHARDS = (2, 4, 8)
 
 
@@ -72,65 +77,86 @@ def replicas(facts: JobFacts) -> Alternative | None:
         memory=facts.whole,
         room=min(worker.room for worker in able),
         load=FORMING + facts.loading(facts.nbytes, len({w.host for w in able})),
-        run=_streamed(facts, [[w] for w in able], [[1.0]] * len(able)),
+        run=_streamed(
+            facts,
+            [[[worker]] for worker in able],
+            [_Step(facts.call_seconds, facts.row_seconds)],
+        ),
     )
 
 
 def stages(facts: JobFacts) -> list[Alternative]:
     """Project pipelines, by their number of stages."""
-    able = holders(facts)
-    if not facts.blocks:
-        return [_refused("stages", Layout(stages="auto"), facts, facts.uncut)]
-    if not able:
-        return [_refused("stages", Layout(stages="auto"), facts, _none_left(facts))]
+    able, fewest = holders(facts), Layout(stages="auto")
+    if facts.uncut or not able:
+        return [_refused(fewest, facts, facts.uncut or _none_left(facts))]
     try:
         least = max(2, min_stages(facts.blocks, able))
     except PlacementError as error:
-        return [_refused("stages", Layout(stages="auto"), facts, _cause(error))]
+        return [_refused(fewest, facts, _cause(error))]
     most = min(len(facts.blocks), len(able))
     if most < least:
         why = (
             f"needs 2 workers and 2 blocks; there are {count(len(able), 'worker')} "
             f"and {count(len(facts.blocks), 'block')}"
         )
-        return [_refused("stages", Layout(stages=2), facts, why)]
+        return [_refused(Layout(stages=2), facts, why)]
     numbers = [
         number
         for number in range(least, most + 1)
         if number - least < EVERY_STAGES or number == most or not number & (number - 1)
     ]
-    return [_pipeline(facts, able, number) for number in numbers]
+    return [_divided(facts, able, Layout(stages=number)) for number in numbers]
 
 
-def _pipeline(facts: JobFacts, able: Sequence[WorkerFacts], number: int) -> Alternative:
-    layout = Layout(stages=number)
+def shards(facts: JobFacts) -> list[Alternative]:
+    """Project layers whose weights several workers share, in stages where needed."""
+    able, fewest = holders(facts), Layout(shards="auto")
+    why = "" if able else _none_left(facts)
+    if not facts.blocks:
+        why = facts.uncut
+    elif not any(block.divisible for block in facts.blocks):
+        why = "it has no weights that shards could divide"
+    if why:
+        return [_refused(fewest, facts, why)]
+    asked = [Layout(stages="auto", shards=number) for number in SHARDS]
+    found = [_divided(facts, able, layout) for layout in asked]
+    fitting = [each for each in found if not each.refused]
+    return fitting or [_divided(facts, able, Layout(stages="auto", shards="auto"))]
+
+
+def _divided(
+    facts: JobFacts, able: Sequence[WorkerFacts], layout: Layout
+) -> Alternative:
+    """Project replicas that several workers hold together, in stages or shards."""
     try:
-        plan = plan_pipeline(facts.blocks, able, number, facts.link)
+        plan = plan_layout(layout, facts.blocks, able, facts.link)
     except PlacementError as error:
-        return _refused("stages", layout, facts, _cause(error))
-    number_of_replicas = count_replicas(facts.blocks, able, plan.bounds)
-    seconds = sum(block.seconds for block in facts.blocks) or 1.0
-    shares = [
-        sum(b.seconds for b in facts.blocks[stage.start : stage.stop]) / seconds
-        for stage in plan.stages
-    ]
+        asked = layout if layout.shards == 1 else Layout(shards=layout.shards)
+        return _refused(asked, facts, _cause(error))
+    number, shards = len(plan.stages.stages), plan.shards
     by_address = {worker.address: worker for worker in able}
     first = [by_address[address] for address in plan.workers]
     others = [worker for worker in able if worker.address not in plan.workers]
-    routes = [first, *_batched(others, number)][:number_of_replicas]
-    biggest = max(plan.stages, key=lambda stage: stage.memory)
-    most = max(stage.nbytes for stage in plan.stages)
-    stored = len(routes) * facts.nbytes / facts.store_rate
+    parts = in_shards(facts.blocks, shards)
+    replicas = count_replicas(parts, able, plan.stages.bounds, shards)
+    crews = [first, *_batched(others, len(first))][:replicas]
+    biggest = max(range(number), key=lambda i: plan.stages.stages[i].memory)
+    most = max(stage.nbytes for stage in plan.stages.stages)
+    stored = len(crews) * facts.nbytes / facts.store_rate
+    layout = Layout(stages=number, shards=shards)
     return Alternative(
-        "stages",
+        _kind(layout),
         layout,
         facts.resources,
-        replicas=len(routes),
-        workers=number * len(routes),
-        memory=biggest.memory,
-        room=by_address[biggest.worker].room,
+        replicas=len(crews),
+        workers=len(first) * len(crews),
+        memory=plan.stages.stages[biggest].memory,
+        room=min(w.room for w in [*_batched(first, shards)][biggest]),
         load=FORMING + max(most / facts.load_rate, stored),
-        run=_streamed(facts, routes, [shares] * len(routes), plan),
+        run=_streamed(
+            facts, [[*_batched(crew, shards)] for crew in crews], _steps(facts, plan)
+        ),
     )
 
 
@@ -142,49 +168,88 @@ def _batched(
         yield workers[start : start + number]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What one stage, or each of its shards, does for a microbatch."""
+
+    #: Seconds on a worker of speed 1, whatever the rows and of each row.
+    call: float
+    row: float
+    #: Seconds of exchanges with other shards, whatever the rows and of each row.
+    wait: float = 0.0
+    moved: float = 0.0
+    #: Bytes of a row that enter it.
+    entering: float = 0.0
+
+    def on(self, workers: Sequence[WorkerFacts]) -> tuple[float, float]:
+        """Return its seconds there, whatever the rows and of each row."""
+        speed = min(worker.speed for worker in workers)
+        return self.call / speed + self.wait, self.row / speed + self.moved
+
+
+def _steps(facts: JobFacts, plan: ShardPlan) -> list[_Step]:
+    """Return what the stages of a plan do.
+
+    The time of a shard goes by its weights; then shards wait for each other.
+    """
+    whole = sum(block.seconds for block in facts.blocks) or 1.0
+    shards, measured = plan.shards, facts.sharded_seconds.get(plan.shards)
+    values = sum(block.cut_bytes for block in facts.blocks) / ROWS / len(facts.blocks)
+    moved = 2 * (shards - 1) / shards * values / facts.link.bandwidth
+    steps = []
+    for stage in plan.stages.stages:
+        blocks = facts.blocks[stage.start : stage.stop]
+        entering = stage.cut_bytes / ROWS
+        if measured is not None:
+            share = sum(block.seconds for block in blocks) / whole
+            steps.append(_Step(0.0, share * measured, entering=entering))
+            continue
+        seconds = sum(b.seconds * share_of_shard(b, shards) for b in blocks)
+        exchanges = sum(b.exchanges for b in blocks) if shards > 1 else 0
+        steps.append(
+            _Step(
+                seconds / whole * facts.call_seconds,
+                seconds / whole * facts.row_seconds,
+                exchanges * (EXCHANGE + facts.link.latency),
+                exchanges * moved,
+                entering,
+            )
+        )
+    return steps
+
+
 def _streamed(
     facts: JobFacts,
-    routes: Sequence[Sequence[WorkerFacts]],
-    shares: Sequence[Sequence[float]],
-    plan: StagePlan | None = None,
+    routes: Sequence[Sequence[Sequence[WorkerFacts]]],
+    steps: Sequence[_Step],
 ) -> float:
     """Seconds until microbatches of all rows have passed one of the routes.
 
     Parameters
     ----------
     routes
-        The workers of each replica, in order.
-    shares
-        What part of a forward each of them computes.
-    plan
-        Where there are stages, for what travels between them.
+        Of each replica the workers of each stage: its shards.
+    steps
+        What the stages of each replica do.
     """
-    slowest = max(
-        share / worker.speed
-        for route, parts in zip(routes, shares, strict=True)
-        for worker, share in zip(route, parts, strict=True)
-    )
-    best = fewest_rows(
-        OVERHEAD + slowest * facts.call_seconds, slowest * facts.row_seconds
-    )
+    costs = [
+        [step.on(team) for team, step in zip(route, steps, strict=True)]
+        for route in routes
+    ]
+    call, row = max((c for each in costs for c in each), key=lambda c: c[0] + c[1])
+    best = fewest_rows(OVERHEAD + call, row)
     # A partition is cut into equal microbatches of about that size.
     each = max(1, round(facts.part / best))
     size = facts.part / each
-    forward = facts.call_seconds + size * facts.row_seconds
     total = facts.partitions * each
     busy: dict[str, float] = defaultdict(float)
     beats, fills = [], []
-    hops = [
-        facts.link.seconds(int(stage.cut_bytes * size / ROWS))
-        for stage in (plan.stages if plan else ())
-    ]
-    for route, parts in zip(routes, shares, strict=True):
-        times = [
-            forward * share / worker.speed
-            for worker, share in zip(route, parts, strict=True)
-        ]
-        for worker, seconds in zip(route, times, strict=True):
-            busy[worker.host] += seconds
+    hops = [facts.link.seconds(int(step.entering * size)) for step in steps[1:]]
+    for route, cost in zip(routes, costs, strict=True):
+        times = [call + size * row for call, row in cost]
+        for team, seconds in zip(route, times, strict=True):
+            for worker in team:
+                busy[worker.host] += seconds
         beats.append(OVERHEAD + max([*times, *hops]))
         fills.append(sum(times) + sum(hops))
     # Stages of one host share its cores.
@@ -196,7 +261,7 @@ def _streamed(
     cores = (facts.cores or facts.threads) * len(facts.hosts)
     work = sum(busy.values()) * total / len(routes)
     work = facts.core_share * (work + facts.rows * facts.prepare_seconds)
-    on_device = any(worker.one_at_a_time for route in routes for worker in route)
+    on_device = any(w.one_at_a_time for route in routes for team in route for w in team)
     computed = 0.0 if on_device else work / cores
     return START + max(run, prepared, computed, facts.partitions * TASK)
 
@@ -206,72 +271,12 @@ def _running(busy: float, beats: Sequence[float]) -> float:
     return busy / (sum(beats) / len(beats))
 
 
-def shards(facts: JobFacts) -> list[Alternative]:
-    """Project layers whose weights several workers share."""
-    able = holders(facts)
-    first = Layout(shards=SHARDS[0])
-    if not facts.blocks:
-        return [_refused("shards", first, facts, facts.uncut)]
-    if not any(block.divisible for block in facts.blocks):
-        why = "it has no weights that shards could divide"
-        return [_refused("shards", first, facts, why)]
-    rooms = sorted((worker.room for worker in able), reverse=True)
-    found = []
-    for number in SHARDS:
-        layout = Layout(shards=number)
-        memory = need(in_shards(facts.blocks, number))
-        if len(able) < number:
-            why = f"needs {number} workers; there are {len(able)}"
-            found.append(_refused("shards", layout, facts, why))
-        elif memory > rooms[number - 1]:
-            why = (
-                f"needs {in_bytes(memory)} on each of {number} workers; one of them "
-                f"has {in_bytes(rooms[number - 1])}"
-            )
-            found.append(_refused("shards", layout, facts, why))
-        else:
-            found.append(_sharded(facts, able, number, memory))
-    # Of the refused ones the last with enough workers says most.
-    enough = sum(number <= len(able) for number in SHARDS)
-    return [a for a in found if not a.refused] or [found[max(0, enough - 1)]]
+def _kind(layout: Layout) -> Kind:
+    return "stages" if layout.shards == 1 else "shards"
 
 
-def _sharded(
-    facts: JobFacts, able: Sequence[WorkerFacts], number: int, memory: int
-) -> Alternative:
-    parts = in_shards(facts.blocks, number)
-    nbytes = sum(part.nbytes for part in parts)
-    # Time goes by the weights, as of blocks; then shards wait for each other.
-    share = nbytes / max(1, sum(block.nbytes for block in facts.blocks))
-    exchanges = sum(block.exchanges for block in facts.blocks)
-    values = sum(block.cut_bytes for block in facts.blocks) / ROWS / len(facts.blocks)
-    moved = 2 * (number - 1) / number * exchanges * values / facts.link.bandwidth
-    waits = exchanges * (EXCHANGE + facts.link.latency)
-    shared = replace(
-        facts,
-        row_seconds=share * facts.row_seconds + moved,
-        call_seconds=share * facts.call_seconds + waits,
-    )
-    fits = sorted((w for w in able if w.room >= memory), key=lambda w: -w.speed)
-    groups = len(fits) // number
-    held = fits[: groups * number]
-    slowest = replace(held[-1], host="")
-    crowded = max(facts.slowdown(n) for n in Counter(w.host for w in held).values())
-    return Alternative(
-        "shards",
-        Layout(shards=number),
-        facts.resources,
-        replicas=groups,
-        workers=groups * number,
-        memory=memory,
-        room=min(worker.room for worker in held),
-        load=FORMING + facts.loading(nbytes),
-        run=crowded * _streamed(shared, [[slowest]] * groups, [[1.0]] * groups),
-    )
-
-
-def _refused(kind: str, layout: Layout, facts: JobFacts, why: str) -> Alternative:
-    return Alternative(kind, layout, facts.resources, refused=why)  # type: ignore[arg-type]
+def _refused(layout: Layout, facts: JobFacts, why: str) -> Alternative:
+    return Alternative(_kind(layout), layout, facts.resources, refused=why)
 
 
 def _cause(error: PlacementError) -> str:

@@ -8,11 +8,12 @@ from math import ceil
 from typing import Literal
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan.facts import BlockFacts, ChainFacts, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, ChainFacts, Link, WorkerFacts
 from dask_infer.plan.infeasible import no_workers, too_few_for_shards
 from dask_infer.plan.plan_pipeline import plan_pipeline
 from dask_infer.plan.stage_plan import StagePlan
-from dask_infer.plan.units import count, in_bytes
+from dask_infer.plan.units import in_bytes
+from dask_infer.spec import Layout
 
 #: Seconds of one exchange between shards, whatever its size (benchmarks/tensor).
 EXCHANGE = 2e-3
@@ -29,24 +30,30 @@ class ShardPlan:
     workers: tuple[str, ...]
 
 
+def share_of_shard(block: BlockFacts, shards: int) -> float:
+    """Return what part of a block's weights each of its shards holds."""
+    divided = block.divisible - ceil(block.divisible / shards)
+    return 1 - divided / block.nbytes if block.nbytes else 1.0
+
+
 def in_shards(blocks: Sequence[BlockFacts], shards: int) -> list[BlockFacts]:
     """Return what blocks take on each of the workers that share them.
 
     Seconds are projected: the time of weights that are divided is, too, and each
     exchange takes `EXCHANGE`.
     """
-    return [_in_shards(block, shards) for block in blocks]
-
-
-def _in_shards(block: BlockFacts, shards: int) -> BlockFacts:
-    nbytes = block.nbytes - block.divisible + ceil(block.divisible / shards)
-    share = nbytes / block.nbytes if block.nbytes else 1.0
-    return replace(
-        block,
-        nbytes=nbytes,
-        seconds=share * block.seconds + EXCHANGE * block.exchanges,
-        parameters=ceil(share * block.parameters),
-    )
+    if shards == 1:
+        return list(blocks)
+    return [
+        replace(
+            block,
+            nbytes=block.nbytes - block.divisible + ceil(block.divisible / shards),
+            seconds=share_of_shard(block, shards) * block.seconds
+            + EXCHANGE * block.exchanges,
+            parameters=ceil(share_of_shard(block, shards) * block.parameters),
+        )
+        for block in blocks
+    ]
 
 
 def chain_in_shards(chain: ChainFacts, shards: int) -> ChainFacts:
@@ -68,8 +75,9 @@ def plan_shards(
     workers: Sequence[WorkerFacts],
     stages: int | Literal["auto"] | Sequence[int],
     shards: int | Literal["auto"],
+    link: Link | None = None,
 ) -> ShardPlan:
-    """Plan the stages of one replica whose tensors are divided among shards.
+    """Plan the stages of one replica, whose tensors shards may divide.
 
     Parameters
     ----------
@@ -80,61 +88,88 @@ def plan_shards(
     stages
         As of `plan_pipeline`.
     shards
-        A number; ``"auto"`` for the fewest that fit, two at least.
+        A number, 1 for whole stages; ``"auto"`` for the fewest that fit, two at least.
+    link
+        The connection between two stages.
 
     Raises
     ------
     PlacementError
         If it does not fit; says what, how large it is, and what would help.
     """
+    if shards == 1:
+        plan = plan_pipeline(blocks, workers, stages, link)
+        return ShardPlan(plan, 1, plan.workers)
     if not workers:
         raise no_workers()
-    tried = range(2, len(workers) + 1) if shards == "auto" else (int(shards),)
-    refusal = too_few_for_shards(workers, 2 if shards == "auto" else int(shards))
+    tried = range(2, len(workers) + 1) if shards == "auto" else (shards,)
+    refusal = too_few_for_shards(workers, 2 if shards == "auto" else shards)
+    why = "the fewest that fit" if shards == "auto" else "as asked"
     for number in tried:
+        parts = in_shards(blocks, number)
         # The workers of one host are quicker together.
         for near in (True, False):
+            found = {team.address: team for team in teams(workers, number, near=near)}
+            if not found:
+                continue
             try:
-                return _plan(blocks, workers, stages, number, shards, near=near)
+                plan = plan_pipeline(parts, [*found.values()], stages, link)
             except PlacementError as error:
-                if len(workers) >= number:
-                    refusal = error
+                refusal = error
+                continue
+            whole = in_bytes(sum(block.nbytes for block in blocks))
+            each = in_bytes(max(stage.nbytes for stage in plan.stages))
+            line = f"{number} shards a stage: {why}; each holds {each} of {whole}."
+            return ShardPlan(
+                replace(plan, reasons=(*plan.reasons, line)),
+                number,
+                tuple(m for team in plan.workers for m in found[team].members),
+            )
     raise refusal
 
 
-def _plan(
+def plan_layout(
+    layout: Layout,
     blocks: Sequence[BlockFacts],
     workers: Sequence[WorkerFacts],
-    stages: int | Literal["auto"] | Sequence[int],
-    shards: int,
-    asked: int | Literal["auto"],
-    *,
-    near: bool,
+    link: Link | None = None,
 ) -> ShardPlan:
-    found = teams(workers, shards, near=near)
-    if not found:
-        raise too_few_for_shards(workers, shards)
-    facts = [team_facts(team, number) for number, team in enumerate(found)]
-    members = dict(zip((each.address for each in facts), found, strict=True))
-    plan = plan_pipeline(in_shards(blocks, shards), facts, stages)
-    whole = in_bytes(sum(block.nbytes for block in blocks))
-    each = in_bytes(max(stage.nbytes for stage in plan.stages))
-    how = "the fewest that fit" if asked == "auto" else "as asked"
-    why = f"{count(shards, 'shard')} a stage: {how}; each holds {each} of {whole}."
-    named = tuple(
-        replace(stage, worker=" + ".join(w.address for w in members[stage.worker]))
-        for stage in plan.stages
-    )
-    return ShardPlan(
-        StagePlan(named, (*plan.reasons, why)),
-        shards,
-        tuple(w.address for stage in plan.stages for w in members[stage.worker]),
-    )
+    """Plan one replica as a layout asks; see `plan_shards`.
+
+    Parameters
+    ----------
+    blocks
+        The chain; if the layout names its cuts, it has no other blocks.
+    """
+    stages: int | Literal["auto"] | Sequence[int]
+    if isinstance(layout.stages, tuple):
+        stages = range(1, len(blocks))
+    else:
+        stages = layout.stages
+    return plan_shards(blocks, workers, stages, layout.shards, link)
 
 
-def teams(
-    workers: Sequence[WorkerFacts], shards: int, *, near: bool
-) -> list[tuple[WorkerFacts, ...]]:
+@dataclass(frozen=True)
+class Team(WorkerFacts):
+    """The workers of a stage's shards as if they were one: as good as the worst."""
+
+    members: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, workers: Sequence[WorkerFacts]) -> Team:
+        """Return a team of these workers."""
+        members = tuple(worker.address for worker in workers)
+        hosts = {worker.host for worker in workers}
+        return cls(
+            " + ".join(members),
+            min((w.memory for w in workers if w.memory is not None), default=None),
+            min(worker.speed for worker in workers),
+            hosts.pop() if len(hosts) == 1 else "",
+            members=members,
+        )
+
+
+def teams(workers: Sequence[WorkerFacts], shards: int, *, near: bool) -> list[Team]:
     """Return disjoint groups of workers that are most alike, the largest first.
 
     Parameters
@@ -149,17 +184,5 @@ def teams(
     for members in hosts.values():
         members.sort(key=lambda w: (-w.room, -w.speed, w.host, w.address))
         starts = range(0, len(members) - shards + 1, shards)
-        found += [tuple(members[start : start + shards]) for start in starts]
+        found += [Team.of(members[start : start + shards]) for start in starts]
     return found
-
-
-def team_facts(team: Sequence[WorkerFacts], number: int) -> WorkerFacts:
-    """Return a group of workers as if it were one: as good as the worst of them."""
-    limits = [w.memory for w in team if w.memory is not None]
-    hosts = {worker.host for worker in team}
-    return WorkerFacts(
-        f"team {number}",
-        min(limits) if limits else None,
-        min(worker.speed for worker in team),
-        hosts.pop() if len(hosts) == 1 else "",
-    )

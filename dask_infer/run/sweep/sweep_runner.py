@@ -74,6 +74,7 @@ class SweepRunner(ProcessRunner):
         self._first: Replica | None = None
         first = self._first_group()
         self.device = first.device
+        self.observed_kind = first.device.torch_device.type
         self.stream = self.device.stream()
         model = first.loaded
         self.interface, self.floating = model.interface, model.floating

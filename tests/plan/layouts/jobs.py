@@ -21,8 +21,10 @@ def crew(count, gigabytes, *, a_host=None, **options):
     )
 
 
-def layers(number, nbytes, seconds=1.0, *, cut=0, activations=0, first=None):
-    """A chain of equal blocks; `first` has more bytes."""
+def layers(
+    number, nbytes, seconds=1.0, *, cut=0, activations=0, first=None, whole=False
+):
+    """A chain of equal blocks; `first` has more bytes, or alone can be divided."""
     sizes = [nbytes // number] * number
     if first is not None:
         sizes[0] = first
@@ -33,7 +35,7 @@ def layers(number, nbytes, seconds=1.0, *, cut=0, activations=0, first=None):
             seconds / number,
             cut if i else 0,
             activations,
-            divisible=size,
+            divisible=0 if whole and i else size,
             exchanges=2,
         )
         for i, size in enumerate(sizes)
@@ -115,6 +117,16 @@ CASES = {
                  link=Link(1e9, 1e-4), blocks=layers(5, 2 * GB, 16e-4, first=30 * GB,
                                                      cut=16 * 4096)),
         "shards=4",
+    ),
+    "20 GB that shards alone divide, on three workers of 9 GB": (
+        JobFacts(20 * GB, crew(3, 9), 1000, 10, 1e-3, uncut="its code cannot be traced",
+                 blocks=layers(1, 20 * GB)),
+        "shards=3",
+    ),
+    "30 GB in one block before layers that nothing divides, on six of 20 GB": (
+        JobFacts(62 * GB, crew(6, 20), 1000, 10, 1e-3,
+                 blocks=layers(5, 40 * GB, 16e-3, first=30 * GB, whole=True)),
+        "stages=3, shards=2",
     ),
     "8 GB that cannot be cut, on workers of 4 GB": (
         JobFacts(8 * GB, crew(4, 4), 1000, 10, 1e-3, uncut="no layers are visible"),

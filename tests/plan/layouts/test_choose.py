@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -19,13 +20,14 @@ from dask_infer.plan.layouts.choose import (
 )
 from dask_infer.plan.layouts.job_facts import START, room
 from dask_infer.plan.layouts.local_layouts import data
+from dask_infer.plan.layouts.shards import in_shards
 from dask_infer.spec import Layout
 
 from .jobs import CASES, GB, crew, layers, small
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_nine_cases(case):
+def test_table_of_cases(case):
     facts, expected = CASES[case]
     chosen = choose(alternatives(facts))
     assert (chosen and chosen.name) == expected
@@ -52,7 +54,8 @@ def kind_by_hand(facts):
 @pytest.mark.parametrize("case", [name for name, (_, kind) in CASES.items() if kind])
 def test_the_decision_tree_of_the_docs_agrees(case):
     facts, expected = CASES[case]
-    assert kind_by_hand(facts) == expected.partition("=")[0]
+    kind = "shards" if "shards=" in expected else expected.partition("=")[0]
+    assert kind_by_hand(facts) == kind
 
 
 def named(facts, name):
@@ -100,11 +103,40 @@ def test_a_small_worker_among_large_ones_refuses_data():
 def test_shards_hold_whole_what_cannot_be_divided():
     facts, _ = CASES["30 GB in one block on four workers of 16 GB"]
     whole = [replace(block, divisible=0) for block in facts.blocks]
-    refused = named(replace(facts, blocks=tuple(whole)), "shards=2").refused
+    refused = named(replace(facts, blocks=tuple(whole)), "shards=auto").refused
     assert refused == "it has no weights that shards could divide"
     whole[0] = replace(whole[0], divisible=15 * GB)
-    refused = named(replace(facts, blocks=tuple(whole)), "shards=4").refused
-    assert "on each of 4 workers; one of them has 10.1 GiB" in refused
+    refused = named(replace(facts, blocks=tuple(whole)), "shards=auto").refused
+    assert "w0 + w1 + w2 + w3, has 10.1 GiB" in refused
+
+
+def test_where_few_shards_do_not_fit_the_fewest_that_do_are_compared():
+    facts, _ = CASES["20 GB that shards alone divide, on three workers of 9 GB"]
+    many = replace(facts, workers=crew(40, 1))
+    assert [a.name for a in alternatives(many) if a.kind == "shards"] == ["shards=23"]
+    few = named(replace(facts, workers=crew(2, 9)), "shards=auto").refused
+    assert few.startswith('block "h.0" needs 9.3 GiB') and "w0 + w1" in few
+
+
+def test_what_only_shards_divide_is_in_no_stages_and_no_sweep():
+    facts, _ = CASES["20 GB that shards alone divide, on three workers of 9 GB"]
+    refused = {a.name: a.refused for a in alternatives(facts)}
+    assert refused["stages=auto"] == refused["sweep"] == facts.uncut != ""
+
+
+def test_times_that_jobs_measured_in_shards_are_taken():
+    facts, _ = CASES["30 GB in one block on four workers of 16 GB"]
+    measured = replace(facts, sharded_seconds={4: 0.5})
+    # All workers hold the one replica, which takes 100,000 rows of half a second.
+    assert named(measured, "shards=4").run == pytest.approx(50_000, rel=0.1)
+    assert named(facts, "shards=4").run < 10_000
+
+
+def test_exchanges_take_as_long_between_fast_workers():
+    facts, _ = CASES["30 GB in one block on four workers of 16 GB"]
+    fast = replace(facts, workers=crew(4, 12, a_host=1, speed=200.0))
+    slow, quick = (named(each, "shards=4").run for each in (facts, fast))
+    assert slow > quick > 0.5 * slow
 
 
 def test_pinned_models_stay_on_workers_with_the_resource():
@@ -162,26 +194,46 @@ def drawn_jobs():
             for i, (memory, speed) in enumerate(rows)
         )
     )
-    block = st.tuples(st.integers(1, 6), st.sampled_from((0.1, 1.0)))
+    share = st.sampled_from((0, 0.5, 1))
+    block = st.tuples(st.integers(1, 12), st.sampled_from((0.1, 1.0)), share)
     chain = st.lists(block, min_size=0, max_size=5).map(
-        lambda rows: tuple(BlockFacts(f"b{i}", *row) for i, row in enumerate(rows))
+        lambda rows: tuple(
+            BlockFacts(f"b{i}", size, time, divisible=int(part * size), exchanges=1)
+            for i, (size, time, part) in enumerate(rows)
+        )
     )
     return st.builds(
-        lambda workers, blocks, rows, partitions, cores, pinned: small(
+        lambda workers, blocks, uncut, rows, partitions, cores, pinned: small(
             workers,
             rows=rows,
             partitions=partitions,
-            blocks=blocks,
+            blocks=blocks[:1] if uncut else blocks,
+            uncut="" if blocks and not uncut else "no layers",
             cores=cores,
             pinned=pinned,
             load_rate=2.0,
         ),
-        workers, chain, st.integers(0, 500), st.integers(1, 9),
+        workers, chain, st.booleans(), st.integers(0, 500), st.integers(1, 9),
         st.none() | st.integers(1, 3), st.booleans(),
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+def fits_by_brute_force(facts, shards, least_stages):
+    """Whether any cut into stages of so many shards fits any workers."""
+    rooms = sorted(int(room(w)) if w.memory else GB for w in facts.workers)[::-1]
+    blocks = in_shards(facts.blocks, shards)
+    most = min(len(blocks), len(rooms) // shards)
+    for stages in range(least_stages, most + 1):
+        for inner in combinations(range(1, len(blocks)), stages - 1):
+            bounds = pairwise((0, *inner, len(blocks)))
+            needs = sorted((need(blocks[a:b]) for a, b in bounds), reverse=True)
+            each = [n for n in needs for _ in range(shards)]
+            if all(n <= r for n, r in zip(each, rooms, strict=False)):
+                return True
+    return False
+
+
+@settings(max_examples=200, deadline=None)
 @given(drawn_jobs())
 def test_what_is_chosen_fits_and_no_other_is_much_faster(facts):
     facts = replace(facts, nbytes=sum(block.nbytes for block in facts.blocks) or 5)
@@ -196,6 +248,14 @@ def test_what_is_chosen_fits_and_no_other_is_much_faster(facts):
         assert chosen.total <= each.total * (1 + TIE) * (1 + 1e-9)
     whole_fits = all(facts.whole <= room(worker) for worker in facts.workers)
     assert (not data(facts).refused) == (whole_fits and not facts.pinned)
+    kinds = {each.kind for each in able}
+    cuts = not facts.uncut and fits_by_brute_force(facts, 1, least_stages=2)
+    assert ("stages" in kinds) == cuts
+    divides = any(block.divisible for block in facts.blocks) and any(
+        fits_by_brute_force(facts, shards, least_stages=1)
+        for shards in range(2, len(facts.workers) + 1)
+    )
+    assert ("shards" in kinds) == divides
 
 
 def test_every_number_of_stages_that_fits_is_compared():
