@@ -11,7 +11,7 @@ from pandas.api.types import is_list_like, is_scalar
 from dask_infer.batch.inputs.column_types import column_type_of
 from dask_infer.batch.inputs.frame_columns import is_list
 from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
-from dask_infer.client.examples import TOKENIZED
+from dask_infer.client.examples import TOKENIZED, places
 from dask_infer.client.model_call import ModelCall
 from dask_infer.errors import InputError
 from dask_infer.model.shapes.call_arguments import check_arity
@@ -55,7 +55,7 @@ def call_inputs(call: ModelCall) -> Inputs:
     inputs = resolve_inputs(
         call.rows.meta,
         request.columns,
-        interface_hint=call.interface,
+        interface_hint=call.recognised.interface,
         shapes=request.shapes,
         schema=call.rows.schema,
         tokenizer=call.tokenizer is not None
@@ -94,16 +94,12 @@ def _reads_text(call: ModelCall) -> bool:
 
 def _check_arity(call: ModelCall, inputs: Inputs) -> None:
     """Refuse arguments that a function does not take."""
-    request, name = call.request, call.spec.name
-    unknown = inputs.tokenized or request.preprocess is not None
-    method = request.method
+    request, name, method = call.request, call.spec.name, call.request.method
     signature = call.format.signature(call.recognised.live, method)
-    if unknown or signature is None:
+    if inputs.tokenized or request.preprocess is not None or signature is None:
         return
-    arguments = inputs.arguments
-    places = range(sum(a.keyword is None for a in arguments))
-    keys = [*places, *(a.keyword for a in arguments if a.keyword is not None)]
     try:
+        keys = [*places(inputs)]
         check_arity(name, method or name, signature, keys, request.call_kwargs or {})
     except ArityMismatch as error:
         raise InputError(str(error)) from None

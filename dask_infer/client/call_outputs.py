@@ -18,13 +18,12 @@ from dask_infer.client.model_call import ModelCall
 from dask_infer.client.tracing import (
     METAS,
     check,
-    is_mismatch,
     shape_error,
     trace,
     undecided_integers,
     with_traced_dtypes,
 )
-from dask_infer.errors import OutputError
+from dask_infer.errors import InputError, OutputError
 from dask_infer.model.shapes.propagate import CannotTrace
 from dask_infer.spec import Inputs, Outputs, Undecided
 
@@ -94,7 +93,7 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
     Returns what only its code on shapes would show: workers run it. A group has no
     worker to ask before the first batch, and its stages are split here anyway.
     """
-    if call.interface != "tensor":
+    if call.recognised.interface != "tensor":
         return inputs, None
     request = call.request
     grouped = request.auto or not request.layout.is_local or bool(request.resources)
@@ -105,7 +104,7 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
         check(call, inputs)
         return inputs, undecided
     except CannotTrace as error:
-        if is_mismatch(error) and request.preprocess is None:
+        if isinstance(error, InputError) and request.preprocess is None:
             raise shape_error(call, error) from error
         return inputs, None
 

@@ -31,7 +31,7 @@ def examples(call: ModelCall, inputs: Inputs) -> dict[ArgumentKey, Example]:
     made = _token_examples(call) if inputs.tokenized else {}
     if made and not any(map(_is_text, inputs.arguments)):
         return made  # preprocess= makes the text
-    if call.interface == "tensor":
+    if call.recognised.interface == "tensor":
         _check_traceable(inputs)
     unknown = next((a for a in inputs.arguments if a.shape is None), None)
     if call.request.preprocess is not None and unknown is not None:

@@ -107,13 +107,7 @@ def _declared(request: Request, kept: tuple[Any, ...]) -> list[tuple[Any, Any]]:
 def _towers_job(
     request: Request, model: Towers, rows: InputRows, kept: tuple[Any, ...]
 ) -> TowersJob:
-    """Return the job of towers: a request each, and one of the head.
-
-    Raises
-    ------
-    ValueError
-        If an argument is given for the whole that each tower has for itself.
-    """
+    """Return the job of towers: a request each, and one of the head."""
     _check_call(request, rows)
     has_head = model.head is not None
     meta = {} if has_head else _meta_by_tower(request, model, kept)
@@ -237,13 +231,7 @@ def _by_tower(model: Towers, towers: Sequence[Tower]) -> dict[str, Any]:
 
 
 def _columns(towers: Sequence[Tower]) -> dict[str, OutputColumn]:
-    """Return the outputs of all towers by their names.
-
-    Raises
-    ------
-    ValueError
-        If two have one name.
-    """
+    """Return the outputs of all towers by their names, which differ."""
     found: dict[str, OutputColumn] = {}
     for tower in towers:
         own = {column.name: column for column in tower.job.outputs.columns}

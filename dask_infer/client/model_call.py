@@ -16,7 +16,6 @@ from dask_infer.model.recognise import recognise
 from dask_infer.model.registry import format_of
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.spec import ArgumentKey, ModelSpec
-from dask_infer.spec.model_spec import Interface
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ class ModelCall:
     def format(self) -> Format:
         """The format of the model, which knows what its models need."""
         return format_of(self.spec)
-
-    @property
-    def interface(self) -> Interface:
-        """How the model will want its batches, as far as the client can see."""
-        return self.recognised.interface
 
     @property
     def is_divided(self) -> bool:

@@ -69,7 +69,6 @@ def build_model_job(
 
 
 def _code(call: ModelCall) -> Blob:
-    """Pickle what the user gave besides the model."""
     request = call.request
     code = UserCode(
         preprocess=request.preprocess,
@@ -98,7 +97,6 @@ def _or_configured(value: Any, key: str, automatic: Any) -> Any:
 
 
 def _configured_fraction(key: str) -> float:
-    """Return a configured part of a whole."""
     value = config.get(key)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= 1:

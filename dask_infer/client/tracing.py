@@ -15,10 +15,8 @@ from dask_infer.errors import InputError, OutputError
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.shapes.propagate import (
-    ArityMismatch,
     CannotTrace,
     Example,
-    ShapeMismatch,
     Traced,
     check_call,
     propagate,
@@ -132,7 +130,7 @@ def with_traced_dtypes(call: ModelCall, inputs: Inputs, traced: Traced) -> Input
 
 def shape_error(call: ModelCall, error: CannotTrace) -> Exception:
     """Return the public error for shapes that do not fit or cannot be found."""
-    mismatch = is_mismatch(error)
+    mismatch = isinstance(error, InputError)  # of shapes, or of arguments
     if mismatch and call.request.preprocess is not None:
         return OutputError(
             "shapes were propagated as if preprocess= kept columns and dtypes, and "
@@ -145,8 +143,3 @@ def shape_error(call: ModelCall, error: CannotTrace) -> Exception:
         f'the output columns of model "{call.spec.name}" cannot be known before it '
         f"runs: {getattr(error, 'reason', None) or error}; pass meta=, such as {METAS}"
     )
-
-
-def is_mismatch(error: CannotTrace) -> bool:
-    """Whether the model refuses the arguments, rather than hiding what it returns."""
-    return isinstance(error, (ArityMismatch, ShapeMismatch))

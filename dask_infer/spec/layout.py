@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral
 from typing import Literal
 
 from dask_infer.views.view import View
@@ -46,7 +47,8 @@ class Layout:
             object.__setattr__(self, "stages", tuple(self.stages))
         for name in ("replicas", "stages", "shards", "window", "microbatch"):
             value = getattr(self, name)
-            if isinstance(value, int):
+            if isinstance(value, Integral):
+                object.__setattr__(self, name, int(value))
                 if isinstance(value, bool) or value < 1:
                     raise ValueError(
                         f"Layout({name}={value!r}): {name} must be a positive whole "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dask_infer import Layout
@@ -41,3 +42,9 @@ def test_a_sweep_has_as_few_groups_as_fit_unless_it_says() -> None:
 def test_a_layout_is_shown_by_what_it_names() -> None:
     assert Layout().short() == "Layout()"
     assert Layout(stages=2, shards=2).short() == "Layout(stages=2, shards=2)"
+
+
+def test_counts_of_numpy_are_counts() -> None:
+    layout = Layout(stages=np.int64(2), window=np.int32(4))
+    assert layout == Layout(stages=2, window=4)
+    assert layout.short() == "Layout(stages=2, window=4)"
