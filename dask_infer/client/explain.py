@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from math import ceil, prod
 from typing import Any
 
@@ -47,14 +48,15 @@ def explain(request: Request, expr: Any) -> Plan | Awaitable[Plan]:
         for name, model in _by_name(job).items()
         if model.auto is not None
     }
-    planner = _Planner(job, autos, row_bytes(expr._meta))
+    keys = [key for auto in autos.values() for key in keys_of(auto)]
+    plan = functools.partial(_plan, job, autos, row_bytes(expr._meta))
     client = current_client()
     if client is None:
-        return planner.plan({}, recall_each(planner.keys))
-    if not client.asynchronous:
-        plan: Plan = client.sync(planner.ask, client)
-        return plan
-    return planner.ask(client)
+        return plan({}, recall_each(keys))
+    if client.asynchronous:
+        return _ask(client, keys, plan)
+    answer: Plan = client.sync(_ask, client, keys, plan)
+    return answer
 
 
 def _by_name(job: AnyJob) -> dict[str, Job]:
@@ -69,59 +71,54 @@ def _by_name(job: AnyJob) -> dict[str, Job]:
     }
 
 
-@dataclass
-class _Planner:
-    """Plans one call, once the workers and what they remember are known."""
+async def _ask(client: Any, keys: list[str], plan: Callable[..., Plan]) -> Plan:
+    """Plan for a cluster's workers, with what their hosts remember under the keys."""
+    workers = (await client.scheduler.identity(n_workers=-1))["workers"]
+    if not workers:
+        raise PlacementError("the cluster has no worker to plan for: start workers")
+    hosts: dict[str, str] = {}
+    for address in workers:
+        hosts.setdefault(get_address_host(address), address)
+    asked = list(hosts.values())[:ASKED]
+    answers = of_living(
+        await client.run(recall_each, keys, workers=asked, on_error="return")
+    )
+    if not answers:  # all were lost meanwhile: others are there, or none
+        return await _ask(client, keys, plan)
+    return plan(workers, _together(answers))
 
-    job: AnyJob
-    #: What each layout is chosen from, by model; other models have a layout.
-    autos: dict[str, AutoSpec]
-    #: Bytes of a row.
-    row: int
 
-    @property
-    def keys(self) -> list[str]:
-        """What hosts may remember of it."""
-        return [key for auto in self.autos.values() for key in keys_of(auto)]
+def _plan(
+    job: AnyJob,
+    autos: Mapping[str, AutoSpec],
+    row: int,
+    workers: Mapping[str, Any],
+    known: Mapping[str, Any],
+) -> Plan:
+    """Return the plan of one model, or of several.
 
-    async def ask(self, client: Any) -> Plan:
-        """Ask a cluster, and plan."""
-        identity = await client.scheduler.identity(n_workers=-1)
-        workers = identity["workers"]
-        if not workers:
-            raise PlacementError("the cluster has no worker to plan for: start workers")
-        hosts: dict[str, str] = {}
-        for address in workers:
-            hosts.setdefault(get_address_host(address), address)
-        asked = list(hosts.values())[:ASKED]
-        answers = of_living(
-            await client.run(recall_each, self.keys, workers=asked, on_error="return")
-        )
-        if not answers:  # all were lost meanwhile: others are there, or none
-            return await self.ask(client)
-        return self.plan(workers, _together(answers))
-
-    def plan(self, workers: Mapping[str, Any], known: Mapping[str, Any]) -> Plan:
-        """Return the plan of one model, or of several."""
-        groups = [m.group for m in self.job.models if m.group is not None]
-        left = beside_groups(workers, groups)
-        gatherers = [Gatherer(auto, left, known) for auto in self.autos.values()]
-        facts = [gatherer.gather() for gatherer in gatherers]
-        choices = choose_together(facts)
-        plans = {}
-        for name, gatherer, each, choice in zip(
-            self.autos, gatherers, facts, choices, strict=True
-        ):
-            model, chosen = gatherer.group.model.name, choice.chosen
-            local = chosen is None or chosen.kind == "data"
-            notes = _size_notes(gatherer.auto, workers, each, self.row, local)
-            plans[name] = Plan(model, choice.found, chosen, gatherer.shown, notes)
-        if isinstance(self.job, Job):
-            (plan,) = plans.values()
-            return plan
-        parts = max((each.partitions for each in facts), default=1)
-        seconds = seconds_together(choices, parts)
-        return TowersPlan(self.job.name, plans, seconds, _set_layouts(self.job))
+    Of those in `autos` layouts are compared, the others have one; `row` are the bytes
+    of a row.
+    """
+    groups = [m.group for m in job.models if m.group is not None]
+    left = beside_groups(workers, groups)
+    gatherers = [Gatherer(auto, left, known) for auto in autos.values()]
+    facts = [gatherer.gather() for gatherer in gatherers]
+    choices = choose_together(facts)
+    plans = {}
+    for name, gatherer, each, choice in zip(
+        autos, gatherers, facts, choices, strict=True
+    ):
+        model, chosen = gatherer.group.model.name, choice.chosen
+        local = chosen is None or chosen.kind == "data"
+        notes = _size_notes(gatherer.auto, workers, each, row, local)
+        plans[name] = Plan(model, choice.found, chosen, gatherer.shown, notes)
+    if isinstance(job, Job):
+        (plan,) = plans.values()
+        return plan
+    parts = max((each.partitions for each in facts), default=1)
+    seconds = seconds_together(choices, parts)
+    return TowersPlan(job.name, plans, seconds, _set_layouts(job))
 
 
 def _set_layouts(job: AnyJob) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -10,7 +11,7 @@ from dask_infer.plan.layouts.alternative import Alternative
 from dask_infer.plan.layouts.fact import Fact
 from dask_infer.plan.units import in_bytes, in_seconds
 from dask_infer.spec import Layout
-from dask_infer.views.view import View
+from dask_infer.views.view import View, Viewed
 
 COLUMNS = {
     "layout": "str",
@@ -27,7 +28,7 @@ COLUMNS = {
 SOURCES = ("measured", "projected", "assumed")
 
 
-class Plan:
+class Plan(Viewed):
     """What each layout of a model is projected to take, and which one to choose.
 
     Attributes
@@ -94,17 +95,14 @@ class Plan:
         shown = [_line(cells, widths) for cells in [HEAD, *lines]]
         return "\n".join([f'model "{self.model}"', *shown, *self._sentences()])
 
-    def _repr_html_(self) -> str | None:
-        return self.html(self.model)
-
-    def html(self, title: str) -> str | None:
-        """Return it as a table under a title; None where jinja2 is missing."""
+    def views(self) -> list[View]:
+        """Return it as a table."""
         lines: dict[str, str | dict[str, str]] = {}
         for each in self._found:
             name, *cells = self._cells(each)
             named = dict(zip(HEAD[1:], cells, strict=False))
             lines[name] = each.refused or named
-        return View(f"Plan of {title}", lines, self._sentences()).html()
+        return [View(f"Plan of {self.model}", lines, self._sentences())]
 
     def _sentences(self) -> tuple[str, ...]:
         said = [self._summary(), *self.notes]
@@ -173,10 +171,13 @@ class TowersPlan(Plan):
         plans = [f"{name}: {plan!r}" for name, plan in self.towers.items()]
         return "\n\n".join([self.model, *plans, "\n".join(self._sentences())])
 
-    def _repr_html_(self) -> str | None:
-        whole = super()._repr_html_()
-        shown = [plan.html(f"{n}: {plan.model}") for n, plan in self.towers.items()]
-        return None if whole is None else "".join([whole, *map(str, shown)])
+    def views(self) -> list[View]:
+        """Return a table for each model, below what is chosen for all."""
+        found = super().views()
+        for name, plan in self.towers.items():
+            title = f"Plan of {name}: {plan.model}"
+            found += [replace(view, title=title) for view in plan.views()]
+        return found
 
     def _sentences(self) -> tuple[str, ...]:
         refused = [name for name, plan in self.towers.items() if plan.layout is None]
