@@ -71,17 +71,16 @@ def unknown_shape(argument: Argument, reason: str) -> CannotTrace:
 def _example(argument: Argument, frame_meta: pd.DataFrame) -> Example:
     dtype = argument.dtype or "floating"
     if argument.stacked:
-        integers = all_integers(frame_meta, argument)
-        return Example(dtype, (len(argument.columns),), integers=integers)
+        other = "int64" if all_integers(frame_meta, argument) else None
+        return Example(dtype, (len(argument.columns),), other)
     if argument.shape in (None, (None,)):
         unknown = argument.content == "object"
-        ids = unknown or dtype == "int64"
-        return Example(dtype, (None,), integers=unknown, ids=ids, unknown=unknown)
-    unknown = argument.dtype is None
-    floats = bool(argument.shape) and dtype == "int64"
-    return Example(
-        dtype, argument.shape, integers=unknown, unknown=unknown, floats=floats
-    )
+        ids, other = unknown or dtype == "int64", "int64" if unknown else None
+        return Example(dtype, (None,), other, ids=ids, unknown=unknown)
+    if argument.dtype is None:
+        return Example(dtype, argument.shape, "int64", unknown=True)
+    listed = bool(argument.shape) and dtype == "int64"
+    return Example(dtype, argument.shape, "floating" if listed else None)
 
 
 def _token_examples(call: ModelCall) -> dict[ArgumentKey, Example]:

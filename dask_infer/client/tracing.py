@@ -81,7 +81,7 @@ def _split(call: ModelCall, made: Mapping[ArgumentKey, Example]) -> Traced | Non
     """
     request, stages = call.request, call.request.layout.stages
     own = request.method is None and request.dtype != "int8"
-    if stages == 1 or not own or any(ex.integers or ex.unknown for ex in made.values()):
+    if stages == 1 or not own or any(ex.other == "int64" for ex in made.values()):
         return None
     with suppress(CannotSplit, CannotTrace):
         traced: Traced | None = read_chain(split_call(call, made)).traced()
@@ -108,7 +108,7 @@ def undecided_integers(call: ModelCall, inputs: Inputs) -> Undecided | None:
     chosen = {
         key: place
         for key, place in places(inputs).items()
-        if key in made and (made[key].integers or made[key].floats)
+        if key in made and made[key].other is not None
     }
     args, kwargs = split_keys(made)
     return Undecided(tuple(args), kwargs, chosen) if chosen else None
@@ -117,15 +117,19 @@ def undecided_integers(call: ModelCall, inputs: Inputs) -> Undecided | None:
 def with_traced_dtypes(call: ModelCall, inputs: Inputs, traced: Traced) -> Inputs:
     """Return `inputs` in the dtypes in which the model took them."""
     keys = places(inputs)
-    integers = [keys[k] if isinstance(k, int) else k for k in traced.as_integers]
+    integers = [
+        keys[key] if isinstance(key, int) else key
+        for key, dtype in traced.dtypes.items()
+        if dtype == "int64"
+    ]
     inputs = with_integers(inputs, call.rows.meta, integers)
     made = examples(call, inputs)
     lists = {
         key: place
         for key, place in keys.items()
-        if key in made and (made[key].unknown or made[key].floats)
+        if key in made and (made[key].unknown or made[key].other == "floating")
     }
-    return with_lists(inputs, traced.dtypes(lists))
+    return with_lists(inputs, traced.dtypes_at(lists))
 
 
 def shape_error(call: ModelCall, error: CannotTrace) -> Exception:

@@ -26,6 +26,7 @@ from dask_infer.model.shapes.trace_errors import (
     cannot_trace,
     label,
 )
+from dask_infer.model.shapes.traced_outputs import Traced
 from dask_infer.spec import ArgumentKey
 from dask_infer.spec.model_spec import ModelSpec
 
@@ -89,20 +90,16 @@ class GraphCall:
             info.name: self._sizes(key, info) for key, info in self.inputs.items()
         }
 
-    @property
-    def floating(self) -> str:
-        """Dtype of the first floating input."""
+    def traced(self, outputs: Any) -> Traced:
+        """Return the outputs, and in which dtypes columns go in."""
         dtypes = (info.dtype for info in self.inputs.values())
-        return next((dtype for dtype in dtypes if "float" in dtype), "float32")
-
-    @property
-    def integers(self) -> tuple[ArgumentKey, ...]:
-        """Stacked columns of integers that go in as such."""
-        return tuple(
-            key
+        floating = next((dtype for dtype in dtypes if "float" in dtype), "float32")
+        integers = {
+            key: "int64"
             for key, info in self.inputs.items()
-            if self.examples[key].integers and "int" in info.dtype
-        )
+            if self.examples[key].other == "int64" and "int" in info.dtype
+        }
+        return Traced(outputs, *self.counts, floating, integers)
 
     def _match(self, inputs: Sequence[ArrayInfo]) -> dict[ArgumentKey, ArrayInfo]:
         """Return the graph's input of each argument, given by place or by name."""
@@ -151,7 +148,7 @@ class GraphCall:
         given = "float32" if example.dtype == "floating" else example.dtype
         if given in _TEXTS or wanted in _TEXTS:
             fits = given in _TEXTS and wanted in _TEXTS
-        elif example.integers:
+        elif example.other == "int64":
             fits = wanted != "bool"
         else:
             fits = _is_castable(np.dtype(given), info.numpy)
@@ -160,6 +157,11 @@ class GraphCall:
                 f'model "{self.name}": input "{info.name}" is {wanted}, '
                 f"{label(key)} is {given}; cast the column"
             )
+
+
+def only_or_all(outputs: dict[str, Any]) -> Any:
+    """Return the only output, or all of them by name."""
+    return outputs if len(outputs) != 1 else next(iter(outputs.values()))
 
 
 def output_on_meta(name: str, info: ArrayInfo, sizes: Sequence[Any], rows: int) -> Any:
@@ -211,8 +213,7 @@ class GraphModel(LoadedModel):
         return self._call
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = self.run(self._feed(args, kwargs))
-        return outputs if len(outputs) != 1 else next(iter(outputs.values()))
+        return only_or_all(self.run(self._feed(args, kwargs)))
 
     def _feed(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

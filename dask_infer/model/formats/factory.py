@@ -63,7 +63,9 @@ class FactoryFormat(Format):
         if not isinstance(given, ModelSource) or given.kind != self.kind:
             return None
         found = self._build_once(given)
-        builds_module = given.weights is not None or _is_module_class(given.target)
+        target = given.target
+        is_module = isinstance(target, type) and issubclass(target, torch.nn.Module)
+        builds_module = given.weights is not None or is_module
         return replace(found, interface="tensor" if builds_module else "numpy")
 
     def _build_once(self, source: ModelSource) -> Recognised:
@@ -154,10 +156,6 @@ def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     return inner
 
 
-def _is_module_class(factory: object) -> bool:
-    return isinstance(factory, type) and issubclass(factory, torch.nn.Module)
-
-
 def _weights(given: str) -> tuple[Path, list[Path]]:
     """Return the real path of the weights, and the files that they are in."""
     path = existing_path(given, "there are no weights")
@@ -194,62 +192,38 @@ def build_with_weights(spec: ModelSpec) -> torch.nn.Module:
             f"{spec.name} builds a {type(module).__name__}, but weights= fills torch "
             "modules"
         )
-    tied = _tied_names(module)
-    checkpoint = Checkpoint(safetensors_files(Path(str(spec.weights))))
-    weights = {name: checkpoint.get(name) for name in checkpoint.names}
-    for names in tied:
-        known = next((weights[name] for name in names if name in weights), None)
-        if known is not None:
-            weights.update(dict.fromkeys(names, known))
-    _fill(spec, module, weights)
-    for names in tied:
-        _tie(module, names)
-    _refuse_unfilled(spec, module)
-    return module
-
-
-def _tied_names(module: torch.nn.Module) -> list[list[str]]:
-    """Names of each parameter that has several."""
-    names = defaultdict(list)
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names[id(parameter)].append(name)
-    return [several for several in names.values() if len(several) > 1]
-
-
-def _tie(module: torch.nn.Module, names: list[str]) -> None:
-    """Make the parameter of the first name that of all."""
-    parameter = module.get_parameter(names[0])
-    for name in names[1:]:
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, parameter)
-
-
-def _fill(
-    spec: ModelSpec, module: torch.nn.Module, weights: dict[str, torch.Tensor]
-) -> None:
-    try:
-        names = module.load_state_dict(weights, strict=False, assign=True)
-    except RuntimeError as error:  # lists every tensor of another shape
-        raise ModelLoadError(
-            f"{spec.weights} does not fit {spec.name}: {error}"
-        ) from error
-    if names.missing_keys:
-        raise ModelLoadError(
-            f"{spec.weights} lacks weights of {spec.name}: {some(names.missing_keys)}"
-        )
-    if names.unexpected_keys:
-        raise ModelLoadError(
-            f"{spec.weights} holds weights that {spec.name} does not have: "
-            f"{some(names.unexpected_keys)}"
-        )
-
-
-def _refuse_unfilled(spec: ModelSpec, module: torch.nn.Module) -> None:
+    _fill(spec, module)
     tensors = (*module.named_parameters(), *module.named_buffers())
-    unfilled = [name for name, tensor in tensors if tensor.is_meta]
-    if unfilled:
+    if unfilled := [name for name, tensor in tensors if tensor.is_meta]:
         raise ModelLoadError(
             f"{spec.name} computes {some(unfilled)} from its weights as it is built, "
             "before they are read; leave weights= out and read them in the factory, or "
             "save these buffers too"
         )
+    return module
+
+
+def _fill(spec: ModelSpec, module: torch.nn.Module) -> None:
+    """Map the weights; parameters of several names stay one, under whichever it is."""
+    checkpoint = Checkpoint(safetensors_files(Path(str(spec.weights))))
+    weights = {name: checkpoint.get(name) for name in checkpoint.names}
+    names_of = defaultdict(list)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names_of[id(parameter)].append(name)
+    for names in names_of.values():
+        known = next((weights[name] for name in names if name in weights), None)
+        if known is not None and len(names) > 1:
+            one = torch.nn.Parameter(known, requires_grad=False)
+            weights.update(dict.fromkeys(names, one))
+    try:
+        misfits = module.load_state_dict(weights, strict=False, assign=True)
+    except RuntimeError as error:  # lists every tensor of another shape
+        raise ModelLoadError(
+            f"{spec.weights} does not fit {spec.name}: {error}"
+        ) from error
+    for names, cause in (
+        (misfits.missing_keys, f"lacks weights of {spec.name}"),
+        (misfits.unexpected_keys, f"holds weights that {spec.name} does not have"),
+    ):
+        if names:
+            raise ModelLoadError(f"{spec.weights} {cause}: {some(names)}")

@@ -33,13 +33,11 @@ from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.shapes.boosting import Described
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.shapes.trace_errors import Example, cannot_trace
+from dask_infer.model.shapes.traced_outputs import Traced
 from dask_infer.model.split_refusals import AS_MODULE, CannotSplit
 from dask_infer.model.store.blob_store import PendingBlob, read_blob
 from dask_infer.spec import ArgumentKey, Fitted
 from dask_infer.spec.model_spec import Interface, ModelSpec
-
-#: Output, name of the floating dtype, arguments that go in as integers.
-Declared = tuple[Any, str, tuple[ArgumentKey, ...]]
 
 
 class FileCall(NamedTuple):
@@ -219,7 +217,7 @@ class Format:
         """
         raise NotImplementedError
 
-    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Declared:
+    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Traced:
         """Return what the model's files declare that a call returns.
 
         Raises

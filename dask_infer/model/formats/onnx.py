@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,18 @@ from dask_infer.model.formats.array_graph import (
     no_method,
     output_on_meta,
 )
-from dask_infer.model.formats.format import Declared, FileCall, Format
+from dask_infer.model.formats.format import FileCall, Format
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.runtime.safetensors_files import damaged, refuse_empty
 from dask_infer.model.shapes.trace_errors import cannot_trace
+from dask_infer.model.shapes.traced_outputs import Traced
 from dask_infer.spec.model_spec import ModelSpec
 
 WHAT = "ONNX model"
 
 #: Element types of ONNX by the names of their dtypes, where they differ.
 _DTYPES = {"float": "float32", "double": "float64"}
-
-#: What a ZipMap node makes of probabilities.
-_ZIPPED = re.compile(r"seq\(map\((int64|string),tensor\(float\)\)\)")
 
 #: Fields of ONNX's messages, by their numbers (onnx.proto).
 _MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
@@ -63,15 +60,18 @@ class OnnxFormat(Format):
     def check(self, path: Path, trust: bool) -> None:
         """Refuse a file that is not one whole message of protocol buffers."""
         refuse_empty(path)
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=1) as data:
-            if not _is_whole(data):
-                damaged(path, "is not a valid ONNX file (truncated?)")
+        try:
+            numbers = set(_fields(_mapped(path)))
+        except (IndexError, KeyError):
+            numbers = set()
+        if _GRAPH not in numbers or not numbers <= _MODEL_FIELDS:
+            damaged(path, "is not a valid ONNX file (truncated?)")
 
     def files(self, path: Path) -> list[Path]:
         """Return the file and the weights beside it."""
         return [path, *sorted(path.parent.glob(f"{path.stem}*data*"))]
 
-    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Declared:
+    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Traced:
         """Return the outputs of the graph, its sizes worked out by the runtime."""
         if call.method is not None:
             raise no_method(spec, WHAT, call.method)
@@ -90,7 +90,7 @@ class OnnxFormat(Format):
         if named - set(bound):
             nodes = _graph_of(spec, bound).get_outputs()  # it works out "2*tokens"
         outputs = _outputs(spec, nodes, bound, call.counts[0])
-        return outputs, matched.floating, matched.integers
+        return matched.traced(outputs)
 
     def load(self, spec: ModelSpec, placement: Placement) -> OnnxModel:
         """Open the file in a session of its own."""
@@ -172,12 +172,9 @@ def _outputs(
             info = _info(node)
             sizes = [bound.get(str(size), size) for size in info.shape]
             found[node.name] = output_on_meta(spec.name, info, sizes, rows)
-    if any(_ZIPPED.fullmatch(node.type) for node in nodes):
-        widths = zipped_widths(str(spec.path))
-        for node in nodes:
-            if node.name in widths:
-                shape = (rows, widths[node.name])
-                found[node.name] = torch.empty(shape, device="meta")
+    if len(found) < len(nodes):
+        for name, width in _zipped_widths(str(spec.path)):
+            found[name] = torch.empty(rows, width, device="meta")
     if not found:
         reason = f'output "{nodes[0].name}" is a {nodes[0].type}'
         raise cannot_trace(spec.name, reason)
@@ -201,82 +198,56 @@ def unzipped(output: Any) -> Any:
     return np.array(rows, dtype=np.float32)
 
 
-def zipped_widths(path: str | Path) -> dict[str, int]:
-    """Return how many labels each output of a ``ZipMap`` node has, by its name."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=1) as data:
-        return dict(_widths(data))
+def _zipped_widths(path: str) -> Iterator[tuple[str, int]]:
+    """Yield the name and the number of labels of each ``ZipMap`` node's output."""
+    for graph in _fields(_mapped(path))[_GRAPH]:
+        for node in map(_fields, _fields(graph)[_NODE]):
+            if node[_OPERATOR] == [b"ZipMap"]:
+                yield bytes(node[_OUTPUT][0]).decode(), _labels(node[_ATTRIBUTE])
 
 
-def _widths(data: mmap.mmap) -> Iterator[tuple[str, int]]:
-    for _, graph in _fields(data, (0, len(data)), _GRAPH):
-        for _, node in _fields(data, graph, _NODE):
-            names = [data[slice(*at)] for _, at in _fields(data, node, _OPERATOR)]
-            if names == [b"ZipMap"]:
-                ((_, name), *_) = _fields(data, node, _OUTPUT)
-                yield data[slice(*name)].decode(), _labels(data, node)
-
-
-def _labels(data: mmap.mmap, node: tuple[int, int]) -> int:
-    """Count the labels that a node's attributes list."""
+def _labels(attributes: Sequence[memoryview]) -> int:
+    """Count the labels that attributes list: texts, or numbers, which may be packed."""
     count = 0
-    for _, attribute in _fields(data, node, _ATTRIBUTE):
-        count += len(list(_fields(data, attribute, _STRINGS)))
-        for packed, (start, stop) in _fields(data, attribute, _INTS):
-            ends = sum(byte < 128 for byte in data[start:stop])
-            count += ends if packed else 1
+    for attribute in map(_fields, attributes):
+        count += len(attribute[_STRINGS])
+        for one in attribute[_INTS]:
+            count += 1 if isinstance(one, int) else sum(byte < 128 for byte in one)
     return count
 
 
-def _fields(
-    data: mmap.mmap, within: tuple[int, int], wanted: int
-) -> Iterator[tuple[bool, tuple[int, int]]]:
-    """Yield where the values of a field stand in a message of protocol buffers.
+def _mapped(path: str | Path) -> memoryview:
+    return np.memmap(path, mode="r").data
 
-    With each comes whether it is of a length of its own: text, a message, a packed
-    list.
+
+def _fields(data: memoryview) -> defaultdict[int, list[Any]]:
+    """Return the values of a message of protocol buffers by their fields' numbers.
+
+    Texts, messages and packed lists are views: weights inside a file cost nothing.
+
+    Raises
+    ------
+    IndexError, KeyError
+        It is none, or cut off.
     """
-    for number, sized, place in _all_fields(data, within):
-        if number == wanted:
-            yield sized, place
-
-
-def _all_fields(
-    data: mmap.mmap, within: tuple[int, int]
-) -> Iterator[tuple[int, bool, tuple[int, int]]]:
-    """Yield number, form and place of each value of a message.
-
-    Values are not read, so weights inside the file cost nothing.
-    """
-    place, stop = within
-    while place < stop:
+    found, place = defaultdict(list), 0
+    while place < len(data):
+        value: Any
         key, place = _varint(data, place)
-        number, wire = key >> 3, key & 7
-        start = place
+        wire = key & 7
         if wire == 0:
-            _, place = _varint(data, place)
-        elif wire == 2:
-            size, start = _varint(data, place)
-            place = start + size
+            value, place = _varint(data, place)
         else:
-            place += {1: 8, 5: 4}[wire]
-        yield number, wire == 2, (start, place)
+            fixed = {1: 8, 5: 4}
+            size, place = _varint(data, place) if wire == 2 else (fixed[wire], place)
+            value, place = data[place : place + size], place + size
+        found[key >> 3].append(value)
+    if place > len(data):
+        raise IndexError
+    return found
 
 
-def _is_whole(data: mmap.mmap) -> bool:
-    """Whether all bytes are the fields of a model, a graph among them."""
-    end, numbers = 0, set()
-    try:
-        for number, _, place in _all_fields(data, (0, len(data))):
-            if number not in _MODEL_FIELDS:
-                return False
-            numbers.add(number)
-            end = place[1]
-    except (IndexError, KeyError):
-        return False
-    return end == len(data) and _GRAPH in numbers
-
-
-def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:
+def _varint(data: memoryview, place: int) -> tuple[int, int]:
     """Return a number of any length, and where it ends."""
     value = shift = 0
     while True:

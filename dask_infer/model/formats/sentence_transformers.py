@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.format import Declared, FileCall, Recognised
+from dask_infer.model.formats.format import FileCall, Recognised
 from dask_infer.model.formats.huggingface import (
     ModelDirectory,
     directory_of,
@@ -36,6 +36,7 @@ from dask_infer.model.runtime.place_module import Placement, place
 from dask_infer.model.runtime.safetensors_files import read_json
 from dask_infer.model.runtime.tokenizers import PromptTokenizer
 from dask_infer.model.shapes.trace_errors import cannot_trace
+from dask_infer.model.shapes.traced_outputs import Traced
 from dask_infer.spec.model_spec import ModelSpec
 
 #: Modules that keep the width of an embedding.
@@ -86,7 +87,7 @@ class SentenceTransformersFormat(ModelDirectory):
         """Say yes: it is a module of the pipeline."""
         return True
 
-    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Declared:
+    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Traced:
         """Return embeddings of the width and dtype that the config files say."""
         if call.method is not None:
             reason = f"its files do not say what {call.method} returns"
@@ -98,7 +99,7 @@ class SentenceTransformersFormat(ModelDirectory):
             reason = "its modules do not say how wide an embedding is"
             raise cannot_trace(spec.name, reason)
         embeddings = torch.empty(call.counts[0], width, dtype=wanted, device="meta")
-        return embeddings, str(wanted).removeprefix("torch."), ()
+        return Traced(embeddings, *call.counts, str(wanted).removeprefix("torch."))
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the pipeline with the library itself."""

@@ -16,13 +16,15 @@ from dask_infer.model.formats.array_graph import (
     GraphCall,
     GraphModel,
     no_method,
+    only_or_all,
     output_on_meta,
 )
-from dask_infer.model.formats.format import Declared, FileCall, Format
+from dask_infer.model.formats.format import FileCall, Format
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.runtime.safetensors_files import damaged, refuse_empty
 from dask_infer.model.shapes.trace_errors import cannot_trace
+from dask_infer.model.shapes.traced_outputs import Traced
 from dask_infer.spec.model_spec import ModelSpec
 
 WHAT = "TensorFlow Lite model"
@@ -52,7 +54,7 @@ class TFLiteFormat(Format):
             if file.read(8)[4:] != _IDENTIFIER:
                 damaged(path, "is not a valid TensorFlow Lite file")
 
-    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Declared:
+    def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Traced:
         """Return the outputs as the file declares them, or as the runtime finds."""
         if call.method is not None:
             raise no_method(spec, WHAT, call.method)
@@ -64,13 +66,11 @@ class TFLiteFormat(Format):
             except (RuntimeError, ValueError) as error:
                 reason = _misfit(spec, matched.sizes, error)
                 raise cannot_trace(spec.name, reason) from error
-        found = {
+        outputs = {
             info.name: output_on_meta(spec.name, info, info.shape, call.counts[0])
             for info in graph.outputs
         }
-        only = len(found) == 1
-        outputs = next(iter(found.values())) if only else found
-        return outputs, matched.floating, matched.integers
+        return matched.traced(only_or_all(outputs))
 
     def load(self, spec: ModelSpec, placement: Placement) -> TFLiteModel:
         """Open the file in an interpreter of its own."""

@@ -135,12 +135,8 @@ def _declared(
     dtype: str | None,
 ) -> Traced:
     """Return what the model's files declare, for two counts of rows and of tokens."""
-    both = []
-    for counts in counts_beside():
-        call = FileCall(examples, counts, method, dtype)
-        output, floating, integers = format_of(spec).declared_outputs(spec, call)
-        both.append(Traced(output, *counts, floating, integers))
-    return compared(*both)
+    calls = [FileCall(examples, counts, method, dtype) for counts in counts_beside()]
+    return compared(*(format_of(spec).declared_outputs(spec, call) for call in calls))
 
 
 def _traceable_module(spec: ModelSpec, live: object | None) -> torch.nn.Module:
@@ -195,70 +191,60 @@ class _Call:
         return Traced(sequences, rows, tokens, _name(self.floating), ragged=True)
 
     def traced(self) -> Traced:
-        """Try lists of integers as such; where the model refuses them, floating."""
-        listed = {k: ex for k, ex in self.examples.items() if ex.floats}
-        try:
-            return self._tried()
-        except CannotTrace as error:
-            if not listed:
-                raise
-            refused = error
-        floats = {k: replace(ex, dtype="floating") for k, ex in listed.items()}
-        with suppress(CannotTrace):
-            again = replace(self, examples=self.examples | floats)._tried()
-            return replace(again, as_floats=(*again.as_floats, *listed))
-        raise refused
-
-    def _tried(self) -> Traced:
-        """Try floating inputs, then int64 for as few stacked lists as it takes."""
+        """Try arguments as they are, then as few as it takes in their other dtype."""
         refused: CannotTrace | None = None
-        for as_integers in _subsets(self.examples):
+        for changed in _choices(self.examples):
+            dtypes = {key: str(self.examples[key].other) for key in changed}
             try:
-                found = self._twice(as_integers)
+                found = self._with(dtypes)._twice()
             except CannotTrace as error:
                 refused = refused or error
                 continue
-            return replace(found, as_floats=self._only_floats(found))
+            return replace(found, dtypes=dtypes | self._only_floats(found, dtypes))
         assert refused is not None
         raise refused
 
-    def _twice(self, as_integers: tuple[ArgumentKey, ...]) -> Traced:
+    def _with(self, dtypes: Mapping[ArgumentKey, str]) -> _Call:
+        changed = {k: replace(self.examples[k], dtype=d) for k, d in dtypes.items()}
+        return replace(self, examples={**self.examples, **changed})
+
+    def _twice(self) -> Traced:
         """Trace with two counts of rows and tokens: they show which axis is which."""
         counts = counts_beside(self._sizes())
         function = getattr(self.module, self.method or "forward")
         if token_rules(self.module, function, None).alone:
             counts = tuple((1, tokens) for _, tokens in counts)
-        found = self._traced_with(as_integers, *counts[0])
+        found = self._traced_with(*counts[0])
         with suppress(CannotTrace):
-            return compared(found, self._traced_with(as_integers, *counts[1]))
+            return compared(found, self._traced_with(*counts[1]))
         return found
 
-    def _traced_with(
-        self, as_integers: tuple[ArgumentKey, ...], rows: int, tokens: int
-    ) -> Traced:
-        output = self._attempt(as_integers, rows, tokens)
+    def _traced_with(self, rows: int, tokens: int) -> Traced:
         floating = _name(self.floating)
-        return Traced(output, rows, tokens, floating, as_integers, self.dropped)
+        output = self._attempt(rows, tokens)
+        return Traced(output, rows, tokens, floating, dropped=self.dropped)
 
-    def _only_floats(self, found: Traced) -> tuple[ArgumentKey, ...]:
+    def _only_floats(
+        self, found: Traced, dtypes: Mapping[ArgumentKey, str]
+    ) -> dict[ArgumentKey, str]:
         """Return the objects that the model must not be given as integers.
 
         It refuses them, or they would change the dtype of its output. Lists of unknown
         length may be padded as they are: such an output is refused.
         """
-        unknown = tuple(key for key, ex in self.examples.items() if ex.unknown)
-        as_integers = found.as_integers
-        if not unknown or set(unknown) <= set(as_integers):
-            return ()
-        floats = tuple(key for key in unknown if key not in as_integers)
+        unknown = [key for key, ex in self.examples.items() if ex.unknown]
+        floats = dict.fromkeys((k for k in unknown if k not in dtypes), "floating")
+        if not floats:
+            return {}
+        integers = {**dtypes, **dict.fromkeys(unknown, "int64")}
         try:
-            other = self._attempt((*as_integers, *unknown), found.rows, found.tokens)
+            other = self._with(integers)._attempt(found.rows, found.tokens)
         except CannotTrace:
             return floats
         both = (found.output, other)
-        dtypes = [[leaf.dtype for leaf in leaves_of(each)] for each in both]
-        if dtypes[0] == dtypes[1]:
-            return ()
+        plain = [[leaf.dtype for leaf in leaves_of(each)] for each in both]
+        if plain[0] == plain[1]:
+            return {}
         if all(None not in self.examples[key].shape for key in floats):
             return floats
         reason = "whether its input holds integers is known only once it is read"
@@ -271,26 +257,23 @@ class _Call:
         given = chain.from_iterable(example.shape for example in self.examples.values())
         return {int(size) for size in chain(own, given) if size is not None}
 
-    def _attempt(
-        self, as_integers: tuple[ArgumentKey, ...], rows: int, tokens: int
-    ) -> Any:
+    def _attempt(self, rows: int, tokens: int) -> Any:
         floating = self.floating
         weights = floating if self.dtype is not None else None
         try:
-            return self._run(as_integers, (rows, tokens), weights, floating)
+            return self._run((rows, tokens), weights, floating)
         except CannotTrace as error:
             # Fakes of some kernels (grouped products of experts) know bfloat16 only.
             half = torch.bfloat16
             if "BF16" not in str(error.__cause__) or floating is half:
                 raise
-            output = self._run(as_integers, (rows, tokens), half, half)
+            output = self._run((rows, tokens), half, half)
         return pytree.tree_map_only(
             torch.Tensor, lambda x: x.to(floating) if x.dtype is half else x, output
         )
 
     def _run(
         self,
-        as_integers: tuple[ArgumentKey, ...],
         counts: tuple[int, int],
         weights: torch.dtype | None,
         floating: torch.dtype,
@@ -302,8 +285,7 @@ class _Call:
         strict = StrictDtypes()
         with torch.no_grad(), mode, strict:
             tensors = {
-                key: self._tensor(key, floating, key in as_integers, counts)
-                for key in self.examples
+                key: self._tensor(key, floating, counts) for key in self.examples
             }
             own = chain(module.parameters(), module.buffers())
             device = next((tensor.device for tensor in own), None)
@@ -324,15 +306,10 @@ class _Call:
             raise cannot_trace(self.name, reason) from error
 
     def _tensor(
-        self,
-        key: ArgumentKey,
-        floating: torch.dtype,
-        integers: bool,
-        counts: tuple[int, int],
+        self, key: ArgumentKey, floating: torch.dtype, counts: tuple[int, int]
     ) -> torch.Tensor:
         example, (rows, tokens) = self.examples[key], counts
-        known = {"floating": floating, **vars(torch)}
-        dtype = torch.int64 if integers else known.get(example.dtype)
+        dtype = {"floating": floating, **vars(torch)}.get(example.dtype)
         if not isinstance(dtype, torch.dtype):
             reason = f"{label(key)} holds {example.dtype}, of which no tensor is made"
             raise cannot_trace(self.name, reason)
@@ -349,12 +326,18 @@ class _Call:
         return Attempt(self.name, shown, *counts)
 
 
-def _subsets(
+def _choices(
     examples: Mapping[ArgumentKey, Example],
 ) -> Iterator[tuple[ArgumentKey, ...]]:
-    able = [key for key, example in examples.items() if example.integers]
-    sizes = range(len(able) + 1) if len(able) <= _COMBINED else (0, len(able))
-    return chain.from_iterable(combinations(able, size) for size in sizes)
+    """Yield the arguments that change their dtype: few stacks, then all lists too."""
+    stacked = [key for key, example in examples.items() if example.other == "int64"]
+    listed = [key for key, example in examples.items() if example.other == "floating"]
+    every = len(stacked) <= _COMBINED
+    sizes = range(len(stacked) + 1) if every else (0, len(stacked))
+    choices = [chosen for size in sizes for chosen in combinations(stacked, size)]
+    yield from choices
+    if listed:
+        yield from ((*listed, *chosen) for chosen in choices)
 
 
 def _split(

@@ -45,17 +45,15 @@ class Example:
     dtype: str
     #: Shape of one row; a leading None is the padded (token) axis.
     shape: tuple[int | None, ...] = ()
-    #: A stacked list whose columns are all integers: tried as int64 where the model
-    #: refuses floats.
-    integers: bool = False
+    #: What it goes in as where the model refuses `dtype`: "int64" of stacked columns
+    #: that are all integers, "floating" of lists of integers.
+    other: str | None = None
     #: A tokenizer's output: left out where the model takes no such argument.
     optional: bool = False
     #: Lists of integers that are padded for a model that names an attention mask.
     ids: bool = False
     #: Objects, of which only the worker sees whether they are integers.
     unknown: bool = False
-    #: Lists of integers: they go in floating where the model refuses integers.
-    floats: bool = False
 
     def __str__(self) -> str:
         sizes = ["n", *("tokens" if size is None else str(size) for size in self.shape)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,25 +35,20 @@ class Traced:
     tokens: int
     #: Name of the model's floating dtype.
     floating: str
-    #: Stacked lists that have to go in as int64: places of positional arguments,
-    #: keywords of others.
-    as_integers: tuple[ArgumentKey, ...] = ()
+    #: Arguments that have to go in as "int64", or "floating", which an example leaves
+    #: open.
+    dtypes: Mapping[ArgumentKey, str] = field(default_factory=dict)
     #: Optional arguments that the model does not take.
     dropped: tuple[str, ...] = ()
-    #: Lists that have to go in floating, though they hold integers or may.
-    as_floats: tuple[ArgumentKey, ...] = ()
     #: Tensors of `output`, by `id`, that hold no row's values: their sizes follow the
     #: batch on other axes than those of the rows and tokens, or not on the first.
     uneven: frozenset[int] = frozenset()
     #: The padded axis is the output's own: sequences that were generated.
     ragged: bool = False
 
-    def dtypes(self, places: Mapping[ArgumentKey, int]) -> dict[int, str]:
+    def dtypes_at(self, places: Mapping[ArgumentKey, int]) -> dict[int, str]:
         """Return the dtypes that arguments must have, by place."""
-        integers = {places[key]: "int64" for key in self.as_integers if key in places}
-        return integers | {
-            places[key]: "floating" for key in self.as_floats if key in places
-        }
+        return {places[k]: dtype for k, dtype in self.dtypes.items() if k in places}
 
 
 def compared(one: Traced, two: Traced) -> Traced:

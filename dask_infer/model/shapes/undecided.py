@@ -44,4 +44,4 @@ def _dtypes(
         traced = propagate(spec, module, args, kwargs, **options)
     except CannotTrace:
         return {}
-    return traced.dtypes(undecided.places)
+    return traced.dtypes_at(undecided.places)

@@ -123,8 +123,8 @@ def test_stacked_integers_go_in_as_the_graph_says(graph):
     spec = graph(
         {"x": (LONG, ["n", 3])}, {"y": (LONG, ["n", 3])}, ("Neg", ["x"], ["y"])
     )
-    traced = propagate(spec, None, (floats(3, integers=True),), {})
-    assert traced.as_integers
+    traced = propagate(spec, None, (floats(3, other="int64"),), {})
+    assert traced.dtypes == {0: "int64"}
 
 
 def test_text_outputs_are_arrays_of_text(graph):

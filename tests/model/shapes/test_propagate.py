@@ -155,7 +155,7 @@ def test_one_tensor(build, shape, expected):
     traced = trace(build(), floats(*shape))
     assert row_shape(traced) == expected
     assert (traced.output.dtype, traced.floating) == (torch.float32, "float32")
-    assert not traced.as_integers
+    assert not traced.dtypes
 
 
 def test_lstm_returns_its_state_with_rows_on_the_second_axis():
@@ -252,16 +252,15 @@ def test_call_kwargs_reach_the_model():  # BM-26
     ids=["embedding", "bag", "linear"],
 )
 def test_stacked_integers_go_in_floating_unless_refused(build, integers):
-    traced = trace(build(), floats(5, integers=True))
-    assert bool(traced.as_integers) is integers
-    assert traced.as_integers == ((0,) if integers else ())
+    traced = trace(build(), floats(5, other="int64"))
+    assert traced.dtypes == ({0: "int64"} if integers else {})
 
 
 def test_only_the_stack_that_needs_it_goes_in_as_integers():
     traced = trace(
-        Tower(), floats(integers=True), dense=Example("floating", (6,), integers=True)
+        Tower(), floats(other="int64"), dense=Example("floating", (6,), "int64")
     )
-    assert traced.as_integers == (0,)
+    assert traced.dtypes == {0: "int64"}
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float64"])
