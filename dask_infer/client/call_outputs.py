@@ -24,7 +24,7 @@ from dask_infer.client.tracing import (
     with_traced_dtypes,
 )
 from dask_infer.errors import InputError, OutputError
-from dask_infer.model.shapes.propagate import CannotTrace
+from dask_infer.model.shapes.trace_errors import CannotTrace
 from dask_infer.spec import Inputs, Outputs, Undecided
 
 

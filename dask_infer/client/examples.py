@@ -13,7 +13,7 @@ from dask_infer.batch.inputs.decided_dtypes import all_integers
 from dask_infer.client.model_call import ModelCall
 from dask_infer.model.runtime.loaded_model import keywords_of
 from dask_infer.model.runtime.tokenizers import load_tokenizer
-from dask_infer.model.shapes.propagate import CannotTrace, Example
+from dask_infer.model.shapes.trace_errors import CannotTrace, Example
 from dask_infer.spec import Argument, ArgumentKey, Inputs
 
 #: What tokenizers return where they do not say.

@@ -14,13 +14,9 @@ from dask_infer.client.model_call import ModelCall
 from dask_infer.errors import InputError, OutputError
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.runtime.stage_model import read_chain
-from dask_infer.model.shapes.propagate import (
-    CannotTrace,
-    Example,
-    Traced,
-    check_call,
-    propagate,
-)
+from dask_infer.model.shapes.propagate import check_call, propagate
+from dask_infer.model.shapes.trace_errors import CannotTrace, Example
+from dask_infer.model.shapes.traced_outputs import Traced
 from dask_infer.model.split_refusals import CannotSplit
 from dask_infer.spec import ArgumentKey, Inputs, Undecided
 

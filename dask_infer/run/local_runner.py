@@ -17,7 +17,7 @@ from dask_infer.faults.bisect import Rows
 from dask_infer.faults.classify import StepFailed
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add, meter
-from dask_infer.model.shapes.undecided import decided
+from dask_infer.model.shapes.propagate import decided
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place
 from dask_infer.run.dynamic_batching import batcher_of

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
@@ -15,7 +16,6 @@ from dask_infer.model.runtime.methods import check_method
 from dask_infer.model.runtime.place_module import Placement
 from dask_infer.model.shapes.boosting import Described, feature_names, native_predict
 from dask_infer.model.shapes.estimator_outputs import estimator_outputs
-from dask_infer.model.shapes.fitted import fitted_on
 from dask_infer.model.source import ModelSource
 from dask_infer.spec import Fitted
 from dask_infer.spec.model_spec import ModelSpec
@@ -52,8 +52,12 @@ class EstimatorFormat(Format):
         return feature_names(live, columns)
 
     def fitted(self, live: Any) -> Fitted:
-        """Return whether it was fitted on a table or on texts."""
-        return fitted_on(live)
+        """Return whether it was fitted on a table or texts, and what was missing."""
+        return Fitted(
+            table=getattr(live, "n_features_in_", None) is not None,
+            texts=_reads_texts(_first(live)),
+            none=_knows_none(live),
+        )
 
     def described_outputs(
         self,
@@ -82,6 +86,53 @@ def _is_estimator(model: Any) -> bool:
     return callable(getattr(model, "fit", None)) and any(
         callable(getattr(model, name, None)) for name in fitted
     )
+
+
+def _first(estimator: Any) -> Any:
+    """Return the step that sees the input: of a pipeline, or of a search over one."""
+    estimator = getattr(estimator, "best_estimator_", estimator)
+    steps = getattr(estimator, "steps", None) or getattr(
+        estimator, "transformer_list", None
+    )
+    return _first(steps[0][1]) if isinstance(steps, list) and steps else estimator
+
+
+def _reads_texts(estimator: Any) -> bool:
+    """Whether it iterates over texts, as vectorisers do: of a frame, the names."""
+    with suppress(Exception):
+        tags = estimator.__sklearn_tags__().input_tags
+        return bool(tags.string and not tags.two_d_array)
+    with suppress(Exception):  # scikit-learn 1.5
+        return "string" in estimator._get_tags()["X_types"]
+    return False
+
+
+def _knows_none(estimator: Any) -> bool:
+    """Whether what was fitted holds None where values are missing, and never NaN."""
+    found = list(_missing(estimator, set()))
+    return bool(found) and all(value is None for value in found)
+
+
+def _missing(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Every missing value among the categories and statistics of all steps."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, np.ndarray):
+        objects = value.flat if value.dtype == object else ()
+        yield from (v for v in objects if v is None or _is_nan(v))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _missing(inner, seen)
+    elif hasattr(value, "get_params") and hasattr(value, "__dict__"):
+        if vars(value).get("missing_values", ...) is None:
+            yield None
+        for inner in vars(value).values():
+            yield from _missing(inner, seen)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
 
 
 class EstimatorModel(LoadedModel):

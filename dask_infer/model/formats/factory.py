@@ -125,7 +125,7 @@ class FactoryFormat(Format):
     def open_to_split(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Build without memory where a file brings the weights, else never."""
         if isinstance(live, torch.nn.Module):  # what it built
-            return _unwrapped(live)
+            return unwrap(live)[0]
         if spec.weights is None:
             raise CannotSplit(
                 spec.name,
@@ -140,7 +140,7 @@ class FactoryFormat(Format):
             reason = f"it cannot be built without memory: {cause_of(error)}"
             raise CannotSplit(spec.name, reason) from error
         if isinstance(module, torch.nn.Module):
-            return _unwrapped(module)
+            return unwrap(module)[0]
         reason = f"it builds a {type(module).__name__}, which is no torch module"
         raise CannotSplit(spec.name, reason, 'use parallel="data"')
 
@@ -149,11 +149,6 @@ class FactoryFormat(Format):
     ) -> Tensors:
         """Return tensors of the weights file, mapped."""
         return Checkpoint(self.weight_files(spec)).read(names, parts)
-
-
-def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    inner: torch.nn.Module = unwrap(module)[0]
-    return inner
 
 
 def _weights(given: str) -> tuple[Path, list[Path]]:

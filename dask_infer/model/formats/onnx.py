@@ -77,8 +77,7 @@ class OnnxFormat(Format):
             raise no_method(spec, WHAT, call.method)
         session = _graph_of(spec, {})
         inputs = [_info(node) for node in session.get_inputs()]
-        remedy = "export it with a dynamic axis 0"
-        matched = GraphCall(spec.name, inputs, call, remedy)
+        matched = GraphCall(spec.name, inputs, call, "export it with a dynamic axis 0")
         bound = {
             size: given
             for info in matched.inputs.values()
@@ -94,7 +93,7 @@ class OnnxFormat(Format):
 
     def load(self, spec: ModelSpec, placement: Placement) -> OnnxModel:
         """Open the file in a session of its own."""
-        onnxruntime = _runtime(spec)
+        onnxruntime = import_library("onnxruntime", what=spec.name)
         options = onnxruntime.SessionOptions()
         # As many as torch takes in the thread that loads: the worker's share of cores.
         options.intra_op_num_threads = torch.get_num_threads()
@@ -116,12 +115,8 @@ class OnnxModel(GraphModel):
 
     def run(self, feed: dict[str, np.ndarray]) -> dict[str, Any]:
         """Return all outputs by name."""
-        found = map(unzipped, self.target.run(self._outputs, feed))
+        found = map(_unzipped, self.target.run(self._outputs, feed))
         return dict(zip(self._outputs, found, strict=True))
-
-
-def _runtime(spec: ModelSpec) -> Any:
-    return import_library("onnxruntime", what=spec.name)
 
 
 def _providers(onnxruntime: Any, device: torch.device) -> list[Any]:
@@ -143,7 +138,7 @@ def _providers(onnxruntime: Any, device: torch.device) -> list[Any]:
 
 def _graph_of(spec: ModelSpec, sizes: Mapping[str, int]) -> Any:
     """Open the graph as written, the sizes that are known so far fixed."""
-    onnxruntime = _runtime(spec)
+    onnxruntime = import_library("onnxruntime", what=spec.name)
     options = onnxruntime.SessionOptions()
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_DISABLE_ALL
@@ -181,15 +176,12 @@ def _outputs(
     return found if len(nodes) > 1 else next(iter(found.values()))
 
 
-# Probabilities that scikit-learn's exports zip with the labels of their classes.
-#
-# A ``ZipMap`` node makes a list of ``{label: probability}`` of an ``(n, k)`` tensor.
-# Here it becomes that tensor again, in the order of the labels. How many there are only
-# the node's attributes say, which ONNX Runtime does not show: they are read from the
-# file.
+# A ``ZipMap`` node of scikit-learn's exports makes a list of ``{label: probability}``
+# of an ``(n, k)`` tensor. Here it becomes that tensor again, labels in order. How many
+# there are ONNX Runtime does not show: it is read from the file.
 
 
-def unzipped(output: Any) -> Any:
+def _unzipped(output: Any) -> Any:
     """Return a list of ``{label: number}`` as an array, all else as it is."""
     if not isinstance(output, list) or not output or not isinstance(output[0], dict):
         return output

@@ -60,8 +60,7 @@ class TorchModuleFormat(Format):
     def open_to_split(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Return the caller's module, else the pickled one, its tensors mapped."""
         is_module = isinstance(live, torch.nn.Module)
-        module: torch.nn.Module = unwrap(live if is_module else read_module(spec))[0]
-        return module
+        return unwrap(live if is_module else read_module(spec))[0]
 
 
 def module_given(given: Any) -> Any:
@@ -78,7 +77,9 @@ def read_module(spec: ModelSpec) -> torch.nn.Module:
     return module
 
 
-def unwrap(module: Any) -> tuple[Any, tuple[tuple[str, object], ...] | None]:
+def unwrap(
+    module: torch.nn.Module,
+) -> tuple[torch.nn.Module, tuple[tuple[str, object], ...] | None]:
     """Return the user's module, and what it was compiled with."""
     compile = None
     while True:

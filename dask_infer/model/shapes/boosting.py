@@ -37,16 +37,16 @@ def feature_names(estimator: Any, columns: Iterable[Any] = ()) -> list[Any] | No
 
 
 def _own_names(estimator: Any) -> list[Any]:
-    found = _attribute(estimator, "feature_names_in_")
+    found = attribute_of(estimator, "feature_names_in_")
     if found is not None:
         return list(found)
     library = library_of(estimator)
     if library == "xgboost":
-        return list(_attribute(estimator, "feature_names") or ())
+        return list(attribute_of(estimator, "feature_names") or ())
     if library == "catboost":
-        return _given(_attribute(estimator, "feature_names_"), "{}")
+        return _given(attribute_of(estimator, "feature_names_"), "{}")
     if library == "lightgbm":
-        names = _attribute(_lightgbm(estimator), "feature_name")
+        names = attribute_of(_lightgbm(estimator), "feature_name")
         return _given(None if names is None else names(), "Column_{}")
     return []
 
@@ -101,31 +101,31 @@ def _xgboost(estimator: Any, method: str) -> list[Described] | None:
         return _xgboost_leaves(booster, learner)
     if hasattr(estimator, "classes_"):
         several = method in ("predict", "predict_proba") and targets > 1
-        return [(None, "float64", (targets,))] if several else None
+        return one_array("float64", targets) if several else None
     labels = native and learner["objective"]["name"] == "multi:softmax"
     width = 1 if labels else max(classes, targets)
     methods = ("predict", "inplace_predict") if native else ("predict",)
-    return _values(width) if method in methods else None
+    return values(width) if method in methods else None
 
 
 def _xgboost_leaves(booster: Any, learner: Any) -> list[Described] | None:
     model = learner["gradient_booster"].get("gbtree_model_param")
     if model is None or booster.attr("best_iteration") is not None:
         return None
-    return [(None, "float64", (int(model["num_trees"]),))]
+    return one_array("float64", int(model["num_trees"]))
 
 
 def _lightgbm(estimator: Any) -> Any:
     if not hasattr(type(estimator), "booster_"):
         return estimator
-    return _attribute(estimator, "booster_")
+    return attribute_of(estimator, "booster_")
 
 
 def _lightgbm_outputs(estimator: Any, method: str) -> list[Described] | None:
     booster = _lightgbm(estimator)
     if booster is None or hasattr(estimator, "classes_") or method != "predict":
         return None
-    return _values(int(booster.num_model_per_iteration()))
+    return values(int(booster.num_model_per_iteration()))
 
 
 def _catboost(estimator: Any, method: str) -> list[Described] | None:
@@ -133,14 +133,14 @@ def _catboost(estimator: Any, method: str) -> list[Described] | None:
     if not leaves:
         return None
     if method == "calc_leaf_indexes":
-        return [(None, "uint32", (int(estimator.tree_count_),))]
+        return one_array("uint32", int(estimator.tree_count_))
     if method != "predict":
         return None
     if getattr(estimator, "_estimator_type", None) != "classifier":
-        return _values(len(estimator.get_leaf_values()) // leaves)
+        return values(len(estimator.get_leaf_values()) // leaves)
     if estimator.get_all_params().get("loss_function") not in _MULTILABEL:
         return None
-    return [(None, "int64", (len(estimator.classes_),))]
+    return one_array("int64", len(estimator.classes_))
 
 
 _OUTPUTS: dict[str, Callable[[Any, str], list[Described] | None]] = {
@@ -150,13 +150,19 @@ _OUTPUTS: dict[str, Callable[[Any, str], list[Described] | None]] = {
 }
 
 
-def _values(width: int) -> list[Described]:
-    return [(None, "float64", () if width <= 1 else (width,))]
+def one_array(dtype: str, *shape: int) -> list[Described]:
+    """Describe an array with rows of this shape."""
+    return [(None, dtype, shape)]
 
 
-def _attribute(subject: Any, name: str) -> Any:
+def values(width: int, dtype: str = "float64") -> list[Described]:
+    """Describe an array of numbers: one a row, or several side by side."""
+    return one_array(dtype) if width <= 1 else one_array(dtype, width)
+
+
+def attribute_of(subject: Any, name: str) -> Any:
     """Return an attribute; None where it is missing or cannot be had yet."""
     try:
         return getattr(subject, name, None)
-    except Exception:
+    except Exception:  # look-alikes raise errors of their own
         return None

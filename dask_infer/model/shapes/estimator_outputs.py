@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from dask_infer.model.runtime.methods import check_method
-from dask_infer.model.shapes.boosting import Described, boosted_outputs
+from dask_infer.model.shapes.boosting import (
+    Described,
+    attribute_of,
+    boosted_outputs,
+    one_array,
+    values,
+)
 from dask_infer.model.shapes.kept_dtypes import gives_frames, keeping, own_dtype
 from dask_infer.model.shapes.trace_errors import cannot_trace
 
@@ -80,32 +86,33 @@ def _final(estimator: Any, method: str) -> Any:
 
 
 def _predict(estimator: Any) -> list[Described] | None:
-    classes = getattr(estimator, "classes_", None)
-    if classes is not None and _type(estimator) in (None, "classifier"):
+    classes, kind = getattr(estimator, "classes_", None), _type(estimator)
+    if classes is not None and kind in (None, "classifier"):
         return _labels(estimator, classes)
-    kind = _type(estimator)
     if kind == "outlier_detector":
-        return [(None, "int64", ())]
+        return one_array("int64")
     if kind == "clusterer" or hasattr(estimator, "labels_"):
         labels = getattr(estimator, "labels_", None)
-        dtype = "int64" if labels is None else np.asarray(labels).dtype.name
-        return [(None, dtype, ())]
+        return one_array("int64" if labels is None else np.asarray(labels).dtype.name)
     if hasattr(estimator, "weights_") and hasattr(estimator, "means_"):
-        return [(None, "int64", ())]  # a mixture's component
-    return _values(estimator) if kind == "regressor" or _is_linear(estimator) else None
+        return one_array("int64")  # a mixture's component
+    is_linear = hasattr(estimator, "coef_") and not hasattr(estimator, "classes_")
+    if kind != "regressor" and not is_linear:
+        return None
+    width = _width(estimator)
+    return None if width is None else values(width)
 
 
 def _labels(estimator: Any, classes: Any) -> list[Described] | None:
     """Return a label a row, or one for each of several outputs side by side."""
     if _is_multilabel(estimator):
-        return [(None, "int64", (len(classes),))]
+        return one_array("int64", len(classes))
     if _is_chain(estimator):
-        return [(None, "float64", (len(classes),))]
-    if _is_several(classes):
-        dtypes = [_class_dtype(each) for each in classes]
-        several = dtypes[0] if len(set(dtypes)) == 1 else "object"
-        return [(None, several, _row(len(classes)))]
-    return [(None, _class_dtype(classes), ())]
+        return one_array("float64", len(classes))
+    if not _is_several(classes):
+        return one_array(_class_dtype(classes))
+    dtypes = {_class_dtype(each) for each in classes}
+    return values(len(classes), dtypes.pop() if len(dtypes) == 1 else "object")
 
 
 def _is_several(classes: Any) -> bool:
@@ -130,11 +137,6 @@ def _class_dtype(classes: Any) -> str:
         texts = all(isinstance(label, str) for label in array.ravel())
         return "string" if texts and array.size else "object"
     return {"U": "string", "f": "float64"}.get(array.dtype.kind, array.dtype.name)
-
-
-def _values(estimator: Any) -> list[Described] | None:
-    width = _width(estimator)
-    return None if width is None else [(None, "float64", _row(width))]
 
 
 def _width(estimator: Any) -> int | None:
@@ -178,27 +180,17 @@ def _is_fitted(estimator: Any) -> bool:
     except TypeError:
         return True
     ends = (n for n in names if n.endswith("_") and not n.startswith("__"))
-    return any(_has(estimator, name) for name in ends)
-
-
-def _has(estimator: Any, name: str) -> bool:
-    """Whether an attribute is there; look-alikes raise errors of their own."""
-    try:
-        return getattr(estimator, name, None) is not None
-    except Exception:
-        return False
+    return any(attribute_of(estimator, name) is not None for name in ends)
 
 
 def _probabilities(estimator: Any) -> list[Described] | None:
     classes = getattr(estimator, "classes_", None)
     if classes is None:
         components = getattr(estimator, "weights_", None)  # of a mixture
-        return None if components is None else [(None, "float64", np.shape(components))]
-    if _is_chain(estimator):
-        return [(None, "float64", (len(classes),))]
-    if _is_several(classes):
+        return None if components is None else one_array("float64", len(components))
+    if _is_several(classes) and not _is_chain(estimator):
         return [(None, "float64", (len(each),)) for each in classes]
-    return [(None, "float64", (len(classes),))]
+    return one_array("float64", len(classes))
 
 
 def _decision(estimator: Any) -> list[Described] | None:
@@ -207,16 +199,16 @@ def _decision(estimator: Any) -> list[Described] | None:
         return _scores(estimator)
     count = len(classes)
     if _is_several(classes):
-        return [(None, "float64", (count,))] if _is_chain(estimator) else None
+        return one_array("float64", count) if _is_chain(estimator) else None
     if count == 2 and not _is_multilabel(estimator):
-        return [(None, "float64", ())]
+        return one_array("float64")
     if getattr(estimator, "decision_function_shape", None) == "ovo":
         count = count * (count - 1) // 2
-    return [(None, "float64", (count,))]
+    return one_array("float64", count)
 
 
 def _scores(estimator: Any) -> list[Described] | None:
-    return [(None, "float64", ())] if _is_fitted(estimator) else None
+    return one_array("float64") if _is_fitted(estimator) else None
 
 
 def _transform(estimator: Any) -> list[Described] | None:
@@ -227,27 +219,27 @@ def _transform(estimator: Any) -> list[Described] | None:
         width = getattr(estimator, "n_features_in_", None)
         names = getattr(estimator, "feature_names_in_", None)
         if names is None or estimator.validate:
-            return None if width is None else [(None, dtype, (int(width),))]
+            return None if width is None else one_array(dtype, int(width))
         return [(str(name), dtype, ()) for name in names]
     names = _feature_names(estimator)
     if names is not None and gives_frames(estimator):
         return [(name, dtype, ()) for name in names]
     width = len(names) if names is not None else _components(estimator)
-    return None if width is None else [(None, dtype, (width,))]
+    return None if width is None else one_array(dtype, width)
 
 
 def _binarized(estimator: Any) -> list[Described]:
     width = len(estimator.classes_)
     binary = width == 2 and getattr(estimator, "y_type_", None) == "binary"
-    return [(None, "int64", (1 if binary else width,))]
+    return one_array("int64", 1 if binary else width)
 
 
 #: Transformers of labels: they read one column.
 _LABELS: dict[str, Callable[[Any], list[Described]]] = {
-    "LabelEncoder": lambda estimator: [(None, "int64", ())],
+    "LabelEncoder": lambda _: one_array("int64"),
     "LabelBinarizer": _binarized,
     "MultiLabelBinarizer": _binarized,
-    "IsotonicRegression": lambda estimator: [(None, "float64", ())],
+    "IsotonicRegression": lambda _: one_array("float64"),
 }
 
 
@@ -270,21 +262,21 @@ def _components(estimator: Any) -> int | None:
 def _leaves(estimator: Any) -> list[Described] | None:
     """Return the leaf of each tree, as trees, forests and boosted trees number them."""
     if hasattr(estimator, "tree_"):
-        return [(None, "int64", ())]
+        return one_array("int64")
     members = getattr(estimator, "estimators_", None)
     if isinstance(members, list) and all(hasattr(each, "tree_") for each in members):
-        return [(None, "int64", (len(members),))]
+        return one_array("int64", len(members))
     if np.ndim(members) != 2:  # type: ignore[arg-type]
         return None
     classifies = hasattr(estimator, "classes_")
     shape = np.shape(members)  # type: ignore[arg-type]
-    return [(None, "float64", shape if classifies else shape[:1])]
+    return one_array("float64", *(shape if classifies else shape[:1]))
 
 
 def _path(estimator: Any) -> list[Described] | None:
     """Return which nodes of a tree a row passes; a forest returns more than rows."""
     tree = getattr(estimator, "tree_", None)
-    return None if tree is None else [(None, "int64", (int(tree.node_count),))]
+    return None if tree is None else one_array("int64", int(tree.node_count))
 
 
 def _nearest(estimator: Any) -> list[Described] | None:
@@ -292,7 +284,7 @@ def _nearest(estimator: Any) -> list[Described] | None:
     count = getattr(estimator, "n_neighbors_", getattr(estimator, "n_neighbors", None))
     if count is None or not _is_fitted(estimator):
         return None
-    return [(None, "float64", (int(count),)), (None, "int64", (int(count),))]
+    return one_array("float64", int(count)) + one_array("int64", int(count))
 
 
 def _within_radius(estimator: Any) -> list[Described] | None:
@@ -304,7 +296,7 @@ def _within_radius(estimator: Any) -> list[Described] | None:
 
 def _graph(estimator: Any) -> list[Described] | None:
     count = getattr(estimator, "n_samples_fit_", None)
-    return None if count is None else [(None, "float64", (int(count),))]
+    return None if count is None else one_array("float64", int(count))
 
 
 _METHODS: dict[str, Callable[[Any], list[Described] | None]] = {
@@ -343,11 +335,3 @@ def _is_multilabel(estimator: Any) -> bool:
     return kind.startswith("multilabel") or bool(
         getattr(estimator, "multilabel_", False)
     )
-
-
-def _is_linear(estimator: Any) -> bool:
-    return hasattr(estimator, "coef_") and not hasattr(estimator, "classes_")
-
-
-def _row(width: int) -> tuple[int, ...]:
-    return () if width == 1 else (width,)

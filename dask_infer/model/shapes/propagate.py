@@ -17,9 +17,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from dask_infer.batch.inputs.decided_dtypes import with_lists
 from dask_infer.model.formats.format import FileCall
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import floating_dtype, is_lazy, parse_dtype
+from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.methods import check_method, signature_of
 from dask_infer.model.shapes.call_arguments import by_key, taken, without_cache
 from dask_infer.model.shapes.fake_model import weightless
@@ -27,11 +29,9 @@ from dask_infer.model.shapes.padding import generates, token_rules
 from dask_infer.model.shapes.sandbox import sandbox
 from dask_infer.model.shapes.strict_dtypes import StrictDtypes
 from dask_infer.model.shapes.trace_errors import (
-    ArityMismatch,
     Attempt,
     CannotTrace,
     Example,
-    ShapeMismatch,
     cannot_trace,
     label,
 )
@@ -41,18 +41,7 @@ from dask_infer.model.shapes.traced_outputs import (
     counts_beside,
     leaves_of,
 )
-from dask_infer.spec import ArgumentKey, ModelSpec
-
-__all__ = [
-    "ArityMismatch",
-    "CannotTrace",
-    "Example",
-    "ShapeMismatch",
-    "Traced",
-    "check_call",
-    "propagate",
-]
-
+from dask_infer.spec import ArgumentKey, Inputs, ModelSpec, Undecided
 
 #: Up to so many stacked lists are tried as integers in every combination, else all.
 _COMBINED = 4
@@ -126,6 +115,29 @@ def check_call(
     examples = by_key(args, kwargs)
     module = _traceable_module(spec, live)
     _Call(spec.name, module, method, examples, dict(call_kwargs or {}), None).checked()
+
+
+def decided(
+    inputs: Inputs,
+    undecided: Undecided,
+    model: LoadedModel,
+    method: str | None,
+    call_kwargs: Mapping[str, Any],
+) -> Inputs:
+    """Return `inputs` with those as int64 that the model refuses as floats.
+
+    With ``meta=`` the client does not run a module's code. The worker does, on shapes
+    alone and once for each replica, before the first batch.
+    """
+    key = (method, *sorted(call_kwargs), repr(undecided))
+    if key not in model.decided:
+        args, kwargs = undecided.args, undecided.kwargs
+        options: dict[str, Any] = {"method": method, "call_kwargs": call_kwargs}
+        model.decided[key] = {}
+        with suppress(CannotTrace):
+            traced = propagate(model.spec, model.target, args, kwargs, **options)
+            model.decided[key] = traced.dtypes_at(undecided.places)
+    return with_lists(inputs, model.decided[key])
 
 
 def _declared(
@@ -258,72 +270,65 @@ class _Call:
         return {int(size) for size in chain(own, given) if size is not None}
 
     def _attempt(self, rows: int, tokens: int) -> Any:
+        """Return the output for so many rows and tokens."""
         floating = self.floating
         weights = floating if self.dtype is not None else None
         try:
-            return self._run((rows, tokens), weights, floating)
+            return self._run(rows, tokens, weights, floating)
         except CannotTrace as error:
             # Fakes of some kernels (grouped products of experts) know bfloat16 only.
             half = torch.bfloat16
             if "BF16" not in str(error.__cause__) or floating is half:
                 raise
-            output = self._run((rows, tokens), half, half)
+            output = self._run(rows, tokens, half, half)
         return pytree.tree_map_only(
             torch.Tensor, lambda x: x.to(floating) if x.dtype is half else x, output
         )
 
     def _run(
         self,
-        counts: tuple[int, int],
+        rows: int,
+        tokens: int,
         weights: torch.dtype | None,
         floating: torch.dtype,
     ) -> Any:
         """Call a weightless copy on fake tensors; refuse in the user's words."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        module = self._copy(mode, weights)
+        try:
+            module = weightless(self.module, mode, weights)
+        except Exception as error:
+            reason = f"it cannot be copied ({type(error).__name__}: {error})"
+            raise cannot_trace(self.name, reason) from error
         function = getattr(module, self.method or "__call__")
         strict = StrictDtypes()
         with torch.no_grad(), mode, strict:
-            tensors = {
-                key: self._tensor(key, floating, counts) for key in self.examples
-            }
             own = chain(module.parameters(), module.buffers())
             device = next((tensor.device for tensor in own), None)
-            args, kwargs = _split({key: t.to(device) for key, t in tensors.items()})
+            given = {}
+            for key, example in self.examples.items():
+                shape = [tokens if size is None else size for size in example.shape]
+                dtype = self._dtype(key, floating)
+                given[key] = torch.empty(rows, *shape, dtype=dtype).to(device)
+            args = [tensor for key, tensor in given.items() if isinstance(key, int)]
+            kwargs = {key: t for key, t in given.items() if isinstance(key, str)}
             try:
                 return function(*args, **kwargs, **self.extra)
             except Exception as error:
                 cause = strict.original(error)
-                raise self._attempted(tensors, counts).refusal(cause, module) from cause
+                shown = {
+                    key: Example(_name(tensor.dtype), self.examples[key].shape)
+                    for key, tensor in given.items()
+                }
+                attempt = Attempt(self.name, shown, rows)
+                raise attempt.refusal(cause, module) from cause
 
-    def _copy(
-        self, mode: FakeTensorMode, weights: torch.dtype | None
-    ) -> torch.nn.Module:
-        try:
-            return weightless(self.module, mode, weights)
-        except Exception as error:
-            reason = f"it cannot be copied ({type(error).__name__}: {error})"
-            raise cannot_trace(self.name, reason) from error
-
-    def _tensor(
-        self, key: ArgumentKey, floating: torch.dtype, counts: tuple[int, int]
-    ) -> torch.Tensor:
-        example, (rows, tokens) = self.examples[key], counts
-        dtype = {"floating": floating, **vars(torch)}.get(example.dtype)
+    def _dtype(self, key: ArgumentKey, floating: torch.dtype) -> torch.dtype:
+        name = self.examples[key].dtype
+        dtype = floating if name == "floating" else getattr(torch, name, None)
         if not isinstance(dtype, torch.dtype):
-            reason = f"{label(key)} holds {example.dtype}, of which no tensor is made"
+            reason = f"{label(key)} holds {name}, of which no tensor is made"
             raise cannot_trace(self.name, reason)
-        shape = [tokens if size is None else size for size in example.shape]
-        return torch.empty(rows, *shape, dtype=dtype)
-
-    def _attempted(
-        self, tensors: Mapping[ArgumentKey, torch.Tensor], counts: tuple[int, int]
-    ) -> Attempt:
-        shown = {
-            key: Example(_name(tensor.dtype), self.examples[key].shape)
-            for key, tensor in tensors.items()
-        }
-        return Attempt(self.name, shown, *counts)
+        return dtype
 
 
 def _choices(
@@ -338,13 +343,6 @@ def _choices(
     yield from choices
     if listed:
         yield from ((*listed, *chosen) for chosen in choices)
-
-
-def _split(
-    tensors: Mapping[ArgumentKey, torch.Tensor],
-) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    args = [tensor for key, tensor in tensors.items() if isinstance(key, int)]
-    return args, {key: t for key, t in tensors.items() if isinstance(key, str)}
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -67,7 +67,6 @@ class Attempt:
     name: str
     examples: Mapping[ArgumentKey, Example]
     rows: int
-    tokens: int
 
     def describe(self) -> str:
         """Return the arguments in words."""

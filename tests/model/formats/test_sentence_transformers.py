@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dask_infer.model.formats.sentence_transformers import embedding_width
-from dask_infer.model.shapes.propagate import CannotTrace, Example, propagate
+from dask_infer.model.shapes.propagate import propagate
+from dask_infer.model.shapes.trace_errors import CannotTrace, Example
 from dask_infer.spec import ModelSpec
 
 

@@ -19,7 +19,8 @@ from dask_infer.model.recognise import recognise
 from dask_infer.model.runtime.load_model import load
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.methods import MissingMethodError
-from dask_infer.model.shapes.propagate import Example, propagate
+from dask_infer.model.shapes.propagate import propagate
+from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.replica.cache import ReplicaCache
 from dask_infer.replica.worker_place import Place
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.shapes.propagate import (
+from dask_infer.model.shapes.propagate import propagate
+from dask_infer.model.shapes.trace_errors import (
     ArityMismatch,
     CannotTrace,
     Example,
     ShapeMismatch,
-    propagate,
 )
 from dask_infer.spec import ModelSpec
 

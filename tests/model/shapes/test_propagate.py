@@ -14,12 +14,12 @@ from torch import nn
 
 from dask_infer.errors import InputError
 from dask_infer.model.runtime.methods import MissingMethodError
-from dask_infer.model.shapes.propagate import (
+from dask_infer.model.shapes.propagate import propagate
+from dask_infer.model.shapes.trace_errors import (
     ArityMismatch,
     CannotTrace,
     Example,
     ShapeMismatch,
-    propagate,
 )
 from dask_infer.spec import ModelSpec
 

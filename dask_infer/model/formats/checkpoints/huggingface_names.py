@@ -24,8 +24,8 @@ from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.shapes.sandbox import sandbox
 
-#: Names of a file's tensors, each with the pattern of the rule that it matches.
-Sources = list[tuple[str, str | None]]
+#: What needs the library, as an error begins.
+_WHAT = "the checkpoint"
 
 
 def read_converted(
@@ -52,81 +52,53 @@ def read_converted(
 def _convert(
     build: Callable[[], Any], source: Checkpoint, names: TensorNames
 ) -> Tensors:
-    rules = _Rules(build)
+    """Make tensors of others, by the conversions of the architecture."""
+    loading: Any = import_library("transformers.core_model_loading", what=_WHAT)
+    mapping: Any = import_library("transformers.conversion_mapping", what=_WHAT)
+    with sandbox(), torch.device("meta"):
+        model = build()
+    rules = mapping.get_model_conversion_mapping(model)
+    kind = loading.WeightConverter
+    converters = [rule for rule in rules if isinstance(rule, kind)]
+    renamings = [rule for rule in rules if not isinstance(rule, kind)]
+    by_pattern = {pattern: r for r in converters for pattern in r.source_patterns}
     wanted = {n: name for name, tied in names.items() for n in (name, *tied)}
-    found: dict[str, torch.Tensor] = {}
-    for target, parts in rules.grouped(source.names).items():
-        made = rules.targets(target, parts)
-        if not wanted.keys() & made:
+    found = {}
+    groups = _groups(loading, model, source.names, renamings, converters)
+    for target, parts in groups.items():
+        pattern = parts[0][1]
+        rule = by_pattern.get(pattern)
+        patterns = [] if rule is None else rule.target_patterns
+        together = {target.replace(patterns[0], other) for other in patterns}
+        if wanted.keys().isdisjoint({target} | together):
             continue
-        for name, tensor in rules.made(target, parts, source).items():
-            if name in wanted:
-                found[wanted[name]] = tensor
+        if rule is None:
+            made = {target: source.get(parts[-1][0])}
+        else:
+            rule = copy.deepcopy(rule)
+            for name, matched in parts:
+                rule.add_tensor(target, name, matched, source.get(name))
+            made = rule.convert(target, model=model, config=model.config)
+        for name in wanted.keys() & made:
+            tensor = made[name]
+            found[wanted[name]] = tensor[0] if isinstance(tensor, list) else tensor
     return found
 
 
-def _library(name: str) -> Any:
-    return import_library(f"transformers.{name}", what="the checkpoint")
-
-
-class _Rules:
-    """The conversions of one architecture."""
-
-    def __init__(self, build: Callable[[], Any]) -> None:
-        self._loading: Any = _library("core_model_loading")
-        mapping = _library("conversion_mapping")
-        with sandbox(), torch.device("meta"):
-            self._model: Any = build()
-        self._state = self._model.state_dict()
-        rules = mapping.get_model_conversion_mapping(self._model)
-        converter = self._loading.WeightConverter
-        self._converters = [rule for rule in rules if isinstance(rule, converter)]
-        self._renamings = [rule for rule in rules if not isinstance(rule, converter)]
-        self._by_pattern = {
-            pattern: rule
-            for rule in self._converters
-            for pattern in rule.source_patterns
-        }
-
-    def grouped(self, names: tuple[str, ...]) -> dict[str, Sources]:
-        """Return what each first target is made of: names, and patterns they match."""
-        groups = defaultdict(list)
-        for name in sorted(names, key=self._loading.dot_natural_key):
-            target, pattern = self._renamed(name, self._renamings, self._converters)
-            if target not in self._state and name in self._state:
-                target, pattern = self._renamed(name, [], [])
-            groups[target].append((name, pattern))
-        return groups
-
-    def _renamed(
-        self, name: str, renamings: list[Any], converters: list[Any]
-    ) -> tuple[str, str | None]:
-        prefix = self._model.base_model_prefix
-        found: tuple[str, str | None] = self._loading.rename_source_key(
-            name, renamings, converters, prefix, self._state
-        )
-        return found
-
-    def targets(self, target: str, parts: Sources) -> set[str]:
-        """Return the names of all tensors that are made together."""
-        pattern = parts[0][1]
-        if pattern is None:
-            return {target}
-        patterns = self._by_pattern[pattern].target_patterns
-        return {target.replace(patterns[0], other) for other in patterns} | {target}
-
-    def made(
-        self, target: str, parts: Sources, source: Checkpoint
-    ) -> dict[str, torch.Tensor]:
-        """Read the parts and make the tensors."""
-        pattern = parts[0][1]
-        if pattern is None:
-            return {target: source.get(parts[-1][0])}
-        rule = copy.deepcopy(self._by_pattern[pattern])
-        for name, matched in parts:
-            rule.add_tensor(target, name, matched, source.get(name))
-        made = rule.convert(target, model=self._model, config=self._model.config)
-        return {
-            name: tensor[0] if isinstance(tensor, list) else tensor
-            for name, tensor in made.items()
-        }
+def _groups(
+    loading: Any,
+    model: Any,
+    names: Iterable[str],
+    renamings: list[Any],
+    converters: list[Any],
+) -> dict[str, list[tuple[str, str | None]]]:
+    """Return what each first target is made of: names, and patterns they match."""
+    prefix, state = model.base_model_prefix, model.state_dict()
+    groups = defaultdict(list)
+    for name in sorted(names, key=loading.dot_natural_key):
+        rules = (renamings, converters)
+        target, pattern = loading.rename_source_key(name, *rules, prefix, state)
+        if target not in state and name in state:
+            target, pattern = loading.rename_source_key(name, [], [], prefix, state)
+        groups[target].append((name, pattern))
+    return groups
