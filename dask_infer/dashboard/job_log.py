@@ -30,10 +30,11 @@ class JobLog:
     ) -> None:
         """Log what has ended; all that is known where this is the last call."""
         for label, record in records.items():
-            ended = not record.running and now - record.end >= ENDED
-            ended = ended or (last and record.sums.count("rows") > 0)
-            if ended and self._logged.get(label) != record.end:
-                self._logged[label] = record.end
+            end = record.now.at
+            ended = not record.running and now - end >= ENDED
+            ended = ended or (last and record.now.sums.count("rows") > 0)
+            if ended and self._logged.get(label) != end:
+                self._logged[label] = end
                 log_job(record)
         for label in self._logged.keys() - records.keys():
             del self._logged[label]

@@ -81,8 +81,8 @@ class Bottleneck:
     job: str
     running: bool
     rows: int
-    #: Seconds from its first to its last partition; None where it is not known.
-    seconds: float | None
+    #: Seconds from its first to its last partition; 0 where they are not known.
+    seconds: float
     #: What limits it, in words.
     cause: str
     #: What to change, naming the argument.
@@ -103,11 +103,8 @@ def find_bottleneck(record: Mapping[str, Any]) -> Bottleneck:
         for label, stage in from_message(record["stages"]).items()
         if label.stage is not None and stage.count("forwards")
     }
-    seconds = observed = None
-    if record["start"] is not None:
-        seconds = record["end"] - record["start"]
-        # Stages and hosts are known from the first look at the job.
-        observed = record["end"] - record.get("seen", record["start"])
+    # Stages and hosts are known from the first look at the job.
+    observed = record["end"] - record["seen"]
     if stages:
         cause, remedy = _of_stages(sums, stages, observed)
     else:
@@ -120,12 +117,12 @@ def find_bottleneck(record: Mapping[str, Any]) -> Bottleneck:
         record["job"],
         record["running"],
         sums.count("rows"),
-        seconds,
+        record["end"] - record["start"],
         cause,
         remedy,
         _shares(sums),
         {stage: _shares(each) for stage, each in sorted(stages.items())},
-        _notes(record.get("host") or {}, observed),
+        _notes(record["host"], observed),
     )
 
 
@@ -144,7 +141,7 @@ def _largest(sums: Sums, without: tuple[str, ...] = ()) -> str:
 
 
 def _of_stages(
-    sums: Sums, stages: Mapping[int, Sums], seconds: float | None
+    sums: Sums, stages: Mapping[int, Sums], seconds: float
 ) -> tuple[str, str]:
     busy = {stage: _shares(each).get("forward", 0.0) for stage, each in stages.items()}
     first = max(busy, key=lambda stage: busy[stage])
@@ -196,9 +193,7 @@ def _total(stages: Mapping[int, Sums], name: str) -> float:
     return sum(each.counts.get(name, 0.0) for each in stages.values())
 
 
-def _occupancy(
-    stages: Mapping[int, Sums], inside: float, seconds: float | None
-) -> float:
+def _occupancy(stages: Mapping[int, Sums], inside: float, seconds: float) -> float:
     """Return how full the windows at the first stages are, on average."""
     entry = stages[min(stages)]
     window = entry.levels.get("window", 0.0)
@@ -209,7 +204,7 @@ def _occupancy(
     return inside / (spent * window / groups)
 
 
-def _notes(host: Mapping[str, float], seconds: float | None) -> tuple[str, ...]:
+def _notes(host: Mapping[str, float], seconds: float) -> tuple[str, ...]:
     """Return a sentence where threads take the cores from each other."""
     if not seconds or not host.get("cores"):
         return ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask_infer.metrics.sums import Label, Sums, to_message
@@ -20,59 +20,54 @@ KEPT = 32
 PAUSE = 5.0
 
 
+@dataclass(frozen=True)
+class Look:
+    """What was known at one moment: of a job, of stages, of the workers' hosts."""
+
+    #: Seconds since the epoch.
+    at: float
+    #: Of the partitions of the job.
+    sums: Sums = field(default_factory=Sums)
+    #: Of the model's stages, by stage.
+    stages: Mapping[int, Sums] = field(default_factory=dict)
+    #: As `ClusterSums.host` has it.
+    host: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class JobRecord:
     """One run of a job."""
 
-    model: str
-    job: str
-    #: Seconds since the epoch when it began, as far as its sums tell, of the last look
-    #: before it was seen to run, and when it was seen last.
+    label: Label
+    #: Seconds since the epoch when it began, as far as its sums tell.
     start: float
-    seen: float
-    end: float
-    #: Sums of its partitions, before this run and now.
-    sums_before: Sums
-    sums: Sums
-    #: Sums of the model's stages at that look and at the end, by stage.
-    stages_before: dict[int, Sums]
-    stages: dict[int, Sums]
-    #: Of the workers and their hosts, as `ClusterSums.host` has them.
-    host_before: Mapping[str, float] = field(default_factory=dict)
-    host: Mapping[str, float] = field(default_factory=dict)
+    #: The last look before it was seen to run.
+    before: Look
+    #: The look when it was seen last.
+    now: Look
 
     @property
     def running(self) -> bool:
         """Whether partitions of it run now."""
-        return bool(self.sums.levels.get("partitions"))
+        return bool(self.now.sums.levels.get("partitions"))
 
     def to_message(self) -> dict[str, Any]:
         """Return it as lists and dicts; stages with what they did during the job."""
+        before, now, model = self.before, self.now, self.label.model
         during = {
-            Label(self.model, stage): sums.since(self.stages_before.get(stage))
-            for stage, sums in self.stages.items()
+            Label(model, stage): sums.since(before.stages.get(stage))
+            for stage, sums in now.stages.items()
         }
-        sums = self.sums.since(self.sums_before)
         return {
-            "model": self.model,
-            "job": self.job,
+            "model": model,
+            "job": self.label.job,
             "start": self.start,
-            "seen": self.seen,
-            "end": self.end,
+            "seen": before.at,
+            "end": now.at,
             "running": self.running,
-            "sums": to_message({Label(self.model, None, self.job): sums}),
+            "sums": to_message({self.label: now.sums.since(before.sums)}),
             "stages": to_message(during),
-            "host": self._host_during(),
-        }
-
-    def _host_during(self) -> dict[str, float]:
-        """Return what was used of the cores; nothing where workers came or left."""
-        before, now = self.host_before, self.host
-        if any(now.get(each) != before.get(each) for each in ("cores", "processes")):
-            return {}
-        return {
-            name: value if name in ("cores", "processes") else value - before[name]
-            for name, value in now.items()
+            "host": _host_during(before.host, now.host),
         }
 
 
@@ -94,41 +89,43 @@ class JobRecords:
         host: Mapping[str, float] | None = None,
     ) -> None:
         """Take note of the jobs that went on since the last call."""
-        host = host or {}
+        latest = (now, by_model, host or {})
         # A short job is over when it is first seen, and so is what its stages did.
-        looked = self._looked or (now, by_model, host)
-        if now - looked[0] > PAUSE:
-            looked = (now, by_model, host)
+        at, models, hosts = self._looked or latest
+        if now - at > PAUSE:
+            at, models, hosts = latest
         for label, sums in by_job.items():
             known = self.records.get(label)
-            stages = _stages(label.model, by_model)
+            look = Look(now, sums, stages_of(label.model, by_model), host or {})
             if self._seen.get(label) == sums:
-                if known is not None and now - known.end < PAUSE:
-                    known.stages = _with_late(known.stages, stages)
+                if known is not None and now - known.now.at < PAUSE:
+                    stages = _with_late(known.now.stages, look.stages)
+                    known.now = replace(known.now, stages=stages)
                 continue
-            before = Sums() if known is None else known.sums
+            done = Sums() if known is None else known.now.sums
             # Reading is counted when a partition's read has ended: it is no pause.
-            start = now - _age(sums.since(before))
-            paused = known and not known.running and start - known.end > PAUSE
+            start = now - _age(sums.since(done))
+            paused = known and not known.running and start - known.now.at > PAUSE
             if known is None or paused:
-                known = self.records[label] = JobRecord(
-                    label.model,
-                    label.job,
-                    start=start,
-                    seen=looked[0],
-                    end=now,
-                    sums_before=before,
-                    sums=sums,
-                    stages_before=_stages(label.model, looked[1]),
-                    stages=stages,
-                    host_before=looked[2],
-                    host=host,
-                )
-            known.end, known.sums, known.stages, known.host = now, sums, stages, host
+                before = Look(at, done, stages_of(label.model, models), hosts)
+                known = self.records[label] = JobRecord(label, start, before, look)
+            known.now = look
             self.records.move_to_end(label)
-        self._seen, self._looked = by_job, (now, by_model, host)
+        self._seen, self._looked = by_job, latest
         while len(self.records) > KEPT:
             self.records.popitem(last=False)
+
+
+def _host_during(
+    before: Mapping[str, float], now: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what was used of the cores; nothing where workers came or left."""
+    if any(now.get(each) != before.get(each) for each in ("cores", "processes")):
+        return {}
+    return {
+        name: value if name in ("cores", "processes") else value - before[name]
+        for name, value in now.items()
+    }
 
 
 def _age(sums: Sums) -> float:
@@ -155,7 +152,8 @@ def _with_late(
     return {**known, **late}
 
 
-def _stages(model: str, by_model: Mapping[Label, Sums]) -> dict[int, Sums]:
+def stages_of(model: str, by_model: Mapping[Label, Sums]) -> dict[int, Sums]:
+    """Return the sums of a model's stages."""
     return {
         label.stage: sums
         for label, sums in by_model.items()

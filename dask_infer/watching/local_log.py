@@ -12,7 +12,7 @@ from typing import Any
 
 from dask.callbacks import Callback
 
-from dask_infer.metrics.job_records import JobRecord
+from dask_infer.metrics.job_records import JobRecord, Look
 from dask_infer.metrics.sums import Label, Sums
 from dask_infer.watching.counts import local_jobs
 
@@ -37,18 +37,9 @@ class LocalLog:
 
         start, before = self._before.pop(id(graph))
         for label, sums in local_jobs().items():
-            record = JobRecord(
-                label.model,
-                label.job,
-                start=start,
-                seen=start,
-                end=time.time(),
-                sums_before=before.get(label, Sums()),
-                sums=sums,
-                stages_before={},
-                stages={},
-            )
-            added = sums.since(record.sums_before).count("rows")
+            done = Look(start, before.get(label, Sums()))
+            record = JobRecord(label, start, done, Look(time.time(), sums))
+            added = sums.since(done.sums).count("rows")
             # One that still runs belongs to another computation.
             if added and not record.running:
                 log_job(record)

@@ -10,8 +10,8 @@ from typing import Any
 from dask.utils import format_time
 
 from dask_infer.metrics.bottleneck import Bottleneck, find_bottleneck
-from dask_infer.metrics.job_records import PAUSE
-from dask_infer.metrics.sums import Label, Sums, to_message
+from dask_infer.metrics.job_records import PAUSE, JobRecord, Look, stages_of
+from dask_infer.metrics.sums import Label, Sums
 from dask_infer.replica.residents import current_client
 from dask_infer.views.view import View, Viewed
 from dask_infer.watching.counts import local_jobs, read_workers, refresh, watch
@@ -114,25 +114,12 @@ def _records(
     jobs: Mapping[Label, Sums], models: Mapping[Label, Sums]
 ) -> list[dict[str, Any]]:
     """Return the jobs that run, or else the last one, like a scheduler's records."""
-    running = [label for label, sums in jobs.items() if sums.levels.get("partitions")]
-    return [
-        {
-            "model": label.model,
-            "job": label.job,
-            "start": None,
-            "end": None,
-            "running": bool(running),
-            "sums": to_message({label: jobs[label]}),
-            "stages": to_message(
-                {
-                    each: sums
-                    for each, sums in models.items()
-                    if each.model == label.model and each.stage is not None
-                }
-            ),
-        }
-        for label in running or list(jobs)[-1:]
-    ]
+    records = []
+    for label, sums in jobs.items():  # from and to an unknown time
+        now = Look(0.0, sums, stages_of(label.model, models))
+        records.append(JobRecord(label, 0.0, Look(0.0), now))
+    running = [record for record in records if record.running]
+    return [record.to_message() for record in running or records[-1:]]
 
 
 def _view(job: Bottleneck) -> View:
