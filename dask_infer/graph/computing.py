@@ -44,8 +44,7 @@ def jobs_of_task(key: Any) -> tuple[Label, ...]:
     name = key[0] if isinstance(key, tuple) else key
     if name in _jobs_of_tasks:
         return _jobs_of_tasks[name]
-    parts = name.split("-") if isinstance(name, str) else ()
-    models = {part for part in parts if part.startswith("predict")}
+    models = {part for part in str(name).split("-") if part.startswith("predict")}
     for known, labels in reversed(_jobs_of_tasks.items()) if models else ():
         if models & set(known.split("-")):
             return labels

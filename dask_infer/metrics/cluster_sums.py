@@ -79,11 +79,9 @@ class WorkerSums:
     def before(self, seconds: float) -> tuple[float, dict[Label, Sums]]:
         """Return the sums of about so many seconds ago, and how many it were."""
         now = self.latest.at
-        began, before = self._before[0]
-        for at, by_model in self._before:
-            if now - at >= seconds:
-                began, before = at, by_model
-        return now - began, before
+        old = (each for each in reversed(self._before) if now - each[0] >= seconds)
+        at, by_model = next(old, self._before[0])
+        return now - at, by_model
 
 
 class ClusterSums:
@@ -160,12 +158,9 @@ class ClusterSums:
         """Return how fast a counter grows, by worker, model and stage."""
         result = {}
         for address, worker in self.workers.items():
-            seconds, before = worker.before(RATE)
-            for label, sums in worker.latest.by_model.items():
-                added = sums.count(name)
-                if label in before:
-                    added -= before[label].count(name)
-                result[address, label] = added / seconds if seconds else 0.0
+            seconds, _ = worker.before(RATE)
+            for label, added in worker.recent(RATE).items():
+                result[address, label] = added.count(name) / seconds if seconds else 0.0
         return result
 
     def _remember(self, sums: Mapping[Label, Sums]) -> None:

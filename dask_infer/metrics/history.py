@@ -53,11 +53,8 @@ class History:
 
 
 def _point(now: float, sums: Sums, line: deque[Point]) -> Point:
-    before = line[0]
-    for point in reversed(line):
-        before = point
-        if now - point.at >= AVERAGED:
-            break
+    old = (point for point in reversed(line) if now - point.at >= AVERAGED)
+    before = next(old, line[0])
     rows_in, rows = sums.count("rows_in"), sums.count("rows")
     seconds = now - before.at
     return Point(
