@@ -133,10 +133,11 @@ def decided(
     if key not in model.decided:
         args, kwargs = undecided.args, undecided.kwargs
         options: dict[str, Any] = {"method": method, "call_kwargs": call_kwargs}
-        model.decided[key] = {}
+        dtypes: dict[int, str] = {}
         with suppress(CannotTrace):
             traced = propagate(model.spec, model.target, args, kwargs, **options)
-            model.decided[key] = traced.dtypes_at(undecided.places)
+            dtypes = traced.dtypes_at(undecided.places)
+        model.decided[key] = dtypes  # complete: other threads look
     return with_lists(inputs, model.decided[key])
 
 
