@@ -17,19 +17,13 @@ def no_workers() -> PlacementError:
     return PlacementError("no worker is free to hold a stage: start workers")
 
 
-def too_few_workers(workers: Sequence[WorkerFacts], stages: int) -> PlacementError:
-    """Each stage has a worker to itself."""
+def too_few_workers(
+    workers: Sequence[WorkerFacts], number: int, what: str = "stage"
+) -> PlacementError:
+    """Each stage, or each shard of it, has a worker to itself."""
     return PlacementError(
-        f"{count(stages, 'stage')} need {count(stages, 'worker')}, one each, and "
-        f"{len(workers)} can hold one: start more workers, or ask for fewer stages"
-    )
-
-
-def too_few_for_shards(workers: Sequence[WorkerFacts], shards: int) -> PlacementError:
-    """Each shard has a worker to itself."""
-    return PlacementError(
-        f"{count(shards, 'shard')} need {count(shards, 'worker')}, one each, and "
-        f"{len(workers)} can hold one: start more workers, or ask for fewer shards"
+        f"{count(number, what)} need {count(number, 'worker')}, one each, and "
+        f"{len(workers)} can hold one: start more workers, or ask for fewer {what}s"
     )
 
 
@@ -51,26 +45,8 @@ def block_fits_nowhere(
         return None
     return PlacementError(
         f'block "{block.name}" needs {in_bytes(need([block]))} '
-        f"({in_bytes(block.nbytes)} of weights) and cannot be cut; {largest(workers)}: "
+        f"({in_bytes(block.nbytes)} of weights) and cannot be cut further; {largest(workers)}: "
         f"{SMALLER}"
-    )
-
-
-def stage_fits_nowhere(
-    blocks: Sequence[BlockFacts],
-    workers: Sequence[WorkerFacts],
-    index: int,
-    stages: int,
-    left: WorkerFacts | None = None,
-) -> PlacementError:
-    """One stage, its `blocks`, is larger than the worker `left` for it."""
-    remedy = "cut it further" if left else 'ask for more stages, or for stages="auto"'
-    memory = largest(workers)
-    if left is not None and left.room < max(worker.room for worker in workers):
-        memory += f", and the one left for it, {left.address}, {in_bytes(left.room)}"
-    return PlacementError(
-        f"stage {index} of {stages}, {span(blocks)}, needs {in_bytes(need(blocks))}; "
-        f"{memory}: {remedy}, or {SMALLER}"
     )
 
 
@@ -84,12 +60,10 @@ def no_cut_fits(
     bounds = most_even_bytes(blocks, stages)
     parts = [blocks[start:stop] for start, stop in pairwise(bounds)]
     index = max(range(len(parts)), key=lambda i: need(parts[i]))
-    if need(parts[index]) > max(worker.room for worker in workers):
-        return stage_fits_nowhere(parts[index], workers, index, stages)
     return PlacementError(
         f"no cut of {span(blocks)}, {in_bytes(need(blocks))} in all, into "
-        f"{count(stages, 'stage')} fits: the {_rooms(workers, stages)}, and even the "
-        f"most even cut has a stage {index}, {span(parts[index])}, of "
+        f"{count(stages, 'stage')} fits: the {_rooms(workers, stages)}, and even in "
+        f"the most even cut stage {index} of {stages}, {span(parts[index])}, needs "
         f"{in_bytes(need(parts[index]))}; {largest(workers)}: ask for more stages, or "
         f"{SMALLER}"
     )

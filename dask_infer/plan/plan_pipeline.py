@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from dask_infer.plan.assign import assign
 from dask_infer.plan.balance import balance
 from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
 from dask_infer.plan.min_stages import min_stages
@@ -17,7 +16,7 @@ from dask_infer.plan.units import count, in_bytes, in_seconds
 def plan_pipeline(
     blocks: Sequence[BlockFacts],
     workers: Sequence[WorkerFacts],
-    stages: int | Literal["auto"] | Sequence[int] = "auto",
+    stages: int | Literal["auto"] = "auto",
     link: Link | None = None,
 ) -> StagePlan:
     """Plan the stages of one replica of a pipeline.
@@ -29,8 +28,7 @@ def plan_pipeline(
     workers
         The workers that are free.
     stages
-        A number; ``"auto"`` for the fewest that fit; or the first block of each stage
-        but the first one, where the user named the cuts.
+        A number; ``"auto"`` for the fewest that fit.
     link
         The connection between two stages.
 
@@ -39,22 +37,12 @@ def plan_pipeline(
     PlacementError
         If it does not fit; says what, how large it is, and what would help.
     """
-    if isinstance(stages, (int, str)):
-        number = min_stages(blocks, workers) if stages == "auto" else int(stages)
-        plan = balance(blocks, workers, number, link)
-    else:
-        plan = assign(blocks, workers, stages, link)
-    return replace(plan, reasons=(_why_stages(plan, stages), _why_balance(plan)))
-
-
-def _why_stages(plan: StagePlan, asked: object) -> str:
-    number = count(len(plan.stages), "stage")
+    number = min_stages(blocks, workers) if stages == "auto" else stages
+    plan = balance(blocks, workers, number, link)
     total = in_bytes(sum(stage.nbytes for stage in plan.stages))
-    if asked == "auto":
-        return f"{number}: the fewest that fit {total} of weights."
-    if isinstance(asked, int):
-        return f"{number}: as asked, for {total} of weights."
-    return f"{number}: cut where you said, for {total} of weights."
+    why = "the fewest that fit" if stages == "auto" else "as asked, for"
+    line = f"{count(number, 'stage')}: {why} {total} of weights."
+    return replace(plan, reasons=(line, _why_balance(plan)))
 
 
 def _why_balance(plan: StagePlan) -> str:

@@ -31,12 +31,6 @@ def test_a_number_of_stages():
     assert plan.reasons[0] == "3 stages: as asked, for 6.0 MiB of weights."
 
 
-def test_cuts_of_the_user_are_kept():
-    plan = plan_pipeline(layers(6), crew(None, None), [5])
-    assert plan.bounds == (0, 5, 6)
-    assert plan.reasons[0].startswith("2 stages: cut where you said")
-
-
 def test_a_slow_message_is_named():
     blocks = chain([1, 1], cuts=[0, 80])
     plan = plan_pipeline(blocks, crew(None, None), 2, link=LINK)

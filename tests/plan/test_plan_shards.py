@@ -4,8 +4,15 @@ import pytest
 
 from dask_infer.errors import PlacementError
 from dask_infer.plan.facts import BlockFacts, WorkerFacts
-from dask_infer.plan.layouts.shards import EXCHANGE, in_shards, plan_shards, teams
+from dask_infer.plan.layouts.shards import (
+    EXCHANGE,
+    in_shards,
+    plan_layout,
+    plan_shards,
+    teams,
+)
 from dask_infer.plan.plan_pipeline import plan_pipeline
+from dask_infer.spec import Layout
 
 GIB = 2**30
 
@@ -50,6 +57,12 @@ def test_one_shard_is_a_pipeline():
     assert in_shards(blocks, 1) == blocks
 
 
+def test_named_cuts_make_a_stage_of_each_block():
+    blocks = [BlockFacts(f"b{n}", GIB, 1.0, divisible=GIB) for n in range(3)]
+    plan = plan_layout(Layout(stages=["1", "2"]), blocks, workers(3, 3, 3))
+    assert plan.stages.bounds == (0, 1, 2, 3)
+
+
 def test_a_stage_is_on_one_host_where_there_is_one():
     block = BlockFacts("b", GIB, 1.0, divisible=GIB)
     five = workers(8, 8, 8, 8, 8, hosts="abcab")
@@ -65,5 +78,5 @@ def test_refusals_name_what_is_missing():
         plan_shards([block], workers(64, 64), 1, 3)
     with pytest.raises(PlacementError, match=r'block "b" needs .* w0 \+ w1 \+ w2, has'):
         plan_shards([block], workers(8, 8, 8), "auto", "auto")
-    with pytest.raises(PlacementError, match="start workers"):
-        plan_shards([block], [], 1, 2)
+    with pytest.raises(PlacementError, match=r"2 shards need .* start more workers"):
+        plan_shards([block], [], 1, "auto")

@@ -24,8 +24,8 @@ from dask_infer.pipeline.scheduler.worker_states import (
 )
 from dask_infer.plan.facts import ChainFacts, WorkerFacts
 from dask_infer.plan.layouts.shards import ShardPlan, chain_in_shards, plan_layout
-from dask_infer.plan.layouts.share_replicas import next_replica
 from dask_infer.plan.microbatch_size import microbatch_rows
+from dask_infer.plan.replicas import next_replica
 from dask_infer.plan.units import in_bytes
 
 #: Seconds between two looks at the workers while one is missing.

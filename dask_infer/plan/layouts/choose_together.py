@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from dask_infer.plan.layouts.alternative import Alternative
 from dask_infer.plan.layouts.choose import alternatives, choose
 from dask_infer.plan.layouts.job_facts import MARGIN, START, TASK, JobFacts
-from dask_infer.plan.layouts.share_replicas import next_replica
+from dask_infer.plan.replicas import next_replica
 
 #: Layouts in the processes of the partitions, whose models run one after the other.
 LOCAL = ("data", "sweep")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from math import ceil
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan.assign import count_replicas
 from dask_infer.plan.facts import WorkerFacts
 from dask_infer.plan.layouts.alternative import Alternative, Kind
 from dask_infer.plan.layouts.job_facts import START, TASK, JobFacts, room, with_margin
@@ -22,6 +21,7 @@ from dask_infer.plan.layouts.shards import (
 )
 from dask_infer.plan.microbatch_size import OVERHEAD, ROWS, fewest_rows
 from dask_infer.plan.min_stages import min_stages
+from dask_infer.plan.replicas import count_replicas
 from dask_infer.plan.units import count, in_bytes
 from dask_infer.spec import Layout
 

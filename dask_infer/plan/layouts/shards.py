@@ -9,7 +9,7 @@ from typing import Literal
 
 from dask_infer.errors import PlacementError
 from dask_infer.plan.facts import BlockFacts, ChainFacts, Link, WorkerFacts
-from dask_infer.plan.infeasible import no_workers, too_few_for_shards
+from dask_infer.plan.infeasible import too_few_workers
 from dask_infer.plan.plan_pipeline import plan_pipeline
 from dask_infer.plan.stage_plan import StagePlan
 from dask_infer.plan.units import in_bytes
@@ -73,7 +73,7 @@ def chain_in_shards(chain: ChainFacts, shards: int) -> ChainFacts:
 def plan_shards(
     blocks: Sequence[BlockFacts],
     workers: Sequence[WorkerFacts],
-    stages: int | Literal["auto"] | Sequence[int],
+    stages: int | Literal["auto"],
     shards: int | Literal["auto"],
     link: Link | None = None,
 ) -> ShardPlan:
@@ -100,10 +100,8 @@ def plan_shards(
     if shards == 1:
         plan = plan_pipeline(blocks, workers, stages, link)
         return ShardPlan(plan, 1, plan.workers)
-    if not workers:
-        raise no_workers()
-    tried = range(2, len(workers) + 1) if shards == "auto" else (shards,)
-    refusal = too_few_for_shards(workers, 2 if shards == "auto" else shards)
+    tried = range(2, max(2, len(workers)) + 1) if shards == "auto" else (shards,)
+    refusal = too_few_workers(workers, tried[0], "shard")
     why = "the fewest that fit" if shards == "auto" else "as asked"
     for number in tried:
         parts = in_shards(blocks, number)
@@ -139,13 +137,9 @@ def plan_layout(
     Parameters
     ----------
     blocks
-        The chain; if the layout names its cuts, it has no other blocks.
+        The chain; if the layout names its cuts, each block is a stage.
     """
-    stages: int | Literal["auto"] | Sequence[int]
-    if isinstance(layout.stages, tuple):
-        stages = range(1, len(blocks))
-    else:
-        stages = layout.stages
+    stages = len(blocks) if isinstance(layout.stages, tuple) else layout.stages
     return plan_shards(blocks, workers, stages, layout.shards, link)
 
 
