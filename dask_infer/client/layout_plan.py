@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from dask_infer.plan.layouts.alternative import Alternative
-from dask_infer.plan.layouts.fact import Fact
+from dask_infer.plan.layouts.job_facts import Fact
 from dask_infer.plan.units import in_bytes, in_seconds
 from dask_infer.spec import Layout
 from dask_infer.views.view import View, Viewed

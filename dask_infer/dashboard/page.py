@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +35,19 @@ PLOTS = {
 
 def add_pages(scheduler: Scheduler, counters: ClusterCounters) -> None:
     """Add the page and the plots; nothing where there is no dashboard."""
-    pages = {"/infer": functools.partial(_page, counters)}
-    for path, (name, part) in PLOTS.items():
-        pages[path] = functools.partial(_plot, counters, name, part)
+
+    def page(title: str, parts: Sequence[Any], template: Path | None = None) -> Any:
+        def show(scheduler: Scheduler, extra: Any, document: Any) -> None:
+            document.title = f"Dask: {title}"
+            sizing = {} if template else {"sizing_mode": "stretch_both"}
+            shown = [part(counters, **sizing) for part in parts]
+            text = template.read_text() if template else None
+            show_page(document, shown, INTERVAL, text, extra)
+
+        return show
+
+    parts = (Summary, Replicas, Throughput, Time, Windows, Failures)
+    pages = {path: page(name, [part]) for path, (name, part) in PLOTS.items()}
     names = {path: name for path, (name, _) in PLOTS.items()}
+    pages["/infer"] = page("Infer", parts, TEMPLATE)
     add_dashboard_pages(scheduler, pages, names, "infer")
-
-
-def _page(
-    counters: ClusterCounters, scheduler: Scheduler, extra: Any, document: Any
-) -> None:
-    parts = [
-        part(counters)
-        for part in (Summary, Replicas, Throughput, Time, Windows, Failures)
-    ]
-    document.title = "Dask: Infer"
-    show_page(document, parts, INTERVAL, TEMPLATE.read_text(), extra)
-
-
-def _plot(
-    counters: ClusterCounters,
-    name: str,
-    part: Any,
-    scheduler: Scheduler,
-    extra: Any,
-    document: Any,
-) -> None:
-    document.title = f"Dask: {name}"
-    shown = [part(counters, sizing_mode="stretch_both")]
-    show_page(document, shown, INTERVAL, None, extra)

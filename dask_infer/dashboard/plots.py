@@ -171,55 +171,56 @@ class Replicas(ByWorker):
         _update(self.source, replica_table(found))
 
 
-class Throughput:
-    """Rows a second, read and predicted."""
+class OverTime:
+    """Lines over time of partitions, or of first stages: those that moved last."""
+
+    name: str
+    title: str
+    #: What is drawn, of partitions or of stages.
+    value: str
+    stages: bool
 
     def __init__(self, counters: ClusterCounters, **options: Any) -> None:
         self.counters = counters
-        self.source = ColumnDataSource(
-            _drawn(counters, stages=False), name="infer_rows"
-        )
-        self.root = _figure(
-            "Rows a second (dashed: read)", options, x_axis_type="datetime"
-        )
-        self.root.name = "infer_rows"
+        drawn = _drawn(counters, self.stages)
+        self.source = ColumnDataSource(drawn, name=self.name)
+        self.root = _figure(self.title, options, x_axis_type="datetime")
+        self.root.name = self.name
         self.root.multi_line(
-            "at", "rate_out", color="color", legend_field="model", line_width=2,
+            "at", self.value, color="color", legend_field="model", line_width=2,
             source=self.source,
         )  # fmt: skip
+        self.root.y_range.start = 0
+        _place_legend(self.root)
+
+    def update(self) -> None:
+        """Show the lines that moved last."""
+        _update(self.source, _drawn(self.counters, self.stages))
+
+
+class Throughput(OverTime):
+    """Rows a second, read and predicted."""
+
+    name, value, stages = "infer_rows", "rate_out", False
+    title = "Rows a second (dashed: read)"
+
+    def __init__(self, counters: ClusterCounters, **options: Any) -> None:
+        super().__init__(counters, **options)
         self.root.multi_line(
             "at", "rate_in", color="color", line_dash="dashed", source=self.source
         )
-        self.root.y_range.start = 0
         self.root.yaxis.formatter = NumeralTickFormatter(format="0,0")
-        _place_legend(self.root)
-
-    def update(self) -> None:
-        """Show the lines that moved last."""
-        _update(self.source, _drawn(self.counters, stages=False))
 
 
-class Windows:
+class Windows(OverTime):
     """How full the windows of groups are."""
 
-    def __init__(self, counters: ClusterCounters, **options: Any) -> None:
-        self.counters = counters
-        self.source = ColumnDataSource(
-            _drawn(counters, stages=True), name="infer_windows"
-        )
-        title = "Microbatches in the windows, % (groups of workers only)"
-        self.root = _figure(title, options, x_axis_type="datetime")
-        self.root.name = "infer_windows"
-        self.root.multi_line(
-            "at", "filled", color="color", legend_field="model", line_width=2,
-            source=self.source,
-        )  # fmt: skip
-        self.root.y_range.start, self.root.y_range.end = 0, 105
-        _place_legend(self.root)
+    name, value, stages = "infer_windows", "filled", True
+    title = "Microbatches in the windows, % (groups of workers only)"
 
-    def update(self) -> None:
-        """Show the lines that moved last."""
-        _update(self.source, _drawn(self.counters, stages=True))
+    def __init__(self, counters: ClusterCounters, **options: Any) -> None:
+        super().__init__(counters, **options)
+        self.root.y_range.end = 105
 
 
 class Time(ByWorker):

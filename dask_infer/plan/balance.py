@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
+from dask_infer.plan.facts import BlockFacts, WorkerFacts, need, transfer_seconds
 from dask_infer.plan.infeasible import no_cut_fits, too_few_blocks, too_few_workers
 from dask_infer.plan.stage_plan import StagePlan, stage_plan
 from dask_infer.plan.worker_classes import Used, WorkerClass, uses, worker_classes
@@ -27,7 +27,6 @@ def balance(
     blocks: Sequence[BlockFacts],
     workers: Sequence[WorkerFacts],
     stages: int,
-    link: Link | None = None,
 ) -> StagePlan:
     """Cut a chain into stages and place them so that the slowest is as fast as can be.
 
@@ -44,26 +43,23 @@ def balance(
         The workers that are free; a stage has one to itself.
     stages
         How many stages; each holds a block at least.
-    link
-        The connection between two stages.
 
     Raises
     ------
     PlacementError
         If there are too few blocks or workers, or if no cut fits their memory.
     """
-    link = link or Link()
     if len(blocks) < stages:
         raise too_few_blocks(blocks, stages)
     if len(workers) < stages:
         raise too_few_workers(workers, stages)
-    search = _Search(blocks, workers, stages, link)
+    search = _Search(blocks, workers, stages)
     slowest = search.slowest()
     if slowest == inf:
         raise no_cut_fits(blocks, workers, stages)
     bounds, classes = search.cheapest(slowest)
     chosen = _neighbours([search.classes[which] for which in classes])
-    return stage_plan(blocks, bounds, chosen, link)
+    return stage_plan(blocks, bounds, chosen)
 
 
 @dataclass
@@ -73,7 +69,6 @@ class _Search:
     blocks: Sequence[BlockFacts]
     workers: Sequence[WorkerFacts]
     stages: int
-    link: Link
 
     def __post_init__(self) -> None:
         length = len(self.blocks)
@@ -82,7 +77,7 @@ class _Search:
         )
         self.uses = list(uses(self.classes, self.stages))
         self.cuts = [0, *(block.cut_bytes for block in self.blocks[1:])]
-        self.hops = [0.0, *(self.link.seconds(cut) for cut in self.cuts[1:])]
+        self.hops = [*map(transfer_seconds, self.cuts)]
         #: For each class and end of a stage: its seconds with 1, 2, ... blocks, as long
         #: as they fit.
         self.times = [

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: Bytes a second between two workers: one hop of 64 MB between two processes of one
+#: host (distributed 2026.8.0).
+BANDWIDTH = 3.6e9
+
 
 @dataclass(frozen=True)
 class BlockFacts:
@@ -80,6 +84,8 @@ class WorkerFacts:
         How many stages or remote replicas its resources allow at a time.
     one_at_a_time
         Whether its forwards wait for each other, as on an accelerator.
+    members
+        The workers that it stands for, if it is a team of shards.
     """
 
     address: str
@@ -89,10 +95,7 @@ class WorkerFacts:
     threads: int = 1
     holds: int = 1
     one_at_a_time: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.speed > 0:
-            raise ValueError(f"worker {self.address} has speed {self.speed!r}: not > 0")
+    members: tuple[str, ...] = ()
 
     @property
     def room(self) -> float:
@@ -100,25 +103,9 @@ class WorkerFacts:
         return float("inf") if self.memory is None else self.memory
 
 
-@dataclass(frozen=True)
-class Link:
-    """The connection from one stage to the next.
-
-    Parameters
-    ----------
-    bandwidth
-        Bytes a second. The default is one hop of 64 MB between two processes of one
-        host (distributed 2026.8.0).
-    latency
-        Seconds that a message takes whatever its size.
-    """
-
-    bandwidth: float = 3.6e9
-    latency: float = 0.0
-
-    def seconds(self, nbytes: int) -> float:
-        """Time of one message."""
-        return self.latency + nbytes / self.bandwidth
+def transfer_seconds(nbytes: float) -> float:
+    """Return how long the message from one stage to the next takes."""
+    return nbytes / BANDWIDTH
 
 
 def need(blocks: Sequence[BlockFacts]) -> int:

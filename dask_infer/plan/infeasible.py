@@ -45,8 +45,8 @@ def block_fits_nowhere(
         return None
     return PlacementError(
         f'block "{block.name}" needs {in_bytes(need([block]))} '
-        f"({in_bytes(block.nbytes)} of weights) and cannot be cut further; {largest(workers)}: "
-        f"{SMALLER}"
+        f"({in_bytes(block.nbytes)} of weights) and cannot be cut further; "
+        f"{largest(workers)}: {SMALLER}"
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import floor
 
-from dask_infer.plan.facts import ChainFacts
 from dask_infer.plan.stage_plan import StagePlan
 
 #: Rows of the two forwards of each block that are timed: what does not grow with them
@@ -21,13 +21,17 @@ FIXED_SHARE = 0.05
 MOST_ROWS = 1024
 
 
-def microbatch_rows(plan: StagePlan, chain: ChainFacts) -> int | None:
-    """Return the rows of a microbatch, by the slowest stage; None if not timed."""
-    if chain.fewer is None:
-        return None
+def microbatch_rows(plan: StagePlan, fewer: Sequence[float]) -> int:
+    """Return the rows of a microbatch, by the slowest stage.
+
+    Parameters
+    ----------
+    fewer
+        Seconds of each block, or of a shard of it, at `FEW_ROWS` rows.
+    """
     slow = max(plan.stages, key=lambda stage: stage.seconds)
-    fewer = sum(chain.fewer[slow.start : slow.stop])
-    fixed, per_row = fixed_and_per_row((FEW_ROWS, fewer), (ROWS, slow.seconds))
+    few = sum(fewer[slow.start : slow.stop])
+    fixed, per_row = fixed_and_per_row(few, slow.seconds)
     return fewest_rows(OVERHEAD + fixed, per_row)
 
 
@@ -47,9 +51,7 @@ def fewest_rows(overhead: float, seconds_per_row: float) -> int:
     return min(rows, MOST_ROWS)
 
 
-def fixed_and_per_row(
-    fewer: tuple[int, float], more: tuple[int, float]
-) -> tuple[float, float]:
+def fixed_and_per_row(few: float, more: float) -> tuple[float, float]:
     """Return the fixed seconds of a forward and those of a row, from two timings.
 
     Not all of a forward grows with its rows: kernels are launched and weights are read
@@ -58,11 +60,8 @@ def fixed_and_per_row(
 
     Parameters
     ----------
-    fewer, more
-        Rows and seconds of a small forward and of a larger one.
+    few, more
+        Seconds of forwards of `FEW_ROWS` and of `ROWS` rows.
     """
-    rows = more[0] - fewer[0]
-    if rows <= 0:
-        raise ValueError(f"{fewer[0]} and {more[0]} rows are not fewer and more")
-    per_row = max(0.0, (more[1] - fewer[1]) / rows)
-    return max(0.0, fewer[1] - fewer[0] * per_row), per_row
+    per_row = max(0.0, (more - few) / (ROWS - FEW_ROWS))
+    return max(0.0, few - FEW_ROWS * per_row), per_row

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dask_infer.plan.balance import balance
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, WorkerFacts
 from dask_infer.plan.min_stages import min_stages
 from dask_infer.plan.stage_plan import StagePlan
 from dask_infer.plan.units import count, in_bytes, in_seconds
@@ -17,7 +17,6 @@ def plan_pipeline(
     blocks: Sequence[BlockFacts],
     workers: Sequence[WorkerFacts],
     stages: int | Literal["auto"] = "auto",
-    link: Link | None = None,
 ) -> StagePlan:
     """Plan the stages of one replica of a pipeline.
 
@@ -29,8 +28,6 @@ def plan_pipeline(
         The workers that are free.
     stages
         A number; ``"auto"`` for the fewest that fit.
-    link
-        The connection between two stages.
 
     Raises
     ------
@@ -38,7 +35,7 @@ def plan_pipeline(
         If it does not fit; says what, how large it is, and what would help.
     """
     number = min_stages(blocks, workers) if stages == "auto" else stages
-    plan = balance(blocks, workers, number, link)
+    plan = balance(blocks, workers, number)
     total = in_bytes(sum(stage.nbytes for stage in plan.stages))
     why = "the fewest that fit" if stages == "auto" else "as asked, for"
     line = f"{count(number, 'stage')}: {why} {total} of weights."

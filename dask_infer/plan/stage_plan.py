@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
+from dask_infer.plan.facts import BlockFacts, WorkerFacts, need, transfer_seconds
 from dask_infer.plan.units import in_bytes, in_seconds
+
+#: Columns of the table of a plan.
+HEAD = ("stage", "blocks", "parameters", "bytes", "projected", "of slowest", "worker")
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """Consecutive blocks on one worker; all numbers are projected."""
+    """Consecutive blocks on one worker, or on each of its shards; all is projected."""
 
     #: Blocks `start` to `stop`, the latter not included.
     start: int
@@ -21,6 +24,8 @@ class PlannedStage:
     first: str
     last: str
     worker: str
+    #: The same, or its shards.
+    members: tuple[str, ...]
     parameters: int
     #: Bytes of weights and buffers.
     nbytes: int
@@ -47,54 +52,51 @@ class StagePlan:
 
     @property
     def workers(self) -> tuple[str, ...]:
-        """The worker of each stage."""
-        return tuple(stage.worker for stage in self.stages)
+        """The workers of all stages, or of all shards of all stages, in order."""
+        return tuple(w for stage in self.stages for w in stage.members)
+
+    @property
+    def shards(self) -> int:
+        """Workers of each stage."""
+        return len(self.stages[0].members)
 
     @property
     def slowest(self) -> float:
         """Seconds between two microbatches in steady state."""
         return max(max(stage.seconds, stage.transfer) for stage in self.stages)
 
-    @property
-    def cut_bytes(self) -> int:
-        """Bytes of a microbatch that travel between stages."""
-        return sum(stage.cut_bytes for stage in self.stages)
-
     def table(self) -> str:
         """Return a line for each stage and the reasons, to be printed."""
-        cells = [list(self._row(0)), *(
-            list(self._row(index).values()) for index in range(len(self.stages))
-        )]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        rows = [HEAD, *map(self._cells, range(len(self.stages)))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
                 cell.ljust(width) if name in ("blocks", "worker") else cell.rjust(width)
-                for name, cell, width in zip(cells[0], line, widths, strict=True)
+                for name, cell, width in zip(HEAD, row, widths, strict=True)
             ).rstrip()
-            for line in cells
+            for row in rows
         ]
         return "\n".join([*lines, *self.reasons])
 
-    def _row(self, index: int) -> dict[str, str]:
+    def _cells(self, index: int) -> tuple[str, ...]:
         stage = self.stages[index]
         one = stage.first == stage.last
         share = stage.seconds / self.slowest if self.slowest else 1.0
-        return {
-            "stage": str(index),
-            "blocks": stage.first if one else f"{stage.first}..{stage.last}",
-            "parameters": f"{stage.parameters:,}",
-            "bytes": in_bytes(stage.nbytes),
-            "projected": in_seconds(stage.seconds),
-            "of slowest": f"{share:.0%}",
-            "worker": stage.worker,
-        }
+        return (
+            str(index),
+            stage.first if one else f"{stage.first}..{stage.last}",
+            f"{stage.parameters:,}",
+            in_bytes(stage.nbytes),
+            in_seconds(stage.seconds),
+            f"{share:.0%}",
+            stage.worker,
+        )
 
 
 def stage_plan(
     blocks: Sequence[BlockFacts],
     bounds: Sequence[int],
     workers: Sequence[WorkerFacts],
-    link: Link,
 ) -> StagePlan:
     """Return the plan whose stages lie between `bounds`, one on each of `workers`."""
     stages = []
@@ -108,12 +110,13 @@ def stage_plan(
                 first=inside[0].name,
                 last=inside[-1].name,
                 worker=worker.address,
+                members=worker.members or (worker.address,),
                 parameters=sum(block.parameters for block in inside),
                 nbytes=sum(block.nbytes for block in inside),
                 memory=need(inside),
                 seconds=sum(block.seconds for block in inside) / worker.speed,
                 cut_bytes=cut,
-                transfer=link.seconds(cut) if start else 0.0,
+                transfer=transfer_seconds(cut),
             )
         )
     return StagePlan(tuple(stages))

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from dask.base import is_dask_collection
@@ -104,11 +104,11 @@ class Progress:
 
     def __enter__(self) -> Progress:
         client = current_client()
-        if client is not None and client.asynchronous:
+        if client is not None and client.asynchronous and self._persisted is None:
             raise RuntimeError(
                 "the client is asynchronous: use `async with dask_infer.progress():`"
             )
-        self._start(client)
+        self._start()
         self._ready.wait(PATIENCE)
         return self
 
@@ -119,7 +119,7 @@ class Progress:
             self._thread.join()
 
     async def __aenter__(self) -> Progress:
-        self._start(current_client())
+        self._start()
         await asyncio.to_thread(self._ready.wait, PATIENCE)
         return self
 
@@ -129,11 +129,12 @@ class Progress:
 
     # --- in the threads that compute ---------------------------------------------
 
-    def _start(self, client: Any) -> None:
+    def _start(self) -> None:
         self._display = open_display()
         from_now = self._persisted is None
         self._counts = Counts(from_now=from_now, local=from_now or not self._clients)
-        if client is not None:
+        client = current_client()
+        if from_now and client is not None:
             self._clients.append(client)
         listeners.append(self._expect)
         self._callback.register()
@@ -143,6 +144,8 @@ class Progress:
         with contextlib.suppress(ValueError, KeyError):
             listeners.remove(self._expect)
             self._callback.unregister()
+        if self._persisted is not None:
+            stopped |= self._persisted.is_failed()
         self._state = "stopped" if stopped else "done"
         self._stop.set()
 
@@ -269,37 +272,28 @@ class Persisted:
         """Show progress until all is computed, or failed."""
         from distributed import wait
 
-        shown = Progress(self)
-        shown._start(None)
-        stopped = True
-        try:
+        with Progress(self), self._cancelled_with():
             for client in self.clients:
                 with client.as_current():
                     wait([f for f in self.futures if f.client is client])
-            stopped = self._is_failed()
-        except KeyboardInterrupt:
-            for client in self.clients:
-                client.cancel(self.futures)
-            raise
-        finally:
-            shown.__exit__(None, stopped or None, None)
 
     async def wait_later(self) -> None:
         """Do the same on the event loop of the client."""
         from distributed import wait
 
-        shown = Progress(self)
-        shown._start(None)
-        stopped = True
+        async with Progress(self):
+            with self._cancelled_with():
+                await wait(self.futures)
+
+    @contextlib.contextmanager
+    def _cancelled_with(self) -> Iterator[None]:
         try:
-            await wait(self.futures)
-            stopped = self._is_failed()
+            yield
         except (KeyboardInterrupt, asyncio.CancelledError):
             for client in self.clients:
                 client.cancel(self.futures)
             raise
-        finally:
-            await shown.__aexit__(None, stopped or None, None)
 
-    def _is_failed(self) -> bool:
+    def is_failed(self) -> bool:
+        """Whether any of it failed or was cancelled."""
         return any(future.status != "finished" for future in self.futures)

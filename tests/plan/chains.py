@@ -6,17 +6,18 @@ from itertools import combinations, pairwise, permutations
 
 from hypothesis import strategies as st
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
+from dask_infer.plan.facts import BANDWIDTH, BlockFacts, WorkerFacts, need
 from dask_infer.plan.stage_plan import stage_plan
 
-#: Bytes cost as many eighths of a second, so that sums of floats are exact.
-LINK = Link(bandwidth=8.0)
+#: Bytes that take an eighth of a second, so that sums of floats are exact.
+EIGHTH = int(BANDWIDTH / 8)
 
 
 def chain(seconds, nbytes=None, cuts=None, activations=None):
-    """Blocks b0, b1, ... with these numbers."""
+    """Blocks b0, b1, ... with these numbers; cuts in eighths of a second."""
     nothing = [0] * len(seconds)
-    columns = (nbytes or nothing, seconds, cuts or nothing, activations or nothing)
+    cuts = [EIGHTH * cut for cut in cuts or nothing]
+    columns = (nbytes or nothing, seconds, cuts, activations or nothing)
     return [
         BlockFacts(f"b{i}", *facts)
         for i, facts in enumerate(zip(*columns, strict=True))
@@ -30,7 +31,8 @@ def crew(*memory, speed=1.0):
 def chains(least=1, most=10):
     eighths = st.integers(0, 40).map(lambda n: n / 8)
     small = st.integers(0, 12)
-    block = st.tuples(st.integers(1, 12), eighths, st.integers(0, 40), small)
+    cuts = st.integers(0, 40).map(lambda n: n * EIGHTH)
+    block = st.tuples(st.integers(1, 12), eighths, cuts, small)
     return st.lists(block, min_size=least, max_size=most).map(
         lambda rows: [BlockFacts(f"b{i}", *row) for i, row in enumerate(rows)]
     )
@@ -51,4 +53,4 @@ def every_layout(blocks, workers, stages):
         needs = [need(blocks[a:b]) for a, b in pairwise(bounds)]
         for chosen in permutations(workers, stages):
             if all(n <= w.room for n, w in zip(needs, chosen, strict=True)):
-                yield stage_plan(blocks, bounds, chosen, LINK)
+                yield stage_plan(blocks, bounds, chosen)

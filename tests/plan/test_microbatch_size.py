@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_infer.plan import microbatch_size as sizes
-from dask_infer.plan.facts import BlockFacts, ChainFacts, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, WorkerFacts
 from dask_infer.plan.microbatch_size import FEW_ROWS, MOST_ROWS, OVERHEAD, ROWS
 from dask_infer.plan.plan_pipeline import plan_pipeline
 
@@ -40,11 +40,11 @@ def test_a_microbatch_is_the_smallest_under_a_twentieth(overhead, per_row):
 @pytest.mark.parametrize(
     ("fewer", "more", "line"),
     [
-        ((1, 5.0), (3, 7.0), (4.0, 1.0)),
-        ((2, 2.0), (4, 4.0), (0.0, 1.0)),
+        (6.0, 20.0, (4.0, 1.0)),
+        (2.0, 16.0, (0.0, 1.0)),
         # Timings that scatter: neither part is ever negative.
-        ((2, 3.0), (4, 2.0), (3.0, 0.0)),
-        ((2, 1.0), (4, 5.0), (0.0, 2.0)),
+        (3.0, 2.0, (3.0, 0.0)),
+        (1.0, 29.0, (0.0, 2.0)),
     ],
 )
 def test_the_fixed_part_of_a_forward(fewer, more, line):
@@ -52,15 +52,10 @@ def test_the_fixed_part_of_a_forward(fewer, more, line):
 
 
 def test_weights_that_are_read_once_make_larger_microbatches():
-    # 16 rows take little longer than one: their weights are read once.
-    fixed, per_row = sizes.fixed_and_per_row((1, 0.010), (16, 0.025))
+    # 16 rows take little longer than two: their weights are read once.
+    fixed, per_row = sizes.fixed_and_per_row(0.011, 0.025)
     assert sizes.fewest_rows(0.001, 0.01) == 2
     assert sizes.fewest_rows(0.001 + fixed, per_row) in (190, 191)
-
-
-def test_two_timings_of_as_many_rows():
-    with pytest.raises(ValueError, match="4 and 4 rows"):
-        sizes.fixed_and_per_row((4, 1.0), (4, 2.0))
 
 
 def measured(*timings):
@@ -70,13 +65,13 @@ def measured(*timings):
         for n, (fixed, per_row) in enumerate(timings)
     ]
     fewer = tuple(fixed + FEW_ROWS * per_row for fixed, per_row in timings)
-    return ChainFacts(tuple(blocks), fewer, "by hand")
+    return blocks, fewer
 
 
 def rows_for(*timings):
-    chain = measured(*timings)
-    plan = plan_pipeline(chain.blocks, [WorkerFacts("a"), WorkerFacts("b")], 2)
-    return sizes.microbatch_rows(plan, chain)
+    blocks, fewer = measured(*timings)
+    plan = plan_pipeline(blocks, [WorkerFacts("a"), WorkerFacts("b")], 2)
+    return sizes.microbatch_rows(plan, fewer)
 
 
 def test_what_a_microbatch_costs_anyway_is_a_twentieth_of_it():

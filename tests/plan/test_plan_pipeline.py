@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dask_infer.plan.facts import BlockFacts
 from dask_infer.plan.plan_pipeline import plan_pipeline
-from tests.plan.chains import LINK, chain, crew
+from tests.plan.chains import chain, crew
 
 MIB = 2**20
 
@@ -33,9 +33,10 @@ def test_a_number_of_stages():
 
 def test_a_slow_message_is_named():
     blocks = chain([1, 1], cuts=[0, 80])
-    plan = plan_pipeline(blocks, crew(None, None), 2, link=LINK)
+    plan = plan_pipeline(blocks, crew(None, None), 2)
     assert (
-        plan.reasons[1] == "The message into stage 1 is the slowest: 10.00 s for 80 B."
+        plan.reasons[1]
+        == "The message into stage 1 is the slowest: 10.00 s for 33.5 GiB."
     )
 
 

@@ -8,7 +8,6 @@ from dask_infer.plan.layouts.shards import (
     EXCHANGE,
     in_shards,
     plan_layout,
-    plan_shards,
     teams,
 )
 from dask_infer.plan.plan_pipeline import plan_pipeline
@@ -24,6 +23,10 @@ def workers(*memory: int, hosts: str = "") -> list[WorkerFacts]:
     ]
 
 
+def plan(blocks, workers, stages, shards):
+    return plan_layout(Layout(stages=stages, shards=shards), blocks, workers)
+
+
 def test_shards_divide_what_is_divisible_and_exchange():
     block = BlockFacts("b", 100, 1.0, divisible=90, exchanges=3, parameters=50)
     (each,) = in_shards([block], 4)
@@ -36,38 +39,39 @@ def test_shards_divide_what_is_divisible_and_exchange():
 def test_auto_is_the_fewest_that_fit_and_at_least_two(memory, shards):
     block = BlockFacts("embedding", 30 * GIB, 1.0, divisible=30 * GIB)
     small = BlockFacts("small", 2**20, 1.0, divisible=2**20)
-    assert plan_shards([block], workers(*[memory] * 4), 1, "auto").shards == shards
-    assert plan_shards([small], workers(*[memory] * 4), 1, "auto").shards == 2
+    assert plan([block], workers(*[memory] * 4), 1, "auto").shards == shards
+    assert plan([small], workers(*[memory] * 4), 1, "auto").shards == 2
 
 
 def test_each_stage_has_workers_of_its_own():
     blocks = [BlockFacts(f"b{n}", 4 * GIB, 1.0, divisible=4 * GIB) for n in range(4)]
-    plan = plan_shards(blocks, workers(*[8] * 5), 2, 2)
-    assert len(plan.stages.stages) == 2
-    assert len(set(plan.workers)) == 4
+    two = plan(blocks, workers(*[8] * 5), 2, 2)
+    assert len(two.stages) == 2
+    assert len(set(two.workers)) == 4
     assert "2 shards a stage: as asked; each holds 4.0 GiB of 16.0 GiB." in (
-        plan.stages.table()
+        two.table()
     )
 
 
 def test_one_shard_is_a_pipeline():
     blocks = [BlockFacts(f"b{n}", GIB, 1.0, divisible=GIB) for n in range(4)]
-    plan = plan_shards(blocks, workers(3, 3, 3), "auto", 1)
-    assert (plan.shards, plan.stages) == (1, plan_pipeline(blocks, workers(3, 3, 3)))
+    piped = plan(blocks, workers(3, 3, 3), "auto", 1)
+    assert piped == plan_pipeline(blocks, workers(3, 3, 3))
+    assert piped.shards == 1
     assert in_shards(blocks, 1) == blocks
 
 
 def test_named_cuts_make_a_stage_of_each_block():
     blocks = [BlockFacts(f"b{n}", GIB, 1.0, divisible=GIB) for n in range(3)]
-    plan = plan_layout(Layout(stages=["1", "2"]), blocks, workers(3, 3, 3))
-    assert plan.stages.bounds == (0, 1, 2, 3)
+    named = plan(blocks, workers(3, 3, 3), ["1", "2"], 1)
+    assert named.bounds == (0, 1, 2, 3)
 
 
 def test_a_stage_is_on_one_host_where_there_is_one():
     block = BlockFacts("b", GIB, 1.0, divisible=GIB)
     five = workers(8, 8, 8, 8, 8, hosts="abcab")
-    assert plan_shards([block], five, 1, 2).workers in (("w0", "w3"), ("w1", "w4"))
-    three = plan_shards([block], five, 1, 3)
+    assert plan([block], five, 1, 2).workers in (("w0", "w3"), ("w1", "w4"))
+    three = plan([block], five, 1, 3)
     assert len(set(three.workers)) == 3
     assert [len(t.members) for t in teams(five, 2, near=False)] == [2, 2]
 
@@ -75,8 +79,8 @@ def test_a_stage_is_on_one_host_where_there_is_one():
 def test_refusals_name_what_is_missing():
     block = BlockFacts("b", 40 * GIB, 1.0, divisible=30 * GIB)
     with pytest.raises(PlacementError, match="3 shards need 3 workers"):
-        plan_shards([block], workers(64, 64), 1, 3)
+        plan([block], workers(64, 64), 1, 3)
     with pytest.raises(PlacementError, match=r'block "b" needs .* w0 \+ w1 \+ w2, has'):
-        plan_shards([block], workers(8, 8, 8), "auto", "auto")
+        plan([block], workers(8, 8, 8), "auto", "auto")
     with pytest.raises(PlacementError, match=r"2 shards need .* start more workers"):
-        plan_shards([block], [], 1, "auto")
+        plan([block], [], 1, "auto")

@@ -24,11 +24,10 @@ from dask_infer.pipeline.worker.measure import (
     uncut_chain,
 )
 from dask_infer.plan.facts import BlockFacts, ChainFacts, WorkerFacts
-from dask_infer.plan.layouts.fact import Fact, Source
-from dask_infer.plan.layouts.job_facts import JobFacts
+from dask_infer.plan.layouts.job_facts import Fact, JobFacts, Source
 from dask_infer.plan.layouts.remote_layouts import SHARDS
 from dask_infer.plan.layouts.shards import EXCHANGE
-from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS, fixed_and_per_row
+from dask_infer.plan.microbatch_size import fixed_and_per_row
 from dask_infer.plan.units import count, in_bytes, in_seconds
 from dask_infer.replica.cache import models_limit
 from dask_infer.replica.measured import (
@@ -224,9 +223,8 @@ class Gatherer:
                 self._show(name, in_seconds(state["forward"]), "measured")
                 return state["forward"] * self._speed(each), 0.0
         if fewer is not None:
-            small = (FEW_ROWS, sum(fewer))
-            large = (ROWS, sum(block.seconds for block in blocks))
-            fixed, row = fixed_and_per_row(small, large)
+            whole = sum(block.seconds for block in blocks)
+            fixed, row = fixed_and_per_row(sum(fewer), whole)
             self._show(name, f"{in_seconds(row)} (synthetic rows)", "measured")
             speed = self._speed(self._timed)
             return row * speed, fixed * speed

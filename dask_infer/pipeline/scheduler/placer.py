@@ -23,9 +23,10 @@ from dask_infer.pipeline.scheduler.worker_states import (
     shortage,
 )
 from dask_infer.plan.facts import ChainFacts, WorkerFacts
-from dask_infer.plan.layouts.shards import ShardPlan, chain_in_shards, plan_layout
+from dask_infer.plan.layouts.shards import in_shards, plan_layout
 from dask_infer.plan.microbatch_size import microbatch_rows
 from dask_infer.plan.replicas import next_replica
+from dask_infer.plan.stage_plan import StagePlan
 from dask_infer.plan.units import in_bytes
 
 #: Seconds between two looks at the workers while one is missing.
@@ -80,14 +81,14 @@ class Placer:
         if self.spec.is_divided:
             chain = self.table.chains[self.spec.key]
             plan = await self._plan(chain)
-            bounds, planned, shards = plan.stages.bounds, plan.workers, plan.shards
-            nbytes = tuple(s.nbytes for s in plan.stages.stages for _ in range(shards))
+            bounds, planned, shards = plan.bounds, plan.workers, plan.shards
+            nbytes = tuple(s.nbytes for s in plan.stages for _ in range(shards))
             cuts = chain.cuts if chain.shards == shards else b""
         instance = self.group.new_instance(bounds, nbytes, shards, cuts)
         instance.planned = planned
         return instance
 
-    async def _plan(self, chain: ChainFacts) -> ShardPlan:
+    async def _plan(self, chain: ChainFacts) -> StagePlan:
         """Plan the stages, once there are workers that could hold them.
 
         Every worker counts that could hold a stage, busy or not: a plan made for the
@@ -109,11 +110,12 @@ class Placer:
                         f"{self.spec.timeouts.grace:g} s, infer.placement.grace){hint}"
                     ) from error
             await asyncio.sleep(POLL_SECONDS)
-        lines = ["planned", plan.stages.table(), *filter(None, [chain.note])]
-        if self.group.microbatch is None:
-            self.group.microbatch = microbatch_rows(
-                plan.stages, chain_in_shards(chain, plan.shards)
-            )
+        lines = ["planned", plan.table(), *filter(None, [chain.note])]
+        if self.group.microbatch is None and chain.fewer is not None:
+            few = zip(chain.blocks, chain.fewer, strict=True)
+            blocks = [replace(block, seconds=seconds) for block, seconds in few]
+            fewer = [block.seconds for block in in_shards(blocks, plan.shards)]
+            self.group.microbatch = microbatch_rows(plan, fewer)
         if self.group.microbatch is not None:
             lines.append(f"Microbatches of {self.group.microbatch} rows.")
         self.table.notify(self.group, "\n".join(lines))

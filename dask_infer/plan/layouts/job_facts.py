@@ -7,13 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
+from typing import Literal
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts, need
+from dask_infer.plan.facts import BlockFacts, WorkerFacts, need
+
+Source = Literal["measured", "projected", "assumed"]
 
 #: Share of the memory for models that a layout leaves free.
 MARGIN = 0.1
 #: Seconds of the scheduler for each partition (benchmarks/noop), and of a job.
 TASK, START = 2.9e-3, 0.1
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact in words, and where it comes from."""
+
+    name: str
+    value: str
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,6 @@ class JobFacts:
         Cores of a host; None where each thread has one.
     core_share
         Part of its time in which a partition's thread keeps a core busy.
-    link
-        The connection between two workers.
     resources
         Dask resources of the workers that may hold a stage.
     pinned
@@ -75,7 +85,6 @@ class JobFacts:
     store_rate: float = inf
     cores: int | None = None
     core_share: float = 1.0
-    link: Link = field(default_factory=Link)
     resources: tuple[tuple[str, float], ...] = ()
     pinned: bool = False
 
@@ -96,8 +105,11 @@ class JobFacts:
 
     @cached_property
     def hosts(self) -> Counter[str]:
-        """Workers of each host."""
-        return Counter(worker.host for worker in self.workers)
+        """Threads of the workers of each host."""
+        threads = Counter[str]()
+        for worker in self.workers:
+            threads[worker.host] += worker.threads
+        return threads
 
     def slowdown(self, running: float) -> float:
         """How many times as long each of so many forwards of a host takes."""

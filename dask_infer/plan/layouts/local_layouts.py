@@ -54,11 +54,8 @@ def makespan(facts: JobFacts, *, forward: bool = True) -> float:
     """
     durations: Counter[float] = Counter()
     busy = min(1.0, facts.partitions / facts.threads)
-    threads = Counter[str]()
     for worker in facts.workers:
-        threads[worker.host] += worker.threads
-    for worker in facts.workers:
-        slower = facts.slowdown(busy * threads[worker.host])
+        slower = facts.slowdown(busy * facts.hosts[worker.host])
         seconds = _partition_seconds(facts, worker, forward) * slower
         durations[seconds] += worker.threads
     return last_end(durations, facts.partitions)
@@ -145,13 +142,10 @@ def _passes(facts: JobFacts) -> float:
     rounds = max(1, ceil(facts.partitions / facts.threads))
     left = facts.partitions - (rounds - 1) * facts.threads
     read = facts.loading(facts.nbytes, len(facts.hosts))
-    threads = Counter[str]()
-    for worker in facts.workers:
-        threads[worker.host] += worker.threads
     slowest = 0.0
     for worker in facts.workers:
         alone = _partition_seconds(facts, worker, forward=True)
-        busy = threads[worker.host]
+        busy = facts.hosts[worker.host]
         full = alone * facts.slowdown(busy)
         last = alone * facts.slowdown(busy * left / facts.threads)
         slowest = max(slowest, (rounds - 1) * max(read, full) + max(read, last))

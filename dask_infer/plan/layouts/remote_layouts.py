@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan.facts import WorkerFacts
+from dask_infer.plan.facts import BANDWIDTH, WorkerFacts, transfer_seconds
 from dask_infer.plan.layouts.alternative import Alternative, Kind
 from dask_infer.plan.layouts.job_facts import START, TASK, JobFacts, room, with_margin
 from dask_infer.plan.layouts.local_layouts import makespan
 from dask_infer.plan.layouts.shards import (
     EXCHANGE,
-    ShardPlan,
     in_shards,
     plan_layout,
     share_of_shard,
@@ -22,6 +21,7 @@ from dask_infer.plan.layouts.shards import (
 from dask_infer.plan.microbatch_size import OVERHEAD, ROWS, fewest_rows
 from dask_infer.plan.min_stages import min_stages
 from dask_infer.plan.replicas import count_replicas
+from dask_infer.plan.stage_plan import StagePlan
 from dask_infer.plan.units import count, in_bytes
 from dask_infer.spec import Layout
 
@@ -130,19 +130,19 @@ def _divided(
 ) -> Alternative:
     """Project replicas that several workers hold together, in stages or shards."""
     try:
-        plan = plan_layout(layout, facts.blocks, able, facts.link)
+        plan = plan_layout(layout, facts.blocks, able)
     except PlacementError as error:
         asked = layout if layout.shards == 1 else Layout(shards=layout.shards)
         return _refused(asked, facts, _cause(error))
-    number, shards = len(plan.stages.stages), plan.shards
+    number, shards = len(plan.stages), plan.shards
     by_address = {worker.address: worker for worker in able}
     first = [by_address[address] for address in plan.workers]
     others = [worker for worker in able if worker.address not in plan.workers]
     parts = in_shards(facts.blocks, shards)
-    replicas = count_replicas(parts, able, plan.stages.bounds, shards)
+    replicas = count_replicas(parts, able, plan.bounds, shards)
     crews = [first, *_batched(others, len(first))][:replicas]
-    biggest = max(range(number), key=lambda i: plan.stages.stages[i].memory)
-    most = max(stage.nbytes for stage in plan.stages.stages)
+    biggest = max(range(number), key=lambda i: plan.stages[i].memory)
+    most = max(stage.nbytes for stage in plan.stages)
     stored = len(crews) * facts.nbytes / facts.store_rate
     layout = Layout(stages=number, shards=shards)
     return Alternative(
@@ -151,7 +151,7 @@ def _divided(
         facts.resources,
         replicas=len(crews),
         workers=len(first) * len(crews),
-        memory=plan.stages.stages[biggest].memory,
+        memory=plan.stages[biggest].memory,
         room=min(w.room for w in [*_batched(first, shards)][biggest]),
         load=FORMING + max(most / facts.load_rate, stored),
         run=_streamed(
@@ -187,7 +187,7 @@ class _Step:
         return self.call / speed + self.wait, self.row / speed + self.moved
 
 
-def _steps(facts: JobFacts, plan: ShardPlan) -> list[_Step]:
+def _steps(facts: JobFacts, plan: StagePlan) -> list[_Step]:
     """Return what the stages of a plan do.
 
     The time of a shard goes by its weights; then shards wait for each other.
@@ -195,9 +195,9 @@ def _steps(facts: JobFacts, plan: ShardPlan) -> list[_Step]:
     whole = sum(block.seconds for block in facts.blocks) or 1.0
     shards, measured = plan.shards, facts.sharded_seconds.get(plan.shards)
     values = sum(block.cut_bytes for block in facts.blocks) / ROWS / len(facts.blocks)
-    moved = 2 * (shards - 1) / shards * values / facts.link.bandwidth
+    moved = 2 * (shards - 1) / shards * values / BANDWIDTH
     steps = []
-    for stage in plan.stages.stages:
+    for stage in plan.stages:
         blocks = facts.blocks[stage.start : stage.stop]
         entering = stage.cut_bytes / ROWS
         if measured is not None:
@@ -210,7 +210,7 @@ def _steps(facts: JobFacts, plan: ShardPlan) -> list[_Step]:
             _Step(
                 seconds / whole * facts.call_seconds,
                 seconds / whole * facts.row_seconds,
-                exchanges * (EXCHANGE + facts.link.latency),
+                exchanges * EXCHANGE,
                 exchanges * moved,
                 entering,
             )
@@ -244,7 +244,7 @@ def _streamed(
     total = facts.partitions * each
     busy: dict[str, float] = defaultdict(float)
     beats, fills = [], []
-    hops = [facts.link.seconds(int(step.entering * size)) for step in steps[1:]]
+    hops = [transfer_seconds(step.entering * size) for step in steps[1:]]
     for route, cost in zip(routes, costs, strict=True):
         times = [call + size * row for call, row in cost]
         for team, seconds in zip(route, times, strict=True):

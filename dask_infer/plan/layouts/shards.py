@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
-from typing import Literal
 
 from dask_infer.errors import PlacementError
-from dask_infer.plan.facts import BlockFacts, ChainFacts, Link, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, WorkerFacts
 from dask_infer.plan.infeasible import too_few_workers
 from dask_infer.plan.plan_pipeline import plan_pipeline
 from dask_infer.plan.stage_plan import StagePlan
@@ -17,17 +16,6 @@ from dask_infer.spec import Layout
 
 #: Seconds of one exchange between shards, whatever its size (benchmarks/tensor).
 EXCHANGE = 2e-3
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """The stages of one replica, each on as many workers as it has shards."""
-
-    #: Bytes and seconds of a stage are those of one of its shards.
-    stages: StagePlan
-    shards: int
-    #: Workers of all shards of all stages, in order.
-    workers: tuple[str, ...]
 
 
 def share_of_shard(block: BlockFacts, shards: int) -> float:
@@ -56,50 +44,30 @@ def in_shards(blocks: Sequence[BlockFacts], shards: int) -> list[BlockFacts]:
     ]
 
 
-def chain_in_shards(chain: ChainFacts, shards: int) -> ChainFacts:
-    """Return a chain's facts for each of the workers that share its blocks."""
-    if shards == 1:
-        return chain
-    fewer = None
-    if chain.fewer is not None:
-        few = [
-            replace(b, seconds=s)
-            for b, s in zip(chain.blocks, chain.fewer, strict=True)
-        ]
-        fewer = tuple(block.seconds for block in in_shards(few, shards))
-    return replace(chain, blocks=tuple(in_shards(chain.blocks, shards)), fewer=fewer)
-
-
-def plan_shards(
-    blocks: Sequence[BlockFacts],
-    workers: Sequence[WorkerFacts],
-    stages: int | Literal["auto"],
-    shards: int | Literal["auto"],
-    link: Link | None = None,
-) -> ShardPlan:
+def plan_layout(
+    layout: Layout, blocks: Sequence[BlockFacts], workers: Sequence[WorkerFacts]
+) -> StagePlan:
     """Plan the stages of one replica, whose tensors shards may divide.
 
     Parameters
     ----------
+    layout
+        Of stages ``"auto"`` is the fewest that fit, of shards too, two at least.
     blocks
-        The chain of blocks, whole.
+        The chain, whole; if the layout names its cuts, each block is a stage.
     workers
-        Those that could hold a shard.
-    stages
-        As of `plan_pipeline`.
-    shards
-        A number, 1 for whole stages; ``"auto"`` for the fewest that fit, two at least.
-    link
-        The connection between two stages.
+        Those that could hold a stage, or a shard.
 
     Raises
     ------
     PlacementError
         If it does not fit; says what, how large it is, and what would help.
     """
+    stages, shards = layout.stages, layout.shards
+    if isinstance(stages, tuple):
+        stages = len(blocks)
     if shards == 1:
-        plan = plan_pipeline(blocks, workers, stages, link)
-        return ShardPlan(plan, 1, plan.workers)
+        return plan_pipeline(blocks, workers, stages)
     tried = range(2, max(2, len(workers)) + 1) if shards == "auto" else (shards,)
     refusal = too_few_workers(workers, tried[0], "shard")
     why = "the fewest that fit" if shards == "auto" else "as asked"
@@ -107,64 +75,27 @@ def plan_shards(
         parts = in_shards(blocks, number)
         # The workers of one host are quicker together.
         for near in (True, False):
-            found = {team.address: team for team in teams(workers, number, near=near)}
+            found = teams(workers, number, near=near)
             if not found:
                 continue
             try:
-                plan = plan_pipeline(parts, [*found.values()], stages, link)
+                plan = plan_pipeline(parts, found, stages)
             except PlacementError as error:
                 refusal = error
                 continue
             whole = in_bytes(sum(block.nbytes for block in blocks))
             each = in_bytes(max(stage.nbytes for stage in plan.stages))
             line = f"{number} shards a stage: {why}; each holds {each} of {whole}."
-            return ShardPlan(
-                replace(plan, reasons=(*plan.reasons, line)),
-                number,
-                tuple(m for team in plan.workers for m in found[team].members),
-            )
+            return replace(plan, reasons=(*plan.reasons, line))
     raise refusal
 
 
-def plan_layout(
-    layout: Layout,
-    blocks: Sequence[BlockFacts],
-    workers: Sequence[WorkerFacts],
-    link: Link | None = None,
-) -> ShardPlan:
-    """Plan one replica as a layout asks; see `plan_shards`.
-
-    Parameters
-    ----------
-    blocks
-        The chain; if the layout names its cuts, each block is a stage.
-    """
-    stages = len(blocks) if isinstance(layout.stages, tuple) else layout.stages
-    return plan_shards(blocks, workers, stages, layout.shards, link)
-
-
-@dataclass(frozen=True)
-class Team(WorkerFacts):
-    """The workers of a stage's shards as if they were one: as good as the worst."""
-
-    members: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, workers: Sequence[WorkerFacts]) -> Team:
-        """Return a team of these workers."""
-        members = tuple(worker.address for worker in workers)
-        hosts = {worker.host for worker in workers}
-        return cls(
-            " + ".join(members),
-            min((w.memory for w in workers if w.memory is not None), default=None),
-            min(worker.speed for worker in workers),
-            hosts.pop() if len(hosts) == 1 else "",
-            members=members,
-        )
-
-
-def teams(workers: Sequence[WorkerFacts], shards: int, *, near: bool) -> list[Team]:
+def teams(
+    workers: Sequence[WorkerFacts], shards: int, *, near: bool
+) -> list[WorkerFacts]:
     """Return disjoint groups of workers that are most alike, the largest first.
+
+    Each is as if it were one worker, as good as the worst.
 
     Parameters
     ----------
@@ -178,5 +109,17 @@ def teams(workers: Sequence[WorkerFacts], shards: int, *, near: bool) -> list[Te
     for members in hosts.values():
         members.sort(key=lambda w: (-w.room, -w.speed, w.host, w.address))
         starts = range(0, len(members) - shards + 1, shards)
-        found += [Team.of(members[start : start + shards]) for start in starts]
+        found += [_team(members[start : start + shards]) for start in starts]
     return found
+
+
+def _team(workers: Sequence[WorkerFacts]) -> WorkerFacts:
+    members = tuple(worker.address for worker in workers)
+    hosts = {worker.host for worker in workers}
+    return WorkerFacts(
+        " + ".join(members),
+        min((w.memory for w in workers if w.memory is not None), default=None),
+        min(worker.speed for worker in workers),
+        hosts.pop() if len(hosts) == 1 else "",
+        members=members,
+    )

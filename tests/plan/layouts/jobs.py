@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from dask_infer.plan.facts import BlockFacts, Link, WorkerFacts
+from dask_infer.plan.facts import BlockFacts, WorkerFacts
 from dask_infer.plan.layouts.job_facts import JobFacts
 
 GB = 10**9
@@ -59,7 +59,6 @@ def language_model(
         blocks=layers(blocks, nbytes, 16 * seconds, cut=cut, activations=GB // 2),
         load_rate=load_rate,
         store_rate=store_rate,
-        link=Link(10e9, 50e-6),
         **options,
     )
 
@@ -114,7 +113,7 @@ CASES = {
     ),
     "30 GB in one block on four workers of 16 GB": (
         JobFacts(32 * GB, crew(4, 12, a_host=1), 100_000, 100, 1e-4,
-                 link=Link(1e9, 1e-4), blocks=layers(5, 2 * GB, 16e-4, first=30 * GB,
+                 blocks=layers(5, 2 * GB, 16e-4, first=30 * GB,
                                                      cut=16 * 4096)),
         "shards=4",
     ),
