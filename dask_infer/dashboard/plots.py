@@ -285,8 +285,7 @@ class Failures:
     def __init__(self, counters: ClusterCounters, **options: Any) -> None:
         self.counters = counters
         self.source = ColumnDataSource(
-            {"model": [], "failed": [], "halvings": [], "rows": []},
-            name="infer_failures",
+            {"model": [], "failed": [], "halvings": []}, name="infer_failures"
         )
         title = "Failed rows and halvings, since the workers started"
         self.root = _figure(title, options, y_range=FactorRange())
@@ -320,7 +319,6 @@ class Failures:
             "model": names,
             "failed": [each.count("failed_rows") for each in counters],
             "halvings": [each.count("halvings") for each in counters],
-            "rows": [each.count("rows") for each in counters],
         }
         _update(self.source, table)
         if self.root.y_range.factors != names[::-1]:

@@ -7,7 +7,8 @@ collector there reads from the newest scheduler.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -53,27 +54,39 @@ class InferCollector:
         counters.update()
         lines = _lines(counters)
         for name, text in COUNTERS.items():
-            family = CounterMetricFamily(f"dask_infer_{name}", text, labels=LABELS)
-            for labels, sums in lines:
-                if name in sums.counts:
-                    family.add_metric(labels, sums.counts[name])
-            yield family
-        seconds = CounterMetricFamily(
-            "dask_infer_time_seconds",
+            values = ((at, s.counts[name]) for at, s in lines if name in s.counts)
+            yield _filled(CounterMetricFamily, name, text, values)
+        yield _filled(
+            CounterMetricFamily,
+            "time_seconds",
             "Seconds of threads by what they did",
-            labels=(*LABELS, "activity"),
+            (([*at, what], n) for at, s in lines for what, n in s.seconds.items()),
+            "activity",
         )
-        for labels, sums in lines:
-            for activity, amount in sums.seconds.items():
-                seconds.add_metric([*labels, activity], amount)
-        yield seconds
         for name, (series, text) in GAUGES.items():
-            gauge = GaugeMetricFamily(f"dask_infer_{series}", text, labels=LABELS)
-            for labels, sums in lines:
-                if name in sums.levels:
-                    gauge.add_metric(labels, sums.levels[name])
-            yield gauge
-        yield _replica_bytes(counters)
+            values = ((at, s.levels[name]) for at, s in lines if name in s.levels)
+            yield _filled(GaugeMetricFamily, series, text, values)
+        yield _filled(
+            GaugeMetricFamily,
+            "replica_bytes",
+            "Bytes of resident models",
+            _replica_bytes(counters).items(),
+            "device",
+        )
+
+
+def _filled(
+    family: Any,
+    name: str,
+    text: str,
+    values: Iterable[tuple[Sequence[str], float]],
+    *more: str,
+) -> Any:
+    """Return the values of a series by their labels, of which it may have more."""
+    made = family(f"dask_infer_{name}", text, labels=(*LABELS, *more))
+    for labels, value in values:
+        made.add_metric(labels, value)
+    return made
 
 
 def _lines(counters: ClusterCounters) -> list[tuple[list[str], Sums]]:
@@ -91,20 +104,13 @@ def _labels(label: Label, worker: str) -> list[str]:
     return [label.model, "" if label.stage is None else str(label.stage), worker]
 
 
-def _replica_bytes(counters: ClusterCounters) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(
-        "dask_infer_replica_bytes",
-        "Bytes of resident models",
-        labels=(*LABELS, "device"),
-    )
+def _replica_bytes(counters: ClusterCounters) -> Counter[tuple[str, ...]]:
+    sizes = Counter[tuple[str, ...]]()
     for address, worker in counters.sums.workers.items():
-        sizes: dict[tuple[str, ...], float] = {}
         for replica in worker.latest.replicas:
-            key = (*_labels(replica_label(replica), address), replica["device"])
-            sizes[key] = sizes.get(key, 0) + replica["bytes"]
-        for key, nbytes in sizes.items():
-            family.add_metric(key, nbytes)
-    return family
+            labels = _labels(replica_label(replica), address)
+            sizes[(*labels, replica["device"])] += replica["bytes"]
+    return sizes
 
 
 #: The one of this process; a second one would be registered beside it.

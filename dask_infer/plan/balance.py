@@ -10,14 +10,18 @@ still be the better one when a later stage is slower yet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
+from typing import TypeVar
 
 from dask_infer.plan.facts import BlockFacts, WorkerFacts, need, transfer_seconds
 from dask_infer.plan.infeasible import no_cut_fits, too_few_blocks, too_few_workers
 from dask_infer.plan.stage_plan import StagePlan, stage_plan
 from dask_infer.plan.worker_classes import Used, WorkerClass, uses, worker_classes
+
+T = TypeVar("T")
 
 #: Cut bytes, unevenness, where the last stage starts, its class. The first two decide.
 _Step = tuple[int, float, int, int]
@@ -35,14 +39,7 @@ def balance(
 
     Exact unless classes of workers are merged: see `worker_classes.STEPS`.
 
-    Parameters
-    ----------
-    blocks
-        The chain, in order.
-    workers
-        The workers that are free; a stage has one to itself.
-    stages
-        How many stages; each holds a block at least.
+    Each stage holds a block at least and has a worker to itself.
 
     Raises
     ------
@@ -88,26 +85,37 @@ class _Search:
     def slowest(self) -> float:
         """Seconds of the slowest stage of the best layout; infinite if none fits."""
         length = len(self.blocks)
-        best = {self.uses[0]: [0.0] + [inf] * length}
-        for used in self.uses[1:]:
-            row = [inf] * (length + 1)
-            for which, before in _predecessors(used):
-                self._improve(row, best[before], self.times[which], sum(used))
-            best[used] = row
+        best = self._table([0.0] + [inf] * length, inf, self._improve)
         return min(
             (row[length] for used, row in best.items() if sum(used) == self.stages),
             default=inf,
         )
 
-    def _improve(
-        self,
-        row: list[float],
-        before: list[float],
-        times: list[list[float]],
-        stages: int,
-    ) -> None:
-        hops = self.hops
-        for stop in range(stages, len(row)):
+    def _table(
+        self, first: list[T], nothing: T, add: Callable[[list[T], list[T], int], None]
+    ) -> dict[Used, list[T]]:
+        """Return for each use of workers its best layout of each prefix of the chain.
+
+        Parameters
+        ----------
+        first
+            Those of no workers.
+        add
+            Improves a row by layouts whose last stage is on a class of workers.
+        """
+        best = {self.uses[0]: first}
+        for used in self.uses[1:]:
+            row = [nothing] * len(first)
+            for which, number in enumerate(used):
+                if number:
+                    before = (*used[:which], number - 1, *used[which + 1 :])
+                    add(row, best[before], which)
+            best[used] = row
+        return best
+
+    def _improve(self, row: list[float], before: list[float], which: int) -> None:
+        hops, times = self.hops, self.times[which]
+        for stop in range(1, len(row)):
             least, start = row[stop], stop
             for seconds in times[stop]:
                 # Longer stages are only slower.
@@ -127,12 +135,7 @@ class _Search:
         """Bounds and classes of the layout with the fewest cut bytes."""
         length = len(self.blocks)
         first: list[_Step | None] = [(0, 0.0, 0, 0), *[None] * length]
-        best = {self.uses[0]: first}
-        for used in self.uses[1:]:
-            row: list[_Step | None] = [None] * (length + 1)
-            for which, before in _predecessors(used):
-                self._cheapen(row, best[before], which, slowest)
-            best[used] = row
+        best = self._table(first, None, partial(self._cheapen, slowest))
         ends = [
             (step[:2], used)
             for used, row in best.items()
@@ -142,10 +145,10 @@ class _Search:
 
     def _cheapen(
         self,
+        slowest: float,
         row: list[_Step | None],
         before: list[_Step | None],
         which: int,
-        slowest: float,
     ) -> None:
         for stop in range(1, len(row)):
             least, start = row[stop], stop
@@ -178,15 +181,6 @@ def _times(
         seconds += block.seconds
         times.append(seconds / workers.speed)
     return times
-
-
-def _predecessors(used: Used) -> list[tuple[int, Used]]:
-    """Each class that may hold the last stage, and what was in use before it."""
-    return [
-        (which, (*used[:which], number - 1, *used[which + 1 :]))
-        for which, number in enumerate(used)
-        if number
-    ]
 
 
 def _trace(

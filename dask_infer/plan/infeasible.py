@@ -86,18 +86,18 @@ def most_even_bytes(blocks: Sequence[BlockFacts], stages: int) -> list[int]:
     low, high = max(need([block]) for block in blocks), need(blocks)
     while low < high:
         middle = (low + high) // 2
-        if len(_filled(blocks, middle)) - 1 <= stages:
+        if len(filled(blocks, middle)) - 1 <= stages:
             high = middle
         else:
             low = middle + 1
-    return _filled(blocks, low)
+    return filled(blocks, low)
 
 
-def _filled(blocks: Sequence[BlockFacts], room: int) -> list[int]:
-    """Bounds of stages that each take as much as fits."""
+def filled(blocks: Sequence[BlockFacts], room: float) -> list[int]:
+    """Return bounds of stages that each take as much as fits, a block at least."""
     bounds = [0]
-    for stop in range(1, len(blocks) + 1):
-        if need(blocks[bounds[-1] : stop]) > room:
+    for stop in range(2, len(blocks) + 1):
+        if stop - bounds[-1] > 1 and need(blocks[bounds[-1] : stop]) > room:
             bounds.append(stop - 1)
     return [*bounds, len(blocks)]
 

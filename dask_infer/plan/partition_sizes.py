@@ -48,14 +48,31 @@ def partition_warnings(
     """
     if not rows or not partitions or not workers:
         return []
-    found = [
-        _too_few(partitions, workers * threads) if local else None,
-        row_seconds and _too_small(rows * row_seconds, partitions, workers),
-        row_bytes
-        and memory
-        and _too_large(rows, partitions, row_bytes * threads, memory),
-    ]
-    return [warning for warning in found if warning]
+    found, places = [], workers * threads
+    if local and partitions < places:
+        found.append(
+            f"partitions are too few: {partitions} for {places} threads, so "
+            f"{places - partitions} stay idle; use "
+            f"ddf.repartition(npartitions={places})"
+        )
+    seconds, scheduler = rows * (row_seconds or 0.0), partitions * TASK
+    most = most_partitions(seconds, workers)
+    if seconds and partitions > most and scheduler > max(WORTH, seconds / workers):
+        found.append(
+            "partitions are too small: a partition takes "
+            f"{in_seconds(seconds / partitions)} on one of {workers} workers, and the "
+            f"scheduler takes about {in_seconds(TASK)} for each, "
+            f"{in_seconds(scheduler)} in all; use ddf.repartition(npartitions={most})"
+        )
+    running = rows / partitions * threads * (row_bytes or 0.0)
+    if memory and COPIES * running > memory:
+        least = ceil(partitions * COPIES * running / memory)
+        found.append(
+            "partitions are too large: those that a worker runs at a time are "
+            f"{in_bytes(running)} of rows, which it holds up to {COPIES} times, and it "
+            f"has {in_bytes(memory)} for them; use ddf.repartition(npartitions={least})"
+        )
+    return found
 
 
 def most_partitions(seconds: float, workers: int) -> int:
@@ -69,39 +86,3 @@ def most_partitions(seconds: float, workers: int) -> int:
     most = seconds / (workers * TASK)
     # A short job needs fewer workers: its least time is where both are equally slow.
     return max(1, int(most if most >= workers else sqrt(seconds / TASK)))
-
-
-def _too_small(seconds: float, partitions: int, workers: int) -> str | None:
-    most = most_partitions(seconds, workers)
-    scheduler = partitions * TASK
-    if partitions <= most or scheduler <= max(WORTH, seconds / workers):
-        return None
-    return (
-        "partitions are too small: a partition takes "
-        f"{in_seconds(seconds / partitions)} on one of {workers} workers, and the "
-        f"scheduler takes about {in_seconds(TASK)} for each, "
-        f"{in_seconds(scheduler)} in all; use ddf.repartition(npartitions={most})"
-    )
-
-
-def _too_few(partitions: int, places: int) -> str | None:
-    if partitions >= places:
-        return None
-    return (
-        f"partitions are too few: {partitions} for {places} threads, so "
-        f"{places - partitions} stay idle; use ddf.repartition(npartitions={places})"
-    )
-
-
-def _too_large(
-    rows: int, partitions: int, row_bytes: float, memory: float
-) -> str | None:
-    each = rows / partitions * row_bytes
-    if COPIES * each <= memory:
-        return None
-    least = ceil(COPIES * rows * row_bytes / memory)
-    return (
-        f"partitions are too large: those that a worker runs at a time are "
-        f"{in_bytes(each)} of rows, which it holds up to {COPIES} times, and it has "
-        f"{in_bytes(memory)} for them; use ddf.repartition(npartitions={least})"
-    )

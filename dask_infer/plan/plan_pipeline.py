@@ -18,16 +18,7 @@ def plan_pipeline(
     workers: Sequence[WorkerFacts],
     stages: int | Literal["auto"] = "auto",
 ) -> StagePlan:
-    """Plan the stages of one replica of a pipeline.
-
-    Parameters
-    ----------
-    blocks
-        The chain of blocks, in order.
-    workers
-        The workers that are free.
-    stages
-        A number; ``"auto"`` for the fewest that fit.
+    """Plan so many stages of one replica, or the fewest that fit.
 
     Raises
     ------

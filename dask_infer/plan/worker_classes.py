@@ -40,18 +40,9 @@ class WorkerClass:
 def worker_classes(
     workers: Sequence[WorkerFacts], stages: int, blocks: int, whole: int
 ) -> list[WorkerClass]:
-    """Return the classes of workers that a search for `stages` stages looks at.
+    """Return the classes of workers that a search for up to `stages` stages looks at.
 
-    Parameters
-    ----------
-    workers
-        All workers that are free.
-    stages
-        Most workers that are used at once.
-    blocks
-        Length of the chain.
-    whole
-        Bytes that the whole chain needs.
+    The chain has so many blocks, which need `whole` bytes together.
     """
     alike: dict[tuple[float, float], list[WorkerFacts]] = {}
     for worker in _useful(workers, stages, whole):

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from dask_infer.views.view import render
 
@@ -35,13 +35,6 @@ class ProgressLine:
     def __str__(self) -> str:
         bar = "#" * int(WIDTH * self.fraction)
         return f"[{bar.ljust(WIDTH)}] {self.text}"
-
-
-class Display(Protocol):
-    """Shows lines, always all of them."""
-
-    def show(self, lines: list[ProgressLine], *, last: bool = False) -> None:
-        """Show them; nothing comes after the last time."""
 
 
 class Terminal:
@@ -108,8 +101,8 @@ class Lines:
         return render("infer_progress.html.j2", lines=self.lines)
 
 
-def open_display() -> Display:
-    """Return the display of the running program."""
+def open_display() -> Terminal | PlainText | Notebook:
+    """Return what shows lines, always all of them, in the running program."""
     shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if hasattr(shell, "kernel"):
         return Notebook()

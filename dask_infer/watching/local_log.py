@@ -21,18 +21,18 @@ from dask_infer.watching.counts import local_jobs
 logger = logging.getLogger("dask_infer.dashboard.job_log")
 
 
-class LocalLog:
+class LocalLog(Callback):
     """Logs what was predicted between the start and the end of a computation."""
 
     def __init__(self) -> None:
-        self.callback = Callback(start=self._begin, finish=self._end)
+        super().__init__()  # type: ignore[no-untyped-call]
         #: When each computation that runs began, and the sums of all jobs then.
         self._before: dict[int, tuple[float, dict[Label, Sums]]] = {}
 
-    def _begin(self, graph: Any) -> None:
+    def _start(self, graph: Any) -> None:
         self._before[id(graph)] = time.time(), local_jobs()
 
-    def _end(self, graph: Any, state: Any, failed: bool) -> None:
+    def _finish(self, graph: Any, state: Any, failed: bool) -> None:
         from dask_infer.dashboard.job_log import log_job
 
         start, before = self._before.pop(id(graph))
@@ -51,4 +51,4 @@ _local_log = LocalLog()
 def log_local_jobs(prediction: Any) -> None:
     """Log from now on, if the log is read; called before anything is computed."""
     if logger.isEnabledFor(logging.INFO):
-        _local_log.callback.register()
+        _local_log.register()

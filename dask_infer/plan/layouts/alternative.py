@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Literal, get_args
 
 from dask_infer.spec import Layout
 
 #: Simpler ones first: of layouts that are about as fast the simpler is taken.
-KINDS = ("data", "replicas", "sweep", "stages", "shards")
 Kind = Literal["data", "replicas", "sweep", "stages", "shards"]
+KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True)

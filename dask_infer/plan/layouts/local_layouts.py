@@ -129,7 +129,7 @@ def sweep(facts: JobFacts) -> Alternative:
         layout,
         replicas=used,
         workers=used,
-        memory=min(facts.whole, RESIDENT * most, int(min(memory, facts.whole))),
+        memory=int(min(facts.whole, RESIDENT * most, memory)),
         room=memory,
         load=facts.loading(most, min(len(facts.hosts), used)),
         run=START + max(_passes(facts), facts.partitions * TASK),

@@ -8,7 +8,7 @@ from typing import Literal
 from dask_infer.errors import PlacementError
 from dask_infer.plan.balance import balance
 from dask_infer.plan.facts import BlockFacts, WorkerFacts
-from dask_infer.plan.infeasible import SMALLER
+from dask_infer.plan.infeasible import SMALLER, filled
 from dask_infer.plan.units import in_bytes
 
 #: Groups in memory at a time: the first, which stays for the rows that come, the one
@@ -36,21 +36,12 @@ def plan_groups(
         return tuple(range(len(blocks) + 1))
     if groups == "auto":
         total = sum(block.nbytes for block in blocks)
-        groups = 1 if total <= room else _fewest(blocks, room / RESIDENT)
+        bare = [BlockFacts(block.name, block.nbytes, 0.0) for block in blocks]
+        groups = 1 if total <= room else len(filled(bare, room / RESIDENT)) - 1
     # Even bytes: the slowest "worker" of equal ones has as few as can be.
     even = [BlockFacts(b.name, b.nbytes, float(b.nbytes)) for b in blocks]
     slots = [WorkerFacts(f"group {number}") for number in range(int(groups))]
     return tuple(balance(even, slots, len(slots)).bounds)
-
-
-def _fewest(blocks: Sequence[BlockFacts], most: float) -> int:
-    """Return how many groups of at most so many bytes there are; a block is one."""
-    groups, filled = 1, 0
-    for block in blocks:
-        if filled and filled + block.nbytes > most:
-            groups, filled = groups + 1, 0
-        filled += block.nbytes
-    return groups
 
 
 def leading_groups(sizes: Sequence[int], room: float) -> int:
