@@ -12,13 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dask_infer.batch.tensor.rows import (
-    Array,
-    BadRow,
-    Rows,
-    masked,
-    offsets_of,
-    row_mask,
+from dask_infer.batch.tensor.rows import Array, BadRow, Rows, offsets_of
+
+UNEVEN = (
+    "holds an inner list of {} values where those before it hold {}; only whole rows "
+    "may differ in length: pad the inner lists"
 )
 
 
@@ -96,99 +94,36 @@ def from_arrow(array: pa.Array | pa.ChunkedArray) -> Rows:
         rows = from_arrow(array.storage)
         return Rows(rows.values.reshape(-1, *array.type.shape), None, rows.missing)
     missing = _nulls(array)
-    if is_fixed(array.type):
-        values, holes = _inside(array)
-        _refuse_holes(values, holes, missing)
-        return masked(values, missing)
-    lengths, child = _variable(array)
-    values, holes = _owned(child, lengths)
-    _refuse_holes(values, holes, missing, lengths)
-    rows = Rows(values, offsets_of(lengths))
-    if not missing.any():
-        return rows
-    return rows.take(np.where(missing, -1, np.arange(len(rows))))
-
-
-def _elements(array: pa.Array) -> tuple[Array, Array | None]:
-    """Values ``(n, *shape)`` of lists within lists, and which of them are null."""
-    if not is_list(array.type):
-        return _numbers(array)
-    values, holes = (_inside if is_fixed(array.type) else _uniform)(array)
-    if not array.null_count:
-        return values, holes
-    absent = np.broadcast_to(row_mask(_nulls(array), values), values.shape)
-    if values.dtype.kind == "f":
-        values = np.where(absent, values.dtype.type(np.nan), values)
-    return values, absent if holes is None else absent | holes
-
-
-def _inside(array: pa.Array) -> tuple[Array, Array | None]:
-    """Contents of fixed-size lists; `values` ignores that the array is a slice."""
-    size, n = array.type.list_size, len(array)
-    child = array.values.slice(array.offset * size, n * size)
-    return _folded(child, n, size)
-
-
-def _uniform(array: pa.Array) -> tuple[Array, Array | None]:
-    """Contents of variable lists that must turn out to be as long as each other."""
-    lengths, child = _variable(array)
-    size = int(lengths[0]) if len(lengths) else 0
-    wrong = np.flatnonzero(lengths != size)
-    if len(wrong):
-        raise BadRow(
-            f"holds an inner list of {lengths[wrong[0]]} values where those before it "
-            f"hold {size}; only whole rows may differ in length: pad the inner lists",
-            int(wrong[0]),
-        )
-    return _folded(child, len(array), size)
-
-
-def _folded(child: pa.Array, n: int, size: int) -> tuple[Array, Array | None]:
-    values, holes = _owned(child, np.full(n, size))
-    shape = (n, size, *values.shape[1:])
-    return values.reshape(shape), None if holes is None else holes.reshape(shape)
-
-
-def _owned(child: pa.Array, lengths: Array) -> tuple[Array, Array | None]:
-    """Contents of a child, whose complaints become those of the row it is in."""
+    lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     try:
-        return _elements(child)
+        inner = _elements(array.flatten())  # of the lists that are there
+        if inner.missing is not None and inner.values.dtype.kind != "f":
+            raise BadRow(
+                f"has a missing value inside, and {inner.values.dtype} has no NaN; "
+                "fill it, or make the column floating",
+                int(inner.missing.argmax()),
+            )
     except BadRow as bad:
-        raise bad.moved(_owners(lengths)) from None
+        raise bad.moved(np.repeat(np.arange(len(array)), lengths)) from None
+    if not is_fixed(array.type):
+        return Rows(inner.values, offsets_of(lengths), missing)
+    shape = (len(array) - array.null_count, array.type.list_size)
+    rows = Rows(inner.values.reshape(*shape, *inner.values.shape[1:]))
+    return rows if missing is None else rows.spread(missing)
 
 
-def _variable(array: pa.Array) -> tuple[Array, pa.Array]:
-    offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
-    child = array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-    return np.diff(offsets), child
-
-
-def _numbers(array: pa.Array) -> tuple[Array, Array | None]:
+def _elements(array: pa.Array) -> Rows:
+    """Return what lists hold as dense rows: lists in their turn, or numbers."""
+    if is_list(array.type):
+        return from_arrow(array).dense(UNEVEN)
     if pa.types.is_null(array.type):
-        return np.full(len(array), np.nan), None
+        return Rows(np.full(len(array), np.nan))
     if not _is_number(array.type):
         raise BadRow(f"holds lists of {array.type}; only numbers become tensors")
-    holes = _nulls(array) if array.null_count else None
-    if holes is not None and not pa.types.is_floating(array.type):
+    missing = _nulls(array)
+    if missing is not None and not pa.types.is_floating(array.type):
         array = pc.fill_null(array, pa.scalar(0).cast(array.type))
-    return array.to_numpy(zero_copy_only=False), holes
-
-
-def _refuse_holes(
-    values: Array, holes: Array | None, missing: Array, lengths: Array | None = None
-) -> None:
-    """Complain of a null inside a row that is there, where the dtype has no NaN."""
-    if holes is None or values.dtype.kind == "f":
-        return
-    owner = np.arange(len(missing)) if lengths is None else _owners(lengths)
-    rows = owner[holes.reshape(len(holes), -1).any(axis=1)]
-    rows = rows[~missing[rows]]
-    if len(rows):
-        raise BadRow(
-            f"has a missing value inside, and {values.dtype} has no NaN; fill it, or "
-            "make the column floating",
-            int(rows[0]),
-        )
+    return Rows(array.to_numpy(zero_copy_only=False), None, missing)
 
 
 def _is_number(arrow: pa.DataType) -> bool:
@@ -198,13 +133,9 @@ def _is_number(arrow: pa.DataType) -> bool:
     )
 
 
-def _owners(lengths: Array) -> Array:
-    return np.repeat(np.arange(len(lengths)), lengths)
-
-
-def _nulls(array: pa.Array) -> Array:
+def _nulls(array: pa.Array) -> Array | None:
     if not array.null_count:
-        return np.zeros(len(array), bool)
+        return None
     return np.asarray(array.is_null().to_numpy(zero_copy_only=False))
 
 

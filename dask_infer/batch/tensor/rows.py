@@ -25,6 +25,12 @@ Shape: TypeAlias = tuple[int | None, ...]
 Positions: TypeAlias = slice | npt.NDArray[Any]
 
 
+UNEVEN = (
+    "holds {} values where the rows before it hold {}; pad or cut the lists to one "
+    "length, in preprocess= say"
+)
+
+
 class BadRow(InputError):
     """Rows that cannot be stacked; a caller that knows the column adds its name."""
 
@@ -109,16 +115,13 @@ class Rows:
             missing |= self.missing[indices]
         if self.offsets is not None:
             return self._ragged_take(indices, missing)
+        values = self.values
+        if not len(self):
+            values = np.zeros((1, *values.shape[1:]), values.dtype)
         # -1 fetches the last row, which is blanked here while the block is ours.
-        block = self._dense_take(indices)
+        block = values.take(indices, axis=0)
         block[missing] = _blank(block.dtype)
         return Rows(block, None, _any(missing))
-
-    def _dense_take(self, indices: Array) -> Array:
-        if not len(self):
-            shape = (len(indices), *self.values.shape[1:])
-            return np.zeros(shape, self.values.dtype)
-        return self.values.take(indices, axis=0)
 
     def _ragged_take(self, indices: Array, missing: Array) -> Rows:
         assert self.offsets is not None
@@ -151,13 +154,13 @@ class Rows:
         flat = values.reshape(lengths.sum(), *values.shape[2:])
         return Rows(flat, offsets_of(lengths), self.missing)
 
-    def dense(self) -> Rows:
+    def dense(self, uneven: str = UNEVEN) -> Rows:
         """Return the same rows as one ``(n, *shape)`` block.
 
         Raises
         ------
         BadRow
-            Where rows differ in length.
+            Where rows differ in length: `uneven`, with both lengths.
         """
         if self.offsets is None:
             return self
@@ -166,11 +169,8 @@ class Rows:
         length = int(lengths[present[0]]) if len(present) else 0
         wrong = present[lengths[present] != length]
         if len(wrong):
-            raise BadRow(
-                f"holds {lengths[wrong[0]]} values where the rows before it hold "
-                f"{length}; pad or cut the lists to one length, in preprocess= say",
-                int(wrong[0]),
-            )
+            reason = uneven.format(lengths[wrong[0]], length)
+            raise BadRow(reason, int(wrong[0]))
         inner = self.values.shape[1:]
         block = Rows(self.values.reshape(len(present), length, *inner))
         return block if self.missing is None else block.spread(self.missing)
@@ -185,36 +185,28 @@ class Rows:
         BadRow
             Where a row holds more or fewer numbers than `shape` does.
         """
-        fixed = self._completed(shape)
-        if self.absent.all():
-            block = np.zeros((len(self), *fixed), self.values.dtype)
-            return masked(block, self.absent)
-        self._refuse_misfits(fixed)
-        block = self.dense().values
-        return Rows(block.reshape(len(self), *fixed), None, self.missing)
-
-    def _completed(self, shape: Shape) -> tuple[int, ...]:
-        """Put the length that the rows have in place of a leading None."""
-        known = tuple(n for n in shape if n is not None)
-        if len(known) == len(shape):
-            return known
-        if self.absent.all():
-            return (0, *known)
-        found = math.prod(self.dense().values.shape[1:])
-        return (found // max(math.prod(known), 1), *known)
-
-    def _refuse_misfits(self, shape: tuple[int, ...]) -> None:
-        need, size = math.prod(shape), math.prod(self.values.shape[1:])
-        counts = np.full(len(self), size)
+        known = tuple(size for size in shape if size is not None)
+        present = ~self.absent
+        numbers = math.prod(self.values.shape[1:])
+        counts = np.full(len(self), numbers)
         if self.offsets is not None:
-            counts = size * np.diff(self.offsets)
-        wrong = np.flatnonzero((counts != need) & ~self.absent)
+            counts = self.lengths * numbers
+        if len(known) < len(shape):
+            found = counts[present][:1].sum()
+            known = (int(found) // max(math.prod(known), 1), *known)
+            self.dense()  # names a row of another length
+        if not present.any():
+            return masked(np.zeros((len(self), *known), self.values.dtype), ~present)
+        need = math.prod(known)
+        wrong = np.flatnonzero((counts != need) & present)
         if len(wrong):
             raise BadRow(
-                f"holds {counts[wrong[0]]} values where shape {shape} takes {need}; "
+                f"holds {counts[wrong[0]]} values where shape {known} takes {need}; "
                 "correct shapes=, or bring the rows to one length in preprocess=",
                 int(wrong[0]),
             )
+        block = self.dense().values
+        return Rows(block.reshape(len(self), *known), None, self.missing)
 
     def spread(self, missing: Array) -> Rows:
         """Put these rows where `missing` is False, and missing ones between them."""

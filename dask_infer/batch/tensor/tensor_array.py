@@ -6,7 +6,7 @@ themselves. Arrays are never written to in place: assignment makes a new block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -35,11 +35,12 @@ class TensorArray(ExtensionArray):
     Made by `from_numpy`, `from_ragged`, or ``pandas.array(rows, dtype=dtype)``.
     """
 
-    _rows: Rows
+    #: The rows as NumPy holds them; never written to.
+    rows: Rows
     _dtype: TensorDtype
 
     def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+        self.rows = rows
         self._dtype = TensorDtype(rows.values.dtype, rows.shape)
 
     @classmethod
@@ -104,7 +105,8 @@ class TensorArray(ExtensionArray):
         if dtype.is_ragged:
             rows = rows.ragged()
             if not len(rows.values):
-                rows = Rows(_nothing(dtype), rows.offsets, rows.missing)
+                nothing = np.zeros((0, *(n or 0 for n in dtype.shape[1:])))
+                rows = Rows(nothing, rows.offsets, rows.missing)
         else:
             rows = rows.folded(dtype.shape)
         array = cls(rows.astype(dtype.value))
@@ -120,12 +122,12 @@ class TensorArray(ExtensionArray):
         InputError
             Where rows differ in length, or an integer row is missing.
         """
-        values = self._rows.filled()
+        values = self.rows.filled()
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def to_ragged(self) -> tuple[Array, Array]:
         """Return the values end to end ``(total, *inner)``, and the offsets of rows."""
-        rows = self._rows.ragged()
+        rows = self.rows.ragged()
         assert rows.offsets is not None
         return rows.values, rows.offsets
 
@@ -135,17 +137,12 @@ class TensorArray(ExtensionArray):
         return self._dtype
 
     @property
-    def rows(self) -> Rows:
-        """The rows as NumPy holds them; never written to."""
-        return self._rows
-
-    @property
     def nbytes(self) -> int:
         """Bytes of these rows alone, not of an array they are a slice of."""
-        return self._rows.nbytes
+        return self.rows.nbytes
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, item: Any) -> Any:
         item = check_array_indexer(self, _unpacked(item))
@@ -154,14 +151,14 @@ class TensorArray(ExtensionArray):
         if isinstance(item, slice):
             start, stop, step = item.indices(len(self))
             if step == 1:
-                return type(self)(self._rows.slice(start, max(start, stop)))
-        return type(self)(self._rows.take(np.arange(len(self))[item]))
+                return type(self)(self.rows.slice(start, max(start, stop)))
+        return type(self)(self.rows.take(np.arange(len(self))[item]))
 
     def _scalar(self, position: int) -> Any:
-        missing = self._rows.missing
+        missing = self.rows.missing
         if missing is not None and missing[position]:
             return self.dtype.na_value
-        return self._rows.row(position)
+        return self.rows.row(position)
 
     def __iter__(self) -> Iterator[Any]:
         return map(self._scalar, range(len(self)))
@@ -176,7 +173,7 @@ class TensorArray(ExtensionArray):
         if len(new) not in (1, wanted):
             raise ValueError(f"{len(new)} rows cannot be assigned to {wanted}")
         source[key] = len(self) + (np.arange(wanted) if len(new) > 1 else 0)
-        self._rows = join([self._rows, new._rows]).take(source)
+        self.rows = join([self.rows, new.rows]).take(source)
 
     def _boxed(self, value: Any, scalar: bool) -> TensorArray:
         """Rows of this dtype out of one row, several, or a missing value."""
@@ -201,24 +198,24 @@ class TensorArray(ExtensionArray):
                 raise ValueError("indices below -1 are not allowed with allow_fill")
             raise IndexError(f"indices are out of bounds for {n} rows")
         if not allow_fill:
-            return type(self)(self._rows.take(np.where(wanted < 0, wanted + n, wanted)))
-        taken = type(self)(self._rows.take(wanted))
+            return type(self)(self.rows.take(np.where(wanted < 0, wanted + n, wanted)))
+        taken = type(self)(self.rows.take(wanted))
         if not pd.api.types.is_scalar(fill_value):
             taken[wanted == -1] = fill_value
         return taken
 
     def copy(self) -> TensorArray:
         """Return the same rows in memory of their own."""
-        rows = self._rows
+        rows = self.rows
         return type(self)(Rows(rows.values.copy(), rows.offsets, rows.missing))
 
     def isna(self) -> Array:
         """Mask of the missing rows; a NaN inside a row makes none."""
-        return self._rows.absent.copy()
+        return self.rows.absent.copy()
 
     @classmethod
     def _concat_same_type(cls, to_concat: Sequence[TensorArray]) -> TensorArray:
-        return cls(join([array._rows for array in to_concat]))
+        return cls(join([array.rows for array in to_concat]))
 
     def astype(self, dtype: Any, copy: bool = True) -> Any:
         """Cast values and shape, or give Arrow lists or an object array of rows."""
@@ -226,9 +223,9 @@ class TensorArray(ExtensionArray):
         if dtype == self.dtype:
             return self.copy() if copy else self
         if isinstance(dtype, TensorDtype):
-            return self._conform(self._rows, dtype)
+            return self._conform(self.rows, dtype)
         if isinstance(dtype, pd.ArrowDtype):
-            array = to_arrow(self._rows).cast(dtype.pyarrow_dtype)
+            array = to_arrow(self.rows).cast(dtype.pyarrow_dtype)
             return pd.arrays.ArrowExtensionArray(array)
         return super().astype(dtype, copy=copy)
 
@@ -239,13 +236,10 @@ class TensorArray(ExtensionArray):
             raise TypeError(
                 f"rows of {self.dtype.name} are no {np.dtype(dtype)}; use to_dense()"
             )
-        rows = np.empty(len(self), dtype=object)
-        for position, row in enumerate(self):
-            rows[position] = row
-        return rows
+        return np.fromiter(self, object, len(self))
 
     def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
-        array = to_arrow(self._rows)
+        array = to_arrow(self.rows)
         return array if type is None or array.type == type else array.cast(type)
 
     def __eq__(self, other: Any) -> Any:
@@ -261,13 +255,13 @@ class TensorArray(ExtensionArray):
             other = other.take(np.zeros(len(self), np.intp))
         if len(other) != len(self):
             raise ValueError(f"Lengths must match: {len(self)} and {len(other)} rows")
-        return _same(self._rows, other._rows)
+        return _same(self.rows, other.rows)
 
     def equals(self, other: object) -> bool:
         """Whether dtype, missing rows and all numbers are equal, NaN equal to NaN."""
         if not isinstance(other, TensorArray) or self.dtype != other.dtype:
             return False
-        one, two = self._rows, other._rows  # equal rows have equal memory
+        one, two = self.rows, other.rows  # equal rows have equal memory
         return (
             np.array_equal(one.absent, two.absent)
             and (one.offsets is None or np.array_equal(one.lengths, two.lengths))
@@ -278,10 +272,10 @@ class TensorArray(ExtensionArray):
         return _short
 
     def __reduce__(self) -> Any:
-        return (type(self), (self._rows,))
+        return (type(self), (self.rows,))
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        rows = self._rows
+        rows = self.rows
         return (type(self).__name__, rows.values, rows.offsets, rows.missing)
 
     def _orderless(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -299,54 +293,27 @@ def _rows_of(scalars: Any) -> Rows:
     """Rows of anything list-like: arrays, lists, Arrow, or a block ``(n, *shape)``."""
     scalars = getattr(scalars, "array", scalars)
     if isinstance(scalars, TensorArray):
-        return scalars._rows
+        return scalars.rows
     if isinstance(scalars, (pa.Array, pa.ChunkedArray, pd.arrays.ArrowExtensionArray)):
         return from_arrow(pa.array(scalars))
     if isinstance(scalars, np.ndarray) and scalars.ndim > 1 and scalars.dtype != object:
         return Rows(scalars)
-    return from_objects(_objects(scalars))
-
-
-def _objects(scalars: Iterable[Any]) -> Array:
-    """Object array of one axis, however alike the rows are."""
-    if isinstance(scalars, np.ndarray) and scalars.ndim == 1:
-        return scalars.astype(object, copy=False)
-    items = list(scalars)
-    values = np.empty(len(items), dtype=object)
-    for position, item in enumerate(items):
-        values[position] = item
-    return values
-
-
-def _nothing(dtype: TensorDtype) -> Array:
-    return np.zeros((0, *(n or 0 for n in dtype.shape[1:])), dtype.value)
+    return from_objects(np.fromiter(scalars, object))
 
 
 def _same(left: Rows, right: Rows) -> Array:
-    present = ~(left.absent | right.absent)
-    if left.shape != right.shape or left.offsets is not None:
-        return _same_ragged(left.ragged(), right.ragged(), present)
-    return present & _all_equal(left.values, right.values)
-
-
-def _same_ragged(left: Rows, right: Rows, present: Array) -> Array:
-    assert left.offsets is not None
-    assert right.offsets is not None
-    if left.values.shape[1:] != right.values.shape[1:]:
+    """Which rows are there on both sides, and equal throughout."""
+    one, two = left.ragged(), right.ragged()
+    if one.values.shape[1:] != two.values.shape[1:]:
         return np.zeros(len(left), bool)
-    same = present & (np.diff(left.offsets) == np.diff(right.offsets))
+    same = ~(left.absent | right.absent) & (one.lengths == two.lengths)
     picked = np.flatnonzero(same)
-    one, two = left.take(picked), right.take(picked)
+    one, two = one.take(picked), two.take(picked)
+    wrong = one.values != two.values
+    count = np.append(0, np.cumsum(wrong.any(axis=tuple(range(1, wrong.ndim)))))
     assert one.offsets is not None
-    wrong = ~_all_equal(one.values, two.values)
-    count = np.append(0, np.cumsum(wrong))
     same[picked] = count[one.offsets[1:]] == count[one.offsets[:-1]]
     return np.asarray(same)
-
-
-def _all_equal(left: Array, right: Array) -> Array:
-    """Which entries along the first axis are equal throughout."""
-    return np.asarray((left == right).all(axis=tuple(range(1, left.ndim))))
 
 
 def _unpacked(item: Any) -> Any:
