@@ -14,28 +14,16 @@ import pandas as pd
 import torch
 
 from dask_infer.batch.inputs.batch import Batch
-from dask_infer.batch.inputs.columns import TextColumn, open_column
+from dask_infer.batch.inputs.columns import ColumnValues, TextColumn, open_column
 from dask_infer.batch.inputs.encode_options import ArgumentReader, EncodeOptions
 from dask_infer.batch.inputs.list_columns import holds_ids, is_ragged
 from dask_infer.batch.inputs.plain_columns import COPY_ON_WRITE, plain_frame
 from dask_infer.batch.inputs.token_arguments import IdsArgument, TextArgument
+from dask_infer.batch.outputs.column_dtypes import dtype_name
 from dask_infer.batch.tensor.lists import to_ragged
 from dask_infer.batch.tensor.rows import Array, Positions
 from dask_infer.errors import InputError
 from dask_infer.spec import Argument
-
-#: NumPy's name of a torch dtype; others are made as float32 and cast by torch.
-_NUMPY: dict[torch.dtype, type[np.generic]] = {
-    torch.float64: np.float64,
-    torch.float32: np.float32,
-    torch.float16: np.float16,
-    torch.int64: np.int64,
-    torch.int32: np.int32,
-    torch.int16: np.int16,
-    torch.int8: np.int8,
-    torch.uint8: np.uint8,
-    torch.bool: np.bool_,
-}
 
 
 def open_argument(
@@ -116,12 +104,13 @@ class ColumnArgument(ArgumentReader):
         self._keyword = argument.keyword
         self._is_tensor = options.interface == "tensor"
         self._dtype = options.dtype(argument)
+        self._block = _numpy_dtype(self._dtype)
+        self._values: ColumnValues
         if argument.content == "text" and options.interface == "numpy":
-            self._values: Any = TextColumn(series)
-            self.signature = "text"
-            return
-        tensor = options.interface == "tensor" or argument.dtype is not None
-        self._values = open_column(series, argument.shape or None, tensor=tensor)
+            self._values = TextColumn(series)
+        else:
+            tensor = self._is_tensor or argument.dtype is not None
+            self._values = open_column(series, argument.shape or None, tensor=tensor)
         shape: Any = getattr(self._values, "shape", argument.shape)
         self.signature = (shape, str(self._dtype))
         if shape is not None and None not in shape:
@@ -130,12 +119,9 @@ class ColumnArgument(ArgumentReader):
     def add_to(self, batch: Batch, positions: Positions) -> None:
         """Add the values of the rows."""
         dtype = self._dtype
-        if dtype is not None:
-            block = self._values.take(positions, _NUMPY.get(dtype, np.float32))
-        else:
-            block = self._values.take(positions, None)
-            if self._is_tensor:
-                dtype = self._options.dtype_of(block)
+        block = self._values.take(positions, self._block)
+        if dtype is None and self._is_tensor:
+            dtype = self._options.dtype_of(block)
             if dtype is torch.int64 and block.dtype != np.int64:
                 block = self._values.take(positions, np.int64)
         value: Any = block
@@ -164,16 +150,15 @@ class StackedArgument(ArgumentReader):
         self._keyword = argument.keyword
         self._names = argument.columns
         self._dtype = options.dtype(argument)
+        self._block = _numpy_dtype(self._dtype)
         tensor = options.interface == "tensor" or self._dtype is not None
         self._columns = [
             open_column(frame[name], tensor=tensor, stacked=True)
             for name in argument.columns
         ]
-        self._block: np.dtype[Any] | None = None
-        self._plain: list[Array | None] = [None] * len(self._columns)
-        if self._dtype is not None:
-            self._block = np.dtype(_NUMPY.get(self._dtype, np.float32))
-            self._plain = [column.plain(self._block) for column in self._columns]
+        floating = self._block is not None and self._block.kind == "f"
+        #: Values that can be copied without a look at them.
+        self._plain = [c.floats if floating else None for c in self._columns]
         self._whole = _side_by_side(self._plain)
         self.signature = (len(self._columns), str(self._dtype))
         itemsize = 8 if self._block is None else self._block.itemsize
@@ -210,6 +195,11 @@ class StackedArgument(ArgumentReader):
             ) from None
 
 
+def _numpy_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:
+    """Return the dtype in which NumPy makes what torch casts to `dtype`."""
+    return None if dtype is None else np.dtype(dtype_name(dtype))
+
+
 def _side_by_side(columns: list[Array | None]) -> Array | None:
     """Return an ``(n, k)`` view of columns that lie one after the other in memory.
 
@@ -219,23 +209,20 @@ def _side_by_side(columns: list[Array | None]) -> Array | None:
     written once and in order, so it is still in the cache.
     """
     first = columns[0]
-    if first is None or not len(first) or len(columns) < 2:
+    if first is None or first.base is None or not len(first):
         return None
-    step = first.nbytes
     for place, column in enumerate(columns):
         if (
             column is None
+            or column.base is not first.base
             or column.dtype != first.dtype
             or not column.flags.c_contiguous
-            or column.ctypes.data != first.ctypes.data + place * step
+            or column.ctypes.data != first.ctypes.data + place * first.nbytes
         ):
             return None
-    if first.base is None or first.base is not columns[-1].base:  # type: ignore[union-attr]
-        return None
-    view = np.lib.stride_tricks.as_strided(
+    return np.lib.stride_tricks.as_strided(
         first,
         shape=(len(first), len(columns)),
-        strides=(first.itemsize, step),
+        strides=(first.itemsize, first.nbytes),
         writeable=False,
     )
-    return view

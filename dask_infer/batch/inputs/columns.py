@@ -7,7 +7,7 @@ is looked at again for each batch, so that only the batches that hold the row fa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,20 +35,20 @@ from dask_infer.batch.tensor.rows import Array, Positions, Shape
 from dask_infer.errors import InputError
 
 
-class ColumnValues(Protocol):
+class ColumnValues:
     """The values of one column."""
 
     #: What they are; never "object".
     kind: ColumnType
-
-    def plain(self, dtype: npt.DTypeLike) -> Array | None:
-        """Return all values if a cast to `dtype` needs no checks, else None."""
+    #: All of them, where a cast to floats needs no look at them.
+    floats: Array | None = None
 
     def take(self, positions: Positions, dtype: npt.DTypeLike | None) -> Array:
         """Return the values of a batch's rows; None keeps the column's own dtype."""
+        raise NotImplementedError
 
 
-class ArrayColumn:
+class ArrayColumn(ColumnValues):
     """Values in one array: numbers, lists of one length, or what is no tensor's."""
 
     def __init__(
@@ -59,16 +59,12 @@ class ArrayColumn:
         missing: Array | None = None,
     ) -> None:
         self.kind = kind
+        self.floats = values if missing is None else None
         self._series = series
         self._values = values
         self._missing = missing
         #: Shape of one row.
         self.shape = values.shape[1:]
-
-    def plain(self, dtype: npt.DTypeLike) -> Array | None:
-        """Return all values if a cast to `dtype` needs no checks, else None."""
-        safe = self._missing is None and np.dtype(dtype).kind == "f"
-        return self._values if safe else None
 
     def take(self, positions: Positions, dtype: npt.DTypeLike | None) -> Array:
         """Return the values of a batch's rows; None keeps the column's own dtype."""
@@ -106,51 +102,47 @@ class ArrayColumn:
         return values
 
 
-class TextColumn:
+class TextColumn(ColumnValues):
     """A column of text or bytes, one object a row."""
+
+    #: How much a row holds is not known.
+    shape = (None,)
 
     def __init__(self, series: pd.Series[Any], kind: ColumnType = "text") -> None:
         self.kind = kind
         self._series = series
-        self.values = series.to_numpy(dtype=object)
+        self._values = series.to_numpy(dtype=object)
         self._wrong = self._not_of_kind()
-
-    def plain(self, dtype: npt.DTypeLike) -> Array | None:
-        """Return None: text is no tensor's."""
 
     def take(self, positions: Positions, dtype: npt.DTypeLike | None) -> Array:
         """Return the objects of a batch's rows."""
-        values, wrong = self.values[positions], self._wrong[positions]
+        values, wrong = self._values[positions], self._wrong[positions]
         if wrong.any():
-            raise self._error(self._series.index[positions][wrong][0], values[wrong][0])
+            value = values[wrong][0]
+            reason = (
+                f"holds {_short(value)}, which is no {self.kind}; drop the row, or "
+                f"make {self.kind} of it in preprocess="
+            )
+            if is_missing(value):
+                reason = (
+                    f"is missing, which is no {self.kind}; drop or fill the missing "
+                    f'rows, ddf["{self._series.name}"].fillna("") say'
+                )
+            raise row_error(self._series, positions, wrong, reason)
         return values.copy()
 
     def present(self) -> list[str]:
         """All texts; what is missing or no text is empty."""
-        return list(np.where(self._wrong, "", self.values))
+        return list(np.where(self._wrong, "", self._values))
 
-    def _not_of_kind(self) -> npt.NDArray[np.bool_]:
-        missing = self._series.isna().to_numpy()
+    def _not_of_kind(self) -> Array:
         if self._series.dtype != object or content_of(self._series) == self.kind:
-            return missing
+            return self._series.isna().to_numpy()
         kind = str if self.kind == "text" else bytes
-        right = (isinstance(value, kind) for value in self.values)
-        return ~np.fromiter(right, bool, count=len(self.values))
-
-    def _error(self, label: object, value: object) -> InputError:
-        name = self._series.name
-        if is_missing(value):
-            return InputError(
-                f'column "{name}": row {label} is missing, which is no {self.kind}; '
-                f'drop or fill the missing rows, ddf["{name}"].fillna("") say'
-            )
-        return InputError(
-            f'column "{name}": row {label} holds {_short(value)}, which is no '
-            f"{self.kind}; drop the row, or make {self.kind} of it in preprocess="
-        )
+        return np.array([not isinstance(value, kind) for value in self._values], bool)
 
 
-class DeferredColumn:
+class DeferredColumn(ColumnValues):
     """A column that failed as a whole: every batch opens its own rows."""
 
     kind: ColumnType = "other"
@@ -164,9 +156,6 @@ class DeferredColumn:
         self._series = series
         self._open_rows = open_rows
         self._integers = integers
-
-    def plain(self, dtype: npt.DTypeLike) -> Array | None:
-        """Return None: each batch has to be checked."""
 
     def take(self, positions: Positions, dtype: npt.DTypeLike | None) -> Array:
         """Open the rows of a batch and return their values."""
@@ -242,60 +231,46 @@ def _numbers(series: pd.Series[Any], kind: ColumnType) -> tuple[Array, Array | N
     if isinstance(series.dtype, np.dtype) and series.dtype != object:
         return series.to_numpy(), None
     if kind == "floating":
-        return series.to_numpy(
-            dtype=floating_dtype(series.dtype), na_value=np.nan
-        ), None
+        floats = numpy_dtype(series.dtype, "f", np.float64)
+        return series.to_numpy(dtype=floats, na_value=np.nan), None
     missing = series.isna().to_numpy()
-    dtype, blank = (bool, False) if kind == "bool" else (_integer(series.dtype), 0)
+    dtype: Any = bool
+    if kind == "integer":
+        dtype = numpy_dtype(series.dtype, "iu", np.int64).type
     try:
         if not missing.any():
             return series.to_numpy(dtype=dtype), None
-        return series.to_numpy(dtype=dtype, na_value=blank), missing
+        return series.to_numpy(dtype=dtype, na_value=dtype(0)), missing
     except OverflowError:  # objects are integers of any size
         raise _too_large(series) from None
 
 
-def floating_dtype(dtype: Any) -> np.dtype[Any]:
-    """Return the NumPy dtype of floating values of a nullable or Arrow dtype."""
+def numpy_dtype(dtype: Any, kinds: str, default: type[np.generic]) -> np.dtype[Any]:
+    """Return the NumPy dtype behind a nullable or Arrow dtype, if it is of `kinds`."""
     own = getattr(dtype, "numpy_dtype", None)
-    floating = isinstance(own, np.dtype) and own.kind == "f"
-    return np.dtype(own if floating else np.float64)
-
-
-def _integer(dtype: Any) -> np.dtype[Any]:
-    own = getattr(dtype, "numpy_dtype", None)
-    whole = isinstance(own, np.dtype) and own.kind in "iu"
-    return np.dtype(own if whole else np.int64)
+    return np.dtype(own if isinstance(own, np.dtype) and own.kind in kinds else default)
 
 
 def _too_large(series: pd.Series[Any]) -> InputError:
-    low, high = -(2**63), 2**63 - 1
     present = series[series.notna().to_numpy()]
-    wrong = [not low <= value <= high for value in present]
-    reason = "holds {}, which is no int64; cast it, or the column to float"
-    return row_error(
-        present, slice(None), np.array(wrong), reason.format(present[wrong].iloc[0])
-    )
+    wrong = np.array([not -(2**63) <= value < 2**63 for value in present])
+    value = present[wrong].iloc[0]
+    reason = f"holds {value}, which is no int64; cast it, or the column to float"
+    return row_error(present, slice(None), wrong, reason)
 
 
 def _no_tensor(series: pd.Series[Any], kind: ColumnType) -> InputError:
     """Name the first value that is no number; only errors come here."""
-    if kind == "text" and series.dtype != object:
-        return InputError(
-            f'column "{series.name}" holds text; leave it out of columns= or pass '
-            "tokenizer="
-        )
     remedy = "tokenizer=" if kind == "text" else "preprocess= to make numbers of it"
+    what = f'column "{series.name}" holds {series.dtype}, which cannot become a tensor'
     for label, value in series.items():
         if not is_number(value):
-            return InputError(
+            what = (
                 f'column "{series.name}": row {label} holds {_short(value)}, which is '
-                f"no number; leave it out of columns= or pass {remedy}"
+                "no number"
             )
-    return InputError(
-        f'column "{series.name}" holds {series.dtype}, which cannot become a tensor; '
-        "leave it out of columns= or pass preprocess= to make numbers of it"
-    )
+            break
+    return InputError(f"{what}; leave it out of columns= or pass {remedy}")
 
 
 def _short(value: object, most: int = 40) -> str:

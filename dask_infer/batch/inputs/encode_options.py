@@ -83,6 +83,10 @@ class ArgumentReader:
     bytes_per_row: int = 0
     #: Tokens of each row, to plan with; None where rows have no length.
     lengths: Array | None = None
+    #: Whether the model is given an attention mask, as far as is known.
+    masked: bool = True
+    #: Texts truncated so far.
+    truncated: int = 0
 
     def add_to(self, batch: Batch, positions: Positions) -> None:
         """Add the argument's values of these rows, in memory of their own."""

@@ -25,7 +25,6 @@ from dask_infer.batch.inputs.preprocessed import (
     resolve_again,
     table_of,
 )
-from dask_infer.batch.inputs.token_arguments import TextArgument
 from dask_infer.batch.tensor.integer_ranges import misfits
 from dask_infer.batch.tensor.rows import Positions
 from dask_infer.errors import InputError
@@ -64,7 +63,7 @@ class Encoder:
         known = (argument.lengths for argument in self._arguments)
         #: Tokens that each row costs, to plan with; None where rows have no length.
         self.lengths = next((lengths for lengths in known if lengths is not None), None)
-        masked = all(text.masked for text in _texts(self._arguments))
+        masked = all(argument.masked for argument in self._arguments)
         #: Whether a forward takes rows of equal length only: no mask hides padding.
         self.equal_lengths = not masked or self._options.rules.equal_lengths
         self._resolved: tuple[object, Inputs] | None = None
@@ -75,7 +74,7 @@ class Encoder:
     @property
     def truncated(self) -> int:
         """Texts cut at the largest length so far."""
-        return self._truncated + sum(t.truncated for t in _texts(self._arguments))
+        return self._truncated + sum(a.truncated for a in self._arguments)
 
     @property
     def signature(self) -> tuple[object, ...]:
@@ -191,7 +190,7 @@ class Encoder:
         arguments = self._opened(given, self._resolve(given))
         for argument in arguments:
             argument.add_to(batch, slice(None))
-        self._truncated += sum(text.truncated for text in _texts(arguments))
+        self._truncated += sum(argument.truncated for argument in arguments)
 
     def _resolve(self, given: pd.DataFrame) -> Inputs:
         key = (tuple(given.columns), tuple(given.dtypes))
@@ -199,7 +198,3 @@ class Encoder:
             again = resolve_again(self.inputs, given, self._options.interface)
             self._resolved = key, again
         return self._resolved[1]
-
-
-def _texts(arguments: list[ArgumentReader]) -> list[TextArgument]:
-    return [a for a in arguments if isinstance(a, TextArgument)]

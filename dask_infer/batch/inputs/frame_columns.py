@@ -107,11 +107,8 @@ class FrameColumns:
             f"the columns are {quoted(self.meta.columns)}"
         )
 
-    def add_shapes(self, shapes: Mapping[Any, Any]) -> None:
-        """Add the user's ``shapes=``."""
-        self.shapes |= {name: self._checked(name, shapes[name]) for name in shapes}
-
-    def _checked(self, name: Any, given: Any) -> Shape:
+    def add_shape(self, name: Any, given: Any) -> None:
+        """Add the shape of a column that the user's ``shapes=`` gives."""
         self.check_known(name, "shapes= names")
         sizes: Any = (given,) if _is_size(given) else given
         listed = isinstance(sizes, Sequence) and len(sizes) > 0
@@ -123,38 +120,33 @@ class FrameColumns:
         shape = tuple(int(size) for size in sizes)
         if not self.deferred:
             self._check_list(name, shape)
-        return shape
+        self.shapes[name] = shape
 
-    def _check_list(self, name: Any, shape: Shape) -> None:
-        kind = column_type_of(self.meta[name].dtype)
+    def _check_list(self, name: Any, shape: tuple[int, ...]) -> None:
+        kind = self.kind(name)
+        own: Any = row_shape(self.meta[name].dtype) or self.schema.get(name)
+        known = own is not None and None not in own
         if kind == "text":
-            raise InputError(
-                f'shapes= gives a row of column "{name}" the shape {shape}, but it '
-                f"holds text; {CONVERTED}"
-            )
-        if kind not in ("list", "object"):
-            raise InputError(
-                f'shapes= gives a row of column "{name}" the shape {shape}, but it '
-                "holds one value a row; leave it out of shapes="
-            )
-        own = row_shape(self.meta[name].dtype) or self.schema.get(name)
-        if own and _numbers_in(own) not in (None, _numbers_in(shape)):
-            raise InputError(
-                f'shapes= gives a row of column "{name}" the shape {shape}, but its '
-                f"rows have the shape {own}; pass one of as many numbers"
-            )
+            reason = f"it holds text; {CONVERTED}"
+        elif kind not in ("list", "object"):
+            reason = "it holds one value a row; leave it out of shapes="
+        elif known and math.prod(own) != math.prod(shape):
+            reason = f"its rows have the shape {own}; pass one of as many numbers"
+        else:
+            return
+        raise InputError(
+            f'shapes= gives a row of column "{name}" the shape {shape}, but {reason}'
+        )
 
     def check_stackable(self, name: Any, interface: str, *, tokenizer: bool) -> None:
         """Refuse a column of lists or text among stacked ones."""
-        kind = self.kind(name)
+        kind: str = self.kind(name)
         if kind == "list" or self.is_listed(name):
+            kind = "lists"
+        text = kind in ("text", "bytes") and (tokenizer or interface == "numpy")
+        if text or kind == "lists":
             raise InputError(
-                f'{STACKED}, and column "{name}" holds lists; ' + apart(name)
-            )
-        text = kind in ("text", "bytes")
-        if text and (tokenizer or interface == "numpy"):
-            raise InputError(
-                f'{STACKED}, and column "{name}" holds {kind}; ' + apart(name)
+                f'{STACKED}, and column "{name}" holds {kind}; {apart(name)}'
             )
 
     def check_tensor(self, name: Any, *, chosen: bool) -> None:
@@ -207,8 +199,3 @@ def quoted(labels: Iterable[Any]) -> str:
 def _is_size(value: object) -> bool:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return whole and int(cast(int, value)) > 0
-
-
-def _numbers_in(shape: Shape) -> int | None:
-    """Return how many numbers a row has; None where an axis is unknown."""
-    return None if None in shape else math.prod(cast("tuple[int, ...]", shape))

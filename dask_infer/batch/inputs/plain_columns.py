@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dask_infer.batch.inputs.column_types import NUMBERS, column_type_of
-from dask_infer.batch.inputs.columns import floating_dtype
+from dask_infer.batch.inputs.columns import numpy_dtype
 
 #: Before pandas 3 a change to a shallow copy is a change to the partition.
 COPY_ON_WRITE = int(pd.__version__.partition(".")[0]) >= 3
@@ -38,21 +38,17 @@ def _plain(series: pd.Series[Any], blank: Any) -> pd.Series[Any]:
     dtype = series.dtype
     kind = column_type_of(dtype)
     if kind == "text":
-        return _objects(series, blank)
+        values = series.to_numpy(dtype=object, na_value=blank)
+        return pd.Series(values, series.index, dtype=object, name=series.name)
     if isinstance(dtype, pd.CategoricalDtype):
         texts = column_type_of(dtype.categories.dtype) == "text"
         categories = dtype.categories.astype(object)
         return series.cat.rename_categories(list(categories)) if texts else series
     # Sparse numbers are as plain as they can be.
     if kind in NUMBERS and hasattr(dtype, "numpy_dtype"):
-        values = series.to_numpy(dtype=floating_dtype(dtype), na_value=np.nan)
+        values = series.to_numpy(numpy_dtype(dtype, "f", np.float64), na_value=np.nan)
         return pd.Series(values, series.index, name=series.name)
     if isinstance(dtype, pd.ArrowDtype):
         values = series.array.__arrow_array__().to_pandas().array
         return pd.Series(values, series.index, name=series.name)
     return series
-
-
-def _objects(series: pd.Series[Any], blank: Any) -> pd.Series[Any]:
-    values = series.to_numpy(dtype=object, na_value=blank)
-    return pd.Series(values, series.index, dtype=object, name=series.name)

@@ -12,21 +12,14 @@ from typing import Any, cast
 
 import pandas as pd
 
-from dask_infer.batch.inputs.column_types import (
-    NUMBERS,
-    ColumnType,
-    number_type_of,
-)
-from dask_infer.batch.inputs.frame_columns import (
-    FrameColumns,
-    is_list,
-    quote,
-    quoted,
-)
+from dask_infer.batch.inputs.column_types import NUMBERS, ColumnType, number_type_of
+from dask_infer.batch.inputs.frame_columns import FrameColumns, is_list, quote, quoted
 from dask_infer.batch.tensor.rows import Shape
 from dask_infer.errors import InputError
 from dask_infer.spec import Argument, Fitted, Inputs
 from dask_infer.spec.input_spec import Content
+
+NOTHING = "columns= selects no column; name at least one"
 
 #: Dtype of an argument of one column of numbers, or of lists of them.
 _DTYPES: dict[ColumnType, str] = {
@@ -89,14 +82,15 @@ def resolve_inputs(
     """
     known = {name: shape for name, shape in (schema or {}).items() if shape}
     frame = FrameColumns(meta, known, preprocess)
-    frame.add_shapes(shapes or {})
+    for name, shape in (shapes or {}).items():
+        frame.add_shape(name, shape)
     if tokenizer and interface_hint == "frame":
         raise InputError("an estimator reads columns as they are; leave out tokenizer=")
     tokenized = tokenizer and not preprocess
     resolver = _Resolver(frame, interface_hint, tokenized, columns is not None)
+    fitted = fitted or Fitted()
     arguments: tuple[Argument, ...]
     if interface_hint == "frame":
-        fitted = fitted or Fitted()
         arguments = (resolver.frame_argument(columns, feature_names, fitted),)
     else:
         arguments = resolver.arguments(columns)
@@ -106,8 +100,7 @@ def resolve_inputs(
     seen = dict.fromkeys(name for a in arguments for name in a.columns)
     everything = columns is None and (preprocess or not feature_names)
     names = _names(meta.columns if everything else seen)
-    none = fitted is not None and fitted.none
-    return Inputs(arguments, names, columns is not None, tokenizer, none)
+    return Inputs(arguments, names, columns is not None, tokenizer, fitted.none)
 
 
 @dataclass(frozen=True)
@@ -121,17 +114,17 @@ class _Resolver:
     #: The user named the columns.
     chosen: bool
 
-    def arguments(self, columns: object) -> tuple[Argument, ...]:
+    def arguments(self, columns: Any) -> tuple[Argument, ...]:
         if columns is None:
             return (self._everything(),)
+        elements: list[tuple[str | None, Any]] = [(None, columns)]
         if isinstance(columns, Mapping):
-            return tuple(
-                self._argument(element, _checked_keyword(keyword))
-                for keyword, element in _filled(columns).items()
-            )
-        if isinstance(columns, tuple):
-            return tuple(self._argument(element) for element in _filled(columns))
-        return (self._argument(columns),)
+            elements = [(_checked_keyword(key), columns[key]) for key in columns]
+        elif isinstance(columns, tuple):
+            elements = [(None, element) for element in columns]
+        if not elements:
+            raise InputError(NOTHING)
+        return tuple(self._argument(element, key) for key, element in elements)
 
     def frame_argument(
         self, columns: object, names_in: Sequence[Any] | None, fitted: Fitted
@@ -154,18 +147,14 @@ class _Resolver:
         _check_selection(names)
         series = single and not fitted.table and not names_in
         if fitted.texts and not series and not self.frame.deferred:
+            texts = [n for n in names if self.frame.kind(n) in ("text", "object")]
+            name = quote(texts[0]) if len(texts) == 1 else "as one name"
             raise InputError(
                 "the estimator reads one text a row, and of a frame it would read the "
-                f"names of the columns; pass {self._text_column(names)}"
+                f"names of the columns; pass columns={name}"
             )
         content: Content = "text" if fitted.texts else "object"
         return Argument(_names(names), None, not series, content, None, None)
-
-    def _text_column(self, names: Sequence[Any]) -> str:
-        texts = [n for n in names if self.frame.kind(n) in ("text", "object")]
-        return (
-            f"columns={quote(texts[0])}" if len(texts) == 1 else "columns= as one name"
-        )
 
     def _everything(self) -> Argument:
         names = list(self.frame.meta.columns)
@@ -174,7 +163,7 @@ class _Resolver:
             return self._single(names[0], None)
         return self._stacked(names, None)
 
-    def _argument(self, element: object, keyword: str | None = None) -> Argument:
+    def _argument(self, element: object, keyword: str | None) -> Argument:
         names = self.frame.labels(element)
         if not is_list(element):
             return self._single(names[0], keyword)
@@ -242,16 +231,10 @@ def _check_one_text(arguments: Iterable[Argument]) -> None:
 
 def _check_selection(names: Sequence[Any]) -> None:
     if not names:
-        raise InputError("columns= selects no column; name at least one")
+        raise InputError(NOTHING)
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"columns= names {quote(name)} twice in one list")
-
-
-def _filled(columns: Any) -> Any:
-    if not len(columns):
-        raise InputError("columns= selects no column; name at least one")
-    return columns
 
 
 def _checked_keyword(keyword: object) -> str:

@@ -61,17 +61,12 @@ class IdsArgument(ArgumentReader):
 class TextArgument(ArgumentReader):
     """Text through the tokenizer: keyword arguments, padded batch by batch."""
 
-    #: Whether the model is given an attention mask, as far as is known.
-    masked = True
-
     def __init__(self, columns: list[pd.Series[Any]], options: EncodeOptions) -> None:
         self._options = options
         self._names = " and ".join(f'"{series.name}"' for series in columns)
         #: The texts; two columns are pairs.
         self._texts = [TextColumn(series) for series in columns]
         self.signature = ("tokens", longest_text(options.tokenizer))
-        #: Texts truncated so far.
-        self.truncated = 0
         #: The partition's tokens; None where its texts failed together.
         self._tokens: Tokens | None = None
         try:
