@@ -42,10 +42,7 @@ def pandas_dtype(column: OutputColumn, nullable: bool = False) -> Any:
     dtype = pd.api.types.pandas_dtype(column.dtype)
     if not nullable or not isinstance(dtype, np.dtype) or dtype.kind not in "iub":
         return dtype
-    if dtype.kind == "b":
-        return pd.BooleanDtype()
-    prefix = "UInt" if dtype.kind == "u" else "Int"
-    return pd.api.types.pandas_dtype(f"{prefix}{8 * dtype.itemsize}")
+    return pd.array(np.empty(0, dtype)).dtype
 
 
 def dtype_name(dtype: Any) -> str:

@@ -32,7 +32,7 @@ from dask_infer.batch.outputs.convert import (
     to_array,
 )
 from dask_infer.batch.outputs.fields import is_tensor
-from dask_infer.batch.tensor.rows import Array, Positions, Rows, join, offsets_of
+from dask_infer.batch.tensor.rows import Array, Positions, Rows, offsets_of
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding
 from dask_infer.errors import InputError, OutputError
@@ -45,10 +45,14 @@ MASKED = (pd.arrays.IntegerArray, pd.arrays.FloatingArray, pd.arrays.BooleanArra
 
 
 class ColumnWriter:
-    """Where one column's values go: memory that only the column has."""
+    """Where one column's `n` values go: memory that only the column has."""
 
     #: Whether the second axis of an array is the tokens'; None until that is known.
     token_axis: bool | None = False
+
+    def __init__(self, column: OutputColumn, n: int) -> None:
+        self.column = column
+        self.n = n
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Write the `count` values of a batch at `rows`.
@@ -72,16 +76,16 @@ def build_writer(
 
     With `cast` values are cast to the promised dtype where that keeps their kind.
     """
-    if column.shape[:1] == (None,):
-        return RaggedWriter(column, n, cast)
     target = pandas_dtype(column, nullable)
+    if column.shape[:1] == (None,):
+        return RaggedWriter(column, n, target, cast)
     if isinstance(target, pd.StringDtype):
         return TextWriter(column, n)
     values = _block_dtype(target)
     if values is not None:
         return NumberWriter(column, n, target, values, cast)
     if isinstance(target, np.dtype):
-        return ObjectWriter(n)
+        return ObjectWriter(column, n)
     return ExtensionWriter(column, n, target)
 
 
@@ -108,8 +112,7 @@ class NumberWriter(ColumnWriter):
         values: np.dtype[Any],
         cast: bool,
     ) -> None:
-        self.column = column
-        self.n = n
+        super().__init__(column, n)
         self.target = target
         self.dtype = values
         #: Dtype of a tensor that NumPy takes as it is.
@@ -161,10 +164,11 @@ class NumberWriter(ColumnWriter):
 
     def _absent(self, rows: Positions, missing: Array | None) -> None:
         if isinstance(self.target, np.dtype) and self.dtype.kind not in "fcmM":
+            fitting = pandas_dtype(self.column, nullable=True)
             raise OutputError(
                 f'output column "{self.column.name}" of dtype {self.dtype} came with '
                 'missing values, which it cannot hold; pass on_error="null", or meta= '
-                f'with a dtype that can, such as "{_nullable(self.dtype)}"'
+                f'with a dtype that can, such as "{fitting}"'
             )
         if self.absent is None:
             self.absent = np.zeros(self.n, bool)
@@ -177,92 +181,83 @@ class NumberWriter(ColumnWriter):
 
 
 class PartsWriter(ColumnWriter):
-    """A part for each batch; the parts are joined in the rows' order at the end."""
+    """An array of pandas for each batch; they are joined in the rows' order."""
 
-    def __init__(self, n: int, empty: Any) -> None:
-        self.n = n
-        #: Rows of the batches so far, after an `empty` part of the column's dtype.
-        self.parts: list[Any] = [empty]
+    def __init__(self, column: OutputColumn, n: int, target: Any) -> None:
+        super().__init__(column, n)
+        self.target = target
+        #: Rows of the batches so far, after none of the column's dtype.
+        self.parts: list[Any] = [pd.array([], dtype=target)]
         #: Where each row is among the parts; -1 where it has none.
         self.places = np.full(n, -1)
         self.taken = 0
+
+    def result(self, missing: Array | None) -> Any:
+        """Return the rows in order."""
+        whole = self.target.construct_array_type()._concat_same_type(self.parts)
+        places = self.places if missing is None else np.where(missing, -1, self.places)
+        if len(whole) == self.n and (places == np.arange(self.n)).all():
+            return whole
+        return whole.take(places, allow_fill=True)
 
     def _append(self, rows: Positions, count: int, part: Any) -> None:
         self.parts.append(part)
         self.places[rows] = np.arange(self.taken, self.taken + count)
         self.taken += count
 
-    def _places(self, missing: Array | None) -> Array:
-        return self.places if missing is None else np.where(missing, -1, self.places)
-
 
 class RaggedWriter(PartsWriter):
     """Rows of different lengths."""
 
-    def __init__(self, column: OutputColumn, n: int, cast: bool) -> None:
-        self.column = column
-        self.dtype = np.dtype(column.dtype)
-        self.inner = tuple(size or 0 for size in column.shape[1:])
+    def __init__(self, column: OutputColumn, n: int, target: Any, cast: bool) -> None:
+        super().__init__(column, n, target)
         self.cast = cast
         self.token_axis = None if cast else True
-        empty = np.zeros((0, *self.inner), self.dtype)
-        super().__init__(n, Rows(empty, np.zeros(1, np.int64)))
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the rows without their padding."""
         self._append(rows, count, self._rows(value, count, padding))
 
-    def result(self, missing: Array | None) -> TensorArray:
-        """Return the rows in order."""
-        rows, places = join(self.parts), self._places(missing)
-        if len(rows) != self.n or (places != np.arange(self.n)).any():
-            rows = rows.take(places)
-        return TensorArray(rows)
-
-    def _rows(self, value: Any, count: int, padding: Padding) -> Rows:
+    def _rows(self, value: Any, count: int, padding: Padding) -> TensorArray:
         listed = isinstance(value, np.ndarray) and value.dtype.kind == "O"
         if listed or not is_array(value):
             return self._listed(value, count)
-        array = self._squared(to_array(value), count, padding)
+        inner = self.target.shape[1:]
+        array = self._squeezed(to_array(value), count, padding)
         check_rows(array, count)
-        if array.ndim < 2 or array.shape[2:] != self.inner:
-            raise broken_promise(self.column, f"rows of shape {array.shape[1:]}", array)
+        found = f"rows of shape {array.shape[1:]}"
+        if array.ndim < 2 or array.shape[2:] != inner:
+            raise broken_promise(self.column, found, array)
         if padding.lengths is not None and not (self.cast or padding.covers(array)):
-            raise broken_promise(
-                self.column,
-                f"rows of shape {array.shape[1:]} for a padded axis of {padding.width}",
-                array,
-            )
+            found = f"{found} for a padded axis of {padding.width}"
+            raise broken_promise(self.column, found, array)
         flat, lengths = (padding if self.token_axis else NOT_PADDED).trim(array)
-        flat = cast_array(flat, self.dtype, self.column, self.cast)
-        owned = flat.copy() if np.shares_memory(flat, array) else flat
-        return Rows(owned, offsets_of(lengths))
+        flat = cast_array(flat, self.target.value, self.column, self.cast)
+        own = flat.copy() if np.shares_memory(flat, array) else flat
+        return TensorArray(Rows(own, offsets_of(lengths)))
 
-    def _squared(self, array: Array, count: int, padding: Padding) -> Array:
+    def _squeezed(self, array: Array, count: int, padding: Padding) -> Array:
         """Give axes of length 1 back that the model squeezed."""
-        squeezed = ((count, *self.inner), self.inner)
-        if padding.width == 1 and array.shape in squeezed:
-            return array.reshape(count, 1, *self.inner)
+        inner = self.target.shape[1:]
+        if padding.width == 1 and array.shape in ((count, *inner), inner):
+            return array.reshape(count, 1, *inner)
         if count == 1 and array.ndim == len(self.column.shape):
             return array.reshape(1, *array.shape)
         return array
 
-    def _listed(self, value: Any, count: int) -> Rows:
-        dtype: Any = TensorDtype(self.dtype, self.column.shape)
+    def _listed(self, value: Any, count: int) -> TensorArray:
         if count == 1 and _depth(value) == len(self.column.shape):
             value = [value]
         check_rows(value, count)
         try:
-            array = pd.array(owned(value), dtype=dtype)
+            array: Any = pd.array(owned(value), dtype=self.target)
         except (InputError, TypeError, ValueError) as error:
             raise OutputError(
-                f'output column "{self.column.name}" is promised as {dtype.name}, the '
+                f'output column "{self.column.name}" is promised as {self.target}, the '
                 f"model returned rows that are none ({error}); pass meta= for what it "
                 "returns"
             ) from error
-        values, offsets = array.to_ragged()
-        missing = array.isna()
-        return Rows(values.copy(), offsets, missing if missing.any() else None)
+        return array.copy()  # type: ignore[no-any-return]
 
 
 class ObjectWriter(ColumnWriter):
@@ -270,7 +265,8 @@ class ObjectWriter(ColumnWriter):
 
     token_axis: bool | None = None
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, column: OutputColumn, n: int) -> None:
+        super().__init__(column, n)
         self.block = np.empty(n, object)
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
@@ -289,10 +285,6 @@ class TextWriter(ObjectWriter):
     """Text: references to each row's string, Arrow memory at the end."""
 
     token_axis = False
-
-    def __init__(self, column: OutputColumn, n: int) -> None:
-        super().__init__(n)
-        self.column = column
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the strings, or None where one is missing."""
@@ -320,11 +312,6 @@ class ExtensionWriter(PartsWriter):
 
     token_axis = None
 
-    def __init__(self, column: OutputColumn, n: int, target: Any) -> None:
-        super().__init__(n, pd.array([], dtype=target))
-        self.column = column
-        self.target = target
-
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the rows in an array of the promised dtype."""
         if not isinstance(value, pd.Series | pd.api.extensions.ExtensionArray):
@@ -342,17 +329,10 @@ class ExtensionWriter(PartsWriter):
             raise error_of_a_row(OutputError(reason)) from error
         self._append(rows, count, part)
 
-    def result(self, missing: Array | None) -> Any:
-        """Return the rows in order."""
-        whole = self.target.construct_array_type()._concat_same_type(self.parts)
-        return whole.take(self._places(missing), allow_fill=True)
-
 
 def _objects(value: Any, count: int, padding: Padding) -> Array:
     """Return an object a row in an array of one axis, however alike the rows are."""
-    items = value
-    if is_array(value):
-        items = to_array(value)
+    items = to_array(value) if is_array(value) else value
     if count == 1 and _depth(items) == 0:
         items = [items[()] if isinstance(items, np.ndarray) else items]
     check_rows(items, count)
@@ -361,10 +341,7 @@ def _objects(value: Any, count: int, padding: Padding) -> Array:
         items = np.split(flat, np.cumsum(lengths)[:-1])
     elif isinstance(items, np.ndarray):
         items = items.tolist()
-    block = np.empty(len(items), object)
-    for place, item in enumerate(items):
-        block[place] = owned(item)
-    return block
+    return np.fromiter(map(owned, items), object, len(items))
 
 
 def _depth(value: Any) -> int:
@@ -375,7 +352,3 @@ def _depth(value: Any) -> int:
     if not isinstance(value, list | tuple):
         return 0
     return 1 + max((_depth(item) for item in value), default=0)
-
-
-def _nullable(dtype: np.dtype[Any]) -> str:
-    return str(pandas_dtype(OutputColumn("", dtype.name), nullable=True))

@@ -28,7 +28,9 @@ def traced_fields(output: Any, rows: int) -> Fields:
     list holds fields where each entry has all the rows, as no entry a row has.
     """
     is_list = isinstance(output, list)
-    listed = is_list and any(_has_rows(value, rows) for value in output)
+    listed = is_list and any(
+        is_tensor(value) and value.shape[:1] == (rows,) for value in output
+    )
     found = all_fields(output, listed=listed)
     if is_list and not listed:
         found = [(key, stacked(value)) for key, value in found]
@@ -52,16 +54,13 @@ def all_fields(output: Any, *, listed: bool) -> Fields:
         (tuple, listed fields), or None where `output` is one value.
     """
     if isinstance(output, list):
-        if not listed:
-            return _rows_fields(output)
-        return list(enumerate(output))
-    named = None if is_tensor(output) else named_values(output)
+        return list(enumerate(output)) if listed else _rows_fields(output)
+    named = named_values(output)
     if named is not None:
         return list(named)
     if isinstance(output, tuple):
-        if isinstance(_first(output), str):
-            return [(None, list(output))]
-        return list(enumerate(output))
+        texts = isinstance(_first(output), str)
+        return [(None, list(output))] if texts else list(enumerate(output))
     if is_column(output) or not hasattr(output, "__dict__"):
         return [(None, output)]
     return list(vars(output).items())
@@ -114,20 +113,15 @@ def _tuple_names(kind: type) -> tuple[str, ...]:
     """Names of a named tuple, or of a struct sequence such as torch.max returns."""
     names: tuple[str, ...] = getattr(kind, "_fields", ())
     if not names and hasattr(kind, "n_sequence_fields"):
-        members = vars(kind).items()
-        names = tuple(
-            name
-            for name, member in members
-            if isinstance(member, types.MemberDescriptorType)
-        )
+        member = types.MemberDescriptorType
+        names = tuple(k for k, v in vars(kind).items() if isinstance(v, member))
     return names
 
 
 def _rows_fields(rows: list[Any]) -> Fields:
     """Turn rows of dicts (or of dataclasses, named tuples) around, a pass a key."""
     first = _first(rows)
-    whole = isinstance(first, pd.DataFrame) or is_tensor(first)
-    if whole or named_values(first) is None:
+    if isinstance(first, pd.DataFrame) or named_values(first) is None:
         return [(None, rows)]
     if not all(isinstance(row, Mapping) for row in rows):
         rows = [{} if row is None else dict(named_values(row) or ()) for row in rows]
@@ -144,10 +138,6 @@ def stacked(values: Any) -> Any:
     import torch
 
     return torch.stack(values)
-
-
-def _has_rows(value: Any, rows: int) -> bool:
-    return is_tensor(value) and bool(value.dim()) and len(value) == rows
 
 
 def _first(values: Iterable[Any]) -> Any:

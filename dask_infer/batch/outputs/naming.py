@@ -81,7 +81,14 @@ def name_meta_columns(
         If `output` and ``meta=`` name different columns.
     """
     check_naming(output)
-    sources = _sources(output)
+    # Each named column, and the field it is looked for under, if any.
+    sources: dict[str, str | None] = {}
+    if isinstance(output, str):
+        sources = {output: None}
+    elif isinstance(output, Mapping):
+        sources = {name: key for key, name in output.items()}
+    elif output is not None:
+        sources = {name: name for name in output}
     if [item.key for item in declared] == [None]:
         sources = sources or {DEFAULT: None}
         by_name = dict.fromkeys(sources, declared[0])
@@ -101,53 +108,46 @@ def name_meta_columns(
     )
 
 
-def _sources(output: Naming) -> dict[str, str | None]:
-    """Return each named column and the field it is looked for under, if any."""
-    if output is None:
-        return {}
-    if isinstance(output, str):
-        return {output: None}
-    if isinstance(output, Mapping):
-        return {name: key for key, name in output.items()}
-    return {name: name for name in output}
-
-
 def _picked(
     found: Sequence[OutputValue], output: Naming
 ) -> list[tuple[OutputValue, str]]:
     """Return which values become columns, and the name of each."""
-    if output is None:
-        return list(zip(found, _default_names(found), strict=True))
     by_key = {value.key: value for value in found}
-    if isinstance(output, Mapping):
-        _check_fields(output, list(output), found)
-        return [(by_key[key], name) for key, name in output.items()]
-    if isinstance(output, str):
-        if len(found) > 1:
-            _check_fields(output, [output], found)
-        return [(by_key.get(output, found[0]), output)]
-    known = [name for name in output if name in by_key]
-    if len(found) == 1 and not known:
-        return [(found[0], output[0])]
-    if known:
-        _check_fields(output, output, found)
-        return [(by_key[name], name) for name in output]
-    if len(output) != len(found):
+    keys, listed = list(by_key), ", ".join(map(repr, by_key))
+    wanted: dict[Any, str] = {}
+    if output is None:
+        for place, key in enumerate(keys):
+            wanted[key] = key if isinstance(key, str) else f"{DEFAULT}_{place}"
+        if keys == [None]:
+            wanted = {None: DEFAULT}
+    elif isinstance(output, Mapping):
+        wanted = dict(output)
+    else:
+        names = [output] if isinstance(output, str) else list(output)
+        wanted = dict(zip(names, names, strict=True))
+        if by_key.keys().isdisjoint(names) and len(found) == 1:
+            wanted = {keys[0]: names[0]}
+        elif by_key.keys().isdisjoint(names) and not isinstance(output, str):
+            if len(names) != len(found):
+                raise OutputError(
+                    f"output={output!r} names {len(names)}, the model returns "
+                    f"{len(found)} arrays: {listed}; name each, or pick by "
+                    'output={"field": "name"}'
+                )
+            wanted = dict(zip(keys, names, strict=True))
+    unknown = [key for key in wanted if key not in by_key]
+    if unknown and keys == [None]:
         raise OutputError(
-            f"output={output!r} names {len(output)}, the model returns {len(found)} "
-            f"arrays: {_listed(found)}; name each, or pick by "
+            f"output={output!r} picks a field, but the model returns one array without "
+            'a name; pass output="name"'
+        )
+    if unknown:
+        raise OutputError(
+            f"output={output!r}: the model returns no "
+            f"{' or '.join(map(repr, unknown))}, only {listed}; pick and rename by "
             'output={"field": "name"}'
         )
-    return list(zip(found, output, strict=True))
-
-
-def _default_names(found: Sequence[OutputValue]) -> list[str]:
-    if len(found) == 1 and found[0].key is None:
-        return [DEFAULT]
-    return [
-        value.key if isinstance(value.key, str) else f"{DEFAULT}_{place}"
-        for place, value in enumerate(found)
-    ]
+    return [(by_key[key], name) for key, name in wanted.items()]
 
 
 def _split(value: OutputValue, names: Sequence[str]) -> tuple[OutputColumn, ...]:
@@ -179,26 +179,3 @@ def _column(value: OutputValue, name: str) -> OutputColumn:
             "postprocess="
         )
     return OutputColumn(name, dtype, shape, value.key)
-
-
-def _check_fields(
-    output: Any, keys: Sequence[Any], found: Sequence[OutputValue]
-) -> None:
-    present = [value.key for value in found]
-    unknown = [key for key in keys if key not in present]
-    if not unknown:
-        return
-    if present == [None]:
-        raise OutputError(
-            f"output={output!r} picks a field, but the model returns one array without "
-            'a name; pass output="name"'
-        )
-    raise OutputError(
-        f"output={output!r}: the model returns no {' or '.join(map(repr, unknown))}, "
-        f"only {_listed(found)}; pick and rename by "
-        'output={"field": "name"}'
-    )
-
-
-def _listed(found: Sequence[OutputValue]) -> str:
-    return ", ".join(repr(value.key) for value in found)

@@ -19,12 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from dask_infer.batch.outputs.fields import (
-    Fields,
-    all_fields,
-    is_column,
-    stacked,
-)
+from dask_infer.batch.outputs.fields import Fields, all_fields, is_column, stacked
 from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn, Outputs
 
@@ -48,15 +43,22 @@ def pick(output: Any, outputs: Outputs) -> Fields:
     if plain or isinstance(output, torch.Tensor):
         return [(None, output)]
     columns = outputs.columns
-    if _are_mappings(output, outputs):
-        return _of_mappings(output, outputs)
+    rows = output if isinstance(output, list) and not outputs.listed else []
+    present = [row for row in rows if row is not None]
+    if present and all(isinstance(row, Mapping) for row in present):
+        values = [[_value(row, column, outputs) for row in rows] for column in columns]
+        return _by_column(values, outputs)
     found = dict(all_fields(output, listed=outputs.listed))
     for keys in ([column.field for column in columns], outputs.names):
         if all(_is_read(found.get(key)) for key in keys):
             if len({*keys}) == 1:
                 return _together(found[keys[0]], outputs)
             return _by_column([found[key] for key in keys], outputs)
-    held = {key: value for key, value in found.items() if _is_held(key, value)}
+    held = {
+        key: value
+        for key, value in found.items()
+        if is_column(value) or (key is None and _is_read(value))
+    }
     nameless = not any(isinstance(key, str) for key in held)
     if len(held) == 1 and (nameless or outputs.declared):
         return _together(next(iter(held.values())), outputs)
@@ -67,35 +69,18 @@ def pick(output: Any, outputs: Outputs) -> Fields:
     raise _not_found(columns, held, output)
 
 
-def _are_mappings(output: Any, outputs: Outputs) -> bool:
-    """Whether rows are mappings, or None."""
-    return (
-        isinstance(output, list)
-        and not outputs.listed
-        and all(row is None or isinstance(row, Mapping) for row in output)
-        and any(row is not None for row in output)
-    )
-
-
-def _of_mappings(rows: list[Mapping[Any, Any] | None], outputs: Outputs) -> Fields:
-    """Return columns of rows, each of them read alone."""
-    return _by_column(
-        [[_value(row, column, outputs) for row in rows] for column in outputs.columns],
-        outputs,
-    )
-
-
 def _value(row: Any, column: OutputColumn, outputs: Outputs) -> Any:
     """Return what a mapping holds of a column; None where it leaves it out."""
     alone = len(outputs.columns) == 1
     arrow: Any = getattr(column.dtype if alone else None, "pyarrow_dtype", pa.null())
     if row is None or pa.types.is_map(arrow):
         return row
+    is_struct = pa.types.is_struct(arrow)
     for key in (column.field, column.name):
         if key in row:
-            fields = arrow.names if pa.types.is_struct(arrow) else ()
-            return row if key in fields else row[key]
-    if alone and _takes_mappings(column):
+            return row if is_struct and key in arrow.names else row[key]
+    objects = alone and column.dtype == "object" and not column.shape
+    if is_struct or objects:
         return row
     if alone and outputs.declared and column.field is None and len(row) == 1:
         return next(iter(row.values()))
@@ -110,19 +95,6 @@ def _is_read(value: Any) -> bool:
     if isinstance(value, list) or is_column(value):
         return True
     return value is not None and bool(pd.api.types.is_scalar(value))
-
-
-def _is_held(key: Any, value: Any) -> bool:
-    """Whether a value without a name may be a column, and is no loss or cache."""
-    return is_column(value) or (key is None and _is_read(value))
-
-
-def _takes_mappings(column: OutputColumn) -> bool:
-    """Whether a row's value may be a dict."""
-    if isinstance(column.dtype, pd.ArrowDtype):
-        arrow = column.dtype.pyarrow_dtype
-        return bool(pa.types.is_struct(arrow) or pa.types.is_map(arrow))
-    return bool(column.dtype == "object") and not column.shape
 
 
 def _together(value: Any, outputs: Outputs) -> Fields:

@@ -167,15 +167,11 @@ def check_names(
 def _traced_value(
     key: Any, value: Any, padded: int | None, uneven: bool
 ) -> OutputValue:
-    shape, dtype = _row_shape(value, padded), dtype_name(value.dtype)
-    return OutputValue(key, dtype, shape, len(value), uneven)
-
-
-def _row_shape(value: Any, padded: int | None) -> Shape:
     shape: Shape = tuple(map(int, value.shape[1:]))
     if padded is not None and shape[:1] == (padded,):
-        return (None, *shape[1:])
-    return _squeezed(shape)
+        shape = (None, *shape[1:])
+    dtype = dtype_name(value.dtype)
+    return OutputValue(key, dtype, _squeezed(shape), len(value), uneven)
 
 
 def _squeezed(shape: Shape) -> Shape:
