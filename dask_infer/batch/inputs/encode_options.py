@@ -10,7 +10,6 @@ import torch
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.tensor.rows import Array, Positions
-from dask_infer.batch.text.batch_padding import Side
 from dask_infer.batch.text.tokenize import IDS
 from dask_infer.spec import Argument
 from dask_infer.spec.model_spec import Interface
@@ -35,11 +34,6 @@ class EncodeOptions:
     #: Names and dtypes of the arguments, in order, of a model that casts them; empty
     #: where they are not known.
     dtypes: Sequence[tuple[str, str]] = ()
-
-    @property
-    def side(self) -> Side | None:
-        """Where rows must be padded; None leaves it to the tokenizer."""
-        return "left" if self.rules.left else None
 
     def padding(self, argument: Argument, place: int) -> tuple[int, int | None]:
         """Return what ids are padded with, and what counts as padding among them."""

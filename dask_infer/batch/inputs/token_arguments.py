@@ -34,7 +34,7 @@ class IdsArgument(ArgumentReader):
         self._keyword = argument.keyword
         self._options = options
         self._fill, self._unseen = options.padding(argument, place)
-        self._side: Side = options.side or "right"
+        self._side: Side = "left" if options.rules.left else "right"
         self._rows: Rows | None
         try:
             self._rows = open_ids(series)
@@ -92,16 +92,9 @@ class TextArgument(ArgumentReader):
         )
 
     def _tokenize(self, texts: list[list[str]]) -> Tokens:
-        options = self._options
-        assert options.tokenizer is not None
-        return tokenize(
-            texts[0],
-            options.tokenizer,
-            pairs=texts[1] if len(texts) > 1 else None,
-            accepts=options.rules.accepts,
-            side=options.side,
-            pad_token=options.rules.pad,
-        )
+        tokenizer, rules = self._options.tokenizer, self._options.rules
+        assert tokenizer is not None
+        return tokenize(texts, tokenizer, rules)
 
     def _tokenize_batch(self, texts: list[list[str]]) -> Tokens:
         try:

@@ -23,6 +23,7 @@ from dask_infer.batch.text.batch_padding import (
     padding_of,
 )
 from dask_infer.errors import InputError
+from dask_infer.spec.token_rules import TokenRules
 
 #: Texts, or first and second texts of pairs.
 TextColumns = Sequence[list[str]]
@@ -107,35 +108,24 @@ def _width(values: Mapping[str, Any]) -> int:
 
 
 def tokenize(
-    texts: Sequence[str],
-    tokenizer: Callable[..., Any],
-    *,
-    pairs: Sequence[str] | None = None,
-    accepts: frozenset[str] | None = None,
-    side: Side | None = None,
-    pad_token: int | None = None,
+    columns: TextColumns, tokenizer: Callable[..., Any], rules: TokenRules
 ) -> Tokens:
-    """Tokenize `texts` without padding.
+    """Tokenize texts without padding.
 
     Parameters
     ----------
-    texts
-        The texts of a partition.
+    columns
+        The texts of a partition; where rows are pairs, the second texts too, which are
+        the tokenizer's second argument.
     tokenizer
         A Hugging Face tokenizer, or any callable that takes a list of str and returns
         a dict of lists of lists, arrays or tensors. Lists of lists are padded with 0 on
         the right; ``(n, length)`` arrays with an attention mask are narrowed to the
         longest row of each batch where the callable itself pads to the longest; others
         stay as they are.
-    pairs
-        The second text of each row, where rows are pairs; it is the tokenizer's second
-        argument.
-    accepts
-        Keyword arguments the model takes; None where unknown. Others are dropped.
-    side
-        Where rows will be padded; None as the tokenizer says.
-    pad_token
-        The model's own padding token; None takes the tokenizer's.
+    rules
+        What the model takes; where it is padded, and with what, unless the tokenizer
+        says.
 
     Raises
     ------
@@ -143,22 +133,16 @@ def tokenize(
         Where the tokenizer returns no dict, another number of rows, or nothing that
         the model takes.
     """
-    columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
-    if is_hugging_face(tokenizer):
-        tokens = _hugging_face(columns, tokenizer, accepts, pad_token)
-    else:
-        tokens = _callable(columns, tokenizer, accepts, side, pad_token)
-    if not tokens.keys:
+    hugging_face = hasattr(tokenizer, "model_input_names") and hasattr(tokenizer, "pad")
+    tokens = (_hugging_face if hugging_face else _callable)(columns, tokenizer, rules)
+    taken = {key: value for key, value in tokens.keys.items() if _takes(rules, key)}
+    if not taken:
+        names = ", ".join(f'"{name}"' for name in sorted(rules.accepts or ()))
         raise InputError(
             "the model takes none of the tokenizer's outputs, only "
-            f"{_listed(accepts or ())}; pass a tokenizer that returns those"
+            f"{names or 'nothing'}; pass a tokenizer that returns those"
         )
-    return tokens if side is None else replace(tokens, side=side)
-
-
-def is_hugging_face(tokenizer: object) -> bool:
-    """Whether `tokenizer` is one of transformers' own; never imports it."""
-    return hasattr(tokenizer, "model_input_names") and hasattr(tokenizer, "pad")
+    return replace(tokens, keys=taken, side="left" if rules.left else tokens.side)
 
 
 def longest_text(tokenizer: Any) -> int | None:
@@ -167,12 +151,7 @@ def longest_text(tokenizer: Any) -> int | None:
     return int(limit) if limit and limit < SANE_LENGTH else None
 
 
-def _hugging_face(
-    columns: TextColumns,
-    tokenizer: Any,
-    accepts: frozenset[str] | None,
-    pad_token: int | None,
-) -> Tokens:
+def _hugging_face(columns: TextColumns, tokenizer: Any, rules: TokenRules) -> Tokens:
     limit = longest_text(tokenizer)
     parts: dict[str, list[Rows]] = {}
     truncated = 0
@@ -190,31 +169,26 @@ def _hugging_face(
                 verbose=False,
             )
         for key, values in encoded.items():
-            if _takes(accepts, key) or key == "input_ids":
+            if _takes(rules, key) or key == "input_ids":
                 parts.setdefault(key, []).append(flat_rows(values[:n], np.int32))
         truncated += _truncated(tokenizer, encoded, chunk, limit)
     keys = {key: join(rows) for key, rows in parts.items()}
-    names = tokenizer.model_input_names
-    return Tokens(
-        {key: value for key, value in keys.items() if _takes(accepts, key)},
-        keys["input_ids"].lengths,
-        _fills(tokenizer, pad_token),
-        mask="attention_mask" in names and _takes(accepts, "attention_mask"),
-        side=tokenizer.padding_side,
-        truncated=truncated,
-    )
-
-
-def _fills(tokenizer: Any, pad_token: int | None) -> dict[str, int]:
-    """Return padding by key. GPT-2 has no padding token: any will do under the mask."""
-    padding = tokenizer.pad_token_id if pad_token is None else pad_token
-    if padding is None:
-        padding = tokenizer.eos_token_id
-    return {
-        "input_ids": padding or 0,
+    # GPT-2 has no padding token: any will do under the mask.
+    own = (tokenizer.pad_token_id, getattr(tokenizer, "eos_token_id", None))
+    fills = {
+        "input_ids": next((pad for pad in (rules.pad, *own) if pad is not None), 0),
         "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0),
         "special_tokens_mask": 1,
     }
+    masked = "attention_mask" in tokenizer.model_input_names
+    return Tokens(
+        keys,
+        keys["input_ids"].lengths,
+        fills,
+        mask=masked and _takes(rules, "attention_mask"),
+        side=tokenizer.padding_side,
+        truncated=truncated,
+    )
 
 
 def _truncated(
@@ -236,11 +210,7 @@ def _truncated(
 
 
 def _callable(
-    columns: TextColumns,
-    tokenizer: Callable[..., Any],
-    accepts: frozenset[str] | None,
-    wanted: Side | None,
-    pad_token: int | None,
+    columns: TextColumns, tokenizer: Callable[..., Any], rules: TokenRules
 ) -> Tokens:
     """Call a user's tokenizer, whose arrays are unpadded where it pads them itself."""
     encoded = tokenizer(*map(list, columns))
@@ -251,17 +221,15 @@ def _callable(
         )
     n = len(columns[0])
     keys = {str(key): _value(key, value, n) for key, value in encoded.items()}
-    fills = {key: pad_token or 0 for key in IDS}
+    fills = {key: rules.pad or 0 for key in IDS}
     found, masked = NOT_PADDED, "attention_mask" in keys
     if masked:
         keys = {key: _squared(value) for key, value in keys.items()}
         mask = keys["attention_mask"]
         if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.size:
             found = padding_of(mask.astype(bool))
-    if found.cuts and (
-        wanted not in (None, found.side)
-        or _pads_to_longest(columns, tokenizer, found.width)
-    ):
+    moved = rules.left and found.side == "right"
+    if found.cuts and (moved or _pads_to_longest(columns, tokenizer, found.width)):
         real = np.asarray(keys["attention_mask"], bool)
         for key, value in keys.items():
             if not isinstance(value, Rows) and value.shape == real.shape:
@@ -271,13 +239,9 @@ def _callable(
     lengths = found.lengths
     if lengths is None and ragged is not None:
         lengths = ragged.lengths
-    return Tokens(
-        {key: value for key, value in keys.items() if _takes(accepts, key)},
-        lengths,
-        fills,
-        mask=ragged is not None and not masked and _takes(accepts, "attention_mask"),
-        side=found.side,
-    )
+    unmasked = ragged is not None and not masked
+    made = unmasked and _takes(rules, "attention_mask")
+    return Tokens(keys, lengths, fills, mask=made, side=found.side)
 
 
 def _pads_to_longest(
@@ -311,9 +275,5 @@ def _squared(value: Rows | Array) -> Rows | Array:
     return value.values.reshape(len(value), -1)
 
 
-def _takes(accepts: frozenset[str] | None, key: str) -> bool:
-    return accepts is None or key in accepts
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(f'"{name}"' for name in sorted(names)) or "nothing"
+def _takes(rules: TokenRules, key: str) -> bool:
+    return rules.accepts is None or key in rules.accepts

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dask_infer.batch.text.batch_padding import pad, real_tokens
 from dask_infer.batch.text.tokenize import flat_rows, longest_text, tokenize
 from dask_infer.errors import InputError
+from dask_infer.spec.token_rules import TokenRules
 
 TEXTS = ["a b c", "", "a", "c b a c b a", "b b"]
 
@@ -45,7 +46,7 @@ def words(*, side="right", limit=None, padding="[PAD]"):
 # CF-01, 02
 def test_batches_are_what_the_tokenizer_itself_pads(side, rows):
     tokenizer = words(side=side)
-    tokens = tokenize(TEXTS, tokenizer)
+    tokens = tokenize([TEXTS], tokenizer, TokenRules())
     batch, padding = tokens.batch(rows)
     expected = tokenizer(
         np.array(TEXTS, object)[rows].tolist(), padding=True, return_tensors="np"
@@ -60,10 +61,10 @@ def test_batches_are_what_the_tokenizer_itself_pads(side, rows):
 
 
 def test_truncated_texts_are_counted():
-    tokens = tokenize(TEXTS, words(limit=5))
+    tokens = tokenize([TEXTS], words(limit=5), TokenRules())
     assert tokens.lengths.tolist() == [5, 2, 3, 5, 4]
     assert tokens.truncated == 1
-    assert tokenize(TEXTS, words()).truncated == 0
+    assert tokenize([TEXTS], words(), TokenRules()).truncated == 0
 
 
 @pytest.mark.parametrize("limit", [None, 512])
@@ -72,30 +73,35 @@ def test_longest_text(limit):
 
 
 def test_only_what_the_model_takes():
-    tokens = tokenize(TEXTS, words(), accepts=frozenset({"input_ids"}))
+    tokens = tokenize([TEXTS], words(), TokenRules(frozenset({"input_ids"})))
     batch, _ = tokens.batch(slice(0, 2))
     assert batch.keys() == {"input_ids"}
     with pytest.raises(InputError, match='none of the tokenizer\'s outputs, only "x"'):
-        tokenize(TEXTS, words(), accepts=frozenset({"x"}))
+        tokenize([TEXTS], words(), TokenRules(frozenset({"x"})))
 
 
 def test_without_a_padding_token_the_mask_shows_it():
-    tokens = tokenize(["a", "a a"], words(padding=None))
+    tokens = tokenize([["a", "a a"]], words(padding=None), TokenRules())
     batch, _ = tokens.batch(slice(None))
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
 
 # DI-11
 def test_no_texts_have_the_same_keys():
-    batch, _ = tokenize([], words()).batch(slice(None))
-    assert batch.keys() == tokenize(TEXTS, words()).batch(slice(None))[0].keys()
+    batch, _ = tokenize([[]], words(), TokenRules()).batch(slice(None))
+    assert (
+        batch.keys()
+        == tokenize([TEXTS], words(), TokenRules()).batch(slice(None))[0].keys()
+    )
     assert len(batch["input_ids"]) == 0
 
 
 def test_many_texts_are_tokenised_in_chunks(monkeypatch):
-    whole = tokenize(TEXTS, words()).batch(slice(None))[0]
+    whole = tokenize([TEXTS], words(), TokenRules()).batch(slice(None))[0]
     monkeypatch.setattr("dask_infer.batch.text.tokenize.CHUNK", 2)
-    for key, value in tokenize(TEXTS, words()).batch(slice(None))[0].items():
+    for key, value in (
+        tokenize([TEXTS], words(), TokenRules()).batch(slice(None))[0].items()
+    ):
         np.testing.assert_array_equal(value, whole[key])
 
 
@@ -107,7 +113,7 @@ def test_threads_share_a_tokenizer():
         mine.model_max_length = limit
         try:
             for _ in range(20):
-                tokens = tokenize(["a " * 50] * 20, mine)
+                tokens = tokenize([["a " * 50] * 20], mine, TokenRules())
                 assert (tokens.lengths == limit).all()
         except BaseException as error:
             failed.append(error)
@@ -125,7 +131,7 @@ def letters(texts):
 
 
 def test_lists_of_lists_are_padded_and_masked():
-    tokens = tokenize(["ab", "c", ""], letters)
+    tokens = tokenize([["ab", "c", ""]], letters, TokenRules())
     batch, padding = tokens.batch(slice(None))
     assert batch["input_ids"].tolist() == [[97, 98], [99, 0], [0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0], [0, 0]]
@@ -135,7 +141,7 @@ def test_lists_of_lists_are_padded_and_masked():
 
 
 def test_no_mask_for_a_model_that_takes_none():
-    tokens = tokenize(["ab", "c"], letters, accepts=frozenset({"input_ids"}))
+    tokens = tokenize([["ab", "c"]], letters, TokenRules(frozenset({"input_ids"})))
     assert tokens.batch(slice(None))[0].keys() == {"input_ids"}
 
 
@@ -144,7 +150,7 @@ def test_arrays_without_a_mask_stay_as_they_are(kind):
     def tokenizer(texts):
         return {"ids": kind([[len(text), 7] for text in texts])}
 
-    tokens = tokenize(["ab", "c"], tokenizer)
+    tokens = tokenize([["ab", "c"]], tokenizer, TokenRules())
     batch, padding = tokens.batch(np.array([1, 0]))
     assert batch["ids"].tolist() == [[1, 7], [2, 7]]
     assert (padding.lengths is None) == (kind is not list)
@@ -154,7 +160,9 @@ def test_arrays_without_a_mask_stay_as_they_are(kind):
 def test_a_callable_that_pads_to_the_longest_is_narrowed_to_each_batch(side):
     hugging = words(side=side)
     tokens = tokenize(
-        TEXTS, lambda texts: dict(hugging(texts, padding=True, return_tensors="pt"))
+        [TEXTS],
+        lambda texts: dict(hugging(texts, padding=True, return_tensors="pt")),
+        TokenRules(),
     )
     batch, padding = tokens.batch(slice(0, 3))
     expected = hugging(TEXTS[:3], padding=True, return_tensors="np")
@@ -167,7 +175,9 @@ def test_a_callable_that_pads_to_the_longest_is_narrowed_to_each_batch(side):
 def test_a_callable_that_pads_to_a_fixed_length_is_left_alone():
     hugging = words()
     tokens = tokenize(
-        TEXTS, lambda texts: dict(hugging(texts, padding="max_length", max_length=12))
+        [TEXTS],
+        lambda texts: dict(hugging(texts, padding="max_length", max_length=12)),
+        TokenRules(),
     )
     batch, padding = tokens.batch(slice(0, 2))
     assert batch["input_ids"].shape == (2, 12)
@@ -187,7 +197,7 @@ def test_a_callable_that_pads_to_a_fixed_length_is_left_alone():
 )
 def test_tokenizers_that_return_something_else(tokenizer, message):
     with pytest.raises(InputError, match=message):
-        tokenize(TEXTS, tokenizer)
+        tokenize([TEXTS], tokenizer, TokenRules())
 
 
 @given(st.lists(st.lists(st.integers(1, 99), max_size=6), min_size=1, max_size=8))
