@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dask_infer.batch.sizing.batch_size import BatchSize
-from dask_infer.batch.sizing.hill_climber import FixedSize
+from dask_infer.batch.sizing.hill_climber import FixedSize, HillClimber
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.replica.remembered import recall, remember
 
 logger = logging.getLogger(__name__)
 
-Policy = TypeVar("Policy", bound=FixedSize)
+Policy = TypeVar("Policy", bound=HillClimber)
 
 
 class Sizes:
@@ -37,7 +37,7 @@ class Sizes:
     def __init__(self, model: str, owner: tuple[Any, ...]) -> None:
         self.model = model
         self.owner = owner
-        self._policies: dict[Any, FixedSize] = {}
+        self._policies: dict[Any, HillClimber] = {}
         #: Any batch was too large for the device.
         self.ran_out_of_memory = False
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class Sizes:
         """Return each policy in words."""
         return [repr(policy) for policy in self.policies()]
 
-    def policies(self) -> list[FixedSize]:
+    def policies(self) -> list[HillClimber]:
         """Return all policies, oldest first."""
         with self._lock:
             return list(self._policies.values())
@@ -60,7 +60,7 @@ class Sizes:
         bound: int | None,
         bytes_per_row: float,
         free_bytes: Callable[[], int],
-    ) -> FixedSize:
+    ) -> HillClimber:
         """Return the policy for rows of this signature.
 
         Parameters
@@ -75,7 +75,7 @@ class Sizes:
             Returns what a forward may take; called for a new policy only.
         """
 
-        def build() -> FixedSize:
+        def build() -> HillClimber:
             if bound is not None:
                 return FixedSize(bound)
             policy = BatchSize()
@@ -120,7 +120,7 @@ class Sizes:
         """Start from what is known, and store what is learned."""
         key = repr((self.owner, what))
 
-        def learned(changed: FixedSize) -> None:
+        def learned(changed: HillClimber) -> None:
             logger.info('model "%s" goes on with %r', self.model, changed)
             remember(key, changed.state())
 

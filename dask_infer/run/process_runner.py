@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from dask_infer.batch.sizing.hill_climber import FixedSize
+from dask_infer.batch.sizing.hill_climber import HillClimber
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.device import Device
 from dask_infer.replica.worker_place import Place
@@ -21,7 +21,7 @@ class ProcessRunner(Runner):
     place: Place
     device: Device
     #: Policies that this partition is batched by, and the user's most rows.
-    _size: FixedSize | None = None
+    _size: HillClimber | None = None
     _budget: TokenBudget | None = None
     _bound: int | None = None
 
@@ -32,7 +32,7 @@ class ProcessRunner(Runner):
 
     def batch_size(
         self, signature: object, bytes_per_row: float, bound: int | None
-    ) -> FixedSize:
+    ) -> HillClimber:
         """Return the policy for batches of this signature."""
         self._bound = bound
         self._size = super().batch_size(signature, bytes_per_row, bound)
@@ -53,7 +53,7 @@ class ProcessRunner(Runner):
         """Give the device's freed blocks back."""
         self.device.release_memory()
 
-    def policy(self, width: int) -> FixedSize | None:
+    def policy(self, width: int) -> HillClimber | None:
         """Return the policy for rows padded to `width`; 0 where they are not padded."""
         return self._budget if width else self._size
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 
 from dask_infer.batch.inputs.batch import Batch
-from dask_infer.batch.sizing.hill_climber import FixedSize
+from dask_infer.batch.sizing.hill_climber import HillClimber
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Pending
@@ -71,7 +71,7 @@ class Runner:
 
     def batch_size(
         self, signature: object, bytes_per_row: float, bound: int | None
-    ) -> FixedSize:
+    ) -> HillClimber:
         """Return the policy for batches of this signature."""
         return self.sizes.rows(signature, bound, bytes_per_row, self.free_bytes)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.sizing.boundaries import plan_tokens
-from dask_infer.batch.sizing.hill_climber import FixedSize
+from dask_infer.batch.sizing.hill_climber import HillClimber
 from dask_infer.batch.sizing.token_budget import TokenBudget
 from dask_infer.faults.bisect import Rows
 from dask_infer.run.runner import Runner
@@ -59,7 +59,7 @@ class ConsecutiveWork(Work):
     """
 
     def __init__(
-        self, rows: int, size: FixedSize, *, wanted: int | None = None
+        self, rows: int, size: HillClimber, *, wanted: int | None = None
     ) -> None:
         super().__init__()
         self.rows = rows

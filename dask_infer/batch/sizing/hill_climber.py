@@ -38,63 +38,7 @@ WARM_UP = 3
 FULL = 0.75
 
 
-class FixedSize:
-    """The user's ``batch_size=n``: an upper bound that only lack of memory lowers."""
-
-    #: Most rows, or padded tokens, of a forward; while two are compared, the smaller.
-    size: int
-    #: Whether `size` will only change for lack of memory.
-    settled: bool
-    #: What `size` counts.
-    unit = "rows"
-    #: Called, without the lock, when there is something to remember.
-    on_learned: Callable[[FixedSize], None] | None = None
-
-    def __init__(self, size: int) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f'batch_size={size!r}: pass a positive whole number of rows, or "auto"'
-            )
-        self.size = size
-        self.settled = True
-        self._lock = threading.Lock()
-
-    def __repr__(self) -> str:
-        state = "settled" if self.settled else "climbing"
-        return f"<{type(self).__name__} {self.size} {self.unit}, {state}>"
-
-    def next_size(self) -> int:
-        """Return the most that goes into the next forward."""
-        return self.size
-
-    def observe(self, amount: int, seconds: float) -> None:
-        """Learn nothing: the size is the user's."""
-
-    def on_out_of_memory(self, amount: int) -> int:
-        """Halve after `amount` did not fit, for good; returns the new size."""
-        with self._lock:
-            self.size = min(self.size, max(1, amount // 2))
-            self.settled = True
-            size = self.size
-        self._report()
-        return size
-
-    def observe_row_bytes(self, bytes_per_row: float) -> None:
-        """Take note of what a row takes: nothing to do, the size is the user's."""
-
-    def resume(self, state: Mapping[str, float]) -> None:
-        """Go on with what an earlier replica has learned."""
-
-    def state(self) -> dict[str, float]:
-        """Return what was learned, for `resume`."""
-        return {"size": self.size}
-
-    def _report(self) -> None:
-        if self.on_learned is not None:
-            self.on_learned(self)
-
-
-class HillClimber(FixedSize):
+class HillClimber:
     """A size that climbs to the fastest, and stays there for good.
 
     Tests a size against its double in alternating short runs, so that both see the
@@ -109,20 +53,37 @@ class HillClimber(FixedSize):
     size never goes back and forth.
     """
 
+    #: Most rows, or padded tokens, of a forward; while two are compared, the smaller.
+    size: int
+    #: Whether `size` will only change for lack of memory.
+    settled: bool
+    #: What `size` counts.
+    unit = "rows"
+    #: Called, without the lock, when there is something to remember.
+    on_learned: Callable[[HillClimber], None] | None = None
+    #: Whether the larger of the pair has its turn, and its forwards so far.
+    _larger: bool
+    _run: int
+    #: Runs of both, and the rates seen of the smaller and of the larger.
+    _runs: int
+    _rates: tuple[deque[float], deque[float]]
+
     def __init__(self, size: int, limit: int) -> None:
-        super().__init__(size)
+        self.size = size
         #: The most that memory allows.
         self.limit = limit
         #: Rows, or padded tokens, that went by until the size had settled.
         self.spent = 0
         self.settled = 2 * size > limit
+        self._lock = threading.Lock()
         #: 1 while it grows, -1 while it shrinks, 0 during the first pair.
         self._direction = 0
         self._seen = 0
-        #: Whether the larger of the pair has its turn, and its forwards so far.
-        self._larger, self._run = False, 0
-        #: Runs of both, and the rates seen of the smaller and of the larger.
-        self._runs, self._rates = 0, _no_rates()
+        self._restart()
+
+    def __repr__(self) -> str:
+        state = "settled" if self.settled else "climbing"
+        return f"<{type(self).__name__} {self.size} {self.unit}, {state}>"
 
     def next_size(self) -> int:
         """Return the size of the next forward: the two of the pair take turns."""
@@ -154,10 +115,17 @@ class HillClimber(FixedSize):
             self._report()
 
     def on_out_of_memory(self, amount: int) -> int:
-        """Settle at what is known to fit, at most half of `amount`, for good."""
+        """Settle at what fits, at most half of `amount`; returns the new size."""
         with self._lock:
-            self.limit = min(self.limit, max(1, amount // 2))
-        return super().on_out_of_memory(amount)
+            half = max(1, amount // 2)
+            self.limit, self.size = min(self.limit, half), min(self.size, half)
+            self.settled = True
+            size = self.size
+        self._report()
+        return size
+
+    def observe_row_bytes(self, bytes_per_row: float) -> None:
+        """Take note of what a row takes, if the size depends on it."""
 
     def resume(self, state: Mapping[str, float]) -> None:
         """Start settled at an earlier replica's size, or at what memory allows."""
@@ -166,13 +134,22 @@ class HillClimber(FixedSize):
                 self.size = max(1, min(int(state["size"]), self.limit))
                 self.settled = True
 
+    def state(self) -> dict[str, float]:
+        """Return what was learned, for `resume`."""
+        return {"size": self.size}
+
+    def _report(self) -> None:
+        if self.on_learned is not None:
+            self.on_learned(self)
+
     def _current(self) -> int:
         return 2 * self.size if self._larger and not self.settled else self.size
 
     def _restart(self) -> None:
         """Start to compare another pair, without observations."""
-        self._larger, self._run = False, 0
-        self._runs, self._rates = 0, _no_rates()
+        self._larger, self._run, self._runs = False, 0, 0
+        small: deque[float] = deque(maxlen=OBSERVATIONS)
+        self._rates = small, small.copy()
 
     def _decide(self, small: deque[float], large: deque[float]) -> None:
         """Go on to the next pair, or settle, once the two rates differ clearly."""
@@ -195,8 +172,15 @@ class HillClimber(FixedSize):
                 self.size *= 2
 
 
-def _no_rates() -> tuple[deque[float], deque[float]]:
-    return deque(maxlen=OBSERVATIONS), deque(maxlen=OBSERVATIONS)
+class FixedSize(HillClimber):
+    """The user's ``batch_size=n``: an upper bound that only lack of memory lowers."""
+
+    def __init__(self, size: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f'batch_size={size!r}: pass a positive whole number of rows, or "auto"'
+            )
+        super().__init__(size, size)
 
 
 def _fastest(rates: deque[float]) -> float:

@@ -19,7 +19,7 @@ from distributed import Reschedule, Worker
 
 from dask_infer._dask import as_part_of_task, current_task_key, is_task_thread
 from dask_infer.batch.inputs.batch import Batch
-from dask_infer.batch.sizing.hill_climber import FixedSize
+from dask_infer.batch.sizing.hill_climber import HillClimber
 from dask_infer.device.stream import Fields, Pending
 from dask_infer.faults.bisect import Rows
 from dask_infer.metrics.recorder import meter
@@ -162,7 +162,7 @@ class RemoteRunner(Runner):
 
     def batch_size(
         self, signature: object, bytes_per_row: float, bound: int | None
-    ) -> FixedSize:
+    ) -> HillClimber:
         """Return the policy of this worker's feeders for the group."""
         rows, best = bound, self.microbatch
         if best is not None:
