@@ -185,8 +185,8 @@ def open_column(
     stacked
         They are stacked with other columns: refuse lists.
     """
-    known = shape is not None and None not in shape
-    fits = known or stacked or row_shape(series.dtype) is not None
+    known = _is_known(shape)
+    fits = known or stacked or _is_known(row_shape(series.dtype))
 
     def opened(part: pd.Series[Any], shape: Shape | None) -> ColumnValues:
         if not fits:
@@ -197,10 +197,14 @@ def open_column(
     try:
         return opened(series, shape)
     except InputError:
-        usual = shape or usual_shape(series)
+        usual = shape if known else usual_shape(series)
         # A batch of missing rows alone would not show that they are integers.
         whole = holds_ids(series)
         return DeferredColumn(series, lambda part: opened(part, usual), whole)
+
+
+def _is_known(shape: Shape | None) -> bool:
+    return shape is not None and None not in shape
 
 
 def _open(

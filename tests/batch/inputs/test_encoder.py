@@ -386,9 +386,15 @@ def test_a_missing_row_of_ids_fails_only_its_batch():
         made.batch(slice(0, 2))
 
 
-def test_ragged_rows_are_refused_without_a_mask():
-    frame = pd.DataFrame({"ids": [[1, 2], [3], [4, 5]]}, index=[7, 8, 9])
-    made = encoder(frame, "ids")
+# Rows of a ragged tensor column were only compared with those of their own batch.
+@pytest.mark.parametrize(
+    "dtype",
+    [object, pd.ArrowDtype(pa.list_(pa.int64())), TensorDtype("int64", (None,))],
+    ids=repr,
+)
+def test_ragged_rows_are_refused_without_a_mask(dtype):
+    ids = pd.Series([[1, 2], [3], [4, 5]], [7, 8, 9], dtype)
+    made = encoder(ids.to_frame("ids"), "ids")
     assert only(made.batch(np.array([0, 2]))).tolist() == [[1, 2], [4, 5]]
     with pytest.raises(InputError, match='"ids": row 8 '):
         made.batch(slice(1, 2))
