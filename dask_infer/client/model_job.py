@@ -45,7 +45,6 @@ def build_model_job(
     if outputs is None:
         outputs, inputs, undecided = call_outputs(call, inputs, kept)
     check_names(outputs, kept, quarantine=request.on_error == "quarantine")
-    call.recognised.snapshot()
     job = Job(
         model=call.spec,
         inputs=inputs,
@@ -65,6 +64,7 @@ def build_model_job(
         sweep=call_sweep(call, inputs),
         auto=auto_spec(call, inputs),
     )
+    call.recognised.snapshot()
     return replace(job, token=tokenize(job)[:8]) if counted else job
 
 

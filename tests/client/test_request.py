@@ -333,3 +333,14 @@ def test_texts_may_be_in_a_column_that_is_named_by_a_number(minilm, columns):
     ddf = dd.from_pandas(texts, npartitions=1)
     job, _ = build_job(Request(str(minilm), columns), ddf.expr)
     assert job.inputs.tokenized
+
+
+def test_a_model_that_is_refused_is_not_written(ddf, tmp_path):
+    model, stages = torch.nn.Linear(2, 100_000), dask_infer.Layout(stages=2)
+    with dask.config.set({"infer.store.path": str(tmp_path)}):
+        with pytest.raises(ValueError, match="pass at most stages=1"):
+            ddf.infer.predict(model, columns=["a", "b"], parallel=stages)
+        refused = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+        ddf.infer.predict(model, columns=["a", "b"])
+        taken = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    assert refused < 400_000 < taken
