@@ -9,7 +9,6 @@ import torch
 import dask_infer
 from dask_infer.client import tracing
 from dask_infer.model import split
-from dask_infer.model.runtime import stage_model as part
 from dask_infer.model.store import blob_store as store
 
 
@@ -78,13 +77,6 @@ def test_weights_changed_in_place_are_seen(ddf, change):
     assert again._name != pred._name
     got = again.compute(scheduler="sync")["prediction"]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-
-
-def test_another_process_finds_the_chain_in_the_store(ddf, counted):
-    ddf.infer.predict(model(103), parallel=dask_infer.Layout(stages=2))
-    part._chains.clear()
-    ddf.infer.predict(model(103), parallel=dask_infer.Layout(stages=2))
-    assert counted["split"] <= 1
 
 
 def test_other_cuts_and_arguments_are_other_chains(ddf, counted):

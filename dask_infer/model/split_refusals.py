@@ -5,8 +5,8 @@ from __future__ import annotations
 import linecache
 import os
 import re
+import traceback
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -68,12 +68,15 @@ def _place(error: BaseException) -> tuple[str, int] | None:
     found = None
     while chain is not None and id(chain) not in seen:
         seen.add(id(chain))
-        found = _innermost(chain.__traceback__) or found
+        walked = traceback.walk_tb(chain.__traceback__)
+        found = _last([(frame.f_code.co_filename, n) for frame, n in walked]) or found
         chain = chain.__cause__ or chain.__context__
-    if found is None:
-        places = [(file, int(line)) for file, line in _PLACE.findall(str(error))]
-        found = next((one for one in reversed(places) if is_users_file(one[0])), None)
-    return found
+    said = [(file, int(line)) for file, line in _PLACE.findall(str(error))]
+    return found or _last(said)
+
+
+def _last(places: list[tuple[str, int]]) -> tuple[str, int] | None:
+    return next((one for one in reversed(places) if is_users_file(one[0])), None)
 
 
 def line_of(file: str, line: int) -> str:
@@ -81,16 +84,6 @@ def line_of(file: str, line: int) -> str:
     code = linecache.getline(file, line).strip()
     place = f"{Path(file).name}:{line}"
     return f'{place}: "{code}"' if code else place
-
-
-def _innermost(trace: TracebackType | None) -> tuple[str, int] | None:
-    found = None
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if is_users_file(file):
-            found = (file, trace.tb_lineno)
-        trace = trace.tb_next
-    return found
 
 
 def is_users_file(file: str) -> bool:

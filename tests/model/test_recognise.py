@@ -140,7 +140,7 @@ def test_spec_is_small_and_nothing_is_written_before_the_snapshot(own_store):  #
     assert len(pickle.dumps(recognised.spec)) < 1000
     recognised.snapshot()
     recognised.snapshot()
-    assert default_store().has(recognised.spec.key)
+    assert default_store().path(recognised.spec.key).exists()
 
 
 def test_entry_is_held_as_long_as_the_spec_lives(own_store):  # DI-21
@@ -151,12 +151,12 @@ def test_entry_is_held_as_long_as_the_spec_lives(own_store):  # DI-21
     small = Store(own_store, 20_000)
     os.utime(small.path(spec.key), times=(0, 0))
     small.write("other", lambda path: path.write_bytes(bytes(15_000)))
-    assert small.has(spec.key)
+    assert small.path(spec.key).exists()
     key = spec.key
     del spec
     gc.collect()
     small.write("another", lambda path: path.write_bytes(bytes(15_000)))
-    assert not small.has(key)
+    assert not small.path(key).exists()
 
 
 # Compilation

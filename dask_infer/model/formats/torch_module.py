@@ -17,7 +17,7 @@ from dask_infer.model.formats.format import (
 )
 from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.runtime.compiled import compile_arguments
-from dask_infer.model.runtime.footprint import is_lazy, tensor_bytes
+from dask_infer.model.runtime.footprint import tensor_bytes
 from dask_infer.model.runtime.loaded_model import ModuleModel
 from dask_infer.model.runtime.place_module import Placement, in_dtype, place
 from dask_infer.model.source import ModelSource
@@ -96,7 +96,7 @@ def unwrap(
 def _check_weights(module: torch.nn.Module) -> None:
     tensors = (*module.named_parameters(), *module.named_buffers())
     for name, tensor in tensors:
-        if is_lazy(tensor):
+        if torch.nn.parameter.is_lazy(tensor):
             raise ModelLoadError(
                 f"{type(module).__name__} has lazy layers without weights ({name}); "
                 "call it on one batch first"

@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,12 @@ def version(module_name: str | None) -> str | None:
     top = (module_name or "").partition(".")[0]
     if top in _INTERACTIVE:
         return None
-    if top in sys.builtin_module_names:
-        return "builtin"
-    module = sys.modules.get(top)
-    file = _file(module)
-    if file is None:
-        return "builtin" if top in sys.stdlib_module_names else None
-    if not _is_installed_file(file):
+    file = _file(sys.modules.get(top))
+    if file is not None and not _is_installed_file(file):
         return None
-    return _version(top) if top not in sys.stdlib_module_names else "stdlib"
+    if top in sys.stdlib_module_names:
+        return "stdlib"
+    return None if file is None else _version(top)
 
 
 def _file(module: object) -> str | None:
@@ -245,19 +243,9 @@ def _descriptor(walk: Walk, descriptor: Any) -> None:
     _module_named(walk, owner.__module__)
 
 
-def _property(walk: Walk, obj: property) -> None:
-    walk.visit_all("property", (obj.fget, obj.fset, obj.fdel))
-
-
 def _wrapper(walk: Walk, obj: Any) -> None:
-    walk.emit("wrapper", type(obj).__name__)
-    walk.visit(obj.__func__)
-
-
-def _cached(walk: Walk, obj: Any) -> None:
-    walk.emit("cached", type(obj).__name__)
-    is_property = isinstance(obj, functools.cached_property)
-    walk.visit(obj.func if is_property else obj.__wrapped__)
+    names = ("fget", "fset", "fdel", "func", "__wrapped__")
+    walk.visit_all(type(obj).__name__, [getattr(obj, name, None) for name in names])
 
 
 # Modules
@@ -284,21 +272,15 @@ def _digest(name: str) -> str | None:
 
 def _source(name: str) -> Path | None:
     """Return the file of a module; parents are not imported to find it."""
-    top, _, rest = name.partition(".")
+    top, *rest = name.split(".")
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):  # "__main__" has no spec
         return None
-    if spec is None:
-        return None
-    if not rest:
-        return Path(spec.origin) if spec.has_location and spec.origin else None
-    for place in spec.submodule_search_locations or ():
-        stem = Path(place, *rest.split("."))
-        for file in (stem.with_suffix(".py"), stem / "__init__.py"):
-            if file.is_file():
-                return file
-    return None
+    for part in rest:
+        places = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(part, places or [])
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
 
 # Classes
@@ -340,9 +322,9 @@ RULES: dict[type, Rule] = {
     types.GetSetDescriptorType: _descriptor,
     types.MemberDescriptorType: _descriptor,
     types.ModuleType: _module,
-    property: _property,
+    property: _wrapper,
     staticmethod: _wrapper,
     classmethod: _wrapper,
-    functools.cached_property: _cached,
-    functools._lru_cache_wrapper: _cached,
+    functools.cached_property: _wrapper,
+    functools._lru_cache_wrapper: _wrapper,
 }

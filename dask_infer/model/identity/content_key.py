@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import struct
 import sys
 import types
 import uuid
@@ -69,14 +68,6 @@ def _plain(walk: Walk, obj: object) -> None:
     walk.emit(type(obj).__name__, obj)
 
 
-def _float(walk: Walk, obj: float) -> None:
-    walk.emit_bytes("float", struct.pack("<d", obj))
-
-
-def _complex(walk: Walk, obj: complex) -> None:
-    walk.emit_bytes("complex", struct.pack("<dd", obj.real, obj.imag))
-
-
 def _bytes(walk: Walk, obj: bytes) -> None:
     walk.emit_bytes("bytes", obj)
 
@@ -102,8 +93,8 @@ _ATOMS: dict[type, Rule] = {
     int: _plain,
     str: _plain,
     range: _plain,
-    float: _float,
-    complex: _complex,
+    float: _plain,
+    complex: _plain,
     bytes: _bytes,
     slice: _slice,
     tuple: _tuple,

@@ -106,11 +106,16 @@ def _tensor(walk: Walk, tensor: Any) -> None:
         return
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         walk.visit(type(tensor))
-        if hasattr(tensor, "__tensor_flatten__"):
-            _flattened(walk, tensor)
-            return
-        walk.visit_state(vars(tensor))
+    if hasattr(tensor, "__tensor_flatten__"):
+        _flattened(walk, tensor)
+        return
+    if own := {k: v for k, v in vars(tensor).items() if not k.startswith(_NOTES)}:
+        walk.visit_state(own)
     _tensor_data(walk, tensor.detach())
+
+
+#: Attributes of tensors begin like this that torch and transformers set.
+_NOTES = ("_dynamo_", "_is_buffer", "_is_hf_initialized", "persistent")
 
 
 def _flattened(walk: Walk, tensor: Any) -> None:
@@ -133,7 +138,7 @@ def _tensor_data(walk: Walk, tensor: Any) -> None:
         walk.emit("layout", tensor.layout)
         _instance_parts(walk, tensor)
     elif not _seen_storage(walk, tensor):
-        _raw(walk, tensor.resolve_conj().resolve_neg())
+        _raw(walk, tensor)
 
 
 def _instance_parts(walk: Walk, tensor: Any) -> None:

@@ -70,6 +70,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         data = data.clone() if is_loose else data
         if isinstance(tensor, torch.nn.Parameter):
             data = torch.nn.Parameter(data, requires_grad=tensor.requires_grad)
+        vars(data).update(vars(tensor))
         return data.__reduce_ex__(5)
 
 

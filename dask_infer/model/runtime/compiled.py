@@ -48,6 +48,7 @@ def _context(function: Any) -> Any:
 
 
 def _arguments(context: Any) -> dict[str, object]:
+    from torch._dynamo.backends.registry import list_backends
     from torch._dynamo.eval_frame import innermost_backend
 
     arguments: dict[str, object] = {}
@@ -59,17 +60,11 @@ def _arguments(context: Any) -> dict[str, object]:
     name = getattr(backend, "compiler_name", None)
     if name == "inductor":
         arguments.update(_inductor(backend.config, context._dynamic))
-    elif name in _backends():  # the user's own function stays where it is
+    elif name in list_backends(exclude_tags=()):  # the user's own stays where it is
         arguments["backend"] = name
         if options := backend.kwargs.get("options"):
             arguments["options"] = Options(options)
     return arguments
-
-
-def _backends() -> set[str]:
-    from torch._dynamo.backends.registry import list_backends
-
-    return set(list_backends(exclude_tags=()))
 
 
 def _inductor(settings: dict[str, Any], dynamic: bool | None) -> dict[str, object]:

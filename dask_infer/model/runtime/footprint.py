@@ -45,7 +45,7 @@ def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     Of one that shards divide its part.
     """
     for tensor in (*module.parameters(), *module.buffers()):
-        if not is_lazy(tensor):
+        if not torch.nn.parameter.is_lazy(tensor):
             yield getattr(tensor, "part", tensor)
 
 
@@ -58,19 +58,10 @@ def as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def is_lazy(tensor: torch.Tensor) -> bool:
-    """Whether a lazy module has not yet given it a shape."""
-    lazy = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
-    return isinstance(tensor, lazy)
-
-
 def tensor_bytes(module: torch.nn.Module) -> int:
     """Bytes of parameters and buffers; those that share memory count once."""
-    seen: dict[tuple[int, int], int] = {}
-    for tensor in tensors_of(module):
-        nbytes = tensor.numel() * tensor.element_size()
-        seen[_address(tensor), nbytes] = nbytes
-    return sum(seen.values())
+    each = {(_address(t), t.numel() * t.element_size()) for t in tensors_of(module)}
+    return sum(nbytes for _, nbytes in each)
 
 
 def _address(tensor: torch.Tensor) -> int:

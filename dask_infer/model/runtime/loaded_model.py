@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -193,15 +192,13 @@ def _compiled(spec: ModelSpec, module: torch.nn.Module) -> Callable[..., Any] | 
 
 
 _not_compiled: set[str] = set()
-_not_compiled_lock = threading.Lock()
 
 
 def warn_not_compiled(spec: ModelSpec, error: Exception) -> None:
     """Say once per process and model that it runs eagerly."""
-    with _not_compiled_lock:
-        if spec.key in _not_compiled:
-            return
-        _not_compiled.add(spec.key)
+    if spec.key in _not_compiled:
+        return
+    _not_compiled.add(spec.key)
     cause = (str(error).strip() or type(error).__name__).splitlines()[0]
     message = f"{spec.name}: torch.compile failed ({cause}); it runs eagerly instead"
     logger.warning(message)

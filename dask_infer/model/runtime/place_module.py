@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections.abc import Callable
@@ -76,15 +77,10 @@ def in_dtype(
 
 def convert(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """Cast floating parameters and buffers, in place; what is shared stays shared."""
-    copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    @functools.cache  # by identity, as tensors are hashed
     def cast_once(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        if id(tensor) not in copies:
-            # The original is kept with its copy: an id may be used again.
-            copies[id(tensor)] = (tensor, tensor.to(dtype))
-        return copies[id(tensor)][1]
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
     freeze(module)
     apply: Callable[..., torch.nn.Module] = module._apply

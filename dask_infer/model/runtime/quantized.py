@@ -117,7 +117,7 @@ def _exchange(module: nn.Module) -> list[QuantizedLinear]:
     for parent in list(module.modules()):
         for name, layer in list(parent._modules.items()):
             # Subclasses are something else: attention reads the weights of one.
-            if type(layer) is not nn.Linear or _is_lazy(layer):
+            if type(layer) is not nn.Linear or nn.parameter.is_lazy(layer.weight):
                 continue
             if layer not in made:
                 made[layer] = QuantizedLinear(layer)
@@ -126,7 +126,3 @@ def _exchange(module: nn.Module) -> list[QuantizedLinear]:
             # Its fast path takes the layers' weights and never calls them.
             parent.activation_relu_or_gelu = 0
     return list(made.values())
-
-
-def _is_lazy(layer: nn.Linear) -> bool:
-    return isinstance(layer.weight, nn.UninitializedParameter)

@@ -5,35 +5,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import pickle
-import weakref
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dask_infer.model.identity import pickling
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.runtime.loaded_model import LoadedModel
-from dask_infer.model.store.blob_store import (
-    PendingBlob,
-    Store,
-    default_store,
-    read_blob,
-)
+from dask_infer.model.store.blob_store import read_blob, write_pinned
 from dask_infer.spec import Blob, ModelSpec, StageLayers
-
-#: Chains that a process remembers; each takes some 100 KB of disk.
-MOST_CHAINS = 16
 
 
 @functools.lru_cache(maxsize=16)
 def read_chain(blob: Blob) -> Any:
     """Return the model as a chain of blocks, without weights."""
     return read_blob(blob)
-
-
-#: Chains that calls of this process asked for, by store and key; least recent first.
-_chains: OrderedDict[tuple[Path, str], Blob] = OrderedDict()
 
 
 def chain_blob(
@@ -46,30 +33,14 @@ def chain_blob(
     """
     from dask_infer.model.split import split
 
+    def write(path: Path) -> None:
+        chain = split(spec, live, args, kwargs, **options)
+        pickling.to_file(chain, pickling.dry_run(chain, "the model's layers"), path)
+
     request = content_key((args, kwargs, options))
     content = (spec.key, spec.kind, request, torch.__version__, _code())
-    key = hashlib.sha256(repr(content).encode()).hexdigest()
-    store = default_store()
-    blob = _chains.pop((store.root, key), None)
-    if blob is None or (blob.data is None and not store.has(key)):
-        blob = _stored(key, store)
-    if blob is None:
-        chain = split(spec, live, args, kwargs, **options)
-        blob = PendingBlob(chain, key, "the model's layers").write(store)
-    _chains[store.root, key] = blob
-    if len(_chains) > MOST_CHAINS:
-        _chains.popitem(last=False)
-    return blob
-
-
-def _stored(key: str, store: Store) -> Blob | None:
-    """Return the blob of an entry, pinned while it lives; None without one."""
-    pin = store.pin(key)
-    if not store.has(key):
-        pin.release()
-        return None
-    blob = Blob(key)
-    weakref.finalize(blob, pin.release)
+    blob = Blob(hashlib.sha256(repr(content).encode()).hexdigest())
+    write_pinned(blob, write)
     return blob
 
 

@@ -101,25 +101,25 @@ def _from_directory(directory: str) -> Any:
 
 def _prompt(settings: Path) -> str:
     """Return what sentence-transformers puts before each text by default."""
-    given = json.loads(settings.read_text()) if settings.is_file() else {}
+    given = _read(settings) or {}
     return (given.get("prompts") or {}).get(given.get("default_prompt_name")) or ""
 
 
 def _first_module(directory: Path) -> Path:
     """Where a sentence-transformers pipeline keeps its tokenizer, else `directory`."""
-    modules = directory / "modules.json"
-    if not modules.is_file():
-        return directory
-    return directory / str(json.loads(modules.read_text())[0].get("path", ""))
+    modules = _read(directory / "modules.json") or [{}]
+    return directory / str(modules[0].get("path", ""))
 
 
 def _limit(tokenizer: Any, settings: Path) -> None:
     """Truncate where sentence-transformers does, often before the model's own limit."""
-    if not settings.is_file():
-        return
-    longest = json.loads(settings.read_text()).get("max_seq_length")
+    longest = (_read(settings) or {}).get("max_seq_length")
     if longest:
         tokenizer.model_max_length = min(tokenizer.model_max_length, int(longest))
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _start_threads(cores: int) -> None:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from dask_infer.batch.inputs.decided_dtypes import with_lists
 from dask_infer.model.formats.format import FileCall
 from dask_infer.model.registry import format_of
-from dask_infer.model.runtime.footprint import floating_dtype, is_lazy, parse_dtype
+from dask_infer.model.runtime.footprint import floating_dtype, parse_dtype
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.methods import check_method, signature_of
 from dask_infer.model.shapes.call_arguments import by_key, taken, without_cache
@@ -156,7 +156,7 @@ def _traceable_module(spec: ModelSpec, live: object | None) -> torch.nn.Module:
     """Return the model with no weights loaded, as far as its format allows."""
     module = format_of(spec).traceable_module(spec, live)
     tensors = chain(module.parameters(), module.buffers())
-    if any(is_lazy(tensor) for tensor in tensors):
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in tensors):
         reason = "lazy layers have no sizes yet: call it once on an example row"
         raise cannot_trace(spec.name, reason)
     return module

@@ -107,10 +107,6 @@ class Store:
             raise ValueError(f"{key!r} is no key of the content store")
         return self.root / key
 
-    def has(self, key: str) -> bool:
-        """Whether the entry is there now; `pin` it first where it must stay."""
-        return self.path(key).exists()
-
     def write(self, key: str, writer: Writer, nbytes: int = 0) -> Path:
         """Write an entry unless it is there, and return its path.
 
@@ -321,14 +317,8 @@ def write_pinned(
     Parameters and errors are those of `Store.write`.
     """
     store = store or default_store()
-    pin = store.pin(blob.key)
-    try:
-        path = store.write(blob.key, writer, nbytes)
-    except BaseException:
-        pin.release()
-        raise
-    weakref.finalize(blob, pin.release)
-    return path
+    weakref.finalize(blob, store.pin(blob.key).release)
+    return store.write(blob.key, writer, nbytes)
 
 
 def read_blob(blob: Blob, store: Store | None = None) -> Any:

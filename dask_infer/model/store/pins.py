@@ -10,7 +10,6 @@ import os
 import time
 import weakref
 from pathlib import Path
-from types import TracebackType
 
 try:
     import fcntl
@@ -23,7 +22,7 @@ LOCK, PIN, FETCH = ".lock", ".pin", ".fetch"
 RECENT = 3600.0
 
 
-class Pin:
+class Pin(contextlib.AbstractContextManager["Pin"]):
     """Keeps an entry from being evicted, until released or garbage collected."""
 
     def __init__(self, path: str) -> None:
@@ -33,15 +32,7 @@ class Pin:
         """Unpin the entry; a second call does nothing."""
         self._shared = None
 
-    def __enter__(self) -> Pin:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
 

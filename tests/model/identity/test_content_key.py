@@ -180,6 +180,10 @@ def change_weight(model):
     model.layer.weight.data[0, 0] = 7
 
 
+def change_attribute_of_weight(model):
+    model.layer.weight.scale = 2.0
+
+
 def change_dtype(model):
     model.half()
 
@@ -212,6 +216,7 @@ def patch_forward(model):
 CHANGES = [
     change_attribute,
     change_weight,
+    change_attribute_of_weight,
     change_dtype,
     add_hook,
     add_pre_hook,

@@ -85,7 +85,7 @@ def test_entry_is_written_once(store):
         written.append(path)
         path.write_bytes(b"x")
 
-    assert not store.has("a")
+    assert not store.path("a").exists()
     assert store.write("a", writer) == store.write("a", writer) == store.path("a")
     assert store.path("a").read_bytes() == b"x"
     assert len(written) == 1
@@ -131,7 +131,7 @@ def test_failed_writer_leaves_nothing(store):
 
     with pytest.raises(KeyError):
         store.write("a", writer)
-    assert not store.has("a")
+    assert not store.path("a").exists()
     assert not list(store.root.glob("*.tmp"))
 
 
@@ -159,7 +159,7 @@ def test_too_large_an_entry_is_refused(store):
         store.write("a", content(12 * MB))
     with pytest.raises(ModelLoadError, match=r"store\.limit"):
         store.write("a", pytest.fail, nbytes=12 * MB)
-    assert not store.has("a")
+    assert not store.path("a").exists()
 
 
 @pytest.mark.parametrize(
@@ -448,6 +448,15 @@ def test_views_of_a_large_tensor_are_written_alone(store):
     assert model.weight.data_ptr() == everything.data_ptr()
 
 
+def test_attributes_of_weights_travel(store):
+    model, view = layer(), torch.nn.Parameter(torch.randn(1000, 1000)[:1])
+    model.weight.register_hook(print)
+    model.view = view
+    model.weight.scale = view.scale = 2
+    loaded = read_blob(pickle_blob(model, store), store)
+    assert loaded.weight.scale == loaded.view.scale == 2
+
+
 def test_views_that_make_up_a_tensor_stay_shared(store):
     model = torch.nn.Module()
     whole = torch.randn(2, 1000)
@@ -501,12 +510,12 @@ def test_pinned_blob_outlives_others(store):
     pinned = pickle_blob(np.ones(MB // 2), store)  # 4 MiB
     os.utime(store.path(pinned.key), times=(0, 0))
     write(store, "a", "b")
-    assert store.has(pinned.key)
+    assert store.path(pinned.key).exists()
     copy = pickle.loads(pickle.dumps(pinned))
     del pinned
     gc.collect()
     store.write("c", content(4 * MB))
-    assert not store.has(copy.key)
+    assert not store.path(copy.key).exists()
 
 
 def test_reading_needs_no_torch_for_estimators(store):
