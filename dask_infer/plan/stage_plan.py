@@ -21,8 +21,7 @@ class PlannedStage:
     start: int
     stop: int
     #: Names of the first and the last block.
-    first: str
-    last: str
+    blocks: str
     worker: str
     #: The same, or its shards.
     members: tuple[str, ...]
@@ -80,11 +79,10 @@ class StagePlan:
 
     def _cells(self, index: int) -> tuple[str, ...]:
         stage = self.stages[index]
-        one = stage.first == stage.last
         share = stage.seconds / self.slowest if self.slowest else 1.0
         return (
             str(index),
-            stage.first if one else f"{stage.first}..{stage.last}",
+            stage.blocks,
             f"{stage.parameters:,}",
             in_bytes(stage.nbytes),
             in_seconds(stage.seconds),
@@ -107,8 +105,7 @@ def stage_plan(
             PlannedStage(
                 start=start,
                 stop=stop,
-                first=inside[0].name,
-                last=inside[-1].name,
+                blocks="..".join(dict.fromkeys((inside[0].name, inside[-1].name))),
                 worker=worker.address,
                 members=worker.members or (worker.address,),
                 parameters=sum(block.parameters for block in inside),

@@ -65,23 +65,25 @@ async def _scheduler_jobs(client: Any) -> dict[Label, Sums]:
 
 
 class ClusterJobs:
-    """Sums of the jobs of a cluster.
+    """Sums of the jobs of a cluster, or of what is added from now on.
 
     Where its scheduler cannot import this package, they are added up here, from what
     the workers sent with their heartbeats.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, *, from_now: bool) -> None:
         self.client = client
-        self._own: ClusterSums | None = None
-        self._watched = False
+        self._own = None if run_on_loop(client, watch) else ClusterSums()
+        self._before = self._read() if from_now else {}
+        self._last: dict[Label, Sums] = {}
 
     def read(self) -> dict[Label, Sums]:
-        """Return them as the scheduler knows them now."""
-        if not self._watched:
-            self._watched = True
-            if not run_on_loop(self.client, watch):
-                self._own = ClusterSums()
+        """Return them as the scheduler knows them now, or as a closed client did."""
+        if self.client.status == "running":
+            self._last = _since(self._read(), self._before)
+        return self._last
+
+    def _read(self) -> dict[Label, Sums]:
         if self._own is None:
             jobs: dict[Label, Sums] = run_on_loop(self.client, _scheduler_jobs)
             return jobs
@@ -103,20 +105,16 @@ class Counts:
     def __init__(self, *, from_now: bool, local: bool) -> None:
         self._from_now, self._local = from_now, local
         self._local_before = local_jobs() if from_now else {}
-        #: Each client with its sums before.
-        self._clusters: list[tuple[ClusterJobs, dict[Label, Sums]]] = []
-        self._last: dict[int, dict[Label, Sums]] = {}
+        self._clusters: list[ClusterJobs] = []
 
     def add(self, client: Any) -> None:
         """Count on a client's cluster, too."""
-        if all(jobs.client is not client for jobs, _ in self._clusters):
-            jobs = ClusterJobs(client)
-            before = jobs.read()
-            self._clusters.append((jobs, before if self._from_now else {}))
+        if all(jobs.client is not client for jobs in self._clusters):
+            self._clusters.append(ClusterJobs(client, from_now=self._from_now))
 
     def refresh(self) -> None:
         """Have the workers send what they counted."""
-        for jobs, _ in self._clusters:
+        for jobs in self._clusters:
             if jobs.client.status == "running":
                 run_on_loop(jobs.client, refresh)
 
@@ -124,11 +122,8 @@ class Counts:
         """Return what was added since then, by job."""
         here = local_jobs() if self._local else {}
         result = _since(here, self._local_before)
-        for place, (jobs, before) in enumerate(self._clusters):
-            # A client may be closed by now: what it read last stays.
-            if jobs.client.status == "running":
-                self._last[place] = _since(jobs.read(), before)
-            for label, sums in self._last.get(place, {}).items():
+        for jobs in self._clusters:
+            for label, sums in jobs.read().items():
                 result.setdefault(label, Sums()).add(sums)
         return result
 
