@@ -27,6 +27,7 @@ from dask_infer.model.formats.torchscript import (
     one_program,
     stored_program,
 )
+from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.loaded_model import ModuleModel
 from dask_infer.model.runtime.place_module import Placement, freeze
@@ -50,7 +51,9 @@ class ExportedProgramFormat(Format):
             return None
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
-        return stored_program(self.kind, program, ".pt2", buffer.getvalue())
+        data = buffer.getvalue()
+        key = content_key((self.kind, data))
+        return stored_program(self.kind, program, ".pt2", data, key)
 
     def check(self, path: Path, trust: bool) -> None:
         """Refuse what is no archive."""

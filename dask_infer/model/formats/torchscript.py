@@ -46,7 +46,8 @@ class TorchScriptFormat(Format):
         script = module_given(given)
         if not isinstance(script, torch.jit.ScriptModule):
             return None
-        return stored_program(self.kind, script, ".pt", script.save_to_buffer())
+        key = content_key((self.kind, script))
+        return stored_program(self.kind, script, ".pt", script.save_to_buffer(), key)
 
     def check(self, path: Path, trust: bool) -> None:
         """Refuse what torch did not write, and all that is not trusted."""
@@ -75,12 +76,13 @@ class TorchScriptFormat(Format):
         return place(spec, module, placement.device)
 
 
-def stored_program(kind: str, program: Any, suffix: str, data: bytes) -> Recognised:
+def stored_program(
+    kind: str, program: Any, suffix: str, data: bytes, key: str
+) -> Recognised:
     """Store a program of this process as the file that it would be loaded from.
 
     It is written at once: reading its shapes loads it.
     """
-    key = content_key((kind, program))
     blob = Blob(f"{key}{suffix}")
     spec = ModelSpec(
         key=key,

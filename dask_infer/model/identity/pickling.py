@@ -243,8 +243,9 @@ def to_bytes(obj: object, found: DryRun) -> bytes:
     return file.getvalue()
 
 
-def to_file(obj: object, found: DryRun, path: Path) -> None:
+def to_file(obj: object, path: Path, found: DryRun | None = None) -> None:
     """Pickle an object of any size into a file that can be mapped."""
+    found = found or dry_run(obj)
     if found.has_tensors:
         _save(obj, path, found)
         return

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -99,9 +98,5 @@ def shared(
     key = hashlib.sha256(repr(content).encode()).hexdigest()
     store = default_store()
     with store.pin(key):
-        store.write(key, lambda target: _save(build(), target))
+        store.write(key, lambda target: pickling.to_file(build(), target))
         return cast(torch.nn.Module, read_blob(Blob(key)))
-
-
-def _save(module: torch.nn.Module, target: Path) -> None:
-    pickling.to_file(module, pickling.dry_run(module), target)

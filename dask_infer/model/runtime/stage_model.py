@@ -34,8 +34,7 @@ def chain_blob(
     from dask_infer.model.split import split
 
     def write(path: Path) -> None:
-        chain = split(spec, live, args, kwargs, **options)
-        pickling.to_file(chain, pickling.dry_run(chain, "the model's layers"), path)
+        pickling.to_file(split(spec, live, args, kwargs, **options), path)
 
     request = content_key((args, kwargs, options))
     content = (spec.key, spec.kind, request, torch.__version__, _code())

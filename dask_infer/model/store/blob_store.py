@@ -306,7 +306,7 @@ class PendingBlob:
         return self.blob
 
     def _write(self, path: Path) -> None:
-        pickling.to_file(self._obj, self._dry_run(), path)
+        pickling.to_file(self._obj, path, self._dry_run())
 
 
 def write_pinned(
