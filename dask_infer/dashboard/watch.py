@@ -17,7 +17,6 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from dask_infer.dashboard.cluster_counters import ClusterCounters
 from dask_infer.dashboard.job_log import JobLog
-from dask_infer.metrics.cluster_sums import VERSION
 from dask_infer.metrics.sums import to_message
 
 logger = logging.getLogger(__name__)
@@ -65,21 +64,10 @@ class Watch(SchedulerPlugin):
 
     # --- what is asked of it -----------------------------------------------------
 
-    async def _sums(self, by_worker: bool = False) -> dict[str, Any]:
-        """Return all sums: by job, by model and stage, by worker where asked."""
+    async def _sums(self) -> list[Any]:
+        """Return the sums of all jobs."""
         self.counters.update()
-        sums = self.counters.sums
-        answer = {
-            "version": VERSION,
-            "jobs": to_message(sums.by_job()),
-            "models": to_message(sums.by_model()),
-        }
-        if by_worker:
-            answer["workers"] = {
-                address: to_message(worker.latest.by_model)
-                for address, worker in sums.workers.items()
-            }
-        return answer
+        return to_message(self.counters.sums.by_job())
 
     async def _jobs(self) -> list[dict[str, Any]]:
         """Return the records of the latest jobs, oldest first."""

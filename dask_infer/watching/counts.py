@@ -61,7 +61,7 @@ async def read_workers(client: Any, sums: ClusterSums | None = None) -> ClusterS
 
 
 async def _scheduler_jobs(client: Any) -> dict[Label, Sums]:
-    return from_message((await client.scheduler.infer_sums())["jobs"])
+    return from_message(await client.scheduler.infer_sums())
 
 
 class ClusterJobs:

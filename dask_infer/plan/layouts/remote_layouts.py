@@ -253,7 +253,8 @@ def _streamed(
         beats.append(OVERHEAD + max([*times, *hops]))
         fills.append(sum(times) + sum(hops))
     # Stages of one host share its cores.
-    crowded = max(facts.slowdown(_running(busy[host], beats)) for host in busy)
+    beat = sum(beats) / len(beats)
+    crowded = max(facts.slowdown(seconds / beat) for seconds in busy.values())
     rate = sum(1 / beat for beat in beats) / crowded
     last = max(0, ceil(total / len(routes)) - 1) * len(routes) / rate
     run = crowded * max(fills) + OVERHEAD + last
@@ -264,11 +265,6 @@ def _streamed(
     on_device = any(w.one_at_a_time for route in routes for team in route for w in team)
     computed = 0.0 if on_device else work / cores
     return START + max(run, prepared, computed, facts.partitions * TASK)
-
-
-def _running(busy: float, beats: Sequence[float]) -> float:
-    """Return how many forwards run at once on a host, on average."""
-    return busy / (sum(beats) / len(beats))
 
 
 def _kind(layout: Layout) -> Kind:
