@@ -51,12 +51,21 @@ def choose_together(jobs: Sequence[JobFacts]) -> list[Choice]:
     for place in sorted(range(len(jobs)), key=lambda place: jobs[place].whole):
         choices[place] = _choice(_beside(jobs[place], taken))
         taken += choices[place].in_each_process
-    for group in _sharing(jobs, choices):
+    held: set[str] = set()
+    for group in _groups_apart(jobs, choices):
+        # A worker that holds another model is free only for its other resources.
+        if held and not jobs[group[0]].resources:
+            for place in group:
+                jobs[place] = _without(jobs[place], held)
+        elif len(group) == 1:  # it has all of them
+            held |= _first_workers(jobs, group, choices)
+            continue
         for turn, place in enumerate(group):
             share = _share(_beside(jobs[place], taken), turn, len(group))
             choices[place] = _choice(share)
             taken += choices[place].in_each_process
         _share_out(jobs, [p for p in group if choices[p].is_apart], choices)
+        held |= _first_workers(jobs, group, choices)
     return [choices[place] for place in range(len(jobs))]
 
 
@@ -101,18 +110,36 @@ def _one_each(facts: JobFacts, models: int) -> JobFacts:
     return replace(facts, workers=workers)
 
 
-def _sharing(
+def _groups_apart(
     jobs: Sequence[JobFacts], choices: dict[int, Choice]
-) -> list[Sequence[int]]:
+) -> list[list[int]]:
     """Return the models that need workers with the same resources, the largest first.
 
-    One alone has all of them.
+    Those that need most resources choose first, as they do when they are placed.
     """
     groups: dict[object, list[int]] = {}
     for place, choice in reversed(choices.items()):
         if choice.is_apart:
             groups.setdefault(jobs[place].resources, []).append(place)
-    return [group for group in groups.values() if len(group) > 1]
+    return sorted(groups.values(), key=lambda group: -len(jobs[group[0]].resources))
+
+
+def _first_workers(
+    jobs: Sequence[JobFacts], group: Sequence[int], choices: dict[int, Choice]
+) -> set[str]:
+    """Return as many of the workers as the first replicas of a group's models hold."""
+    chosen = [choices[place].chosen for place in group if choices[place].is_apart]
+    number = sum(each.workers_each for each in chosen if each is not None)
+    workers = jobs[group[0]].workers
+    return {*[w.address for w in workers for _ in range(w.holds)][:number]}
+
+
+def _without(facts: JobFacts, held: set[str]) -> JobFacts:
+    """Return the facts where these workers hold no model more."""
+    workers = tuple(
+        replace(w, holds=0) if w.address in held else w for w in facts.workers
+    )
+    return replace(facts, workers=workers)
 
 
 def _share(facts: JobFacts, turn: int, number: int) -> JobFacts:

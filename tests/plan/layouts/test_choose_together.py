@@ -65,6 +65,18 @@ def test_models_with_workers_of_their_own_divide_them():
     assert sum(choice.chosen.workers for choice in both) <= 4
 
 
+def test_what_holds_a_model_with_resources_is_free_for_none_without():
+    workers = crew(4, 2)  # three of the gigabytes are two stages at least
+    with_resources = sized(3, workers, pinned=True, resources=(("A", 1.0),))
+    whole = layers(1, 3 * GB)
+    divided = replace(sized(3, workers), blocks=whole, uncut="its code has loops")
+    (alone,) = choose_together([divided])
+    assert (alone.chosen.name, alone.chosen.workers) == ("shards=2", 4)
+    first, second = choose_together([with_resources, divided])
+    assert (first.chosen.name, first.chosen.workers_each) == ("stages=2", 2)
+    assert (second.chosen.name, second.chosen.workers) == ("shards=2", 2)
+
+
 def test_replicas_that_are_left_go_to_the_slowest():
     pinned = {"pinned": True, "resources": (("A", 1.0),)}
     jobs = [
