@@ -58,10 +58,11 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
             code = read_code(job.code)
             runner = _open_runner(job, code, opened)
         kind = runner.observed_kind
-        observed = kind is not None and is_observed(job, kind)
-        began = ThreadTimes.now() if observed else None
+        if kind is None or not is_observed(job, kind):
+            return Partition(frame, job, code, runner).columns()
+        began = ThreadTimes.now()
         columns = Partition(frame, job, code, runner).columns()
-        if kind and began is not None and (sums := recorded()) is not None:
+        if (sums := recorded()) is not None:
             spent = ThreadTimes.now().since(began)
             observe_partition(job, sums, spent, kind, runner.elsewhere)
         return columns
@@ -75,7 +76,7 @@ def _open_runner(job: Job, code: UserCode, opened: contextlib.ExitStack) -> Runn
         return opened.enter_context(remote_runner(job, code))
     place = current_place()
     if job.sweep is not None:
-        from dask_infer.run.sweep.join_sweep import sweep_runner
+        from dask_infer.run.sweep.sweep_runner import sweep_runner
 
         return opened.enter_context(sweep_runner(job, code, place))
     return LocalRunner(job, code, place, opened)
@@ -138,28 +139,35 @@ class Partition:
         if runner.pins:
             self.encode = self._encode_pinned
         #: Entered while batches are run.
-        self.prefetching: contextlib.AbstractContextManager[None]
+        self.prefetching: contextlib.AbstractContextManager[Prefetch | None]
         self.prefetching = contextlib.nullcontext()
         ahead = int(config.get("batch.prefetch"))
         if code.preprocess is not None and ahead:
             prefetch = Prefetch(self.work, self.encode, ahead)
             self.work, self.encode = prefetch, prefetch.batch
-            self.prefetching = prefetch.running()
+            self.prefetching = contextlib.closing(prefetch)
         self.recovery = Recovery(job, frame.index, runner, self.work, self.assembler)
         #: Batches sent and not waited for, oldest first.
         self.flight: deque[Sent] = deque()
+        #: Batches that failed, to be handled before others are sent.
+        self.failed: deque[tuple[Rows, Outcome]] = deque()
         self.finished = runner.clock()
 
     def columns(self) -> dict[str, Any]:
         """Run every batch and put the outputs in the rows' order."""
         with self.prefetching:
-            while (rows := self._take()) is not None or self.flight:
-                if rows is None:
+            while True:
+                if self.failed:
+                    self._handle(*self.failed.popleft())
+                elif (
+                    len(self.flight) < self.runner.window
+                    and (rows := self._take()) is not None
+                ):
+                    self._send(rows)
+                elif self.flight:
                     self._collect()
-                    continue
-                self._send(rows)
-                while len(self.flight) >= self.runner.window:
-                    self._collect()
+                else:
+                    break
         self.recovery.report()
         if self.encoder.truncated:
             logger.warning(
@@ -200,20 +208,11 @@ class Partition:
             if self.runner.waits:
                 batch = self.runner.kept(batch)
             self.flight.append(Sent(rows, batch, pending, crowded))
-            return
         except Exception as error:
-            outcome = self._classify(rows, batch, error, step)
-        del batch
-        self._handle(rows, outcome)
+            self.failed.append((rows, self._classify(rows, batch, error, step)))
 
     def _collect(self) -> None:
         """Wait for the outputs of the oldest batch and store them."""
-        outcome = self._collect_next()
-        if outcome is not None:
-            self._handle(*outcome)
-
-    def _collect_next(self) -> tuple[Rows, Outcome] | None:
-        """Collect a batch; return its rows and how it failed, if it did."""
         place = 0
         if len(self.flight) > 1:
             place = self.runner.next_back(sent.pending for sent in self.flight)
@@ -230,17 +229,16 @@ class Partition:
                 self._add(self.assembler, rows, fields, batch)
         except Exception as error:
             outcome = self._classify(rows, batch, error, step, crowded)
-        else:
-            now = self.runner.clock()
-            self.work.observe(rows, now - self.finished)
-            self.finished = now
-            self.recovery.budget.succeeded += row_count(rows)
-            if self.recovery.search.active:
-                self.recovery.search.passed(rows)
-            self.runner.count(row_count(rows))
-            add("rows", row_count(rows))
-            return None
-        return rows, outcome
+            self.failed.append((rows, outcome))
+            return
+        now = self.runner.clock()
+        self.work.observe(rows, now - self.finished)
+        self.finished = now
+        self.recovery.budget.succeeded += row_count(rows)
+        if self.recovery.search.active:
+            self.recovery.search.passed(rows)
+        self.runner.count(row_count(rows))
+        add("rows", row_count(rows))
 
     def _add(
         self, assembler: Assembler, rows: Rows, output: dict[Any, Any], batch: Batch
@@ -295,16 +293,8 @@ class Partition:
 
         The error is gone by now: its traceback held the memory of the forward.
         """
-        failed = [(rows, outcome)]
         if outcome.again or (outcome.smaller and not self.runner.waits):
-            # What is in flight takes memory, too. Any number of it may fail.
-            while self.flight:
-                if (other := self._collect_next()) is not None:
-                    failed.append(other)
-        for each in failed:
-            self._handle_one(*each)
-
-    def _handle_one(self, rows: Rows, outcome: Outcome) -> None:
+            self._collect_all()  # what is in flight takes memory, too
         if outcome.again:
             self.runner.release_memory()
             self._send(rows)
@@ -323,18 +313,32 @@ class Partition:
             return
         self._collect_all()
         # Always the same rows: a partition that is run again must have the same result.
-        for row in np.random.default_rng(0).choice(len(self.frame), draws, False):
-            if self._failure_of(slice(row, row + 1)) != outcome.message:
+        left = np.random.default_rng(0).choice(len(self.frame), draws, False)
+        while len(left):
+            window = self.runner.window
+            trials = [self._trial(slice(row, row + 1)) for row in left[:window]]
+            if {failure() for failure in trials} != {outcome.message}:
                 return
+            left = left[window:]
         self.recovery.stop(f"{draws} rows drawn at random failed like the first ones")
 
-    def _failure_of(self, row: slice) -> str | None:
-        """Run one row for nothing but the message with which it fails."""
-        batch, step = None, self.encode_step
+    def _trial(self, row: slice) -> Callable[[], str | None]:
+        """Send one row; return what waits for the message with which it fails."""
+        step = self.encode_step
+        batch: Batch | None = None
         try:
             batch = self.encode(row)
             step = "forward"
-            output = dict(self.runner.send(batch)())
+            pending = self.runner.send(batch)
+        except Exception as error:
+            message = self._classify(row, batch, error, step).message
+            return lambda: message
+        return functools.partial(self._failure, row, batch, pending)
+
+    def _failure(self, row: slice, batch: Batch, pending: Pending) -> str | None:
+        step: Step = "forward"
+        try:
+            output = dict(pending())
             step = "output"
             once = Assembler(self.job.outputs, 1, nullable=True)
             self._add(once, slice(0, 1), output, batch)

@@ -7,11 +7,10 @@ other. What `preprocess` raises is raised where that batch is asked for.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -80,13 +79,9 @@ class Prefetch(Work):
         """Learn from a finished batch."""
         self.inner.observe(rows, seconds)
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """End the thread at the end, once the batch that it is at is done."""
-        try:
-            yield
-        finally:
-            self._thread.shutdown(wait=True, cancel_futures=True)
+    def close(self) -> None:
+        """End the thread, once the batch that it is at is done."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _encode(self, rows: Rows) -> Batch:
         # The user's function may not expect two threads of one partition.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import dask
@@ -17,7 +18,7 @@ from dask_infer.run.work import ConsecutiveWork, row_count
 def run(prefetch, failing=()):
     """Take every batch; those that start at a row in `failing` do not fit."""
     failing, done = {*failing}, []
-    with prefetch.running():
+    with contextlib.closing(prefetch):
         while (rows := prefetch.take()) is not None:
             prefetch.batch(rows)
             if rows.start in failing:
@@ -37,7 +38,7 @@ def test_batches_come_in_order():
 def test_no_more_than_so_many_are_encoded_ahead(ahead):
     encoded, taken, most = [], 0, 0
     prefetch = Prefetch(ConsecutiveWork(30, FixedSize(1)), encoded.append, ahead)
-    with prefetch.running():
+    with contextlib.closing(prefetch):
         while (rows := prefetch.take()) is not None:
             prefetch.batch(rows)
             taken += 1
@@ -54,7 +55,7 @@ def test_encoding_goes_on_while_the_forward_runs():
             begun.set()
 
     prefetch = Prefetch(ConsecutiveWork(2, FixedSize(1)), encode, 1)
-    with prefetch.running():
+    with contextlib.closing(prefetch):
         prefetch.batch(prefetch.take())
         assert begun.wait(30)  # the second batch was not asked for
 
@@ -66,7 +67,7 @@ def test_an_error_comes_out_with_its_batch():
         return rows.start
 
     prefetch = Prefetch(ConsecutiveWork(4, FixedSize(1)), encode, 3)
-    with prefetch.running():
+    with contextlib.closing(prefetch):
         assert prefetch.batch(prefetch.take()) == 0
         assert prefetch.batch(prefetch.take()) == 1
         with pytest.raises(ValueError, match="bad row"):
@@ -85,7 +86,7 @@ def test_what_was_encoded_for_a_size_that_does_not_fit_is_encoded_again():  # DI
 
 def test_other_rows_can_be_asked_for_in_between():
     prefetch = Prefetch(ConsecutiveWork(4, FixedSize(2)), row_count, 2)
-    with prefetch.running():
+    with contextlib.closing(prefetch):
         first = prefetch.take()
         assert prefetch.batch(slice(3, 4)) == 1
         assert prefetch.batch(first) == 2

@@ -121,6 +121,21 @@ def test_a_model_that_always_fails_is_found_out_early():
     assert len(runner.sent) <= 13 + 8 + 20
 
 
+def test_rows_drawn_at_random_are_tried_in_one_window():
+    beside = []
+
+    class Watched(OrderedRunner):
+        def send(self, batch, rows=None):
+            beside.append(len(self.in_flight))
+            return super().send(batch, rows)
+
+    runner = Watched(30, size=4096, bad=range(10**6), late=True)
+    with pytest.raises(PartitionError, match="20 rows drawn at random"):
+        feed(runner, 10_000, on_error="null")
+    assert beside[-20:] == list(range(20))
+    assert not runner.in_flight
+
+
 def test_rows_drawn_at_random_run_once_more_and_no_result_changes():
     runner = OrderedRunner(size=1000, bad=range(100))
     assert missing(feed(runner, 1000, on_error="null")) == list(range(100))

@@ -1,9 +1,4 @@
-"""Some rows of what crosses a cut, where it is known which axis of each value is rows.
-
-So rows that fail in a layer group are searched for there. What is found is a guess: a
-layer may put rows in another order, which a later one undoes. So the rows are run again
-from their inputs.
-"""
+"""Some rows of what crosses a cut, where the axis of rows of each value is known."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -27,8 +26,6 @@ from dask_infer.plan.units import count, in_bytes
 from dask_infer.replica.cache import cache, models_limit
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place, current_worker
-from dask_infer.run.sweep.activations import Activations
-from dask_infer.run.sweep.carry_rows import row_axes
 from dask_infer.run.sweep.group_loader import GroupLoader
 from dask_infer.run.sweep.passes import Sweep
 from dask_infer.spec import Job, StageLayers
@@ -45,28 +42,11 @@ PAUSE = 0.9
 MOST_SWEEPS = 16
 
 
-@dataclass(frozen=True)
-class OpenSweep:
-    """A sweep, and what its partitions share besides."""
-
-    sweep: Sweep
-    chain: Chain
-    #: Batch-size policies.
-    sizes: Sizes
-    #: Bytes of activations in memory, and where the others go.
-    budget: int
-    directory: str | None
-
-    def activations(self) -> Activations:
-        """Return an empty store of activations."""
-        return Activations(self.budget, self.directory)
-
-
-_sweeps: OrderedDict[Any, OpenSweep] = OrderedDict()
+_sweeps: OrderedDict[Any, Sweep] = OrderedDict()
 _opening = threading.Lock()
 
 
-def open_sweep(job: Job, place: Place) -> OpenSweep:
+def open_sweep(job: Job, place: Place) -> Sweep:
     """Return the sweep of a job's model in this process; equal jobs share one.
 
     Raises
@@ -98,7 +78,7 @@ def open_sweep(job: Job, place: Place) -> OpenSweep:
 
 def _planned(
     job: Job, place: Place, device: Device, limit: int | None, budget: int
-) -> OpenSweep:
+) -> Sweep:
     """Divide the model into groups."""
     assert job.sweep is not None
     spec, groups = job.model, job.sweep
@@ -121,11 +101,8 @@ def _planned(
         *(in_bytes(max(sizes)), whose, kept),
     )
     worker = current_worker()
-    return OpenSweep(
-        Sweep(
-            GroupLoader(job, place, parts, kept, reads_ahead),
-            [row_axes(chain, bound) for bound in bounds[:-1]],
-        ),
+    return Sweep(
+        GroupLoader(job, place, parts, kept, reads_ahead),
         chain,
         Sizes(spec.name, (spec.key, job.dtype, device.kind, spec.compile)),
         budget,

@@ -10,8 +10,8 @@ Invariants, guarded by one lock:
 2. One thread changes the group, without the lock; the others wait.
 3. No thread holds a group while waiting for other partitions or for memory.
 
-A batch that fails in a group is cut, and its pieces go on, to find out which of them
-fail. No outputs are made of the pieces: see `carry_rows`.
+A batch that fails in a group goes no further: its runner finds out which of its rows
+fail there, and runs it again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
-from dask_infer.faults.bisect import spans
-from dask_infer.faults.classify import forget_frames
-from dask_infer.faults.deadline import DeadlineExceeded
+from dask_infer.batch.inputs.batch import Batch
+from dask_infer.device.stream import Fields
 from dask_infer.metrics.recorder import meter
+from dask_infer.model.split.chain import Chain
 from dask_infer.replica.cache import Replica, cache
+from dask_infer.replica.sizes import Sizes
 from dask_infer.run.sweep.activations import Activations, Stored
-from dask_infer.run.sweep.carry_rows import Axes, take_rows
 from dask_infer.run.sweep.group_loader import GroupLoader
 
 logger = logging.getLogger(__name__)
@@ -46,88 +46,57 @@ PATIENCE = 0.1
 class Participant(Protocol):
     """A partition that takes part: how its batches are run."""
 
-    def forward(
-        self, piece: Piece, values: dict[Any, Any], replica: Replica, group: int
-    ) -> dict[Any, Any]:
-        """Return what a group makes of values, within the partition's timeout."""
+    def run(self, swept: SweptBatch, replica: Replica, group: int) -> bool:
+        """Run a batch through a group; return whether the replica is stuck."""
 
-    def parts_after(self, piece: Piece, error: Exception, group: int) -> int:
-        """Take note of a failure; return in how many pieces to go on, 0 for none."""
+    def fields(self, swept: SweptBatch) -> Fields:
+        """Wait for a batch; return the fields that become columns."""
 
     def expected(self) -> int:
         """Return how many partitions will wait for the next pass."""
 
 
 @dataclass(eq=False)
-class Piece:
-    """Rows of a batch in the sweep: all of them, unless it failed."""
+class SweptBatch:
+    """A batch that goes through the groups; called, it waits for its outputs."""
 
-    batch: SweptBatch
-    #: Places in the batch.
-    rows: range
+    runner: Participant
+    #: Without its numbers.
+    batch: Batch
+    #: What it hands to the next group.
     carry: Stored
+    #: What the model was called with, where `postprocess` wants that.
+    inputs: Stored | None
     #: Through all groups, or failed.
     done: bool = False
-    failed: bool = False
-
-    def fail(self) -> None:
-        """Take note that it goes no further."""
-        self.done = self.failed = True
-
-
-class SweptBatch:
-    """A batch that goes through the groups."""
-
     #: Why it failed, and the group that raised that.
     error: Exception | None = None
     group: int | None = None
+    #: Places between rows that failed and others, where that was found out.
+    edges: set[int] = field(default_factory=set)
+    #: Groups that it has passed.
+    passed: int = 0
 
-    def __init__(
-        self,
-        runner: Participant,
-        rows: int,
-        width: int,
-        carry: Stored,
-        inputs: Stored | None,
-    ) -> None:
-        #: `width` is that of padded rows; 0 where they are not.
-        self.runner, self.rows, self.width = runner, rows, width
-        #: What the model was called with, where `postprocess` wants that.
-        self.inputs = inputs
-        #: Its outputs are collected: it is no trial of single rows.
-        self.in_flight = False
-        #: In the order of their rows.
-        self.pieces = [Piece(self, range(rows), carry)]
-
-    @property
-    def done(self) -> bool:
-        """Whether all of its rows came through, or failed."""
-        return all(piece.done for piece in self.pieces)
-
-    @property
-    def edges(self) -> list[int]:
-        """Places between rows that failed and others, where that was found out."""
-        failed = [piece.rows for piece in self.pieces if piece.failed]
-        edges = {edge for rows in failed for edge in (rows.start, rows.stop)}
-        return sorted(edges - {0, self.rows})
+    def __call__(self) -> Fields:
+        """Return the fields that become columns."""
+        return self.runner.fields(self)
 
     def release(self) -> None:
         """Let go of its values."""
         if self.inputs is not None:
             self.inputs.release()
-        for piece in self.pieces:
-            piece.carry.release()
+        self.carry.release()
 
 
 @dataclass(eq=False)
 class Pass:
     """One pass."""
 
-    pieces: list[Piece]
+    batches: list[SweptBatch]
     #: The group that runs, or that is to be loaded next.
     group: int = 1
-    #: Pieces that are still to be run through the group; None before it is there.
-    todo: deque[Piece] | None = None
+    #: Those that are still to be run through the group; None before it is there.
+    todo: deque[SweptBatch] | None = None
     #: Threads that run one.
     running: int = 0
     #: A thread changes the group.
@@ -145,12 +114,24 @@ class Sweep:
     ----------
     loader
         The groups.
-    axes
-        Of what enters each group.
+    chain
+        What they are cut from.
+    sizes
+        Batch-size policies.
+    budget, directory
+        Bytes of activations in memory, and where the others go.
     """
 
-    def __init__(self, loader: GroupLoader, axes: list[Axes | None]) -> None:
-        self.loader, self.axes = loader, axes
+    def __init__(
+        self,
+        loader: GroupLoader,
+        chain: Chain,
+        sizes: Sizes,
+        budget: int,
+        directory: str | None,
+    ) -> None:
+        self.loader, self.chain, self.sizes = loader, chain, sizes
+        self._limits = budget, directory
         #: Of the partitions that are open; there are none without one.
         self.activations: Activations
         self._open: set[Participant] = set()
@@ -173,11 +154,12 @@ class Sweep:
         """How many there are."""
         return len(self.loader.parts)
 
-    def enter(self, runner: Participant, activations: Activations) -> None:
-        """Have passes wait for a partition; `activations` where it is the only one."""
+    def enter(self, runner: Participant) -> None:
+        """Have passes wait for a partition."""
         with self._changed:
             if not self._open:
-                self.activations, self._open_since = activations, monotonic()
+                self.activations = Activations(*self._limits)
+                self._open_since = monotonic()
             self._open.add(runner)
             self._all_wait_since = None
 
@@ -187,9 +169,9 @@ class Sweep:
             self._open.discard(runner)
             self._recorded = [b for b in self._recorded if b.runner is not runner]
             if self._pass is not None:
-                for piece in self._pass.pieces:
-                    if piece.batch.runner is runner:
-                        piece.done = True
+                for batch in self._pass.batches:
+                    if batch.runner is runner:
+                        batch.done = True
             last = not self._open
             if last and self._pass is not None:
                 self._end_pass(self._pass, None)
@@ -211,21 +193,20 @@ class Sweep:
         with self._changed:
             self._recorded.append(batch)
 
-    def wait(self, batch: SweptBatch, look: Callable[[], None]) -> None:
-        """Wait for a batch; do the work of a pass meanwhile.
+    def wait(self, runner: Participant, is_over: Callable[[], bool]) -> None:
+        """Do the work of passes, or wait for other threads that do.
 
         Parameters
         ----------
-        look
-            Called now and then; may raise to leave.
+        is_over
+            Asked now and then, never while there is work at hand; may raise to leave.
         """
         with self._changed:
             self._waiting += 1
             self._changed.notify_all()
             try:
-                while not batch.done:
-                    look()  # not once there is work, which must be done
-                    work = self._next(batch.runner)
+                while not is_over():
+                    work = self._next(runner)
                     if work is None:
                         loads = self._pass is not None and self._pass.changing
                         with meter("load" if loads else "wait"):
@@ -248,17 +229,16 @@ class Sweep:
         if current is None:
             if not self._is_time(runner):
                 return None
-            pieces = [p for b in self._recorded for p in b.pieces if not p.done]
-            current, self._recorded = Pass(pieces), []
-            self._pass = current
+            current = self._pass = Pass(self._recorded)
+            self._recorded = []
         if current.changing:
             return None
         while current.todo and current.todo[0].done:  # its partition has left
             current.todo.popleft()
         if current.todo and current.replica is not None:
-            piece, replica = current.todo.popleft(), current.replica
+            batch, replica = current.todo.popleft(), current.replica
             current.running += 1
-            return lambda: self._run(current, piece, replica)
+            return lambda: self._run(current, batch, replica)
         if current.running:
             return None
         current.changing = True
@@ -280,14 +260,14 @@ class Sweep:
         return waited >= patience or len(self._open) >= runner.expected()
 
     def _end_pass(self, current: Pass, error: Exception | None) -> None:
-        for piece in current.pieces:
-            if error is not None and not piece.done:
-                piece.batch.error, piece.batch.group = error, None
-            piece.done = True
+        for batch in current.batches:
+            if error is not None and not batch.done:
+                batch.error = error
+            batch.done = True
         current.leases.close()
         self._pass, self._last_seconds = None, monotonic() - current.began
         model = self.loader.job.model.name
-        rows = sum(len(piece.rows) for piece in current.pieces)
+        rows = sum(swept.batch.rows for swept in current.batches)
         logger.info(
             'model "%s": %d rows of %d partitions passed %d layer groups in %.2f s',
             *(model, rows, len(self._open), self.groups - 1, self._last_seconds),
@@ -297,80 +277,23 @@ class Sweep:
 
     # --- without the lock --------------------------------------------------------
 
-    def _run(self, current: Pass, piece: Piece, replica: Replica) -> None:
-        """Run one piece through the pass's group."""
-        again, is_stuck = [piece], False  # where the thread is interrupted
+    def _run(self, current: Pass, batch: SweptBatch, replica: Replica) -> None:
+        """Run one batch through the pass's group."""
+        again, is_stuck = True, False  # where the thread is interrupted
         try:
-            pieces, is_stuck = self.run(piece, replica, current.group)
-            again = pieces if pieces != [piece] else []
+            is_stuck = batch.runner.run(batch, replica, current.group)
+            again = False
         finally:
             with self._changed:
                 current.running -= 1
-                if again and again != [piece]:
-                    current.pieces.remove(piece)
-                    current.pieces += again
-                if current.todo is not None:
-                    current.todo.extendleft(reversed(again))
-                if piece.batch.runner not in self._open:
-                    for left in (piece, *again):
-                        left.carry.release()
+                if again and current.todo is not None:
+                    current.todo.appendleft(batch)
+                if batch.runner not in self._open:
+                    batch.release()
                 if is_stuck and current.replica is replica:
                     cache.discard(replica)
                     current.replica = None
                 self._changed.notify_all()
-
-    def run(
-        self, piece: Piece, replica: Replica, group: int
-    ) -> tuple[list[Piece], bool]:
-        """Run a piece through a group.
-
-        Returns
-        -------
-        The piece, or those that are to be run instead where it failed, and whether the
-        replica is stuck.
-        """
-        runner, axes = piece.batch.runner, self.axes[group]
-        values = piece.carry.load()
-        try:
-            handed = runner.forward(piece, values, replica, group)
-            carry = self.activations.put(handed)
-            piece.carry.release()
-            piece.carry = carry
-            return [piece], False
-        except Exception as failure:
-            error = failure
-        # Not in the handler, whose traceback holds the memory of the forward. Nor may
-        # the error hold this frame as long as it is kept.
-        forget_frames(error)
-        trace = error.__traceback__
-        error.__traceback__ = None if trace is None else trace.tb_next
-        is_stuck = isinstance(error, DeadlineExceeded)
-        parts = runner.parts_after(piece, error, group)
-        pieces = [piece]
-        if axes is not None and parts:
-            pieces = self._cut(piece, values, axes, parts)
-        if pieces == [piece]:
-            piece.fail()
-        piece.carry.release()
-        return pieces, is_stuck
-
-    def _cut(
-        self, piece: Piece, values: dict[Any, Any], axes: Axes, parts: int
-    ) -> list[Piece]:
-        """Return the rows of a piece in several; its batch has them in its place."""
-        batch, pieces = piece.batch, []
-        try:
-            for span in spans(len(piece.rows), parts):
-                carry = self.activations.put(take_rows(values, axes, span))
-                pieces.append(Piece(batch, piece.rows[span], carry))
-        except Exception:  # no room for the rows: not searched
-            for each in pieces:
-                each.carry.release()
-            return [piece]
-        with self._changed:
-            at = batch.pieces.index(piece)
-            batch.pieces[at : at + 1] = pieces
-        return pieces
 
     def _change(self, current: Pass) -> None:
         """Take the pass to its next group, or load its group once more."""
@@ -378,7 +301,7 @@ class Sweep:
             if current.replica is not None:
                 current.group, current.todo = current.group + 1, None
             current.replica = None
-            alive = [piece for piece in current.pieces if not piece.done]
+            alive = [batch for batch in current.batches if not batch.done]
         ends, error = not alive or current.group >= self.groups, None
         try:
             current.leases.close()

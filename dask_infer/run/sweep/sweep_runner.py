@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
+
+from distributed import Reschedule
 
 from dask_infer._dask import count_tasks_like_this, current_task_key
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Fields, Pending, map_tensors
-from dask_infer.errors import PartitionError
-from dask_infer.faults.bisect import HALVES, MANY, Rows
-from dask_infer.faults.classify import is_of_no_row, raise_again
+from dask_infer.faults.bisect import HALVES, Rows, spans
+from dask_infer.faults.classify import forget_frames, is_of_no_row, raise_again
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add, meter, set_level
 from dask_infer.pipeline.worker.remote_call import called
@@ -25,10 +26,10 @@ from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.worker_place import Place, current_worker, partitions_at_once
 from dask_infer.run.postprocess import Postprocess, takes_inputs
 from dask_infer.run.process_runner import ProcessRunner
-from dask_infer.run.recovery import MOST_TIMEOUTS
 from dask_infer.run.runner import Abandoned
-from dask_infer.run.sweep.open_sweep import OpenSweep
-from dask_infer.run.sweep.passes import Piece, SweptBatch
+from dask_infer.run.sweep.carry_rows import row_axes, take_rows
+from dask_infer.run.sweep.open_sweep import open_sweep
+from dask_infer.run.sweep.passes import Sweep, SweptBatch
 from dask_infer.spec import Job, UserCode
 
 #: Rows that fail alone before failures are no longer searched for within a pass: then
@@ -36,21 +37,22 @@ from dask_infer.spec import Job, UserCode
 FEW = 32
 
 
-class _EndingError(Exception):
-    """A batch has failed with an error that ends its partition."""
-
-
-@dataclass(frozen=True)
-class SweptOutput:
-    """Waits for the outputs of a batch."""
-
-    runner: SweepRunner
-    swept: SweptBatch
-    batch: Batch
-
-    def __call__(self) -> Fields:
-        """Return the fields that become columns."""
-        return self.runner.fields(self.swept, self.batch)
+@contextlib.contextmanager
+def sweep_runner(job: Job, code: UserCode, place: Place) -> Iterator[SweepRunner]:
+    """Take part in the sweep of a job's model with the batches of one partition."""
+    sweep = open_sweep(job, place)
+    with contextlib.ExitStack() as leases:
+        runner = SweepRunner(job, code, place, sweep, leases)
+        sweep.enter(runner)
+        try:
+            yield runner
+        except Abandoned:
+            # As of a `RemoteRunner`: the task may be wanted again.
+            raise Reschedule from None
+        finally:
+            leases.close()
+            sweep.leave(runner)
+            runner.release()
 
 
 class SweepRunner(ProcessRunner):
@@ -65,11 +67,11 @@ class SweepRunner(ProcessRunner):
         job: Job,
         code: UserCode,
         place: Place,
-        shared: OpenSweep,
+        sweep: Sweep,
         leases: contextlib.ExitStack,
     ) -> None:
         self.job, self.place = job, place
-        self.sweep, self.chain, self.sizes = shared.sweep, shared.chain, shared.sizes
+        self.sweep, self.sizes = sweep, sweep.sizes
         self._leases = leases
         self._first: Replica | None = None
         first = self._first_group()
@@ -88,12 +90,9 @@ class SweepRunner(ProcessRunner):
         self._is_wanted: Callable[[], bool] | None = None
         if worker is not None:
             self._is_wanted = is_wanted(worker, current_task_key())
-        #: Batches that are not back yet: their rows times the groups that they passed.
-        self._batches: dict[SweptBatch, int] = {}
-        #: Forwards that hung, by group, and the groups of which any ended.
-        self._timeouts: Counter[int] = Counter()
-        self._ended: set[int] = set()
-        #: Rows that failed alone, and rows that were sent.
+        #: Batches that are not back yet.
+        self._batches: set[SweptBatch] = set()
+        #: Rows that failed alone within passes, and rows that were sent.
         self._failures = self._rows = 0
         #: A batch that failed with an error that ends the partition.
         self._ending: SweptBatch | None = None
@@ -110,46 +109,49 @@ class SweepRunner(ProcessRunner):
     def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
         """Run a batch through the first group, and have it wait for the others."""
         activations = self.sweep.activations
-        carry = activations.put(self.chain.bind(batch.args, batch.kwargs))
+        carry = activations.put(self.sweep.chain.bind(batch.args, batch.kwargs))
         inputs = None
         if self._takes_inputs:
             inputs = activations.put({**dict(enumerate(batch.args)), **batch.kwargs})
-        swept = SweptBatch(self, batch.rows, batch.padding.width, carry, inputs)
-        swept.in_flight = rows is not None
-        self._batches[swept] = 0
+        swept = SweptBatch(self, self.kept(batch), carry, inputs)
+        self._batches.add(swept)
         self._rows += batch.rows
-        began, todo = self._seconds(), list(swept.pieces)
-        while todo:
-            piece, first = todo.pop(0), self._first_group()
-            pieces, is_stuck = self.sweep.run(piece, first, 0)
-            if is_stuck:
-                cache.discard(first)
-                self._leave_first_group()
-            if pieces != [piece]:
-                todo = pieces + todo
+        began, first = self._seconds(), self._first_group()
+        if self.run(swept, first, 0):
+            cache.discard(first)
+            self._leave_first_group()
         if swept.error is not None:
-            self._forget(swept)
             self._raise(swept)
         self._observe(batch, self._seconds() - began)
         if self.sweep.groups == 1:
-            swept.pieces[0].done = True
+            swept.done = True
         else:
             self.sweep.record(swept)
-        return SweptOutput(self, swept, self.kept(batch))
+        return swept
 
     def next_back(self, pendings: Iterator[Pending]) -> int:
         """Wait for the first batch, or for one whose error ends the partition."""
         first = next(pendings)
-        if not isinstance(first, SweptOutput) or first.swept.done:
-            return 0
-        self._leave_first_group()
-        try:
-            self.sweep.wait(first.swept, self._look)
-        except _EndingError:
+        assert isinstance(first, SweptBatch)
+        self._wait(lambda: first.done or self._ending is not None)
+        if not first.done:
             for place, pending in enumerate(pendings, 1):
-                if isinstance(pending, SweptOutput) and pending.swept is self._ending:
+                if pending is self._ending:
                     return place
         return 0
+
+    def fields(self, swept: SweptBatch) -> Fields:
+        """Wait for a batch; return the fields that become columns."""
+        self._wait(lambda: swept.done)
+        if swept.error is not None:
+            self._raise(swept)
+        try:
+            values = swept.carry.load()
+            args, kwargs = called({} if swept.inputs is None else swept.inputs.load())
+            output = self.sweep.chain.output(values)
+            return self._postprocess(output, swept.batch, args, kwargs)
+        finally:
+            self._forget(swept)
 
     def kept(self, batch: Batch) -> Batch:
         """Return the batch without its numbers."""
@@ -178,86 +180,6 @@ class SweepRunner(ProcessRunner):
             return partitions_at_once()
         return count_tasks_like_this(self._worker)
 
-    # --- any thread of the sweep -------------------------------------------------
-
-    def forward(
-        self, piece: Piece, values: dict[Any, Any], replica: Replica, group: int
-    ) -> dict[Any, Any]:
-        """Return what a group makes of a piece's values, within the timeout."""
-        if self._is_too_large(piece):
-            raise MemoryError
-        self._check_timeouts(group)
-        stream, timeout, rows = self.stream, self.job.timeout, len(piece.rows)
-        what = f"forward of {self.job.model.name}, layer group {group}"
-
-        def launch() -> Pending:
-            replica.device.enter_forward(self.place.cpu_threads)
-            _, moved = stream.upload((), values)
-            handed = replica.loaded.call((moved,), {})
-            return stream.download(list(handed.items()))
-
-        with meter("wait"), replica.device.exclusive(), meter("forward"):
-            pending = within(timeout, launch, what=what)
-        with meter("forward"):
-            left = timeout if stream.overlaps else None
-            handed = dict(within(left, pending, what=what))
-        add("forwards")
-        replica.count(rows)
-        self._ended.add(group)
-        self._batches[piece.batch] += rows
-        return handed
-
-    def parts_after(self, piece: Piece, error: Exception, group: int) -> int:
-        """Take note of a failure; return in how many pieces to go on, 0 for none."""
-        batch = piece.batch
-        is_whole = batch.error is None  # else it may have been cut at wrong places
-        if is_whole:
-            batch.error, batch.group = error, group
-        hung = isinstance(error, DeadlineExceeded)
-        self._timeouts[group] += hung
-        rows = len(piece.rows)
-        can_cut = rows > 1 and self.job.row_wise
-        if is_out_of_memory(error):
-            if not self._is_too_large(piece):
-                self.release_memory()
-                if can_cut:
-                    if not is_whole:  # else it is counted as it is run again
-                        add("halvings")
-                    self.shrink(rows, batch.width)
-            return HALVES * can_cut
-        if self._ends(error):
-            if is_whole and batch.in_flight:
-                self._ending = batch
-            return 0
-        self._failures += rows == 1
-        most = max(FEW, self.job.max_errors * self._rows)
-        too_many = self._failures > most or self._timeouts[group] > MOST_TIMEOUTS
-        if too_many or not can_cut:
-            return 0
-        return MANY if hung else HALVES
-
-    def _check_timeouts(self, group: int) -> None:
-        """Refuse forwards of a group that only hangs: the partition would end so."""
-        hung, name = self._timeouts[group], self.job.model.name
-        none_ended = group not in self._ended and self.job.max_errors < 1
-        if hung > MOST_TIMEOUTS and none_ended:
-            raise PartitionError(
-                f'model "{name}" on {self.where}: {hung} forwards of layer group '
-                f"{group} hung and none ended, which is not the fault of single rows: "
-                "see to the model, or raise timeout="
-            )
-
-    def _is_too_large(self, piece: Piece) -> bool:
-        """Whether as many rows did not fit already: batches that wait are as large."""
-        rows, width = len(piece.rows), piece.batch.width
-        policy = self.policy(width)
-        if policy is None or rows == 1 or not self.job.row_wise:
-            return False
-        is_known = policy.settled and self.sizes.ran_out_of_memory
-        return is_known and rows * (width or 1) > policy.size
-
-    # -----------------------------------------------------------------------------
-
     def _first_group(self) -> Replica:
         """Return the first group, leased until this partition waits."""
         if self._first is None:
@@ -281,48 +203,166 @@ class SweepRunner(ProcessRunner):
         elif self._size is not None:
             self._size.observe(batch.rows, seconds)
 
-    def _ends(self, error: Exception) -> bool:
-        """Whether an error ends the partition."""
-        if is_out_of_memory(error):
-            return False
-        return not self.job.nullable or is_of_no_row(error)
+    def _wait(self, is_over: Callable[[], bool]) -> None:
+        """Take part in passes; leave one where the task is not wanted any more."""
+        if is_over():
+            return
+        self._leave_first_group()
 
-    def _look(self) -> None:
-        """Leave a pass where the task is not wanted any more, or has failed."""
-        self._show()
-        if self._ending is not None:
-            raise _EndingError
-        if self._is_wanted is not None and not self._is_wanted():
-            raise Abandoned
+        def is_left() -> bool:
+            self._show()
+            if is_over():
+                return True
+            if self._is_wanted is not None and not self._is_wanted():
+                raise Abandoned
+            return False
+
+        self.sweep.wait(self, is_left)
 
     def _show(self) -> None:
         """Have progress go on during a pass."""
-        passed = sum(self._batches.values())
+        passed = sum(swept.passed * swept.batch.rows for swept in self._batches)
         set_level("rows_underway", passed / (self.sweep.groups + 1))
-
-    def fields(self, swept: SweptBatch, batch: Batch) -> Fields:
-        """Wait for a batch; return the fields that become columns."""
-        if not swept.done and swept is not self._ending:
-            self._leave_first_group()
-            self.sweep.wait(swept, self._look)
-        if swept.error is not None:
-            if swept.done:  # else a pass has it
-                self._forget(swept)
-            self._raise(swept)
-        try:
-            (piece,) = swept.pieces
-            values = piece.carry.load()
-            args, kwargs = called({} if swept.inputs is None else swept.inputs.load())
-            return self._postprocess(self.chain.output(values), batch, args, kwargs)
-        finally:
-            self._forget(swept)
 
     def _raise(self, swept: SweptBatch) -> NoReturn:
         assert swept.error is not None
-        self._raised = swept
+        self._forget(swept)
+        self._raised, self._ending = swept, None
         raise_again(swept.error)
 
     def _forget(self, swept: SweptBatch) -> None:
         swept.release()
-        self._batches.pop(swept, None)
+        self._batches.discard(swept)
         self._show()
+
+    # --- any thread of the sweep -------------------------------------------------
+
+    def run(self, swept: SweptBatch, replica: Replica, group: int) -> bool:
+        """Run a batch through a group; return whether the replica is stuck.
+
+        Within a pass the rows that fail are searched for, or how many of them fit.
+        """
+        values, everything = swept.carry.load(), range(swept.batch.rows)
+
+        def go_on() -> None:
+            handed = self._forward(swept, everything, values, replica, group)
+            carry = self.sweep.activations.put(handed)
+            swept.carry.release()
+            swept.carry = carry
+
+        error = _error_of(go_on)
+        if error is None:
+            swept.passed += 1
+            return False
+        swept.error, swept.group = error, group
+        is_stuck, ends = isinstance(error, DeadlineExceeded), False
+        axes = None
+        if self.job.row_wise:
+            axes = row_axes(self.sweep.chain, self.sweep.loader.parts[group].start)
+
+        def run(rows: range) -> None:
+            assert axes is not None
+            some = take_rows(values, axes, slice(rows.start, rows.stop))
+            self._forward(swept, rows, some, replica, group)
+
+        if is_out_of_memory(error):
+            if group and not self._is_too_large(swept, everything):
+                self._find_size(swept, None if axes is None else run)
+        else:
+            ends = not self.job.nullable or is_of_no_row(error)
+            if group and axes is not None and not (ends or is_stuck):
+                is_stuck = self._find_rows(swept, run)
+        swept.carry.release()
+        swept.done = True
+        if ends:
+            self._ending = swept
+        return is_stuck
+
+    def _forward(
+        self,
+        swept: SweptBatch,
+        rows: range,
+        values: dict[Any, Any],
+        replica: Replica,
+        group: int,
+    ) -> dict[Any, Any]:
+        """Return what a group makes of the values of some rows, within the timeout."""
+        if self._is_too_large(swept, rows):
+            raise MemoryError
+        stream, timeout = self.stream, self.job.timeout
+        what = f"forward of {self.job.model.name}, layer group {group}"
+
+        def launch() -> Pending:
+            replica.device.enter_forward(self.place.cpu_threads)
+            _, moved = stream.upload((), values)
+            handed = replica.loaded.call((moved,), {})
+            return stream.download(list(handed.items()))
+
+        with meter("wait"), replica.device.exclusive(), meter("forward"):
+            pending = within(timeout, launch, what=what)
+        with meter("forward"):
+            left = timeout if stream.overlaps else None
+            handed = dict(within(left, pending, what=what))
+        add("forwards")
+        replica.count(len(rows))
+        return handed
+
+    def _find_rows(self, swept: SweptBatch, run: Callable[[range], None]) -> bool:
+        """Find the rows that fail alone; return whether the replica is stuck.
+
+        What is found is a guess: a layer may have put rows in another order, which a
+        later one undoes. So the rows are run again from their inputs.
+        """
+        most = max(FEW, self.job.max_errors * self._rows)
+        todo = [range(swept.batch.rows)]
+        while todo and self._failures < most and not swept.done:  # its partition left
+            rows = todo.pop()
+            if len(rows) == 1:
+                self._failures += 1
+                swept.edges |= {rows.start, rows.stop}
+                continue
+            for span in reversed(spans(len(rows), HALVES)):
+                error = _error_of(partial(run, rows[span]))
+                if isinstance(error, DeadlineExceeded):
+                    return True
+                if error is not None:
+                    todo.append(rows[span])
+        return False
+
+    def _find_size(
+        self, swept: SweptBatch, run: Callable[[range], None] | None
+    ) -> None:
+        """Halve a batch for which memory ran out until its first rows fit."""
+        rows = swept.batch.rows
+        while rows > 1 and self.job.row_wise:
+            self.release_memory()
+            self.shrink(rows, swept.batch.padding.width)
+            rows //= 2
+            error = run and _error_of(partial(run, range(rows)))
+            if error is None or not is_out_of_memory(error):
+                return
+            add("halvings")  # that of all rows is counted as they are run again
+
+    def _is_too_large(self, swept: SweptBatch, rows: range) -> bool:
+        """Whether as many rows did not fit already: batches that wait are as large."""
+        width = swept.batch.padding.width
+        policy = self.policy(width)
+        if policy is None or len(rows) == 1 or not self.job.row_wise:
+            return False
+        is_known = policy.settled and self.sizes.ran_out_of_memory
+        return is_known and len(rows) * (width or 1) > policy.size
+
+
+def _error_of(work: Callable[[], None]) -> Exception | None:
+    """Do it; return what it raised, without the memory that its frames held."""
+    try:
+        work()
+        return None
+    except Exception as failure:
+        error = failure
+    # Not in the handler, whose traceback holds that memory. Nor may the error hold this
+    # frame as long as it is kept.
+    forget_frames(error)
+    trace = error.__traceback__
+    error.__traceback__ = None if trace is None else trace.tb_next
+    return error

@@ -153,6 +153,20 @@ def test_rows_that_fail_in_a_group_are_found_within_the_pass(
     assert sum(forwards(log)) < 2 * len(pdf) * np.log2(64)
 
 
+def test_rows_drawn_at_random_are_tried_in_one_pass(pdf, tmp_path, caplog):
+    frame = dd.from_pandas(pdf.iloc[:80], npartitions=1)
+    pred = frame.infer.predict(
+        faulty(tmp_path / "log", above=-1e9), parallel=CUT,
+        on_error="null", batch_size=80,
+    )  # fmt: skip
+    with (
+        caplog.at_level("INFO", "dask_infer"),
+        pytest.raises(PartitionError, match="20 rows drawn at random"),
+    ):
+        pred.compute(scheduler="sync")
+    assert passes(caplog) == 3
+
+
 def test_rows_that_fail_in_the_first_group_take_no_other_pass(pdf, tmp_path, caplog):
     frame = dd.from_pandas(pdf, npartitions=1)
     pred = frame.infer.predict(
@@ -275,7 +289,7 @@ def test_a_group_that_only_hangs_ends_the_partition(pdf, tmp_path):
         on_error="null", timeout=0.3, batch_size=64,
     )  # fmt: skip
     log.write_text("")
-    with pytest.raises(PartitionError, match="9 forwards of layer group 1 hung"):
+    with pytest.raises(PartitionError, match="9 forwards hung and none ended"):
         pred.compute(scheduler="sync")
     assert len(forwards(log)) <= 9
     time.sleep(3)  # for the abandoned threads
