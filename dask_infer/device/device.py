@@ -18,7 +18,17 @@ import torch
 
 from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.stream import Stream
-from dask_infer.device.threads import use_cpu_threads
+
+
+def use_cpu_threads(threads: int) -> None:
+    """Let forwards of the calling thread use so many cores.
+
+    The nanny sets ``OMP_NUM_THREADS=1`` for every worker, and torch's setting belongs
+    to the calling thread (torch 2.13, OpenMP).
+    """
+    # get is cheap, set rebuilds OpenMP's team: only where it changes something.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 class Device:

@@ -99,7 +99,14 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
     """
     if seconds is None:
         return work()
-    _refuse_more(what)
+    most, left = config.get("errors.max-abandoned-threads"), abandoned_threads()
+    if len(left) >= most:
+        raise PartitionError(
+            f"{what} was not started: {len(left)} threads of this process hang beyond "
+            "their timeout already, which is all that "
+            "infer.errors.max-abandoned-threads allows; restart the worker, and raise "
+            "timeout= or keep out the rows that hang"
+        )
     future: Future[T] = Future()
     task = (future, partial(contextvars.copy_context().run, work))
     runner: _DaemonThread | None = getattr(_own, "runner", None)
@@ -125,20 +132,8 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
         del future, task
 
 
-def _refuse_more(what: str) -> None:
-    most, left = config.get("errors.max-abandoned-threads"), abandoned_threads()
-    if len(left) >= most:
-        raise PartitionError(
-            f"{what} was not started: {len(left)} threads of this process hang beyond "
-            "their timeout already, which is all that "
-            "infer.errors.max-abandoned-threads allows; restart the worker, and raise "
-            "timeout= or keep out the rows that hang"
-        )
-
-
 def abandoned_threads() -> list[threading.Thread]:
     """Threads that outlived their deadline and are still running."""
-    for thread in list(_abandoned):
-        if not thread.is_alive():
-            _abandoned.discard(thread)
-    return list(_abandoned)
+    left = [thread for thread in [*_abandoned] if thread.is_alive()]
+    _abandoned.intersection_update(left)
+    return left

@@ -26,10 +26,9 @@ from dask.utils import format_bytes
 
 from dask_infer import config
 from dask_infer.device.allocator import give_back_freed_blocks
-from dask_infer.device.device import Device
+from dask_infer.device.device import Device, use_cpu_threads
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.resolve_device import resolve_device
-from dask_infer.device.threads import use_cpu_threads
 from dask_infer.errors import ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add

@@ -117,7 +117,7 @@ class Batcher:
         requests = self._joinable(own, most)
         if len(requests) > 1:
             output = JoinedOutput(self, requests, too_many)
-            if output.start() and (not self.at_once or output.copy()):
+            if output.start() and (not self.at_once or output.fields() is not None):
                 start = 0
                 for request in requests:
                     request.pending = partial(output.rows_of, request, start)
@@ -162,14 +162,6 @@ class JoinedOutput:
 
         return self._tried(launch)
 
-    def copy(self) -> bool:
-        """Copy the output now; return whether the forward succeeded."""
-        fields = self.fields()
-        if fields is None:
-            return False
-        self._fields = [(name, value.clone()) for name, value in fields]
-        return True
-
     def fields(self) -> Fields | None:
         """Return the fields of all rows; the first caller waits for the device.
 
@@ -198,6 +190,8 @@ class JoinedOutput:
             fields = self._pending()
         if not all(_has_rows(value, self.rows) for _, value in fields):
             raise Undivided
+        if self._batcher.at_once:
+            fields = [(name, value.clone()) for name, value in fields]
         self._fields = fields
 
     def _tried(self, work: Callable[[], None]) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from dask_infer import config
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.outputs.pick import pick
-from dask_infer.device.device import Device
 from dask_infer.device.stream import Fields, Pending, map_tensors
 from dask_infer.errors import ModelLoadError
 from dask_infer.faults.bisect import Rows
@@ -26,12 +25,6 @@ from dask_infer.run.process_runner import ProcessRunner
 from dask_infer.spec import Job, UserCode
 
 T = TypeVar("T")
-
-
-def batches_dynamically(device: Device) -> bool:
-    """Whether batches of several partitions are joined on this device."""
-    wanted = config.get("batch.share")
-    return device.one_at_a_time if wanted == "auto" else bool(wanted)
 
 
 class LocalRunner(ProcessRunner):
@@ -75,7 +68,8 @@ class LocalRunner(ProcessRunner):
         alone = (
             not job.row_wise or job.timeout is not None or code.postprocess is not None
         )
-        if not alone and batches_dynamically(device):
+        wanted = config.get("batch.share")
+        if not alone and (device.one_at_a_time if wanted == "auto" else wanted):
             self._batcher = batcher_of(self.replica, job, not self.stream.overlaps)
         device.enter_forward(place.cpu_threads)
         # Forwards may run in other threads than the partition's: in one that a timeout
@@ -155,7 +149,7 @@ class LocalRunner(ProcessRunner):
         output = self.model.call(args, options, self.job.method)
         if self._postprocess is not None:
             fields = self._postprocess(output, batch, args, kwargs)
-        else:
+        else:  # another file is not entered for each batch (benchmarks/noop)
             try:
                 fields = pick(output, self.job.outputs)
             except Exception as error:
@@ -184,15 +178,15 @@ class LocalRunner(ProcessRunner):
     def _too_many(self, batch: Batch, rows: int) -> None:
         """Inform the policy that a joined forward of so many rows was too large."""
         self.release_memory()
-        if self.shrink(rows, batch.padding.width):
-            add("halvings")
+        self.shrink(rows, batch.padding.width)
+        add("halvings")
 
     def _most_rows(self, batch: Batch) -> int:
         """Most rows of a forward that this batch is part of."""
         if batch.padding.width and self._budget is not None:
             most = self._budget.size // batch.padding.width
             return most if self._bound is None else min(most, self._bound)
-        return self._size.size if self._size is not None else batch.rows
+        return self._size.size
 
     def _lease(self) -> Replica:
         job = self.job

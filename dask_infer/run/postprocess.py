@@ -42,20 +42,14 @@ class Postprocess:
         step: Step = "postprocess"
         try:
             if self._function is not None:
-                output = self._changed(output, batch, args, kwargs)
+                inputs = (as_called(args, kwargs),) if self._takes_inputs else ()
+                # An inference tensor: only here may it be changed in place.
+                with torch.inference_mode():
+                    output = self._function(output, batch.frame, *inputs)
             step = "output"
             return pick(output, self._outputs)
         except Exception as error:
             raise StepFailed(step, error) from error
-
-    def _changed(
-        self, output: Any, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        assert self._function is not None
-        inputs = (as_called(args, kwargs),) if self._takes_inputs else ()
-        # The output is an inference tensor: only here may it be changed in place.
-        with torch.inference_mode():
-            return self._function(output, batch.frame, *inputs)
 
 
 def takes_inputs(postprocess: Callable[..., Any] | None) -> bool:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from dask_infer.batch.outputs.column_dtypes import output_meta, pandas_dtype
+from dask_infer.batch.outputs.column_dtypes import STRING, output_meta, pandas_dtype
 from dask_infer.errors import naming_model
 from dask_infer.metrics.recorder import add, meter
 from dask_infer.metrics.sums import Label
 from dask_infer.replica.partition_counters import count_idle, recording_partition
-from dask_infer.run.row_errors import RowErrors
 from dask_infer.spec import ERROR_COLUMN, AnyJob, Job, Tower, TowersJob
 
 #: Columns by name: arrays of a value a row.
@@ -151,19 +152,14 @@ def _run_towers(frame: pd.DataFrame, job: TowersJob, missing: int) -> list[Colum
     results: dict[int, Columns] = {}
     ended: dict[int, float] = {}
 
-    def run(place: int) -> None:
-        results[place] = _run(frame, missing, towers[place])
-        ended[place] = time.monotonic()
+    def run(*places: int) -> None:
+        for place in places:
+            results[place] = _run(frame, missing, towers[place])
+        ended.update(dict.fromkeys(places, time.monotonic()))
 
     here = [place for place, remote in enumerate(elsewhere) if not remote]
-
-    def run_here() -> None:
-        for place in here:
-            run(place)
-        ended.update(dict.fromkeys(here, time.monotonic()))
-
-    remotes = [place for place, remote in enumerate(elsewhere) if remote]
-    feed_together([functools.partial(run, place) for place in remotes], run_here)
+    feeders = [partial(run, place) for place, remote in enumerate(elsewhere) if remote]
+    feed_together(feeders, partial(run, *here))
     last = max(ended.values())
     for place, tower in enumerate(towers):
         _count_idle(tower.job, last - ended[place])
@@ -181,3 +177,38 @@ def _count_idle(job: AnyJob, seconds: float) -> None:
 def _run(frame: pd.DataFrame, missing: int, tower: Tower) -> Columns:
     with naming_model(tower.name):
         return predict(frame, tower.job, missing)
+
+
+class RowErrors:
+    """What several models say of the rows of a partition on which they failed.
+
+    A message for each row that failed, of all models that failed on it.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._texts: npt.NDArray[Any] = np.full(rows, None, object)
+
+    def add(self, model: str, errors: Any, places: Any = None) -> None:
+        """Add the messages of one model.
+
+        Parameters
+        ----------
+        errors
+            A message, or what is missing, for each row.
+        places
+            Positions of these rows; None for all.
+        """
+        for place in np.flatnonzero(~pd.isna(errors)):
+            row = place if places is None else places[place]
+            text, known = f"{model}: {errors[place]}", self._texts[row]
+            self._texts[row] = text if known is None else f"{known}; {text}"
+
+    @property
+    def passed(self) -> npt.NDArray[np.bool_] | None:
+        """Whether each row has no message; None where none has one."""
+        failed: npt.NDArray[np.bool_] = self._texts != None  # noqa: E711
+        return ~failed if failed.any() else None
+
+    def column(self) -> Any:
+        """Return Dask's string array."""
+        return pd.array(self._texts, dtype=STRING)

@@ -226,14 +226,8 @@ class Recovery:
 
     def _retry_smaller(self, rows: Rows) -> None:
         self.runner.release_memory()
-        size, count = self.work.halve(rows), row_count(rows)
+        self.runner.warn_of_memory(row_count(rows), self.work.halve(rows))
         add("halvings")
-        if self.runner.sizes.first_out_of_memory():
-            logger.warning(
-                'model "%s" ran out of memory on %s with %d rows; going on with %d. '
-                "Pass batch_size=%d to start there",
-                self.job.model.name, self.runner.where, count, size, size,
-            )  # fmt: skip
 
 
 def _more_memory(rows: Rows) -> str:

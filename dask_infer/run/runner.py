@@ -5,6 +5,7 @@ A runner belongs to one partition and is used by the partition's thread alone.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -21,6 +22,8 @@ from dask_infer.replica.sizes import Sizes
 from dask_infer.spec import Inputs
 from dask_infer.spec.model_spec import Interface
 from dask_infer.spec.token_rules import TokenRules
+
+logger = logging.getLogger(__name__)
 
 
 class Abandoned(BaseException):
@@ -44,6 +47,10 @@ class Runner:
     microbatch: int | None = None
     #: Batch-size policies, shared by all partitions.
     sizes: Sizes
+    #: Those that this partition is batched by, and the user's most rows.
+    _size: HillClimber
+    _budget: TokenBudget | None = None
+    _bound: int | None
     #: Batches are to be pinned once they are encoded: see `pin`.
     pins: bool = False
     #: Batches that were sent wait until all of the partition are: see `kept`.
@@ -73,11 +80,14 @@ class Runner:
         self, signature: object, bytes_per_row: float, bound: int | None
     ) -> HillClimber:
         """Return the policy for batches of this signature."""
-        return self.sizes.rows(signature, bound, bytes_per_row, self.free_bytes)
+        self._bound = bound
+        self._size = self.sizes.rows(signature, bound, bytes_per_row, self.free_bytes)
+        return self._size
 
     def token_budget(self, signature: object, bound: int | None) -> TokenBudget:
         """Return the policy for padded batches of this signature."""
-        return self.sizes.tokens(signature, bound, self.free_bytes)
+        self._budget = self.sizes.tokens(signature, bound, self.free_bytes)
+        return self._budget
 
     def free_bytes(self) -> int:
         """Bytes that a forward may take."""
@@ -131,6 +141,15 @@ class Runner:
 
     def release_memory(self) -> None:
         """Give freed blocks back, after memory ran out."""
+
+    def warn_of_memory(self, rows: int, fewer: int) -> None:
+        """Say once that memory ran out for so many rows, and how many come next."""
+        if self.sizes.first_out_of_memory():
+            logger.warning(
+                'model "%s" ran out of memory on %s with %d rows; going on with %d. '
+                "Pass batch_size=%d to start there",
+                *(self.sizes.model, self.where, rows, fewer, fewer),
+            )
 
     def origin(self, error: BaseException) -> tuple[str | None, int | None]:
         """Return the worker on which `error` was raised, and its stage, if known."""

@@ -4,8 +4,7 @@ import threading
 
 import torch
 
-from dask_infer.device.device import Device
-from dask_infer.device.threads import use_cpu_threads
+from dask_infer.device.device import Device, use_cpu_threads
 
 
 def test_threads_are_set_in_the_calling_thread():  # DI-17

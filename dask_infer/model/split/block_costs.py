@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.fx.node import map_aggregate
 
-from dask_infer.device.threads import use_cpu_threads
+from dask_infer.device.device import use_cpu_threads
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import TOKENS, Chain
 from dask_infer.model.split.export.fingerprint import fingerprint

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -65,29 +66,19 @@ class Activations:
             return Stored(self, {n: _compact(v) for n, v in values.items()}, nbytes)
         with meter("transfer"):
             written = {name: file.write(tensor) for name, tensor in tensors.items()}
-        with self._lock:
-            file.users += 1
         add("spilled_bytes", nbytes)
         others = {name: v for name, v in values.items() if name not in written}
         return Stored(self, others, 0, file, written)
 
     def next_file(self) -> None:
         """Write to a new file: this one is closed with the last that reads it."""
-        with self._lock:
-            file, self._file = self._file, None
-            self._close_unused(file)
+        self._file = None
 
     def release(self, stored: Stored) -> None:
-        """Let go of values."""
+        """Have room for other values."""
         with self._lock:
             self.held -= stored.nbytes
-            if stored.file is not None:
-                stored.file.users -= 1
-                self._close_unused(stored.file)
-
-    def _close_unused(self, file: SpillFile | None) -> None:
-        if file is not None and file is not self._file and not file.users:
-            file.close()
+            stored.nbytes = 0
 
 
 class Stored:
@@ -105,36 +96,36 @@ class Stored:
         #: Bytes in memory.
         self.nbytes = nbytes
         self.file, self._places = file, places or {}
-        self._is_released = False
 
     def load(self) -> dict[Any, Any]:
         """Return the values."""
-        if self.file is None:
-            return self._values
+        file, values = self.file, self._values
+        if file is None:
+            return values
         with meter("transfer"):
-            read = {name: self.file.read(at) for name, at in self._places.items()}
-        return {**self._values, **read}
+            read = {name: file.read(at) for name, at in self._places.items()}
+        return {**values, **read}
 
     def release(self) -> None:
         """Let go of them; a second call does nothing."""
-        if not self._is_released:
-            self._is_released = True
-            self._values = {}
-            self._owner.release(self)
+        self._owner.release(self)
+        self._values, self.file, self._places = {}, None, {}
 
 
 class SpillFile:
-    """A file without a name that tensors are written to, one after the other."""
+    """A file without a name that tensors are written to, one after the other.
+
+    Closed with the last of the stored values that are in it.
+    """
 
     def __init__(self, directory: str | None) -> None:
-        self._file = tempfile.TemporaryFile(  # noqa: SIM115 (closed with its last user)
+        self._file = tempfile.TemporaryFile(  # noqa: SIM115
             prefix="dask-infer-", dir=directory, buffering=0
         )
+        weakref.finalize(self, self._file.close)
         self._directory = directory or tempfile.gettempdir()
         self._lock = threading.Lock()
         self._end = 0
-        #: Stored values that are in it; guarded by the lock of `Activations`.
-        self.users = 0
 
     def write(self, tensor: torch.Tensor) -> TensorPlace:
         """Append a tensor.
@@ -170,10 +161,6 @@ class SpillFile:
             while data:
                 data = data[self._file.readinto(data) :]
         return tensor
-
-    def close(self) -> None:
-        """Give the disk's space back."""
-        self._file.close()
 
 
 def _is_dense(value: Any) -> bool:

@@ -12,9 +12,6 @@ from dask_infer.model.split.chain import Chain
 #: Axis of the rows of each value; None for a value that has none.
 Axes = Mapping[str, int | None]
 
-#: Rows and tokens by which values are compared.
-COUNTS = ((7, 5), (11, 5), (11, 13))
-
 
 def row_axes(chain: Chain, place: int) -> Axes | None:
     """Return the axis of rows of each value before block `place`; None if unknown."""
@@ -23,20 +20,11 @@ def row_axes(chain: Chain, place: int) -> Axes | None:
         value = chain.program.values.get(name)
         if value is None:
             return None
-        sizes = [value.sizes(rows, tokens) for rows, tokens in COUNTS]
-        changing = [
-            axis for axis, found in enumerate(zip(*sizes, strict=True))
-            if found[0] != found[1]
-        ]  # fmt: skip
-        if not changing:
-            axes[name] = None
-            continue
-        axis, *others = changing
-        found = tuple(size[axis] for size in sizes)
+        counted = [size for size in value.shape if "rows" in str(size)]
         # A number of rows, or rows times something, is not cut but computed.
-        if value.dtype is None or others or found != tuple(rows for rows, _ in COUNTS):
+        if counted and (value.dtype is None or counted != ["rows"]):
             return None
-        axes[name] = axis
+        axes[name] = value.shape.index("rows") if counted else None
     return axes
 
 

@@ -59,14 +59,8 @@ class GroupLoader:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def lease(self, group: int, *, passing: bool) -> Iterator[Replica]:
-        """Hold a group.
-
-        Parameters
-        ----------
-        passing
-            It makes room afterwards, unless it is one that stays.
-        """
+    def lease(self, group: int) -> Iterator[Replica]:
+        """Hold a group, which makes room afterwards unless it is one that stays."""
         with contextlib.ExitStack() as held:
             with meter("load"):
                 with self._lock:
@@ -79,7 +73,7 @@ class GroupLoader:
             try:
                 yield replica
             finally:
-                if passing and group >= self.kept:
+                if group >= self.kept:
                     cache.discard(replica)
 
     def read_ahead(self, group: int) -> None:
@@ -91,11 +85,9 @@ class GroupLoader:
                 return
             self._closed.clear()
             self._reads = group
+            name = "dask-infer-read-ahead"
             self._reader = threading.Thread(
-                target=self._read,
-                args=(group,),
-                name="dask-infer-read-ahead",
-                daemon=True,
+                target=self._read, args=(group,), name=name, daemon=True
             )
             self._reader.start()
 

@@ -308,7 +308,7 @@ class Sweep:
             if not ends:
                 if current.todo is None:
                     self.activations.next_file()
-                lease = self.loader.lease(current.group, passing=True)
+                lease = self.loader.lease(current.group)
                 current.replica = current.leases.enter_context(lease)
                 self.loader.read_ahead(current.group + 1)
         except Exception as failure:

@@ -59,7 +59,7 @@ class SweepRunner(ProcessRunner):
     """Batches of one partition through the layer groups of this process."""
 
     waits = True
-    #: Batches are compared by their time in the first group: see `_observe`.
+    #: Batches are compared by their time in the first group: see `send`.
     clock = staticmethod(lambda: 0.0)
 
     def __init__(
@@ -122,7 +122,10 @@ class SweepRunner(ProcessRunner):
             self._leave_first_group()
         if swept.error is not None:
             self._raise(swept)
-        self._observe(batch, self._seconds() - began)
+        # The size policy learns from the first group: what a batch takes in all would
+        # only be known when all sizes are chosen.
+        policy, size = self.policy(batch.rows, batch.padding.width)
+        policy.observe(size, self._seconds() - began)
         if self.sweep.groups == 1:
             swept.done = True
         else:
@@ -183,7 +186,7 @@ class SweepRunner(ProcessRunner):
     def _first_group(self) -> Replica:
         """Return the first group, leased until this partition waits."""
         if self._first is None:
-            lease = self.sweep.loader.lease(0, passing=True)
+            lease = self.sweep.loader.lease(0)
             self._first = self._leases.enter_context(lease)
             self.sweep.read_ahead()
         return self._first
@@ -191,17 +194,6 @@ class SweepRunner(ProcessRunner):
     def _leave_first_group(self) -> None:
         self._first = None
         self._leases.close()
-
-    def _observe(self, batch: Batch, seconds: float) -> None:
-        """Let the size policy learn from the first group.
-
-        What a batch takes in all would only be known when all sizes are chosen.
-        """
-        width = batch.padding.width
-        if width and self._budget is not None:
-            self._budget.observe(batch.rows * width, seconds)
-        elif self._size is not None:
-            self._size.observe(batch.rows, seconds)
 
     def _wait(self, is_over: Callable[[], bool]) -> None:
         """Take part in passes; leave one where the task is not wanted any more."""
@@ -345,12 +337,11 @@ class SweepRunner(ProcessRunner):
 
     def _is_too_large(self, swept: SweptBatch, rows: range) -> bool:
         """Whether as many rows did not fit already: batches that wait are as large."""
-        width = swept.batch.padding.width
-        policy = self.policy(width)
-        if policy is None or len(rows) == 1 or not self.job.row_wise:
+        if len(rows) == 1 or not self.job.row_wise:
             return False
+        policy, size = self.policy(len(rows), swept.batch.padding.width)
         is_known = policy.settled and self.sizes.ran_out_of_memory
-        return is_known and len(rows) * (width or 1) > policy.size
+        return is_known and size > policy.size
 
 
 def _error_of(work: Callable[[], None]) -> Exception | None:
