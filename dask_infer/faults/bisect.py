@@ -36,14 +36,9 @@ MANY = 16
 
 
 def spans(count: int, parts: int, cuts: Collection[int] = ()) -> list[slice]:
-    """Return so many rows in so many pieces that differ by one, or in more.
+    """Return so many rows in so many pieces that differ by one; none is empty.
 
-    No piece is empty.
-
-    Parameters
-    ----------
-    cuts
-        Places between rows at which to cut besides.
+    They are cut at `cuts`, places between rows, besides.
     """
     parts = min(parts, count)
     places = {*cuts, *(count * part // parts for part in range(parts + 1))}

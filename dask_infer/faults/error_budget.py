@@ -30,24 +30,14 @@ MESSAGES = 3
 
 
 class ErrorBudget:
-    """Failed and predicted rows of one partition.
+    """Failed and predicted rows of a partition of so many `rows`.
 
-    Parameters
-    ----------
-    rows
-        Rows of the partition.
-    share
-        Largest part of them that may fail; 1 allows all.
+    `share` is the largest part of them that may fail; 1 allows all.
     """
 
-    #: Rows that failed.
-    failed: int
-    #: Rows that have a prediction.
-    succeeded: int
-
     def __init__(self, rows: int, share: float) -> None:
-        self.rows = rows
-        self.share = share
+        self.rows, self.share = rows, share
+        #: Rows that failed, and rows that have a prediction.
         self.failed = self.succeeded = 0
         self._failures = 0
         #: First label and number of rows of the first few messages.

@@ -65,10 +65,10 @@ class Replica:
     device: Device
     #: Address of the worker that used it last; several may share this process.
     worker: str
-    #: Projected bytes while it loads, measured ones after.
-    nbytes: int
-    #: "waiting" for room, "loading", "ready", or "retired": out of the cache.
-    state: Literal["waiting", "loading", "ready", "retired"] = "waiting"
+    #: 0 before there is room for it, projected ones while it loads, then measured ones.
+    nbytes: int = 0
+    #: "retired": out of the cache.
+    state: Literal["loading", "ready", "retired"] = "loading"
     #: Set once `state` is "ready".
     model: LoadedModel | None = None
     leases: int = 0
@@ -188,12 +188,10 @@ class ReplicaCache:
                     known.last_used = time.monotonic()
                     return known
                 wait("the load of it in another thread")
-            replica = Replica(key, spec, device, place.worker, nbytes=0, leases=1)
+            replica = Replica(key, spec, device, place.worker, leases=1)
             self._replicas[key] = replica
         try:
-            # Reads files, so not under the lock; while "waiting" it is not counted.
-            replica.nbytes = _projected_bytes(replica)
-            self._make_room(replica, place, wait)
+            self._make_room(replica, _projected_bytes(replica), place, wait)
             if device.torch_device.type == "cpu":
                 place.check_room(spec, replica.nbytes)
             model = self._load(replica, place.cpu_threads, timeout)
@@ -269,14 +267,18 @@ class ReplicaCache:
         ]
 
     def _make_room(
-        self, newcomer: Replica, place: Place, wait: Callable[[str], None]
+        self,
+        newcomer: Replica,
+        nbytes: int,
+        place: Place,
+        wait: Callable[[str], None],
     ) -> None:
         """Evict idle replicas until the newcomer fits, or wait for their leases."""
         found = models_limit(newcomer.device, place)
         limit = inf if found is None else found
-        if newcomer.nbytes > limit:
+        if nbytes > limit:
             raise ModelLoadError(
-                f'model "{newcomer.spec.name}" needs {format_bytes(newcomer.nbytes)}, '
+                f'model "{newcomer.spec.name}" needs {format_bytes(nbytes)}, '
                 f"more than the {format_bytes(int(limit))} that models may take on "
                 f"{_limited(newcomer.device, place)}, or pass "
                 'dtype="bfloat16"'
@@ -286,10 +288,10 @@ class ReplicaCache:
                 others = [
                     r
                     for r in self._replicas.values()
-                    if r.device is newcomer.device and r.state in ("loading", "ready")
+                    if r.device is newcomer.device and r.nbytes
                 ]
-                if sum(r.nbytes for r in others) + newcomer.nbytes <= limit:
-                    newcomer.state = "loading"
+                if sum(r.nbytes for r in others) + nbytes <= limit:
+                    newcomer.nbytes = nbytes
                     return
                 idle = self._idle(newcomer.device)
                 if not idle:

@@ -140,16 +140,8 @@ def observe_partition(
 ) -> None:
     """Learn from a partition that was predicted in this process, or by a group.
 
-    Parameters
-    ----------
-    sums
-        What its thread counted.
-    spent
-        Times of the thread for all but reading and loading.
-    kind
-        Kind of the device.
-    elsewhere
-        What the forwards of a group took; the thread waited for them.
+    Its thread counted `sums` and took the times `spent` for all but reading and
+    loading. It waited for the forwards of a group, which took those of `elsewhere`.
     """
     rows = sums.count("rows")
     if not rows or spent.wall <= 0:

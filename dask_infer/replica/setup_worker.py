@@ -27,18 +27,14 @@ def setup_worker(worker: Worker) -> None:
     with _preparing:
         if worker in _prepared:
             return
-        _prepare(worker)
+        fetch_through(worker)
+        worker.metrics["infer"] = heartbeat_message
+        worker.loop.add_callback(register_watch, worker)
+        weakref.finalize(worker, totals.forget, worker.address)
+        # Dask samples the stack of every task 100 times a second, with the interpreter
+        # held: 6 % of a worker's CPU in benchmarks/overhead (distributed 2026.8.0).
+        interval = config.get_seconds("replica.profile-interval")
+        if interval is not None:
+            sample_no_faster(worker, interval)
         # Last: a thread that finds it here may rely on all of the above.
         _prepared.add(worker)
-
-
-def _prepare(worker: Worker) -> None:
-    fetch_through(worker)
-    worker.metrics["infer"] = heartbeat_message
-    worker.loop.add_callback(register_watch, worker)
-    weakref.finalize(worker, totals.forget, worker.address)
-    # Dask samples the stack of every task 100 times a second, with the interpreter
-    # held: 6 % of the CPU of a worker in benchmarks/overhead (distributed 2026.8.0).
-    interval = config.get_seconds("replica.profile-interval")
-    if interval is not None:
-        sample_no_faster(worker, interval)

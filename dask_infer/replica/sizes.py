@@ -26,12 +26,7 @@ Policy = TypeVar("Policy", bound=HillClimber)
 class Sizes:
     """Policies by what a row looks like and by the user's bound, for all threads.
 
-    Parameters
-    ----------
-    model
-        Names the model in the log.
-    owner
-        What sizes depend on besides the rows: content key, dtype and device.
+    Sizes depend on the rows and on `owner`: content key, dtype and device.
     """
 
     def __init__(self, model: str, owner: tuple[Any, ...]) -> None:
@@ -63,16 +58,8 @@ class Sizes:
     ) -> HillClimber:
         """Return the policy for rows of this signature.
 
-        Parameters
-        ----------
-        signature
-            Inputs that share a policy.
-        bound
-            The user's most rows; None to learn the best.
-        bytes_per_row
-            Bytes of one row's tensors.
-        free_bytes
-            Returns what a forward may take; called for a new policy only.
+        `bound` is the user's most rows; None to learn the best. `free_bytes` returns
+        what a forward may take; it is called for a new policy only.
         """
 
         def build() -> HillClimber:

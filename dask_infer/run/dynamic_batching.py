@@ -87,18 +87,8 @@ class Batcher:
     ) -> Pending:
         """Run a batch, with others that wait, or as a part of another's forward.
 
-        Parameters
-        ----------
-        batch
-            What to run.
-        run
-            Launches a forward; called with the device held.
-        most
-            Most rows of a forward.
-        too_many
-            Called with the rows of a joined forward for which memory ran out.
-        upload
-            Moves one of several batches to the device, where they are joined.
+        A forward has `most` rows at most. `run` is called with the device held,
+        `too_many` with the rows of a joined forward for which memory ran out.
         """
         own = BatchRequest(batch, form_of(batch), run, upload)
         with self._lock:
@@ -115,15 +105,14 @@ class Batcher:
 
     def _run(self, own: BatchRequest, most: int, too_many: TooMany) -> None:
         requests = self._joinable(own, most)
-        if len(requests) > 1:
-            output = JoinedOutput(self, requests, too_many)
-            if output.start() and (not self.at_once or output.fields() is not None):
-                start = 0
-                for request in requests:
-                    request.pending = partial(output.rows_of, request, start)
-                    start += request.batch.rows
-                return
-        own.pending = own.run(own.batch)
+        output = JoinedOutput(self, requests, too_many)
+        if len(requests) == 1 or not output.start():
+            own.pending = own.run(own.batch)
+            return
+        start = 0
+        for request in requests:
+            request.pending = partial(output.rows_of, request, start)
+            start += request.batch.rows
 
     def _joinable(self, own: BatchRequest, most: int) -> list[BatchRequest]:
         """Return the requests to run now, the caller's first, the others in order."""
@@ -160,7 +149,9 @@ class JoinedOutput:
             batches = [request.upload(request.batch) for request in self._requests]
             self._pending = self._requests[0].run(joined(batches))
 
-        return self._tried(launch)
+        if not self._tried(launch):
+            return False
+        return not self._batcher.at_once or self.fields() is not None
 
     def fields(self) -> Fields | None:
         """Return the fields of all rows; the first caller waits for the device.

@@ -108,8 +108,7 @@ class LocalRunner(ProcessRunner):
 
     def count(self, rows: int) -> None:
         """Add served rows to the replica's."""
-        with self.replica.counting:
-            self.replica.rows += rows
+        self.replica.count(rows)
 
     def discard(self) -> None:
         """Have the next batch, and the next lease, load a fresh replica."""

@@ -32,12 +32,7 @@ class Postprocess:
     ) -> Fields:
         """Return what the columns are made of, by name.
 
-        Parameters
-        ----------
-        output
-            What the model returned for `batch`.
-        args, kwargs
-            What it was called with, where the output's tensors are.
+        The model was called with `args` and `kwargs`, on the output's device.
         """
         step: Step = "postprocess"
         try:

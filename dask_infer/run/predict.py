@@ -31,10 +31,8 @@ Columns: TypeAlias = dict[str, Any]
 def predict(frame: pd.DataFrame, job: AnyJob, missing: int = 0) -> Columns:
     """Return the output columns of `frame`'s rows, in their order.
 
-    Parameters
-    ----------
-    missing
-        Other rows of the partition, which count as failed: a model before failed.
+    So many other rows of the partition are `missing`, as a model before failed on them.
+    They count as failed.
     """
     if isinstance(job, TowersJob):
         return _predict_together(frame, job, missing)
@@ -189,15 +187,7 @@ class RowErrors:
         self._texts: npt.NDArray[Any] = np.full(rows, None, object)
 
     def add(self, model: str, errors: Any, places: Any = None) -> None:
-        """Add the messages of one model.
-
-        Parameters
-        ----------
-        errors
-            A message, or what is missing, for each row.
-        places
-            Positions of these rows; None for all.
-        """
+        """Add what a model says, or what is missing, for each row in these places."""
         for place in np.flatnonzero(~pd.isna(errors)):
             row = place if places is None else places[place]
             text, known = f"{model}: {errors[place]}", self._texts[row]

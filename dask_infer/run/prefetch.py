@@ -25,16 +25,8 @@ Encode: TypeAlias = Callable[[Rows], Batch]
 class Prefetch(Work):
     """A `Work` whose next batches are encoded before they are taken.
 
-    All but `encode` runs in the partition's thread, the inner work too.
-
-    Parameters
-    ----------
-    work
-        Says which rows make the next batch.
-    encode
-        Makes a batch of rows; called in the second thread, one batch at a time.
-    ahead
-        Most batches encoded, or being encoded, and not yet taken.
+    All but `encode` runs in the partition's thread, the inner work too. At most `ahead`
+    batches are encoded, or being encoded, and not yet taken.
     """
 
     def __init__(self, work: Work, encode: Encode, ahead: int) -> None:

@@ -108,14 +108,8 @@ class Recovery:
     ) -> Outcome:
         """Return what to do about a failed batch, or raise what says where and why.
 
-        Parameters
-        ----------
-        rows, batch
-            What failed; None for a batch that could not be made.
-        error, step
-            With what, and where, unless a `StepFailed` knows better.
-        alone
-            No other batch was in flight.
+        `batch` is None where it could not be made, `step` where it failed unless a
+        `StepFailed` knows better; `alone` says that no other batch was in flight.
         """
         cause: Exception = error
         if isinstance(error, StepFailed):
@@ -148,7 +142,9 @@ class Recovery:
     def handle(self, rows: Rows, outcome: Outcome) -> None:
         """Put the rows back in smaller pieces, or leave them out."""
         if outcome.smaller:
-            self._retry_smaller(rows)
+            self.runner.release_memory()
+            self.runner.warn_of_memory(row_count(rows), self.work.halve(rows))
+            add("halvings")
             return
         self.timeouts += outcome.hung
         too_many_timeouts = outcome.hung and self.timeouts > MOST_TIMEOUTS
@@ -223,11 +219,6 @@ class Recovery:
             stage=stage,
             worker=worker,
         )
-
-    def _retry_smaller(self, rows: Rows) -> None:
-        self.runner.release_memory()
-        self.runner.warn_of_memory(row_count(rows), self.work.halve(rows))
-        add("halvings")
 
 
 def _more_memory(rows: Rows) -> str:

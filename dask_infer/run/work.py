@@ -50,12 +50,9 @@ class Work:
 class ConsecutiveWork(Work):
     """Consecutive rows, as many at once as the size policy says.
 
-    Parameters
-    ----------
-    wanted
-        Batches of about so many rows and of equal size, rather than a small one last:
-        stages that wait for each other are delayed by the largest. `size` still bounds
-        them; None to take as many as it says.
+    With `wanted`, batches have about so many rows and are of equal size, rather than a
+    small one last: stages that wait for each other are delayed by the largest. `size`
+    still bounds them.
     """
 
     def __init__(
@@ -105,18 +102,8 @@ class SortedWork(Work):
     """Rows of similar length together, longest first, under a budget of tokens.
 
     The policy is shared by threads and learns while it is used: the rows that are left
-    are planned anew when it has changed.
-
-    Parameters
-    ----------
-    lengths
-        Tokens of each row.
-    tokens
-        Most padded tokens of a batch.
-    rows
-        Most rows of a batch.
-    equal_lengths
-        Only rows of equal length make a batch, so that nothing is padded.
+    are planned anew when it has changed. With `equal_lengths` only rows of equal length
+    make a batch, so that nothing is padded.
     """
 
     def __init__(
@@ -128,9 +115,8 @@ class SortedWork(Work):
         equal_lengths: bool = False,
     ) -> None:
         super().__init__()
-        self.lengths = lengths
-        self.tokens = tokens
-        self.rows = rows
+        #: Tokens of each row; most padded tokens, and most rows, of a batch.
+        self.lengths, self.tokens, self.rows = lengths, tokens, rows
         self.equal_lengths = equal_lengths
         #: Rows not taken yet, by falling length.
         self.left: np.ndarray = np.argsort(-lengths, kind="stable")

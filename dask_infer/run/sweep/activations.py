@@ -33,12 +33,8 @@ class TensorPlace(NamedTuple):
 class Activations:
     """Values of batches between two groups, for all threads of a process.
 
-    Parameters
-    ----------
-    budget
-        Most bytes in memory.
-    directory
-        Where files go; None for the system's.
+    At most `budget` bytes stay in memory; the others go to `directory`, or to that of
+    the system.
     """
 
     def __init__(self, budget: int, directory: str | None) -> None:

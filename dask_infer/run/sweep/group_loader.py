@@ -27,18 +27,10 @@ PAGE = 4096
 
 
 class GroupLoader:
-    """The groups of one model in this process.
+    """The groups of a job's model in this process.
 
-    Parameters
-    ----------
-    job
-        Whose model, dtype, device and timeout they have.
-    parts
-        The layers of each group.
-    kept
-        How many of the first groups stay once they are loaded.
-    reads_ahead
-        There is room for two groups.
+    The first `kept` groups stay once they are loaded. `reads_ahead` says that there is
+    room for two groups.
     """
 
     def __init__(

@@ -25,12 +25,14 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
+from dask_infer._dask import count_tasks_like_this
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.device.stream import Fields
 from dask_infer.metrics.recorder import meter
 from dask_infer.model.split.chain import Chain
 from dask_infer.replica.cache import Replica, cache
 from dask_infer.replica.sizes import Sizes
+from dask_infer.replica.worker_place import current_worker, partitions_at_once
 from dask_infer.run.sweep.activations import Activations, Stored
 from dask_infer.run.sweep.group_loader import GroupLoader
 
@@ -51,9 +53,6 @@ class Participant(Protocol):
 
     def fields(self, swept: SweptBatch) -> Fields:
         """Wait for a batch; return the fields that become columns."""
-
-    def expected(self) -> int:
-        """Return how many partitions will wait for the next pass."""
 
 
 @dataclass(eq=False)
@@ -110,16 +109,7 @@ class Pass:
 class Sweep:
     """One model's groups in this process, and the partitions that wait for them.
 
-    Parameters
-    ----------
-    loader
-        The groups.
-    chain
-        What they are cut from.
-    sizes
-        Batch-size policies.
-    budget, directory
-        Bytes of activations in memory, and where the others go.
+    `budget` is the most bytes of activations in memory; `directory` has the others.
     """
 
     def __init__(
@@ -193,20 +183,17 @@ class Sweep:
         with self._changed:
             self._recorded.append(batch)
 
-    def wait(self, runner: Participant, is_over: Callable[[], bool]) -> None:
+    def wait(self, is_over: Callable[[], bool]) -> None:
         """Do the work of passes, or wait for other threads that do.
 
-        Parameters
-        ----------
-        is_over
-            Asked now and then, never while there is work at hand; may raise to leave.
+        `is_over` is asked before each piece of work, and may raise to leave.
         """
         with self._changed:
             self._waiting += 1
             self._changed.notify_all()
             try:
                 while not is_over():
-                    work = self._next(runner)
+                    work = self._next()
                     if work is None:
                         loads = self._pass is not None and self._pass.changing
                         with meter("load" if loads else "wait"):
@@ -223,11 +210,11 @@ class Sweep:
 
     # --- with the lock -----------------------------------------------------------
 
-    def _next(self, runner: Participant) -> Callable[[], None] | None:
+    def _next(self) -> Callable[[], None] | None:
         """Return what the calling thread does next, without the lock."""
         current = self._pass
         if current is None:
-            if not self._is_time(runner):
+            if not self._is_time():
                 return None
             current = self._pass = Pass(self._recorded)
             self._recorded = []
@@ -244,7 +231,7 @@ class Sweep:
         current.changing = True
         return lambda: self._change(current)
 
-    def _is_time(self, runner: Participant) -> bool:
+    def _is_time(self) -> bool:
         """Whether a pass begins: all open partitions wait, and no other will come."""
         if self._waiting < len(self._open):
             self._all_wait_since = None
@@ -256,8 +243,13 @@ class Sweep:
         patience = self._all_wait_since - self._open_since
         if self._last_seconds:
             patience = PATIENCE * self._last_seconds
-        waited = now - self._all_wait_since
-        return waited >= patience or len(self._open) >= runner.expected()
+        if now - self._all_wait_since >= patience:
+            return True
+        worker = current_worker()
+        tasks = (
+            partitions_at_once() if worker is None else count_tasks_like_this(worker)
+        )
+        return len(self._open) >= tasks
 
     def _end_pass(self, current: Pass, error: Exception | None) -> None:
         for batch in current.batches:

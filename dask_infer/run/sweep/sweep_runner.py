@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from distributed import Reschedule
 
-from dask_infer._dask import count_tasks_like_this, current_task_key
+from dask_infer._dask import current_task_key
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.device.out_of_memory import is_out_of_memory
 from dask_infer.device.stream import Fields, Pending, map_tensors
@@ -23,7 +23,7 @@ from dask_infer.metrics.recorder import add, meter, set_level
 from dask_infer.pipeline.worker.remote_call import called
 from dask_infer.pipeline.worker.serve_stage import is_wanted
 from dask_infer.replica.cache import Replica, cache
-from dask_infer.replica.worker_place import Place, current_worker, partitions_at_once
+from dask_infer.replica.worker_place import Place, current_worker
 from dask_infer.run.postprocess import Postprocess, takes_inputs
 from dask_infer.run.process_runner import ProcessRunner
 from dask_infer.run.runner import Abandoned
@@ -86,8 +86,8 @@ class SweepRunner(ProcessRunner):
         self._takes_inputs = takes_inputs(code.postprocess)
         own_thread = job.timeout is None
         self._seconds = self.device.clock if own_thread else time.perf_counter
-        self._worker = worker = current_worker()
-        self._is_wanted: Callable[[], bool] | None = None
+        worker = current_worker()
+        self._is_wanted: Callable[[], bool] = lambda: True
         if worker is not None:
             self._is_wanted = is_wanted(worker, current_task_key())
         #: Batches that are not back yet.
@@ -177,12 +177,6 @@ class SweepRunner(ProcessRunner):
         for swept in self._batches:
             swept.release()
 
-    def expected(self) -> int:
-        """Return how many partitions will wait for the next pass."""
-        if self._worker is None:
-            return partitions_at_once()
-        return count_tasks_like_this(self._worker)
-
     def _first_group(self) -> Replica:
         """Return the first group, leased until this partition waits."""
         if self._first is None:
@@ -205,11 +199,11 @@ class SweepRunner(ProcessRunner):
             self._show()
             if is_over():
                 return True
-            if self._is_wanted is not None and not self._is_wanted():
+            if not self._is_wanted():
                 raise Abandoned
             return False
 
-        self.sweep.wait(self, is_left)
+        self.sweep.wait(is_left)
 
     def _show(self) -> None:
         """Have progress go on during a pass."""
