@@ -46,7 +46,7 @@ class LocalRunner(ProcessRunner):
         self._stuck = False
         self.observed_kind = device.torch_device.type
         self.stream = device.stream()
-        self.pins = self.stream.copies
+        self.pin = self._pin if self.stream.copies else None
         self.interface, self.floating = model.interface, model.floating
         self.token_rules = model.token_rules(job.method)
         self.dtypes = model.dtypes
@@ -86,7 +86,7 @@ class LocalRunner(ProcessRunner):
         """
         return 2 if self.stream.overlaps else 1
 
-    def pin(self, batch: Batch) -> Batch:
+    def _pin(self, batch: Batch) -> Batch:
         """Pin a batch, which takes as long as a copy: the device need not wait."""
         batch.args, batch.kwargs = self.stream.pin(batch.args, batch.kwargs)
         return batch

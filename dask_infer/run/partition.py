@@ -136,8 +136,8 @@ class Partition:
         self.encode_step: Step = "input" if code.preprocess is None else "preprocess"
         self.work: Work = plan_work(len(frame), self.encoder, job, runner)
         self.encode: Callable[[Rows], Batch] = self.encoder.batch
-        if runner.pins:
-            self.encode = self._encode_pinned
+        if (pin := runner.pin) is not None:
+            self.encode = lambda rows: pin(self.encoder.batch(rows))
         #: Entered while batches are run.
         self.prefetching: contextlib.AbstractContextManager[Prefetch | None]
         self.prefetching = contextlib.nullcontext()
@@ -269,9 +269,6 @@ class Partition:
         with contextlib.suppress(Exception):
             output = dict(self.runner.send(alone)())
         self.assembler.learn_axis(output, alone.padding.width)
-
-    def _encode_pinned(self, rows: Rows) -> Batch:
-        return self.runner.pin(self.encoder.batch(rows))
 
     def _classify(
         self,

@@ -51,8 +51,8 @@ class Runner:
     _size: HillClimber
     _budget: TokenBudget | None = None
     _bound: int | None
-    #: Batches are to be pinned once they are encoded: see `pin`.
-    pins: bool = False
+    #: Moves an encoded batch to where the device copies it from; None for no need.
+    pin: Callable[[Batch], Batch] | None = None
     #: Batches that were sent wait until all of the partition are: see `kept`.
     waits: bool = False
     #: Kind of the device whose times are remembered; None where they are not.
@@ -92,10 +92,6 @@ class Runner:
     def free_bytes(self) -> int:
         """Bytes that a forward may take."""
         raise NotImplementedError
-
-    def pin(self, batch: Batch) -> Batch:
-        """Move a batch to where the device copies it from, if `pins`."""
-        return batch
 
     def send(self, batch: Batch, rows: Rows | None = None) -> Pending:
         """Start the forward of a batch; may block until there is room.

@@ -65,7 +65,8 @@ class GroupLoader:
             try:
                 yield replica
             finally:
-                if group >= self.kept:
+                # Others that hold it would have it beside a second copy.
+                if group >= self.kept and replica.leases == 1:
                     cache.discard(replica)
 
     def read_ahead(self, group: int) -> None:

@@ -243,7 +243,7 @@ class SweepRunner(ProcessRunner):
         swept.error, swept.group = error, group
         is_stuck, ends = isinstance(error, DeadlineExceeded), False
         axes = None
-        if self.job.row_wise:
+        if group and self.job.row_wise:
             axes = row_axes(self.sweep.chain, self.sweep.loader.parts[group].start)
 
         def run(rows: range) -> None:
@@ -252,11 +252,11 @@ class SweepRunner(ProcessRunner):
             self._forward(swept, rows, some, replica, group)
 
         if is_out_of_memory(error):
-            if group and not self._is_too_large(swept, everything):
+            if not self._is_too_large(swept, everything):
                 self._find_size(swept, None if axes is None else run)
         else:
             ends = not self.job.nullable or is_of_no_row(error)
-            if group and axes is not None and not (ends or is_stuck):
+            if axes is not None and not (ends or is_stuck):
                 is_stuck = self._find_rows(swept, run)
         swept.carry.release()
         swept.done = True
