@@ -32,12 +32,8 @@ class AxisParts:
     ) -> AxisParts:
         """Divide an axis so that sizes differ by a unit at most.
 
-        Parameters
-        ----------
-        unit
-            Items that stay together, as those of a head do.
-        ends
-            Where one chunk ends and the next one begins.
+        The items of a `unit` stay together, as those of a head do; at `ends` one chunk
+        ends and the next one begins.
         """
         chunks = []
         for start, stop in pairwise((0, *ends, size)):

@@ -43,12 +43,10 @@ class Collective(ABC):
 
 
 class _Current(threading.local):
-    collective: Collective | None = None
-    #: Empty tensors that count the changes of tensors which were put together.
-    counters: list[torch.Tensor]
-
     def __init__(self) -> None:
-        self.counters = []
+        self.collective: Collective | None = None
+        #: Empty tensors that count the changes of tensors which were put together.
+        self.counters: list[torch.Tensor] = []
 
 
 _current = _Current()
@@ -93,55 +91,34 @@ def refuse_change() -> NoReturn:
 
 
 def current_collective() -> Collective:
-    """Return what the forward in this thread exchanges tensors by.
-
-    Raises
-    ------
-    RuntimeError
-        Outside of a forward.
-    """
+    """Return what the forward in this thread exchanges tensors by."""
     if _current.collective is None:
         raise RuntimeError("a divided tensor is read outside of a stage's forward")
     return _current.collective
 
 
-class ThreadCollective(Collective):
-    """Exchanges between threads of one process.
+class Meeting:
+    """Where the threads of `ThreadCollective`s meet."""
 
-    Parameters
-    ----------
-    meeting
-        What the threads share.
-    """
+    def __init__(self, shards: int) -> None:
+        #: Exchanges so far.
+        self.count = 0
+        self.parts = [torch.empty(0)] * shards
+        self.barrier = threading.Barrier(shards)
+
+
+class ThreadCollective(Collective):
+    """Exchanges between threads of one process, which share a `meeting`."""
 
     def __init__(self, meeting: Meeting, shard: int) -> None:
-        self.meeting, self.shard, self.shards = meeting, shard, meeting.shards
+        self.meeting, self.shard, self.shards = meeting, shard, len(meeting.parts)
 
     def exchange(self, part: torch.Tensor) -> list[torch.Tensor]:
         """Return the parts of all threads, once all are there."""
-        return self.meeting.exchange(self.shard, part)
-
-
-class Meeting:
-    """Where the threads of a `ThreadCollective` meet."""
-
-    def __init__(self, shards: int) -> None:
-        self.shards = shards
-        #: Exchanges so far, and their bytes.
-        self.count = self.nbytes = 0
-        self._parts: list[torch.Tensor | None] = [None] * shards
-        self._barrier = threading.Barrier(shards)
-
-    def exchange(self, shard: int, part: torch.Tensor) -> list[torch.Tensor]:
-        """Return the parts of all threads."""
-        self._parts[shard] = part
-        if self._barrier.wait() == 0:
-            self.count += 1
-            self.nbytes += part.nbytes
-        found = [each for each in self._parts if each is not None]
-        self._barrier.wait()
+        meeting = self.meeting
+        meeting.parts[self.shard] = part
+        if meeting.barrier.wait() == 0:
+            meeting.count += 1
+        found = list(meeting.parts)
+        meeting.barrier.wait()
         return found
-
-    def abort(self) -> None:
-        """Let go of threads that wait."""
-        self._barrier.abort()

@@ -7,21 +7,20 @@ itself; without one the parts are put together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from dask_infer.model.split.shards import rules
 from dask_infer.model.split.shards.axis_parts import AxisParts
 from dask_infer.model.split.shards.collective import current_collective
 from dask_infer.model.split.shards.divided_tensor import (
     NO_RULE,
-    RULES,
     DividedTensor,
-    takes,
+    rule,
 )
 
 _Tensor: Any = torch.Tensor
@@ -83,32 +82,28 @@ def _elementwise(function: Any) -> Any:
     return elementwise
 
 
-for _name in _ELEMENTWISE:
-    for _home in (torch, _Tensor, F):
-        if (_function := getattr(_home, _name, None)) is not None:
-            RULES[_function] = _elementwise(_function)
-for _function in (torch._C._nn.gelu, torch._C._nn.softplus, torch._C._nn.silu):
-    RULES[_function] = _elementwise(_function)
+def _named(*names: str) -> list[Any]:
+    """Return the functions of these names, wherever torch has them."""
+    homes = (torch, _Tensor, F, torch._C._nn)
+    return [getattr(home, n) for home in homes for n in names if hasattr(home, n)]
+
+
+for _function in dict.fromkeys(_named(*_ELEMENTWISE)):
+    rule(_function)(_elementwise(_function))
 
 
 def _rule(*functions: Any) -> Callable[[Any], Any]:
     """Let a function be the rule of others, for results that stay divided."""
 
-    def register(rule: Any) -> Any:
-        for function in functions:
-            before = RULES.get(function)
+    def register(given: Any) -> Any:
+        @functools.wraps(given)
+        def checked(*args: Any, **options: Any) -> Any:
+            first = args[0] if args else None
+            values = first if isinstance(first, (list, tuple)) else (first,)
+            return given(*args, **options) if applies(*values) else NO_RULE
 
-            def chosen(
-                x: Any, *args: Any, _before: Any = before, **options: Any
-            ) -> Any:
-                several = isinstance(x, (list, tuple))
-                used = rule if (applies(*x) if several else applies(x)) else _before
-                if used is None or not takes(used, (x, *args), options):
-                    return NO_RULE
-                return used(x, *args, **options)
-
-            RULES[function] = chosen
-        return rule
+        rule(*functions)(checked)
+        return given
 
     return register
 
@@ -121,7 +116,7 @@ def reshape(x: Any, *shape: Any) -> Any:
     """Another shape, where each shard's items stay together."""
     if shape and isinstance(shape[0], torch.dtype):
         return NO_RULE
-    sizes = list(shape[0] if len(shape) == 1 and not _is_int(shape[0]) else shape)
+    sizes = _one_by_one(shape)
     if not all(_is_int(size) for size in sizes):
         return NO_RULE
     if -1 in sizes:
@@ -134,7 +129,9 @@ def reshape(x: Any, *shape: Any) -> Any:
         if prod(sizes[:dim]) == prod(before) and size != 1:
             pieces = x.pieces.scaled(prod(after), prod(sizes[dim + 1 :]))
             if pieces is None:
-                _wish_unit(x, prod(after), prod(sizes[dim + 1 :]))
+                scale, unit = prod(after), prod(sizes[dim + 1 :])
+                if unit % scale == 0:
+                    x.wish("unit", unit // scale)
                 return NO_RULE
             sizes[dim] = pieces.count(current_collective().shard)
             return x.again(x.part.reshape(sizes), dim, pieces)
@@ -143,6 +140,12 @@ def reshape(x: Any, *shape: Any) -> Any:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _one_by_one(numbers: Any) -> list[Any]:
+    """Return numbers that were given as several arguments, or as one sequence."""
+    one = len(numbers) == 1 and not _is_int(numbers[0])
+    return list(numbers[0] if one else numbers)
 
 
 @_rule(torch.flatten, _Tensor.flatten)
@@ -156,18 +159,13 @@ def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
 def unflatten(x: Any, dim: int, sizes: Any) -> Any:
     """One axis as several."""
     dim %= x.dim()
-    sizes = list(sizes)
-    if -1 in sizes:
-        others = prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = x.shape[dim] // others
     return reshape(x, [*x.shape[:dim], *sizes, *x.shape[dim + 1 :]])
 
 
 @_rule(torch.permute, _Tensor.permute)
 def permute(x: Any, *dims: Any) -> Any:
     """Another order of axes."""
-    order = list(dims[0] if len(dims) == 1 and not _is_int(dims[0]) else dims)
-    order = [dim % x.dim() for dim in order]
+    order = [dim % x.dim() for dim in _one_by_one(dims)]
     return x.again(x.part.permute(order), order.index(x.dim_divided))
 
 
@@ -181,7 +179,7 @@ def unsqueeze(x: Any, dim: int) -> Any:
 @_rule(_Tensor.expand)
 def expand(x: Any, *sizes: Any) -> Any:
     """Axes of one item repeated."""
-    wanted = list(sizes[0] if len(sizes) == 1 and not _is_int(sizes[0]) else sizes)
+    wanted = _one_by_one(sizes)
     dim = x.dim_divided + len(wanted) - x.dim()
     if wanted[dim] not in (-1, x.pieces.size):
         return NO_RULE
@@ -227,7 +225,8 @@ def _chunk(x: DividedTensor, item: slice) -> tuple[slice, AxisParts] | None:
     if step != 1:
         return None
     if (found := x.pieces.chunk(start, stop, current_collective().shard)) is None:
-        _wish_chunks(x, [n for n in (start, stop) if 0 < n < x.pieces.size])
+        ends = (n for n in (start, stop) if 0 < n < x.pieces.size)
+        x.wish("chunks", tuple(ends))
     return found
 
 
@@ -244,7 +243,7 @@ def split(x: Any, size: Any, dim: int = 0) -> Any:
     slices = [slice(end - each, end) for end, each in zip(ends, size, strict=True)]
     found = [_chunk(x, item) for item in slices]
     if any(each is None for each in found):
-        _wish_chunks(x, ends[:-1])
+        x.wish("chunks", tuple(ends[:-1]))
         return NO_RULE
     front = (slice(None),) * dim
     return tuple(
@@ -299,10 +298,8 @@ def _over_axis(function: Any) -> Any:
     return over_axis
 
 
-for _name in ("softmax", "mean", "sum", "amax"):
-    for _home in (torch, _Tensor, F):
-        if (_function := getattr(_home, _name, None)) is not None:
-            _rule(_function)(_over_axis(_function))
+for _function in _named("softmax", "mean", "sum", "amax"):
+    _rule(_function)(_over_axis(_function))
 
 
 @_rule(F.scaled_dot_product_attention)
@@ -332,24 +329,11 @@ def attention(
 
 @_rule(torch.matmul, _Tensor.matmul, _Tensor.__matmul__, torch.bmm, _Tensor.bmm)
 def matmul(x: Any, other: Any) -> Any:
-    """Of a batch of matrices, some on each shard; else as of weights."""
-    if x.dim_divided - x.dim() > -3 or not isinstance(other, torch.Tensor):
-        return rules.matmul(x, other)
-    if other.dim() < 2:
+    """Of a batch of matrices, some on each shard."""
+    if x.dim_divided - x.dim() > -3 or other.dim() < 2:
         return NO_RULE
     if (found := aligned([x, other])) is None:
         return NO_RULE
     first, dim, (left, right) = found
     result = left @ right
     return first.again(result, result.dim() + dim)
-
-
-def _wish_unit(x: DividedTensor, scale: int, unit: int) -> None:
-    """Note that the weight's division should be in larger units."""
-    if unit % scale == 0:
-        x.wish("unit", unit // scale)
-
-
-def _wish_chunks(x: DividedTensor, ends: Iterable[int]) -> None:
-    """Note that each chunk of the weight's outputs should be divided by itself."""
-    x.wish("chunks", tuple(ends))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -40,9 +40,20 @@ _OF_PART = frozenset({torch.Tensor.untyped_storage, torch.Tensor.data_ptr})
 
 #: What a rule returns where it does not apply.
 NO_RULE: Any = object()
-Rule = Callable[..., Any]
-#: The rules by the functions that they are of.
-RULES: dict[Any, Rule] = {}
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+#: The rules by the functions that they are of, in the order in which they are tried.
+RULES: dict[Any, tuple[Callable[..., Any], ...]] = {}
+
+
+def rule(*functions: Any) -> Callable[[Rule], Rule]:
+    """Let a function be the rule of others; it is tried before earlier ones."""
+
+    def register(given: Rule) -> Rule:
+        for function in functions:
+            RULES[function] = (given, *RULES.get(function, ()))
+        return given
+
+    return register
 
 
 class DividedTensor(torch.Tensor):
@@ -136,12 +147,12 @@ class DividedTensor(torch.Tensor):
                 return func(*args, **kwargs)
         if func == _SET_DATA:
             refuse_change()
-        rule = RULES.get(func)
-        if rule is not None and takes(rule, args, kwargs):
-            with torch._C.DisableTorchFunctionSubclass():
-                given = rule(*args, **kwargs)
-            if given is not NO_RULE:
-                return given
+        for each in RULES.get(func, ()):
+            if _takes(each, args, kwargs):
+                with torch._C.DisableTorchFunctionSubclass():
+                    given = each(*args, **kwargs)
+                if given is not NO_RULE:
+                    return given
         args, kwargs = pytree.tree_map_only(DividedTensor, _whole, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -162,10 +173,12 @@ def _whole(tensor: DividedTensor) -> torch.Tensor:
     return watched(tensor.whole)
 
 
-def takes(rule: Rule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def _takes(
+    each: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
     """Whether arguments are as a rule names them; torch may have other names."""
     try:
-        _signature(rule).bind(*args, **kwargs)
+        _signature(each).bind(*args, **kwargs)
     except TypeError:
         return False
     return True

@@ -44,9 +44,6 @@ class Shard:
     #: How tensors are divided other than evenly along their axes, by their first names.
     cuts: tuple[tuple[str, Cut], ...] = ()
 
-    def __str__(self) -> str:
-        return f"shard {self.index} of {self.count}"
-
     @cached_property
     def _cuts(self) -> dict[str, Cut]:
         return dict(self.cuts)
@@ -76,22 +73,14 @@ def axes_of(
 ) -> dict[str, int]:
     """Return the axis of each tensor that is divided, by its first name.
 
-    Parameters
-    ----------
-    layers
-        Modules by their paths.
-    program
-        The code around them; None where there is none.
-    shapes
-        Of tensors by their first names.
-    aliases
-        First names of tensors that have several.
+    `layers` are modules by their paths, `program` is the code around them; `aliases`
+    has the first names of tensors that have several.
     """
     axes: dict[str, int] = {}
     for weight, axis in _weights(layers, program):
         name = aliases.get(weight, weight)
-        axes.setdefault(name, axis)
-    axes = {name: axis for name, axis in axes.items() if name in shapes}
+        if name in shapes:
+            axes.setdefault(name, axis)
     total = sum(prod(shapes[name]) for name in axes)
     by_shape: Counter[tuple[int, ...]] = Counter()
     for name in axes:

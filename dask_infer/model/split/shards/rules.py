@@ -8,27 +8,16 @@ outputs, and these are added.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from dask_infer.model.split.shards.collective import current_collective
-from dask_infer.model.split.shards.divided_tensor import NO_RULE, RULES, DividedTensor
+from dask_infer.model.split.shards.divided_tensor import NO_RULE, DividedTensor, rule
 
-R = TypeVar("R", bound=Callable[..., Any])
 aten: Any = torch.ops.aten
 _Tensor: Any = torch.Tensor
-
-
-def rule(*functions: Any) -> Callable[[R], R]:
-    """Let a function be the rule of others."""
-
-    def register(function: R) -> R:
-        RULES.update(dict.fromkeys(functions, function))
-        return function
-
-    return register
 
 
 def is_divided(value: Any, dim: int) -> bool:
@@ -54,49 +43,55 @@ def _bias(bias: Any, weight: DividedTensor) -> Any:
     return None if bias is None else _taken(bias.expand(weight.pieces.size), 0, weight)
 
 
-def _fits(x: Any, weight: Any, dim: int) -> bool:
-    """Whether a product of `x` is computed by parts.
+def _product(
+    multiply: Callable[[Any, Any, Any], Any],
+    x: Any,
+    weight: Any,
+    dim: int,
+    bias: Any = None,
+) -> Any:
+    """Return a product by parts: put together, or added.
 
     Either `x` is whole, or it is divided along its last axis, as the weight is along
-    what it takes in: the axis `dim` from the end.
+    what it takes in.
+
+    Parameters
+    ----------
+    multiply
+        Of `x`, a weight, and a bias or None.
+    dim
+        The axis of the weight, from the end, along which it takes in.
     """
-    if not isinstance(x, DividedTensor):
-        return True
-    if not is_divided(x, -1) or not isinstance(weight, DividedTensor):
-        return False
-    if is_divided(weight, dim) and x.pieces == weight.pieces:
-        return True
-    if x.stays:
-        weight.wish("row", x.pieces)
-    return False
-
-
-@rule(F.linear, aten.linear.default)
-def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    """Weights are (outputs, inputs)."""
-    if not _fits(x, weight, -1):
-        return NO_RULE
-    if is_divided(weight, -2):
-        return _joined(F.linear(x, weight.part, _bias(bias, weight)), -1, weight)
-    if is_divided(weight, -1):
-        summand = F.linear(_taken(x, -1, weight), weight.part)
+    if isinstance(x, DividedTensor):
+        if not is_divided(x, -1) or not isinstance(weight, DividedTensor):
+            return NO_RULE
+        if not is_divided(weight, dim) or x.pieces != weight.pieces:
+            if x.stays:
+                weight.wish("row", x.pieces)
+            return NO_RULE
+    if is_divided(weight, -3 - dim):
+        return _joined(multiply(x, weight.part, _bias(bias, weight)), -1, weight)
+    if is_divided(weight, dim):
+        summand = multiply(_taken(x, -1, weight), weight.part, None)
         total = current_collective().sum(summand)
         return total if bias is None else total + bias
     return NO_RULE
 
 
+def _multiply(x: Any, weight: Any, bias: Any) -> Any:
+    return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+
+@rule(F.linear, aten.linear.default)
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """Weights are (outputs, inputs)."""
+    return _product(F.linear, x, weight, -1, bias)
+
+
 @rule(torch.addmm, aten.addmm.default)
-def addmm(bias: Any, x: Any, weight: Any, **scales: Any) -> Any:
+def addmm(bias: Any, x: Any, weight: Any) -> Any:
     """Weights are (inputs, outputs)."""
-    if scales or bias.dim() != 1 or not _fits(x, weight, -2):
-        return NO_RULE
-    if is_divided(weight, -1):
-        part = torch.addmm(_bias(bias, weight), x, weight.part)
-        return _joined(part, -1, weight)
-    if is_divided(weight, -2):
-        total = current_collective().sum(_taken(x, -1, weight) @ weight.part)
-        return total + bias
-    return NO_RULE
+    return _product(_multiply, x, weight, -2, bias) if bias.dim() == 1 else NO_RULE
 
 
 @rule(
@@ -111,28 +106,21 @@ def matmul(x: Any, weight: Any) -> Any:
         if is_divided(x, -2) and x.dim() == weight.dim():
             return _joined(x.part @ weight, -2, x)
         return NO_RULE
-    if not 2 <= weight.dim() <= x.dim() or not _fits(x, weight, -2):
+    if not 2 <= weight.dim() <= x.dim():
         return NO_RULE
-    if is_divided(weight, -1):
-        return _joined(x @ weight.part, -1, weight)
-    if is_divided(weight, -2):
-        return current_collective().sum(_taken(x, -1, weight) @ weight.part)
-    return NO_RULE
+    return _product(_multiply, x, weight, -2)
 
 
 @rule(F.grouped_mm)
 def grouped_mm(x: Any, weight: Any, *, offs: Any = None, **options: Any) -> Any:
     """Rows of `x` by the matrix of their group: experts."""
-    if offs is None or x.dim() != 2 or not _fits(x, weight, -2):
+    if offs is None or x.dim() != 2:
         return NO_RULE
-    if is_divided(weight, -1):
-        part = F.grouped_mm(x, weight.part, offs=offs, **options)
-        return _joined(part, -1, weight)
-    if is_divided(weight, -2):
-        own = _taken(x, -1, weight).contiguous()
-        summand = F.grouped_mm(own, weight.part, offs=offs, **options)
-        return current_collective().sum(summand)
-    return NO_RULE
+
+    def multiply(rows: Any, part: Any, _: Any) -> Any:
+        return F.grouped_mm(rows.contiguous(), part, offs=offs, **options)
+
+    return _product(multiply, x, weight, -2)
 
 
 @rule(F.embedding)
@@ -149,9 +137,7 @@ def embedding(
         return NO_RULE
     if is_divided(weight, -1):
         return _joined(F.embedding(ids, weight.part), -1, weight)
-    if not is_divided(weight, -2):
-        return NO_RULE
-    if len(weight.pieces.chunks) > 1:
+    if not is_divided(weight, -2) or len(weight.pieces.chunks) > 1:
         return NO_RULE
     ((start, stop),) = weight.pieces.ranges(current_collective().shard)
     if bool(((ids < 0) | (ids >= weight.pieces.size)).any()):
@@ -171,7 +157,7 @@ def aten_embedding(weight: Any, ids: Any, *options: Any) -> Any:
     return embedding(ids, weight)
 
 
-def _convolution(function: Any, axes: int) -> Any:
+def _convolution(function: Any) -> Any:
     def convolution(
         x: Any,
         weight: Any,
@@ -187,17 +173,17 @@ def _convolution(function: Any, axes: int) -> Any:
             return NO_RULE
         own = _bias(bias, weight)
         part = function(x, weight.part, own, stride, padding, dilation)
-        return _joined(part, -1 - axes, weight)
+        return _joined(part, 1 - weight.dim(), weight)
 
     return convolution
 
 
-for _axes, _function, _operator in (
-    (1, torch.conv1d, aten.conv1d.default),
-    (2, torch.conv2d, aten.conv2d.default),
-    (3, torch.conv3d, aten.conv3d.default),
+for _function, _operator in (
+    (torch.conv1d, aten.conv1d.default),
+    (torch.conv2d, aten.conv2d.default),
+    (torch.conv3d, aten.conv3d.default),
 ):
-    RULES[_function] = RULES[_operator] = _convolution(_function, _axes)
+    rule(_function, _operator)(_convolution(_function))
 
 
 @rule(torch.Tensor.__getitem__)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -55,18 +56,16 @@ def find_cuts(
 ) -> tuple[tuple[str, Cut], ...]:
     """Return how weights are divided so that results stay divided, for some of them.
 
-    Parameters
-    ----------
-    most_bytes
-        Blocks that are larger are left as they are.
+    Blocks of more than `most_bytes` are left as they are.
     """
-    layers = chain.layers()
-    marks = {path: fingerprint(layer) for path, layer in layers.items()}
+    marks = {path: fingerprint(layer) for path, layer in chain.layers().items()}
+    uses = Counter(name for block in chain.blocks for name in block.tensors)
+    alone = {name for name in chain.axes if uses[name] == 1}
     floats = _in_float32(chain)
     known: dict[Any, dict[tuple[int, str], Cut]] = {}
     found: Cuts = {}
     for block in range(len(chain.blocks)):
-        places = _places(chain, block)
+        places = _places(chain, block, alone)
         if not places or chain.blocks[block].nbytes > most_bytes:
             continue
         # Of blocks that are alike one may share a weight with another block.
@@ -88,22 +87,14 @@ def _in_float32(chain: Chain) -> Chain:
     return replace(chain, tensors=tensors)
 
 
-def _places(chain: Chain, block: int) -> dict[str, tuple[int, str]]:
-    """Return the layer and the name in it of each divided weight of a block alone."""
-    shared = {
-        name
-        for number, other in enumerate(chain.blocks)
-        for name in other.tensors
-        if number != block
+def _places(chain: Chain, block: int, alone: set[str]) -> dict[str, tuple[int, str]]:
+    """Return the layer and the name in it of each of these weights of a block."""
+    return {
+        name: (number, name.removeprefix(f"{path}."))
+        for name in chain.blocks[block].tensors
+        for number, path in enumerate(layer_paths(chain, block, block + 1))
+        if name in alone and name.startswith(f"{path}.")
     }
-    found = {}
-    paths = layer_paths(chain, block, block + 1)
-    for name in chain.blocks[block].tensors:
-        for number, path in enumerate(paths):
-            inside = name.startswith(f"{path}.")
-            if inside and name in chain.axes and name not in shared:
-                found[name] = (number, name.removeprefix(f"{path}."))
-    return found
 
 
 def _try(chain: Chain, block: int, names: list[str], shards: int) -> Cuts:
@@ -118,10 +109,7 @@ def _try(chain: Chain, block: int, names: list[str], shards: int) -> Cuts:
 class _Trial:
     """One block, whole and in shards that are threads.
 
-    Parameters
-    ----------
-    names
-        The weights that may be divided otherwise.
+    `names` are the weights that may be divided otherwise.
     """
 
     def __init__(self, chain: Chain, block: int, names: list[str], shards: int) -> None:
@@ -277,7 +265,7 @@ def in_threads(shards: int, work: Callable[[int], Any], meeting: Meeting) -> lis
         except threading.BrokenBarrierError:
             return None
         except BaseException:
-            meeting.abort()
+            meeting.barrier.abort()
             raise
 
     with ThreadPoolExecutor(shards) as pool:
@@ -298,9 +286,7 @@ def _near(given: Any, expected: Any) -> bool:
         return False
     if not expected.dtype.is_floating_point:
         return bool(given.equal(expected))
-    finite = expected.isfinite()
-    if not given.isfinite().equal(finite):
-        return False
-    most = float(expected[finite].abs().max()) if finite.any() else 0.0
-    difference = (given - expected)[finite].abs()
-    return not difference.numel() or float(difference.max()) <= TOLERANCE * most
+    finite = expected[expected.isfinite()].abs()
+    most = float(finite.max()) if len(finite) else 0.0
+    atol = TOLERANCE * most
+    return bool(given.allclose(expected, rtol=0, atol=atol, equal_nan=True))

@@ -127,7 +127,7 @@ def test_results_that_are_changed_in_place_are_refused():
 def test_a_rule_that_is_wrong_is_found_by_the_trial(monkeypatch):
     # As if a softmax over all of the divided axis were one over each part.
     wrong = divided_results._elementwise(F.softmax)
-    monkeypatch.setitem(RULES, F.softmax, lambda x, dim: wrong(x, dim))
+    monkeypatch.setitem(RULES, F.softmax, (lambda x, dim: wrong(x, dim),))
     spec, chain = split_module(layers(Softmax()), FLOATS)
     assert find_cuts(chain, 2) == ()
     assert_equal(spec, chain, 2, (), torch.randn(5, 8))
