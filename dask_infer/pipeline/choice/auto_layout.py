@@ -36,10 +36,7 @@ def choose_layouts(
 ) -> tuple[ChosenLayout, ...]:
     """Return what each model of a job is spread as; None where a process has it whole.
 
-    Parameters
-    ----------
-    specs
-        What the layouts are chosen from, and the groups whose layout is set.
+    `specs` are what the layouts are chosen from, and the groups whose layout is set.
 
     Raises
     ------
@@ -49,17 +46,21 @@ def choose_layouts(
     autos = [spec for spec in specs if isinstance(spec, AutoSpec)]
     groups = [spec for spec in specs if isinstance(spec, GroupSpec)]
     worker = current_worker()
-    workers = {} if worker is None else beside_groups(_workers(worker), groups)
+    workers: dict[str, Any] = {}
+    if worker is not None:
+        identity = sync(worker.loop, worker.scheduler.identity, n_workers=-1)
+        workers = beside_groups(identity["workers"], groups)
     known = recall_each([key for auto in autos for key in keys_of(auto)])
     gatherers = [Gatherer(auto, workers, known) for auto in autos]
     facts = [gatherer.gather() for gatherer in gatherers]
     choices = choose_together(facts)
-    worth = list(map(_is_worth_measuring, gatherers, choices))
-    for place in (place for place, measures in enumerate(worth) if measures):
-        group = autos[place].group
-        kind = resolve_device(group.device).torch_device.type
-        facts[place] = gatherers[place].gather(timed_chain(group), kind)
-    if any(worth):
+    measures = list(map(_is_worth_measuring, gatherers, choices))
+    for number, gatherer in enumerate(gatherers):
+        if measures[number]:
+            group = gatherer.group
+            kind = resolve_device(group.device).torch_device.type
+            facts[number] = gatherer.gather(timed_chain(group), kind)
+    if any(measures):
         choices = choose_together(facts)
     chosen: list[ChosenLayout] = []
     for auto, choice in zip(autos, choices, strict=True):
@@ -90,14 +91,6 @@ def spread_of(group: GroupSpec, chosen: Alternative) -> ChosenLayout:
         resources=chosen.resources,
         chain=group.chain if cut else None,
     )
-
-
-def _workers(worker: Any) -> dict[str, Any]:
-    async def ask() -> dict[str, Any]:
-        return await worker.scheduler.identity(n_workers=-1)  # type: ignore[no-any-return]
-
-    workers: dict[str, Any] = sync(worker.loop, ask)["workers"]
-    return workers
 
 
 def _is_worth_measuring(gatherer: Gatherer, choice: Choice) -> bool:

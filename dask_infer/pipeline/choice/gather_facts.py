@@ -10,20 +10,14 @@ from distributed.comm.addressing import get_address_host
 from distributed.system import MEMORY_LIMIT
 
 from dask_infer import config
-from dask_infer.device.device import Device
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.load_model import resident_bytes
 from dask_infer.model.runtime.stage_model import read_chain
-from dask_infer.pipeline.scheduler.worker_states import models_bytes
-from dask_infer.pipeline.worker.measure import (
-    measured_chain,
-    planned_kind,
-    projected_chain,
-    uncut_chain,
-)
-from dask_infer.plan.facts import BlockFacts, ChainFacts, WorkerFacts
+from dask_infer.pipeline.scheduler.worker_states import Resources, models_bytes
+from dask_infer.pipeline.worker.measure import chain_facts, planned_kind, uncut_chain
+from dask_infer.plan.facts import ChainFacts, WorkerFacts
 from dask_infer.plan.layouts.job_facts import Fact, JobFacts, Source
 from dask_infer.plan.layouts.remote_layouts import SHARDS
 from dask_infer.plan.layouts.shards import EXCHANGE
@@ -38,7 +32,7 @@ from dask_infer.replica.measured import (
     sharded,
 )
 from dask_infer.replica.worker_place import current_place, partitions_at_once
-from dask_infer.spec import AutoSpec, GroupSpec
+from dask_infer.spec import AutoSpec
 
 #: Floating operations a second of one core and of an accelerator, where nothing was
 #: measured; their proportion is how many times as fast an accelerator is.
@@ -78,14 +72,8 @@ def keys_of(auto: AutoSpec) -> list[str]:
 class Gatherer:
     """Gathers the facts of one job.
 
-    Parameters
-    ----------
-    auto
-        The job.
-    workers
-        The scheduler's answer about each worker, by address; empty without a cluster.
-    known
-        What `recall_each` returned: remembered times, and the cores of a host.
+    `workers` is the scheduler's answer about each worker, by address, and empty without
+    a cluster; `known` is what `recall_each` returned.
     """
 
     def __init__(
@@ -102,18 +90,16 @@ class Gatherer:
     def gather(self, chain: ChainFacts | None = None, kind: str = "cpu") -> JobFacts:
         """Return the facts; those to be shown are in `shown`.
 
-        Parameters
-        ----------
-        chain, kind
-            The blocks as they were measured just now, on which kind of device; None to
-            go by earlier jobs.
+        `chain` has the blocks as they were measured just now, on that kind of device;
+        without it earlier jobs count.
         """
+        #: The kind of device on which the blocks were timed.
         self._timed, self.shown = kind, []
         nbytes = self._bytes()
         workers, kind, resources = self._workers()
-        blocks, fewer = self._blocks(chain, kind)
+        chain = self._blocks(kind) if chain is None else chain
         rows = self._rows()
-        row, call = self._row_seconds(kind, blocks, fewer, nbytes)
+        row, call = self._row_seconds(kind, chain, nbytes)
         hosts = {worker.host for worker in workers}
         facts = JobFacts(
             nbytes=nbytes,
@@ -123,7 +109,7 @@ class Gatherer:
             row_seconds=row,
             prepare_seconds=self._prepare_seconds(kind),
             call_seconds=call,
-            blocks=blocks,
+            blocks=chain.blocks,
             uncut=self.auto.uncut,
             sharded_seconds={
                 shards: state["forward"] * self._speed(kind)
@@ -173,26 +159,20 @@ class Gatherer:
         self._show("rows", f"{MANY:,} in each of {parts}", "assumed")
         return MANY * self.auto.partitions
 
-    def _blocks(
-        self, chain: ChainFacts | None, kind: str
-    ) -> tuple[tuple[BlockFacts, ...], tuple[float, ...] | None]:
-        """Return the blocks, and their seconds at few rows where those are measured."""
+    def _blocks(self, kind: str) -> ChainFacts:
         if self.group.chain is None:
             if not self.auto.divides:
-                return (), None
+                return ChainFacts((), None)
             exchange = f"{in_seconds(EXCHANGE)}, the size of activations left out"
             self._show("an exchange between shards", exchange, "assumed")
-            return uncut_chain(self.group).blocks, None
-        if chain is not None:
-            return chain.blocks, chain.fewer
-        projected = projected_chain(read_chain(self.group.chain))
+            return uncut_chain(self.group)
+        times = None
         for each in (kind, *FLOPS):
-            state = self.known.get(chain_key(self.group.chain.key, each))
-            timed = measured_chain(projected, state)
-            if timed is not None:
+            times = self.known.get(chain_key(self.group.chain.key, each))
+            if times is not None:
                 self._timed = each
-                return timed.blocks, timed.fewer
-        return projected.blocks, None
+                break
+        return chain_facts(read_chain(self.group.chain), times)
 
     def _speed(self, kind: str) -> float:
         """Return how many times as fast as a CPU a kind of device is."""
@@ -210,11 +190,7 @@ class Gatherer:
         return self.known.get(rows_key(self.auto.rate_key, kind))
 
     def _row_seconds(
-        self,
-        kind: str,
-        blocks: tuple[BlockFacts, ...],
-        fewer: tuple[float, ...] | None,
-        nbytes: int,
+        self, kind: str, chain: ChainFacts, nbytes: int
     ) -> tuple[float, float]:
         """Return CPU seconds of one row, and those of a forward whatever its rows."""
         name = FORWARD
@@ -222,29 +198,28 @@ class Gatherer:
             if (state := self._rows_state(each)) is not None:
                 self._show(name, in_seconds(state["forward"]), "measured")
                 return state["forward"] * self._speed(each), 0.0
-        if fewer is not None:
-            whole = sum(block.seconds for block in blocks)
-            fixed, row = fixed_and_per_row(sum(fewer), whole)
+        if chain.fewer is not None:
+            whole = sum(block.seconds for block in chain.blocks)
+            fixed, row = fixed_and_per_row(sum(chain.fewer), whole)
             self._show(name, f"{in_seconds(row)} (synthetic rows)", "measured")
             speed = self._speed(self._timed)
             return row * speed, fixed * speed
         if not nbytes:
             self._show(name, in_seconds(ROW), "assumed")
             return ROW, 0.0
-        numbers = sum(block.parameters for block in blocks) or nbytes / 4
+        numbers = sum(block.parameters for block in chain.blocks) or nbytes / 4
         seconds = 2 * numbers * (TOKENS if self.auto.text else 1) / FLOPS["cpu"]
         shown = in_seconds(seconds / self._speed(kind))
         self._show(name, f"{shown} (by the model's size)", "projected")
         return seconds, 0.0
 
     def _prepare_seconds(self, kind: str) -> float:
-        name = "reading and encoding a row"
-        for each in _kinds_of_rows(kind, *FLOPS):
-            if (state := self._rows_state(each)) is not None:
-                self._show(name, in_seconds(state["prepare"]), "measured")
-                return float(state["prepare"])
-        self._show(name, in_seconds(PREPARE), "assumed")
-        return PREPARE
+        states = map(self._rows_state, _kinds_of_rows(kind, *FLOPS))
+        state = next(filter(None, states), None)
+        seconds = PREPARE if state is None else float(state["prepare"])
+        source: Source = "assumed" if state is None else "measured"
+        self._show("reading and encoding a row", in_seconds(seconds), source)
+        return seconds
 
     def _core_share(self, kind: str) -> float:
         state = self._rows_state(kind)
@@ -261,15 +236,11 @@ class Gatherer:
         self._show("a worker loads", f"{in_bytes(DISK)}/s", "assumed")
         return DISK
 
-    def _workers(
-        self,
-    ) -> tuple[list[WorkerFacts], str, tuple[tuple[str, float], ...]]:
+    def _workers(self) -> tuple[list[WorkerFacts], str, Resources]:
         """Return the workers, the kind of device, and the resources of a group."""
         group = self.group
         if not self.info:
-            device = _own_device(group)
-            kind = device.torch_device.type
-            local = self._this_process(device)
+            local, kind = self._this_process()
             self._show_memory([local])
             return [local], kind, group.resources
         kinds = {address: self._kind(each) for address, each in self.info.items()}
@@ -291,7 +262,7 @@ class Gatherer:
         has_one = bool(info.get("gpu")) or "GPU" in info.get("resources", {})
         return planned_kind(self.group, has_one)
 
-    def _in_common(self, fast: list[str]) -> tuple[tuple[str, float], ...]:
+    def _in_common(self, fast: list[str]) -> Resources:
         """Return a resource that all of these workers have, and no other."""
         for name in ("GPU", *self.info[fast[0]]["resources"]):
             having = [a for a, i in self.info.items() if i["resources"].get(name)]
@@ -299,9 +270,7 @@ class Gatherer:
                 return ((name, 1.0),)
         return ()
 
-    def worker(
-        self, address: str, resources: tuple[tuple[str, float], ...]
-    ) -> WorkerFacts:
+    def worker(self, address: str, resources: Resources) -> WorkerFacts:
         """Return what is known of a worker, which may hold what has such resources."""
         info = self.info[address]
         kind = self._kind(info)
@@ -318,16 +287,20 @@ class Gatherer:
             one_at_a_time=accelerated,
         )
 
-    def _this_process(self, device: Device) -> WorkerFacts:
-        """Return this process as the one worker, for schedulers without workers."""
-        limit = models_limit(device, current_place())
-        return WorkerFacts(
+    def _this_process(self) -> tuple[WorkerFacts, str]:
+        """Return this process as the one worker, and the kind of its device."""
+        asked = self.group.device
+        on_host = asked == "auto" and format_of(self.group.model).takes_host()
+        device = resolve_device("cpu" if on_host else asked)
+        limit, kind = models_limit(device, current_place()), device.torch_device.type
+        local = WorkerFacts(
             "this process",
             MEMORY_LIMIT if limit is None else limit,
-            speed=self._speed(device.torch_device.type),
+            speed=self._speed(kind),
             threads=partitions_at_once(),
             one_at_a_time=device.one_at_a_time,
         )
+        return local, kind
 
     def _show_memory(self, workers: list[WorkerFacts]) -> None:
         rooms = sorted({worker.room for worker in workers})
@@ -343,18 +316,9 @@ def _kinds_of_rows(*kinds: str) -> list[str]:
 
 def _room(info: Mapping[str, Any], accelerated: bool) -> int | None:
     """Return the bytes that models may take on a worker; None for no limit."""
-    configured = config.get_bytes("replica.memory-limit")
+    limits = [config.get_bytes("replica.memory-limit")]
     if accelerated and info.get("gpu"):
-        room = int(ON_DEVICE * info["gpu"]["memory-total"])
-        return room if configured is None else min(room, configured)
-    limit = None if accelerated else info.get("memory_limit")
-    if not limit:
-        return configured
-    room = models_bytes(limit)
-    return room if configured is None else min(configured, room)
-
-
-def _own_device(group: GroupSpec) -> Device:
-    """Return the device of this process that would run the model."""
-    on_host = group.device == "auto" and format_of(group.model).takes_host()
-    return resolve_device("cpu" if on_host else group.device)
+        limits.append(int(ON_DEVICE * info["gpu"]["memory-total"]))
+    elif not accelerated and info.get("memory_limit"):
+        limits.append(models_bytes(info["memory_limit"]))
+    return min((limit for limit in limits if limit is not None), default=None)

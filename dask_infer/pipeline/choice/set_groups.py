@@ -9,7 +9,7 @@ from typing import Any
 from dask_infer.errors import PlacementError
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.pipeline.choice.gather_facts import Gatherer
-from dask_infer.pipeline.worker.measure import projected_chain, uncut_chain
+from dask_infer.pipeline.worker.measure import chain_facts, uncut_chain
 from dask_infer.plan.facts import BlockFacts, WorkerFacts
 from dask_infer.plan.layouts.shards import plan_layout
 from dask_infer.spec import AutoSpec, GroupSpec
@@ -20,12 +20,8 @@ def beside_groups(
 ) -> dict[str, Any]:
     """Return the scheduler's answer about each worker without what groups take there.
 
-    Of replicas that are not counted the first is: the others share what is left.
-
-    Parameters
-    ----------
-    groups
-        Those of the job whose layout is set.
+    `groups` are those of the job whose layout is set. Of replicas that are not counted
+    the first is: the others share what is left.
     """
     left = dict(workers)
     # Those that can be on few workers choose first, as they do when they are placed.
@@ -59,4 +55,4 @@ def _workers_of(group: GroupSpec, workers: Mapping[str, Any]) -> list[str]:
 def _blocks(group: GroupSpec) -> tuple[BlockFacts, ...]:
     if group.chain is None:
         return uncut_chain(group).blocks
-    return projected_chain(read_chain(group.chain)).blocks
+    return chain_facts(read_chain(group.chain), None).blocks

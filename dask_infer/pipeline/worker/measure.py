@@ -20,7 +20,7 @@ from torch import nn
 from dask_infer.device.resolve_device import resolve_device
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.stage_model import read_chain
-from dask_infer.model.split import BlockCost, Chain, profile
+from dask_infer.model.split import Chain, profile
 from dask_infer.model.split.shards.trial import find_cuts
 from dask_infer.model.split.uncut import open_uncut
 from dask_infer.plan.facts import BlockFacts, ChainFacts
@@ -42,10 +42,7 @@ TOKENS = 32
 def planned_kind(group: GroupSpec, has_gpu: bool) -> str:
     """Return the kind of device that a model runs on, as far as plans know.
 
-    Parameters
-    ----------
-    has_gpu
-        Whether its worker has a GPU, or a resource of that name.
+    `has_gpu` says whether its worker has a GPU, or a resource of that name.
     """
     device = group.device.partition(":")[0]
     if device != "auto":
@@ -59,117 +56,86 @@ def timed_chain(spec: GroupSpec) -> ChainFacts:
     """Return the bytes and seconds of each block, of an earlier job or measured now."""
     if spec.chain is None:
         return uncut_chain(spec)
-    if note := _too_large(spec):
-        return replace(projected_chain(read_chain(spec.chain)), note=note)
-    if spec.layout.shards == 1:
-        return _timed(spec)
+    chain, asked = read_chain(spec.chain), spec.layout.shards
+    # A block fits here as a whole; if divided, also in all shards.
+    limit = current_place().replica_limit()
+    most = inf if limit is None else limit / (1 if asked == 1 else 3)
+    largest = max(chain.blocks, key=lambda block: block.nbytes)
+    if largest.nbytes > most:
+        note = (
+            f'Balanced by the bytes of weights: block "{largest.name}" of '
+            f"{in_bytes(largest.nbytes)} is too large to be timed on one worker."
+        )
+        return chain_facts(chain, None, note)
+    if asked == 1:
+        return _timed(spec, chain)
     # Fewer than two there are not, and more only where two do not fit.
-    shards = 2 if spec.layout.shards == "auto" else spec.layout.shards
-    cuts = find_cuts(read_chain(spec.chain), shards, _most_bytes(spec))
-    return replace(_timed(spec), shards=shards, cuts=pickle.dumps(cuts))
+    shards = 2 if asked == "auto" else asked
+    cuts = find_cuts(chain, shards, most)
+    return replace(_timed(spec, chain), shards=shards, cuts=pickle.dumps(cuts))
 
 
-def _timed(spec: GroupSpec) -> ChainFacts:
+def _timed(spec: GroupSpec, chain: Chain) -> ChainFacts:
     assert spec.chain is not None
-    kind = resolve_device(spec.device).torch_device.type
-    key = chain_key(spec.chain.key, kind)
-    known = measured_chain(projected_chain(read_chain(spec.chain)), recall(key))
-    if known is not None:
-        return known
-    chain = measure_chain(spec)
-    if chain.fewer is not None:
-        state = {
-            "seconds": [block.seconds for block in chain.blocks],
-            "activations": [block.activation_bytes for block in chain.blocks],
-            "fewer": chain.fewer,
-        }
-        remember(key, state)
-    return chain
-
-
-def measured_chain(
-    projected: ChainFacts, state: Mapping[str, Any] | None
-) -> ChainFacts | None:
-    """Return blocks with the times of an earlier job; None where they do not fit."""
-    if state is None or len(state["seconds"]) != len(projected.blocks):
-        return None
-    blocks = tuple(
-        replace(block, seconds=seconds, activation_bytes=nbytes)
-        for block, seconds, nbytes in zip(
-            projected.blocks, state["seconds"], state["activations"], strict=True
-        )
-    )
-    return ChainFacts(blocks, tuple(state["fewer"]))
-
-
-def measure_chain(spec: GroupSpec) -> ChainFacts:
-    """Return the bytes and seconds of each block of a group's model."""
-    assert spec.chain is not None
-    chain = read_chain(spec.chain)
-    device = resolve_device(spec.device)
-    threads = current_place().cpu_threads
-
-    def timed(rows: int) -> list[BlockCost]:
-        blocks = len(chain.blocks)
-        return profile(
-            chain, 0, blocks, rows, tokens=TOKENS, device=str(device), threads=threads
-        )
-
-    note = ""
-    seconds: tuple[float, ...] | None
+    device = resolve_device(spec.device).torch_device
+    key = chain_key(spec.chain.key, device.type)
+    if (times := recall(key)) is not None:
+        return chain_facts(chain, times)
+    blocks, where = len(chain.blocks), str(device)
+    options = {"tokens": TOKENS, "threads": current_place().cpu_threads}
     try:
-        seconds = tuple(cost.seconds for cost in timed(FEW_ROWS))
-        costs = timed(ROWS)
+        few, costs = (
+            profile(chain, 0, blocks, rows, device=where, **options)
+            for rows in (FEW_ROWS, ROWS)
+        )
     except Exception as error:  # rows of the job may well pass
         note = (
             "Balanced by the bytes of weights: synthetic rows, by which its blocks are "
             f"timed, fail in it ({type(error).__name__}: {error})."
         )
         logger.warning('model "%s": %s', spec.model.name, note)
-        seconds, costs = None, _by_bytes(chain)
-    return ChainFacts(_block_facts(chain, costs), seconds, note)
+        return chain_facts(chain, None, note)
+    times = {
+        "seconds": [cost.seconds for cost in costs],
+        "activations": [cost.carry_bytes for cost in costs],
+        "fewer": [cost.seconds for cost in few],
+    }
+    remember(key, times)
+    return chain_facts(chain, times)
 
 
-def projected_chain(chain: Chain) -> ChainFacts:
-    """Return the blocks of a chain with times by their bytes; runs nothing."""
-    return ChainFacts(_block_facts(chain, _by_bytes(chain)), None)
+def chain_facts(
+    chain: Chain, times: Mapping[str, Any] | None, note: str = ""
+) -> ChainFacts:
+    """Return the blocks of a chain; runs nothing.
 
-
-def _block_facts(chain: Chain, costs: list[BlockCost]) -> tuple[BlockFacts, ...]:
+    Parameters
+    ----------
+    times
+        What was measured: ``seconds`` and ``activations``, in bytes, of each block, and
+        its seconds at ``fewer`` rows. None for times by the bytes of weights.
+    """
     facts, entering = [], 0
-    for block, cost in zip(chain.blocks, costs, strict=True):
+    for number, block in enumerate(chain.blocks):
+        leaving = block.cut_bytes_per_row * ROWS
         facts.append(
             BlockFacts(
                 block.name,
                 block.nbytes,
-                cost.seconds,
+                times["seconds"][number] if times else _by_bytes(block.nbytes),
                 cut_bytes=entering,
-                activation_bytes=cost.carry_bytes,
+                activation_bytes=times["activations"][number] if times else leaving,
                 parameters=block.parameters,
                 divisible=chain.divisible_bytes(block),
                 exchanges=chain.exchanges(block),
             )
         )
-        entering = block.cut_bytes_per_row * ROWS
-    return tuple(facts)
+        entering = leaving
+    return ChainFacts(tuple(facts), tuple(times["fewer"]) if times else None, note)
 
 
-def _too_large(spec: GroupSpec) -> str:
-    """Return why blocks cannot be timed here, which are too large for one worker."""
-    assert spec.chain is not None
-    block = max(read_chain(spec.chain).blocks, key=lambda block: block.nbytes)
-    if block.nbytes <= _most_bytes(spec):
-        return ""
-    return (
-        f'Balanced by the bytes of weights: block "{block.name}" of '
-        f"{in_bytes(block.nbytes)} is too large to be timed on one worker."
-    )
-
-
-def _most_bytes(spec: GroupSpec) -> float:
-    """Bytes of a block that fits here; if divided, as a whole and in all shards."""
-    limit = current_place().replica_limit()
-    return inf if limit is None else limit / (1 if spec.layout.shards == 1 else 3)
+def _by_bytes(nbytes: int) -> float:
+    return max(1, nbytes) / WEIGHTS_RATE
 
 
 def uncut_chain(spec: GroupSpec) -> ChainFacts:
@@ -179,7 +145,7 @@ def uncut_chain(spec: GroupSpec) -> ChainFacts:
     block = BlockFacts(
         spec.model.name,
         nbytes,
-        nbytes / WEIGHTS_RATE,
+        _by_bytes(nbytes),
         parameters=sum(
             tensor.numel()
             for tensor in uncut.tensors.values()
@@ -189,15 +155,3 @@ def uncut_chain(spec: GroupSpec) -> ChainFacts:
         exchanges=sum(len(uncut.tensors[name].shape) > 1 for name in uncut.axes),
     )
     return ChainFacts((block,), None, "It cannot be cut into blocks, nor timed.")
-
-
-def _by_bytes(chain: Chain) -> list[BlockCost]:
-    return [
-        BlockCost(
-            block.name,
-            max(1, block.nbytes) / WEIGHTS_RATE,
-            block.nbytes,
-            block.cut_bytes_per_row * ROWS,
-        )
-        for block in chain.blocks
-    ]
