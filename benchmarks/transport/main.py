@@ -20,8 +20,8 @@ Times = dict[str, list[float]]
 
 def prepare(dask_worker: Any) -> str:
     """Take up the two handlers that are compared."""
-    from dask_infer.pipeline.messages.microbatch import Header, Payload
-    from dask_infer.pipeline.worker.microbatch_comms import DONE, comms_of
+    from dask_infer.pipeline.messages.microbatch import DONE, Header, Payload
+    from dask_infer.pipeline.worker.microbatch_comms import comms_of
 
     async def hop(header: Header, payload: Payload) -> dict[str, Any]:
         payload.open()
@@ -39,11 +39,12 @@ async def hops(to: str, nbytes: int, rounds: int, dask_worker: Any) -> Times:
     """Send a tensor and an array of this size in turns; seconds until the answer."""
     from distributed.protocol.serialize import to_serialize
 
-    from dask_infer.pipeline.messages.microbatch import Header, Payload, Target
+    from dask_infer.pipeline.messages.group_state import Target
+    from dask_infer.pipeline.messages.microbatch import Header, Payload
     from dask_infer.pipeline.worker.microbatch_comms import comms_of
 
     comms = comms_of(dask_worker)
-    target = Target("group", 0, (to,))
+    target = Target("group", 0, ((to,),))
     header = Header(target, dask_worker.address, number=0, attempt=0)
     numbers = np.random.default_rng(0).random(nbytes // 4, dtype=np.float32)
     tensor = torch.from_numpy(numbers.copy())

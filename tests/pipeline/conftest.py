@@ -123,6 +123,15 @@ def groups(client: Client) -> list[dict[str, Any]]:
     def look(dask_scheduler: Any) -> list[dict[str, Any]]:
         coordinator = dask_scheduler.plugins.get(COORDINATOR)
         groups = coordinator.table if coordinator else []
-        return [dataclasses.asdict(group.state()) for group in groups]
+        states = [group.state() for group in groups]
+        return [
+            {
+                **dataclasses.asdict(state),
+                "instances": [
+                    {**each._asdict(), "route": each.route} for each in state.instances
+                ],
+            }
+            for state in states
+        ]
 
     return client.run_on_scheduler(look)

@@ -116,20 +116,23 @@ class StubScheduler:
     ) -> GroupState:
         """Ask for a group as a worker does, and let what follows happen."""
         self.start_task(user)
-        call = {"is_request": False, "worker": "tcp://feeder", **options}
+        call = {"is_request": False, **options}
         if blocks:
-            call["chain"] = pickle.dumps(chain_of(blocks))
+            self.table.chains[spec.key] = chain_of(blocks)
         handler = self.handlers["infer_open"]
         await handler(spec=pickle.dumps(spec), user=user, **call)
         await settle()
         return await self.watch(spec)
 
-    async def reserve(self, specs: list[GroupSpec], user: str) -> list[GroupState]:
+    async def reserve(
+        self, specs: list[GroupSpec], user: str, blocks: int = 0
+    ) -> list[GroupState]:
         """Ask for several groups as one request, and let what follows happen."""
         self.start_task(user)
-        pickled = pickle.dumps([(spec, None) for spec in specs])
+        chains = {spec.key: chain_of(blocks) for spec in specs if spec.chain}
         reserve = self.handlers["infer_reserve"]
-        await reserve(specs=pickled, user=user, worker="tcp://feeder")
+        wanted = {"specs": pickle.dumps(specs), "chains": pickle.dumps(chains)}
+        await reserve(**wanted, user=user)
         await settle()
         return [await self.watch(spec) for spec in specs]
 

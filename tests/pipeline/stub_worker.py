@@ -75,7 +75,10 @@ async def stage_of(
         count=lambda rows: None,
     )  # fmt: skip
     place: Any = SimpleNamespace(cpu_threads=1)
-    stage, ended = StageServer(spec, comms.loop, comms.address), threading.Event()
+    stage, ended = (
+        StageServer(spec, comms.loop, comms.address, comms.call),
+        threading.Event(),
+    )
     comms.open(stage)
     serving = asyncio.create_task(
         asyncio.to_thread(

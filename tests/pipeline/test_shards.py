@@ -327,7 +327,7 @@ def test_a_shard_is_stopped(store, pdf, log, tmp_path, shard):
         finally:
             os.kill(pid, signal.SIGCONT)
         (instance,) = groups(client)[0]["instances"]
-        assert frozen not in (*instance["route"], *instance["followers"][0])
+        assert frozen not in instance["stages"][0]
 
 
 def test_a_shard_that_hangs_takes_a_fresh_replica(client, pdf, tmp_path):

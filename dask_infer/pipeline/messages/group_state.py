@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dask_infer.spec.model_spec import Interface
 from dask_infer.spec.token_rules import TokenRules
@@ -15,19 +15,25 @@ from dask_infer.spec.token_rules import TokenRules
 Status = Literal["forming", "ready", "refused", "released"]
 
 
-@dataclass(frozen=True)
-class InstanceState:
-    """One complete copy of the model, spread over its stages."""
+class Target(NamedTuple):
+    """An instance, one complete copy of the model, to which microbatches are sent."""
 
     name: str
     #: Counts its re-formations.
     epoch: int
-    #: Addresses of the workers that hold its stages, in order; of a stage in shards
-    #: that of the first one.
-    route: tuple[str, ...]
-    ready: bool
-    #: Addresses of the other shards of each stage; empty where stages have none.
-    followers: tuple[tuple[str, ...], ...] = ()
+    #: Addresses of the shards of each stage, in order; one where it has no shards.
+    stages: tuple[tuple[str, ...], ...]
+    #: Whether all stages serve.
+    ready: bool = True
+
+    @property
+    def route(self) -> tuple[str, ...]:
+        """Addresses of the first shard of each stage."""
+        return tuple(shards[0] for shards in self.stages)
+
+    def stage_at(self, address: str) -> int:
+        """Return the stage of which a worker holds a shard."""
+        return next(n for n, shards in enumerate(self.stages) if address in shards)
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,17 @@ class GroupState:
     #: Rises with every change that feeders are informed of.
     version: int
     status: Status
-    instances: tuple[InstanceState, ...] = ()
+    instances: tuple[Target, ...] = ()
     facts: ModelFacts = field(default_factory=ModelFacts)
     #: Rows of a microbatch; None where the feeders' own policy finds them.
     microbatch: int | None = None
     #: The exception of a group that was refused, pickled: it may not be importable.
     error: bytes | None = None
+
+    @property
+    def serving(self) -> tuple[Target, ...]:
+        """The instances of which all stages serve."""
+        return tuple(each for each in self.instances if each.ready)
 
     def packed(self) -> bytes:
         """Return it as it travels: compressed, since addresses resemble each other."""

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from dask_infer.errors import pickled
+from dask_infer.pipeline.messages.group_state import Target
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.pipeline.messages.wire import Message, again, copied, pack, unpack
 from dask_infer.replica.measured import NO_FORWARD, ForwardTimes
 
+#: What a handler answers to a call. It is data, also where something was lost: where a
+#: handler raises what means a closed connection, Dask closes its caller's without an
+#: answer (distributed 2026.8.0), and the failure would count as that of another stage.
+Answer: TypeAlias = dict[str, Any]
 
-class Target(NamedTuple):
-    """An instance of a group to which a microbatch can be sent."""
-
-    name: str
-    epoch: int
-    #: Addresses of its stages, in order; of a stage in shards that of the first one.
-    route: tuple[str, ...]
-    #: Addresses of the other shards of each stage; empty where stages have none.
-    followers: tuple[tuple[str, ...], ...] = ()
-
-    def shards(self, stage: int) -> tuple[str, ...]:
-        """Return the addresses of all shards of a stage."""
-        others = self.followers[stage] if self.followers else ()
-        return (self.route[stage], *others)
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Addresses of all shards of all stages."""
-        stages = range(len(self.route))
-        return tuple(address for n in stages for address in self.shards(n))
-
-    def stage_at(self, address: str) -> int:
-        """Return the stage of which a worker holds a shard."""
-        stages = range(len(self.route))
-        return next(stage for stage in stages if address in self.shards(stage))
+DONE: Answer = {"status": "done"}
+LOST: Answer = {"status": "lost"}
 
 
 @dataclass(frozen=True)
@@ -66,10 +48,6 @@ class Header:
     turn: int = 0
     #: What its forwards took, in the stages that it has passed.
     times: ForwardTimes = NO_FORWARD
-
-    def to(self, target: Target) -> Header:
-        """Return the header for one of the candidates."""
-        return replace(self, target=target, candidates=())
 
 
 @dataclass(frozen=True)
@@ -102,9 +80,9 @@ class Failure:
     worker: str
     #: Traceback as text: frames do not travel.
     trace: str
-    out_of_memory: bool = False
     #: Shard of the stage; None where it has one alone.
     shard: int | None = None
+    out_of_memory: bool = False
     #: It could not go on because another shard failed.
     of_other: bool = False
 
@@ -115,7 +93,8 @@ class Failure:
         spec: StageSpec,
         worker: str,
         *,
-        memory: bool,
+        out_of_memory: bool,
+        of_other: bool,
     ) -> Failure:
         """Describe an exception and its causes."""
         trace = "".join(traceback.format_exception(error))
@@ -124,8 +103,12 @@ class Failure:
             error = RuntimeError(f"{type(error).__name__}: {error}")
         layers = spec.layers
         shard = None if layers.shards == 1 else layers.shard
-        where = (layers.stage, spec.stages, worker)
-        return cls(pickled(error), *where, trace, memory, shard)
+        where = (layers.stage, spec.stages, worker, trace)
+        return cls(pickled(error), *where, shard, out_of_memory, of_other)
+
+    def answer(self) -> Answer:
+        """Return what a handler answers."""
+        return {"status": "failed", "failure": vars(self)}
 
     def exception(self) -> BaseException:
         """Return the stage's exception; its first cause says where it was raised."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from dask_infer.spec import GroupSpec, StageLayers
 
+#: What the keys of stage tasks begin with.
+KEY_PREFIX = "infer-"
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -30,4 +33,4 @@ class StageSpec:
         part = f"stage{own.stage}of{self.stages}" if own.chain else "replica"
         if own.shards > 1:
             part += f"-shard{own.shard}of{own.shards}"
-        return f"infer-{part}-{self.instance}-epoch{self.epoch}"
+        return f"{KEY_PREFIX}{part}-{self.instance}-epoch{self.epoch}"

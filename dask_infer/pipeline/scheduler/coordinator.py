@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from distributed import Scheduler
@@ -75,66 +76,53 @@ class GroupCoordinator(SchedulerPlugin):
         return key in self.table.chains
 
     async def _open(
-        self,
-        spec: bytes,
-        user: Any,
-        is_request: bool,
-        worker: str,
-        chain: bytes | None = None,
-        version: int = -1,
+        self, spec: bytes, user: Any, is_request: bool, version: int = -1
     ) -> Answer:
         """Add a user to a group; start to form it where it is not there.
 
-        Parameters
-        ----------
-        version
-            Of the state that the worker knows, which is not sent again.
+        A state of the `version` that the worker knows is not sent again.
         """
-        self.tasks.clients.add(worker)
         if not self._runs(user):
             # The thread of a cancelled feeder may still ask, and would never leave.
             gone = PlacementError(f"task {user} was cancelled")
             refused = GroupState(0, "refused", error=pickled(gone))
             return {"state": refused.packed(), "feeders": 0}
-        group, is_new = self._join(pickle.loads(spec), user, is_request, chain)
-        if is_new:
-            self.table.start(group, Placer(self.table, group).form())
+        (group,) = self._join([pickle.loads(spec)], user, is_request)
         return _answer(group, version)
 
-    async def _reserve(self, specs: bytes, user: Any, worker: str) -> None:
+    async def _reserve(self, specs: bytes, chains: bytes, user: Any) -> None:
         """Start to form all groups of one request: on workers for all, or for none.
 
-        Parameters
-        ----------
-        specs
-            Pickled pairs of `GroupSpec` and `chain`, as of ``open``.
+        `chains` has the `ChainFacts` that were measured, by the keys of groups.
         """
-        self.tasks.clients.add(worker)
-        if not self._runs(user):
-            return
-        joined = [self._join(s, user, True, chain) for s, chain in pickle.loads(specs)]
-        placers = [Placer(self.table, group) for group, is_new in joined if is_new]
-        placed = asyncio.ensure_future(place_first(placers))
-        for placer in placers:
-            self.table.start(placer.group, placer.form(placed))
+        self.table.chains.update(pickle.loads(chains))
+        if self._runs(user):
+            self._join(pickle.loads(specs), user, is_request=True)
 
     def _runs(self, user: Any) -> bool:
         task = self.scheduler.tasks.get(user)
         return task is not None and task.state == "processing"
 
     def _join(
-        self, spec: GroupSpec, user: Any, is_request: bool, chain: bytes | None
-    ) -> tuple[Group, bool]:
-        """Add a user to a group; return it, and whether it has still to be formed."""
-        if chain is not None:
-            self.table.chains[spec.key] = pickle.loads(chain)
-        group = self.table.groups.get(spec.key)
-        is_new = group is None or group.ended
-        if group is None or is_new:
-            group = self.table.groups[spec.key] = Group(spec)
-        (group.requests if is_request else group.feeders).add(user)
-        group.idle_since = None
-        return group, is_new
+        self, specs: Iterable[GroupSpec], user: Any, is_request: bool
+    ) -> list[Group]:
+        """Add a user to groups; form together those that are not there."""
+        found, placers = [], []
+        for spec in specs:
+            group = self.table.groups.get(spec.key)
+            if group is None or group.ended:
+                group = self.table.groups[spec.key] = Group(spec)
+                placers.append(Placer(self.table, group))
+            (group.requests if is_request else group.feeders).add(user)
+            group.idle_since = None
+            found.append(group)
+        if placers:
+            placed = asyncio.ensure_future(place_first(placers))
+            # Groups beside each other share what is free: see `_may_grow`.
+            grows = len(placers) == 1
+            for placer in placers:
+                self.table.start(placer.group, placer.form(placed, grows))
+        return found
 
     async def _watch(self, key: str, version: int) -> Answer:
         """Return the state of a group once it is newer than `version`."""
@@ -187,7 +175,6 @@ class GroupCoordinator(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         """Replace the stages that were there."""
-        self.tasks.clients.discard(worker)
         for group in self.table:
             for instance in list(group.instances):
                 if worker in instance.addresses:
@@ -230,13 +217,10 @@ class GroupCoordinator(SchedulerPlugin):
     def _look_at(self, group: Group) -> None:
         stall = group.spec.timeouts.stall
         for instance in list(group.instances):
-            for placed in list(instance.placed.values()):
-                if is_silent(self.scheduler, placed.address, stall):
-                    Placer(self.table, group).lose(instance, placed.address)
+            for address in instance.addresses:
+                if is_silent(self.scheduler, address, stall):
+                    Placer(self.table, group).lose(instance, address)
                     break
-                # Feeders may have come since it was placed.
-                if not placed.ready and self.tasks.lacks_thread(placed):
-                    self.table.start(group, self.tasks.request_thread(placed))
 
 
 def _answer(group: Group, version: int) -> Answer:

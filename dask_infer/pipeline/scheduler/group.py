@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 from dask_infer.errors import pickled
 from dask_infer.pipeline.messages.group_state import (
     GroupState,
-    InstanceState,
     ModelFacts,
     Status,
+    Target,
 )
 from dask_infer.pipeline.messages.stage_spec import StageSpec
 from dask_infer.spec import GroupSpec, StageLayers
@@ -102,15 +102,12 @@ class Instance:
         stage, shard = divmod(slot, self.shards)
         return f"stage {stage}" + (f", shard {shard}" if self.shards > 1 else "")
 
-    def state(self) -> InstanceState:
+    def state(self) -> Target:
         """Return what feeders must know."""
         where, step = self.addresses, self.shards
-        others: tuple[tuple[str, ...], ...] = ()
-        if step > 1:
-            starts = range(0, len(where), step)
-            others = tuple(tuple(where[n + 1 : n + step]) for n in starts)
-        route = tuple(where[::step])
-        return InstanceState(self.name, self.epoch, route, self.ready, others)
+        starts = range(0, len(where), step)
+        stages = tuple(tuple(where[n : n + step]) for n in starts)
+        return Target(self.name, self.epoch, stages, self.ready)
 
     @property
     def ready(self) -> bool:
@@ -226,10 +223,7 @@ class Group:
     def notify(self, lost: bool = False) -> None:
         """Inform all who watch of a change, now or together with later ones.
 
-        Parameters
-        ----------
-        lost
-            An instance does not serve any more.
+        `lost` says that an instance does not serve any more.
         """
         if not self.ended:
             ready = any(instance.ready for instance in self.instances)

@@ -49,13 +49,7 @@ class GroupTable:
     def notify(
         self, group: Group, what: str, level: int = logging.INFO, lost: bool = False
     ) -> None:
-        """Describe a change to feeders, to the log and to subscribers.
-
-        Parameters
-        ----------
-        lost
-            As of `Group.notify`.
-        """
+        """Describe a change to feeders, to the log and to subscribers."""
         logger.log(level, "group %s: %s", group.spec.key, what)
         self.scheduler.log_event(TOPIC, {"group": group.spec.key, "event": what})
         group.notify(lost)
@@ -108,19 +102,16 @@ class GroupTable:
             self.release(group, f"no user for {group.idle:.0f} s")
 
     def _cancel(self, group: Group) -> None:
-        current = _current_task()
-        for task in list(group.tasks):
-            if task is not current:
-                task.cancel()
+        for task in group.tasks - {asyncio.current_task()}:
+            task.cancel()
         for placed in group.placed:
             self.tasks.cancel(placed)
         group.instances.clear()
 
     def make_room(self, newcomer: Group, where: set[str]) -> bool:
-        """Release an idle group, or drop a spare instance of a busy one.
+        """Release an idle group, or drop a spare instance, on the workers `where`.
 
-        Only one that has a stage on one of the workers `where`. Returns whether there
-        was any.
+        Returns whether there was any.
         """
         others = [
             group
@@ -140,10 +131,3 @@ class GroupTable:
                     self.drop(group, instance, why)
                     return True
         return False
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # outside of a loop, as the scheduler closes
-        return None

@@ -45,47 +45,34 @@ class Placer:
         self.spec = group.spec
         self.resources = group.spec.resources
 
-    async def form(self, placed: asyncio.Future[None] | None = None) -> None:
-        """Place the first instance, then as many more as are wanted and fit.
+    async def form(self, placed: asyncio.Future[None], grows: bool) -> None:
+        """Place more instances, once the first one is placed; else raise why not.
 
-        Parameters
-        ----------
-        placed
-            Done once the first instance has workers, where others are placed with it.
-
-        Raises
-        ------
-        PlacementError
-            If there are too few workers after the grace.
+        `grows` says whether the group may take at once what is free.
         """
-        if placed is None:
-            await place_first([self])
-        else:
-            await asyncio.shield(placed)
+        await asyncio.shield(placed)
         first, wanted = self.group.instances[0], self.spec.layout.replicas
-        for _ in range(0 if wanted == "auto" else wanted - 1):
+        if wanted == "auto":
+            while grows and self.grow():
+                pass
+            return
+        for _ in range(wanted - 1):
             more = self.group.new_instance(*first.layout)
             await fill([(self, more)])
-        if wanted == "auto" and placed is None:  # else they share what is free
-            while self.grow():
-                pass
 
     async def first_instance(self) -> Instance:
         """Return the first instance, planned and not placed yet."""
-        bounds: tuple[int, ...] = (0, 1)
-        nbytes: tuple[int, ...] = (self.spec.model.nbytes,)
-        planned: tuple[str, ...] = ()
         asked = self.spec.layout.microbatch
         self.group.microbatch = None if asked == "auto" else asked
-        shards, cuts = 1, b""
-        if self.spec.is_divided:
-            chain = self.table.chains[self.spec.key]
-            plan = await self._plan(chain)
-            bounds, planned, shards = plan.bounds, plan.workers, plan.shards
-            nbytes = tuple(s.nbytes for s in plan.stages for _ in range(shards))
-            cuts = chain.cuts if chain.shards == shards else b""
-        instance = self.group.new_instance(bounds, nbytes, shards, cuts)
-        instance.planned = planned
+        if not self.spec.is_divided:
+            return self.group.new_instance((0, 1), (self.spec.model.nbytes,))
+        chain = self.table.chains[self.spec.key]
+        plan = await self._plan(chain)
+        shards = plan.shards
+        nbytes = [s.nbytes for s in plan.stages for _ in range(shards)]
+        cuts = chain.cuts if chain.shards == shards else b""
+        instance = self.group.new_instance(plan.bounds, nbytes, shards, cuts)
+        instance.planned = plan.workers
         return instance
 
     async def _plan(self, chain: ChainFacts) -> StagePlan:
@@ -267,12 +254,8 @@ async def fill(wanted: Sequence[tuple[Placer, Instance]]) -> None:
     """Place all missing stages of these instances, or none of them yet.
 
     Instances of several groups are placed together where one job needs all: two jobs
-    that each held some would wait for each other.
-
-    Raises
-    ------
-    PlacementError
-        If workers are missing after the grace.
+    that each held some would wait for each other. Raises `PlacementError` if workers
+    are missing after the grace.
     """
     began = time.monotonic()
     notified, made_room = False, -MAKES_ROOM
@@ -315,13 +298,7 @@ def _place_all(
 
 
 async def place_first(placers: Sequence[Placer]) -> None:
-    """Place the first instance of each group, all or none.
-
-    Raises
-    ------
-    PlacementError
-        If there are too few workers after the grace.
-    """
+    """Place the first instance of each group, all or none, as `fill` does."""
     # Those that can be on few workers choose first.
     ordered = sorted(placers, key=lambda placer: -len(placer.resources))
     await fill([(placer, await placer.first_instance()) for placer in ordered])

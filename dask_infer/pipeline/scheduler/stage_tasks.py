@@ -7,7 +7,6 @@ feeder end with it (distributed 2026.8.0).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import pickle
 from typing import Any
@@ -26,8 +25,6 @@ class StageTasks:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        #: Workers that asked for groups, whose feeders can leave their threads.
-        self.clients: set[str] = set()
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
         self._cancelling: set[asyncio.Future[Any]] = set()
@@ -67,20 +64,6 @@ class StageTasks:
             return None if placed.future.cancelled() else raised
         return None
 
-    def lacks_thread(self, placed: PlacedStage) -> bool:
-        """Whether a stage was submitted to a worker whose threads may all feed."""
-        worker = self.scheduler.workers.get(placed.address)
-        if placed.future is None or worker is None:
-            return False
-        busy = len(worker.processing) >= worker.nthreads
-        return busy and placed.address in self.clients
-
-    async def request_thread(self, placed: PlacedStage) -> None:
-        """Ask one feeder to leave its thread to the stage."""
-        with contextlib.suppress(OSError):
-            rpc = self.scheduler.rpc(placed.address)
-            await rpc.infer_request_thread(key=placed.spec.key)
-
     def cancel(self, placed: PlacedStage) -> None:
         """Cancel a stage's task; its thread finds out by itself."""
         placed.cancelled = True
@@ -99,10 +82,8 @@ class StageTasks:
 
     async def _connected(self) -> Client:
         async with self._connecting:
-            if self._client is None or self._client.status not in (
-                "running",
-                "connecting",
-            ):
+            alive = ("running", "connecting")
+            if self._client is None or self._client.status not in alive:
                 self._client = await Client(
                     self.scheduler.address,
                     asynchronous=True,

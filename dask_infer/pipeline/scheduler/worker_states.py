@@ -56,12 +56,7 @@ def worker_states(
 ) -> list[WorkerState]:
     """Return the state of each worker that sends heartbeats.
 
-    Parameters
-    ----------
-    placed
-        The stages of all groups.
-    spec
-        The group that is to be placed.
+    `placed` has the stages of all groups, `spec` is what is to be placed.
     """
     stages: dict[str, list[PlacedStage]] = {}
     for stage in placed:
@@ -80,10 +75,7 @@ def is_silent(scheduler: Scheduler, address: str, seconds: float) -> bool:
 
 
 def seconds_per_row(scheduler: Scheduler, group: Group) -> float | None:
-    """Return the seconds of a row in a group's slowest stage; None where not seen yet.
-
-    By the heartbeats of its workers.
-    """
+    """Return the seconds of a row in a group's slowest stage; None until it is seen."""
     seconds: dict[int, float] = {}
     rows: dict[int, float] = {}
     for address in {placed.address for placed in group.placed}:
@@ -142,10 +134,7 @@ def candidates(
 ) -> list[WorkerState]:
     """Return the workers that can hold a stage now, those without stages first.
 
-    Parameters
-    ----------
-    taken
-        Workers that hold another stage of the same instance.
+    `taken` hold another stage of the same instance.
     """
     free = [w for w in workers if w.address not in taken and w.is_free(resources)]
     return sorted(free, key=lambda worker: (len(worker.holds), worker.address))

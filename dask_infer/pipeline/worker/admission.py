@@ -11,25 +11,16 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 
-from dask_infer.pipeline.messages.microbatch import Target
+from dask_infer.pipeline.messages.group_state import Target
 
 
 class Window:
-    """Limits the microbatches in flight of one instance.
-
-    Parameters
-    ----------
-    size
-        Most microbatches admitted and not yet finished.
-    """
-
-    #: Admitted now.
-    inside: int = 0
-    #: Most that were ever inside.
-    peak: int = 0
+    """Limits the microbatches in flight of one instance to `size`."""
 
     def __init__(self, size: int) -> None:
         self.size = size
+        #: Admitted now, and most that ever were.
+        self.inside = self.peak = 0
         self._places = asyncio.Semaphore(size)
 
     def __repr__(self) -> str:

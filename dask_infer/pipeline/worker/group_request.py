@@ -20,6 +20,7 @@ from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 from dask_infer.pipeline.worker.group_client import GroupClient
 from dask_infer.pipeline.worker.measure import timed_chain
 from dask_infer.pipeline.worker.microbatch_comms import comms_of
+from dask_infer.plan.facts import ChainFacts
 from dask_infer.replica.setup_worker import setup_worker
 from dask_infer.replica.worker_place import current_worker
 from dask_infer.spec import GroupSpec
@@ -49,19 +50,16 @@ def request_groups(specs: Sequence[GroupSpec]) -> None:
         knows = worker.scheduler.infer_knows
         return [s for s in specs if s.is_divided and not await knows(key=s.key)]
 
-    async def wait(chains: dict[str, bytes]) -> None:
-        wanted = [(spec, chains.get(spec.key)) for spec in specs]
-        clients = [GroupClient(comms_of(worker), spec) for spec in specs]
-        if len(specs) > 1:
-            reserve, address = worker.scheduler.infer_reserve, worker.address
-            await reserve(specs=pickle.dumps(wanted), user=user, worker=address)
-        for client, (_, chain) in zip(clients, wanted, strict=True):
-            await client.open(user, is_request=True, chain=chain)
+    async def wait(chains: dict[str, ChainFacts]) -> None:
+        wanted = {"specs": pickle.dumps(specs), "chains": pickle.dumps(chains)}
+        await worker.scheduler.infer_reserve(**wanted, user=user)
+        for spec in specs:
+            client = GroupClient(comms_of(worker), spec)
+            await client.open(user, is_request=True)
             await client.close(user)
 
     measured = sync(worker.loop, unmeasured)
-    chains = {spec.key: pickle.dumps(timed_chain(spec)) for spec in measured}
-    sync(worker.loop, wait, chains)
+    sync(worker.loop, wait, {spec.key: timed_chain(spec) for spec in measured})
 
 
 def worker_for(spec: GroupSpec) -> Worker:

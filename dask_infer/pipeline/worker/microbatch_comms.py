@@ -10,7 +10,8 @@ One object a worker, on its event loop. A microbatch goes feeder -> stage 0 -> s
     last      outputs to the feeder
               the answers come back along the calls: done, failed or lost
 
-A stage in shards is its first one here; `shard_comms` calls the others.
+    first shard of a stage   follow to each other one   the microbatch, with a turn
+    any shard                part to each other one     of a tensor that a forward needs
 """
 
 from __future__ import annotations
@@ -21,22 +22,24 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 from distributed import Worker
 
+from dask_infer.pipeline.messages.group_state import Target
 from dask_infer.pipeline.messages.microbatch import (
+    DONE,
+    LOST,
+    Answer,
     Failure,
     Header,
     Payload,
     StageLost,
-    Target,
 )
+from dask_infer.pipeline.messages.stage_spec import KEY_PREFIX
 from dask_infer.pipeline.worker.admission import Dispatcher
-from dask_infer.pipeline.worker.answers import DONE, LOST, Answer, answered, failed
-from dask_infer.pipeline.worker.shards.shard_comms import ShardComms
 from dask_infer.pipeline.worker.stage_server import StageServer
 
 Handler: TypeAlias = Callable[[Header, Payload], Coroutine[Any, Any, Answer]]
@@ -45,61 +48,56 @@ Work: TypeAlias = Callable[[StageServer, Header, Payload], Coroutine[Any, Any, A
 EMPTY = Payload()
 
 
+@dataclass(eq=False)
 class InFlight:
     """A microbatch at its feeder, until its outputs are there."""
 
-    _numbers: ClassVar[itertools.count[int]] = itertools.count()
+    payload: Payload
+    #: As of `Header`.
+    rows: int
+    method: str | None = None
+    columns: bytes | None = None
+    #: How often it was sent in vain.
+    attempt: int = 0
+    #: The instances that it was offered to, and the one that fetched it.
+    offered: tuple[Target, ...] = ()
+    taken: Target | None = None
+    #: What the last stage sent; of the event loop that sends it.
+    outputs: asyncio.Future[Payload] = field(default_factory=asyncio.Future)
+    number: int = field(default_factory=itertools.count().__next__)
 
-    def __init__(
-        self,
-        payload: Payload,
-        rows: int,
-        method: str | None = None,
-        outputs: bytes | None = None,
-    ) -> None:
-        self.number = next(self._numbers)
-        self.payload, self.rows = payload, rows
-        #: As of `Header`.
-        self.method, self.columns = method, outputs
-        #: How often it was sent in vain.
-        self.attempt = 0
-        #: The instance that fetched it in this attempt.
-        self.taken: Target | None = None
-        #: What the last stage sent; of the event loop that sends it.
-        self.outputs: asyncio.Future[Payload] = asyncio.Future()
+    def has_moved(self, serving: tuple[Target, ...]) -> bool:
+        """Whether the instance that took it does not serve as it did.
+
+        Before any took it: whether others serve than those that it was offered to.
+        """
+        return self.taken not in serving if self.taken else self.offered != serving
 
 
 class MicrobatchComms:
-    """The stages and feeders of one worker, and the handlers that reach them.
-
-    Parameters
-    ----------
-    worker
-        The Dask worker that gets the handlers.
-    """
+    """The stages and feeders of one worker, and the handlers that reach them."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = weakref.ref(worker)
         self.address: str = worker.address
         self.loop: asyncio.AbstractEventLoop = worker.loop.asyncio_loop  # type: ignore[attr-defined]
         self.stages: dict[tuple[str, int], StageServer] = {}
+        #: The `GroupClient`s of the feeders here, by the keys of their groups.
+        self.clients: dict[str, Any] = {}
         #: Microbatches of the feeders here, until their outputs came.
         self.in_flight: dict[int, InFlight] = {}
         self.dispatcher = Dispatcher()
-        self.shards = ShardComms(self.stages, self.call, self.worker)
-        #: Keys of stage tasks that wait for a thread here; one feeder leaves its own
-        #: for each.
-        self.thread_requests: set[str] = set()
+        #: Keys of stage tasks for which a feeder left its thread here.
+        self._started: set[Any] = set()
         self.handlers: dict[str, Handler] = {
             "offer": self._offer,
             "fetch": self._fetch,
             "forward": partial(self._at_stage, self._run),
             "outputs": self._outputs,
-            "follow": partial(self._at_stage, self.shards.follow),
+            "follow": partial(self._at_stage, self._follow),
+            "part": self._part,
         }
         worker.handlers["infer_microbatch"] = self._receive
-        worker.handlers["infer_part"] = self.shards.receive
-        worker.handlers["infer_request_thread"] = self._request_thread
         _by_address[worker.address] = self
 
     def __repr__(self) -> str:
@@ -122,13 +120,20 @@ class MicrobatchComms:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(close)
 
-    def takes_thread_request(self) -> bool:
-        """Whether the calling feeder is the one that leaves its thread to a stage."""
-        try:
-            self.thread_requests.pop()
-        except KeyError:
-            return False
-        return True
+    def stage_needs_thread(self) -> bool:
+        """Whether a stage waits here for a thread; of each stage one caller learns."""
+        worker = self.worker()
+        tasks = {} if worker is None else worker.state.tasks
+        keys = [key for key in list(tasks) if str(key).startswith(KEY_PREFIX)]
+        with _making:
+            for key in keys:
+                task = tasks.get(key)
+                if task is None or key in self._started:
+                    continue
+                if task.state in ("ready", "constrained"):
+                    self._started.add(key)
+                    return True
+        return False
 
     async def call(
         self, address: str, operation: str, header: Header, payload: Payload = EMPTY
@@ -139,7 +144,7 @@ class MicrobatchComms:
             return await local.handlers[operation](header, payload)
         worker = self.worker()
         if worker is None:
-            raise StageLost
+            return LOST
         try:
             answer = await worker.rpc(address).infer_microbatch(
                 operation=operation,
@@ -148,10 +153,10 @@ class MicrobatchComms:
             )
         except RuntimeError:  # "ConnectionPool is closed": this worker goes
             if worker.status.name != "running":
-                raise StageLost from None
+                return LOST
             raise
         if not isinstance(answer, dict):  # a worker that has no such handler
-            raise StageLost
+            return LOST
         if "payload" in answer:
             answer["payload"] = Payload(answer["payload"])
         return answer
@@ -182,60 +187,93 @@ class MicrobatchComms:
             in_flight.outputs.set_result(replace(payload, times=header.times))
         return DONE
 
-    async def _request_thread(self, key: str) -> Answer:
-        worker = self.worker()
-        task = worker and worker.state.tasks.get(key)
-        if task and task.state in ("ready", "constrained"):  # it has no thread yet
-            self.thread_requests.add(key)
-        return DONE
-
     # --- at a stage --------------------------------------------------------------
 
-    async def _offer(self, header: Header, payload: Payload) -> Answer:
-        stage = self.stages.get((header.target.name, 0))
+    def _stage(self, header: Header) -> StageServer | None:
+        index = header.target.stage_at(self.address)
+        return self.stages.get((header.target.name, index))
+
+    async def _at_stage(self, work: Work, header: Header, payload: Payload) -> Answer:
+        """Do a part of a microbatch's work at the stage that is here."""
+        stage = self._stage(header)
         if stage is None:
             return LOST
-        if header.candidates:
-            return await self._dispatch(stage, header)
-        return await answered(stage, header, self._admit(stage, header))
+        epoch = header.target.epoch
+        return await stage.within_epoch(epoch, work(stage, header, payload))
 
-    async def _dispatch(self, stage: StageServer, header: Header) -> Answer:
-        """Pass an offer on; also while the stage here is replaced."""
+    async def _offer(self, header: Header, payload: Payload) -> Answer:
+        if not header.candidates:
+            return await self._at_stage(self._admit, header, payload)
+        stage = self._stage(header)
+        if stage is None:
+            return LOST
+        # Passed on; also while the stage here is replaced.
         size = stage.window.size
         async with self.dispatcher.choose(header.candidates, size) as target:
+            offered = replace(header, target=target, candidates=())
             try:
-                return await self.call(target.route[0], "offer", header.to(target))
-            except (StageLost, OSError):
+                return await self.call(target.route[0], "offer", offered)
+            except OSError:
                 return LOST
 
-    async def _admit(self, stage: StageServer, header: Header) -> Answer:
+    async def _admit(
+        self, stage: StageServer, header: Header, payload: Payload
+    ) -> Answer:
         async with stage.admitted():
             answer = await self.call(header.feeder, "fetch", header)
             if answer["status"] != "done":
                 return LOST
             return await self._run(stage, header, answer["payload"])
 
-    async def _at_stage(self, work: Work, header: Header, payload: Payload) -> Answer:
-        """Do a part of a microbatch's work at the stage that is here."""
-        index = header.target.stage_at(self.address)
-        stage = self.stages.get((header.target.name, index))
-        if stage is None:
-            return LOST
-        return await answered(stage, header, work(stage, header, payload))
+    async def _part(self, header: Header, payload: Payload) -> Answer:
+        stage = self._stage(header)
+        if stage is not None and stage.serves(header.target.epoch):
+            stage.turns.receive(header.turn, payload.open())
+        return DONE
 
     async def _run(
         self, stage: StageServer, header: Header, payload: Payload
     ) -> Answer:
         """Run a microbatch here and pass the result on."""
-        run = stage.run if stage.exchange is None else partial(self.shards.run, stage)
-        result = await run(header, payload)
+        if not stage.in_shards:
+            result = await stage.run(header, payload)
+        else:
+            result = await stage.keep(self._lead(stage, header, payload))
         if isinstance(result, Failure):
-            return failed(result)
+            return result.answer()
         header = replace(header, times=header.times.plus(result.times))
         following = header.target.route[stage.index + 1 :]
         if following:
             return await self.call(following[0], "forward", header, result)
         return await self.call(header.feeder, "outputs", header, result)
+
+    async def _lead(
+        self, stage: StageServer, header: Header, payload: Payload
+    ) -> Payload | Failure:
+        """Run a microbatch on all shards; return what the first one made of it."""
+        header = replace(header, turn=stage.turns.number())
+        others = header.target.stages[stage.index][1:]
+        calls = asyncio.gather(
+            *(stage.call_shard(each, "follow", header, payload) for each in others)
+        )
+        try:
+            result = await stage.run(header, payload)
+            answers = await calls
+        finally:
+            calls.cancel()
+        if any(answer["status"] == "lost" for answer in answers):
+            raise StageLost
+        failures = [result] if isinstance(result, Failure) else []
+        failures += [Failure(**a["failure"]) for a in answers if "failure" in a]
+        # Where one shard fails the others do, too: it has the cause.
+        return next((f for f in failures if not f.of_other), result)
+
+    async def _follow(
+        self, stage: StageServer, header: Header, payload: Payload
+    ) -> Answer:
+        """Run a microbatch in its turn; the values stay here."""
+        result = await stage.keep(stage.run(header, payload))
+        return result.answer() if isinstance(result, Failure) else DONE
 
 
 #: The comms of this process by their workers' addresses.

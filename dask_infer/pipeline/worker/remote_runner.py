@@ -86,8 +86,7 @@ class Waiting:
         if failed or not self._wanted():
             future.cancel()
             raise Abandoned
-        asked = self._comms.thread_requests and self._may_leave
-        if asked and self._comms.takes_thread_request():
+        if self._may_leave and self._comms.stage_needs_thread():
             leave_thread()
 
 
@@ -125,14 +124,12 @@ class RemoteRunner(Runner):
         state: GroupState,
         wait: Waiting,
     ) -> None:
-        self.job = job
-        self.client = client
-        self.state = state
-        self.wait = wait
+        self.job, self.client, self.wait = job, client, wait
         self.call = RemoteCall(job, code)
         self._loop: asyncio.AbstractEventLoop = client.comms.loop
         self._sent: set[concurrent.futures.Future[Payload]] = set()
         self.sizes = client.sizes
+        # As it was when it served; `client.state` may be that of another moment.
         facts = state.facts
         self.interface, self.dtypes = facts.interface, facts.dtypes
         floating = facts.floating
@@ -143,21 +140,20 @@ class RemoteRunner(Runner):
         assert job.group is not None
         planned = planned_kind(job.group, "GPU" in dict(job.group.resources))
         kind = planned if facts.kind == "cpu" else facts.kind
-        followers = state.instances[0].followers
-        self.observed_kind = sharded(kind, 1 + len(followers[0]) if followers else 1)
+        shards = [len(stage) for each in state.instances for stage in each.stages]
+        self.observed_kind = sharded(kind, max(shards, default=1))
 
     @property
     def window(self) -> int:
         """The feeder's share of what all instances admit."""
-        state = self.client.state or self.state
-        ready = sum(instance.ready for instance in state.instances)
+        ready = len(self.client.state.serving)
         return feeder_share(self.client.window, ready, self.client.feeders)
 
     @property
     def where(self) -> str:
         """The workers of the stages."""
-        state = self.client.state or self.state
-        routes = (" -> ".join(each.route) for each in state.instances)
+        instances = self.client.state.instances
+        routes = (" -> ".join(each.route) for each in instances)
         return f"the stages of {' and '.join(routes) or self.client.spec.key}"
 
     def batch_size(

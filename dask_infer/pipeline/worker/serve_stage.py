@@ -25,13 +25,7 @@ from dask_infer.replica.worker_place import current_place
 
 
 def serve_stage(spec: bytes) -> None:
-    """Serve one stage until the coordinator cancels the task.
-
-    Parameters
-    ----------
-    spec
-        The pickled `StageSpec`.
-    """
+    """Serve a pickled `StageSpec` until the coordinator cancels the task."""
     worker = get_worker()
     setup_worker(worker)
     try:
@@ -44,8 +38,7 @@ def serve_stage(spec: bytes) -> None:
 def _serve(spec: StageSpec, worker: Worker) -> None:
     """Serve; a replica that is stuck in a forward is replaced by a fresh one."""
     comms, group, layers = comms_of(worker), spec.group, spec.layers
-    send = comms.shards.send if layers.shards > 1 else None
-    stage = StageServer(spec, comms.loop, worker.address, send)
+    stage = StageServer(spec, comms.loop, worker.address, comms.call)
     whole = layers.chain is None and layers.shards == 1
     seceded, stuck = False, True
     try:
@@ -83,16 +76,14 @@ def _report(spec: StageSpec, worker: Worker, replica: Replica) -> None:
         tokens=model.token_rules(spec.group.method),
         kind=replica.device.torch_device.type,
     )
-
-    async def report() -> None:
-        await worker.scheduler.infer_ready(
-            instance=spec.instance,
-            slot=spec.slot,
-            epoch=spec.epoch,
-            facts=pickle.dumps(facts),
-        )
-
-    sync(worker.loop, report)
+    sync(
+        worker.loop,
+        worker.scheduler.infer_ready,
+        instance=spec.instance,
+        slot=spec.slot,
+        epoch=spec.epoch,
+        facts=pickle.dumps(facts),
+    )
 
 
 def is_wanted(worker: Worker, key: Any) -> Callable[[], bool]:

@@ -76,7 +76,7 @@ async def test_a_cancelled_task_opens_no_group():
     # The thread of a cancelled feeder asked, and its user was never removed.
     async with StubScheduler("a") as cluster:
         answer = await cluster.handlers["infer_open"](
-            spec=pickle.dumps(spec_of()), user="gone", is_request=False, worker="a"
+            spec=pickle.dumps(spec_of()), user="gone", is_request=False
         )
         assert GroupState.unpacked(answer["state"]).status == "refused"
         assert not list(cluster.table)

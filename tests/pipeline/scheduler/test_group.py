@@ -124,7 +124,7 @@ async def test_a_state_that_is_known_is_not_sent_again():
         state = await cluster.open(spec)
         cluster.start_task("other")
         answer = await cluster.handlers["infer_open"](
-            spec=pickle.dumps(spec), user="other", is_request=False, worker="a",
+            spec=pickle.dumps(spec), user="other", is_request=False,
             version=state.version,
         )  # fmt: skip
         assert answer == {"state": None, "feeders": 2}

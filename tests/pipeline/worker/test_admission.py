@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from dask_infer.pipeline.messages.microbatch import Target
+from dask_infer.pipeline.messages.group_state import Target
 from dask_infer.pipeline.worker.admission import Dispatcher, Window
 
-THREE = tuple(Target(name, 0, (f"tcp://{name}",)) for name in "abc")
+THREE = tuple(Target(name, 0, ((f"tcp://{name}",),)) for name in "abc")
 
 
 def test_never_more_inside_than_the_window_and_all_get_in():  # PP-9

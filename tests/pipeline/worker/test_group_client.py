@@ -171,7 +171,7 @@ async def test_the_last_user_ends_the_watching():
 
 def test_of_many_instances_one_dispatcher_chooses_among_sixteen():
     (client, ready) = GroupClient.__new__(GroupClient), tuple(
-        module.Target(f"{n}", 0, (f"{n}",)) for n in range(40)
+        module.Target(f"{n}", 0, ((f"{n}",),)) for n in range(40)
     )  # fmt: skip
     client._sent = module.Counter()
     parts = set()
