@@ -89,7 +89,7 @@ class Placer:
                 plan = plan_layout(self.spec.layout, chain.blocks, workers)
                 break
             except PlacementError as error:
-                if time.monotonic() >= deadline:
+                if self.group.ended or time.monotonic() >= deadline:
                     more = remedy(self.resources, several=False)
                     hint = f"; {more}" if self.resources else ""
                     raise PlacementError(
@@ -260,7 +260,11 @@ async def fill(wanted: Sequence[tuple[Placer, Instance]]) -> None:
     began = time.monotonic()
     notified, made_room = False, -MAKES_ROOM
     while True:
-        wanted = [each for each in wanted if each[1] in each[0].group.instances]
+        wanted = [
+            (placer, instance)
+            for placer, instance in wanted
+            if instance in placer.group.instances and not placer.group.ended
+        ]
         lacking = _place_all(wanted)
         if lacking is None:
             return

@@ -253,6 +253,22 @@ async def test_a_job_of_which_one_group_has_no_place_is_refused():
 
 
 @on_loop
+async def test_of_groups_that_are_planned_together_one_may_be_released():
+    # It was planned on, and placed once there were workers: no one released it.
+    async with StubScheduler("a", memory=GIB // 2) as cluster:
+        options = {"blocks": 2, "stages": 2, "grace": 60, "idle": 0, **ONE}
+        pair = [spec_of("x", **options), spec_of("y", **options)]
+        await cluster.reserve(pair, "request", blocks=2)
+        cluster.end_task("request", "forgotten")
+        assert not list(cluster.table)
+        for address in "bcde":
+            cluster.add_worker(address)
+        await asyncio.sleep(0.02)
+        await settle()
+        assert not cluster.running_stages()
+
+
+@on_loop
 async def test_a_group_that_serves_already_is_shared():
     async with StubScheduler("a", "b") as cluster:
         await cluster.open(spec_of("x", **ONE))
