@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from distributed import Worker, secede
 from distributed.utils import sync
 
-from dask_infer._dask import current_task_key
+from dask_infer._dask import current_task_key, is_task_thread
 from dask_infer.errors import PlacementError
 from dask_infer.pipeline.scheduler.coordinator import GroupCoordinator
 from dask_infer.pipeline.worker.group_client import GroupClient
@@ -78,8 +78,13 @@ def worker_for(spec: GroupSpec) -> Worker:
 _left = threading.local()
 
 
+def may_leave_thread() -> bool:
+    """Whether the calling thread is of Dask's pool, and its task has not left it."""
+    return is_task_thread() and getattr(_left, "key", None) != current_task_key()
+
+
 def leave_thread() -> None:
     """Let another task have this thread; a second call does nothing."""
-    if getattr(_left, "key", None) != current_task_key():
+    if may_leave_thread():
         _left.key = current_task_key()
         secede()

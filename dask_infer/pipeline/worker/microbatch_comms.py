@@ -20,10 +20,12 @@ import asyncio
 import itertools
 import pickle
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from typing import Any, TypeAlias
 
 from distributed import Worker
@@ -46,6 +48,9 @@ Handler: TypeAlias = Callable[[Header, Payload], Coroutine[Any, Any, Answer]]
 Work: TypeAlias = Callable[[StageServer, Header, Payload], Coroutine[Any, Any, Answer]]
 
 EMPTY = Payload()
+#: Seconds after which another feeder leaves its thread to a stage that still waits: it
+#: may have waited for a resource, and another task took the first one's.
+LEFT_SECONDS = 0.5
 
 
 @dataclass(eq=False)
@@ -87,8 +92,8 @@ class MicrobatchComms:
         #: Microbatches of the feeders here, until their outputs came.
         self.in_flight: dict[int, InFlight] = {}
         self.dispatcher = Dispatcher()
-        #: Keys of stage tasks for which a feeder left its thread here.
-        self._started: set[Any] = set()
+        #: Keys of stage tasks, and when a feeder left its thread to them.
+        self._left_for: dict[str, float] = {}
         self.handlers: dict[str, Handler] = {
             "offer": self._offer,
             "fetch": self._fetch,
@@ -121,17 +126,18 @@ class MicrobatchComms:
             self.loop.call_soon_threadsafe(close)
 
     def stage_needs_thread(self) -> bool:
-        """Whether a stage waits here for a thread; of each stage one caller learns."""
+        """Whether a stage waits here for a thread that no other feeder just left."""
         worker = self.worker()
-        tasks = {} if worker is None else worker.state.tasks
-        keys = [key for key in list(tasks) if str(key).startswith(KEY_PREFIX)]
+        # Of the event loop's dictionary a copy: this runs in the feeder's thread.
+        tasks = {} if worker is None else dict(worker.state.tasks)
+        now = time.monotonic()
         with _making:
-            for key in keys:
-                task = tasks.get(key)
-                if task is None or key in self._started:
+            for key, task in tasks.items():
+                if not isinstance(key, str) or not key.startswith(KEY_PREFIX):
                     continue
-                if task.state in ("ready", "constrained"):
-                    self._started.add(key)
+                waits = task.state in ("ready", "constrained")
+                if waits and now - self._left_for.get(key, -inf) >= LEFT_SECONDS:
+                    self._left_for[key] = now
                     return True
         return False
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from distributed import Reschedule, Worker
 
-from dask_infer._dask import as_part_of_task, current_task_key, is_task_thread
+from dask_infer._dask import as_part_of_task, current_task_key
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.sizing.hill_climber import HillClimber
 from dask_infer.device.stream import Fields, Pending
@@ -26,7 +26,11 @@ from dask_infer.metrics.recorder import meter
 from dask_infer.pipeline.messages.group_state import GroupState
 from dask_infer.pipeline.messages.microbatch import Failure, Payload, RemoteTraceback
 from dask_infer.pipeline.worker.group_client import GroupClient, group_client
-from dask_infer.pipeline.worker.group_request import leave_thread, worker_for
+from dask_infer.pipeline.worker.group_request import (
+    leave_thread,
+    may_leave_thread,
+    worker_for,
+)
 from dask_infer.pipeline.worker.measure import planned_kind
 from dask_infer.pipeline.worker.microbatch_comms import MicrobatchComms, comms_of
 from dask_infer.pipeline.worker.remote_call import RemoteCall
@@ -62,7 +66,6 @@ class Waiting:
         self._comms = comms
         self._wanted = is_wanted(worker, key)
         self._failed_beside = failed_beside.get()
-        self._may_leave = is_task_thread()
         self._looked = time.monotonic()
 
     def __call__(self, future: concurrent.futures.Future[T]) -> T:
@@ -86,7 +89,7 @@ class Waiting:
         if failed or not self._wanted():
             future.cancel()
             raise Abandoned
-        if self._may_leave and self._comms.stage_needs_thread():
+        if may_leave_thread() and self._comms.stage_needs_thread():
             leave_thread()
 
 
