@@ -225,17 +225,12 @@ class GraphModel(LoadedModel):
                 f"{len(args)}; pass columns= with as many"
             )
         given = {**dict(zip(self.inputs, args, strict=False)), **kwargs}
-        unknown = sorted(set(given) - set(self.inputs))
-        missing = sorted(set(self.inputs) - set(given))
-        if unknown or missing:
-            cause = (
-                f"has no input {unknown[0]!r}"
-                if unknown
-                else f"got nothing for input {missing[0]!r}"
-            )
+        unknown = sorted(given.keys() - self.inputs.keys())
+        if wrong := unknown or sorted(self.inputs.keys() - given.keys()):
+            cause = "has no" if unknown else "got nothing for"
             raise InputError(
-                f"{self.spec.name} {cause}; its inputs are {names}: pass "
-                "columns={input: column}"
+                f"{self.spec.name} {cause} input {wrong[0]!r}; its inputs are {names}: "
+                "pass columns={input: column}"
             )
         return {name: self._fit(self.inputs[name], v) for name, v in given.items()}
 

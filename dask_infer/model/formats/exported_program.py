@@ -127,7 +127,13 @@ def _as_module(name: str, program: Any) -> torch.nn.Module:
 def read_program(path: str, trust: bool) -> Any:
     """Return a ``*.pt2`` program; without trust only where loading runs no code."""
     if not trust:
-        _vet(path)
+        try:
+            vet_archive(path)
+        except Refused as error:
+            raise ModelLoadError(
+                f"{path} could run code when loaded: {error}; if you trust it pass "
+                "ModelSource.from_path(path, trust=True)"
+            ) from error
     with one_program:
         try:
             return _deserialize(path, trust)
@@ -153,16 +159,6 @@ def _deserialize(path: str, trust: bool) -> Any:
             "later"
         )
     return programs["model"]
-
-
-def _vet(path: str) -> None:
-    try:
-        vet_archive(path)
-    except Refused as error:
-        raise ModelLoadError(
-            f"{path} could run code when loaded: {error}; if you trust it pass "
-            "ModelSource.from_path(path, trust=True)"
-        ) from error
 
 
 def check_dtype(spec: ModelSpec, program: Any, dtype: torch.dtype | None) -> None:

@@ -121,7 +121,7 @@ class HuggingFaceFormat(ModelDirectory):
         self, spec: ModelSpec, names: TensorNames, parts: Parts
     ) -> Tensors:
         """Read tensors of the checkpoint, renamed and packed as the library does."""
-        files = safetensors_of(spec)
+        files = _checkpoint(Path(str(spec.path)))
         return read_converted(files, names, lambda: build_architecture(spec), parts)
 
 
@@ -162,6 +162,11 @@ def mapped(
     build: Callable[[torch.dtype | None], torch.nn.Module],
 ) -> torch.nn.Module:
     """Build the module; tensors that would not be mapped go through the store."""
+    if not any(Path(str(spec.path)).rglob("*.safetensors")):
+        raise ModelLoadError(
+            f"{spec.path} holds no safetensors weights; write them with "
+            "model.save_pretrained(directory)"
+        )
     if placement.device.type != "cpu":
         return build(placement.dtype)
     module, dtype = build(None), placement.dtype
@@ -173,12 +178,11 @@ def mapped(
 
 
 def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
-    directory = directory_of(spec)
     transformers = import_library("transformers", what=spec.name)
     with without_progress(transformers):
         architecture, config = _architecture(spec)
         module, report = architecture.from_pretrained(
-            directory,
+            spec.path,
             config=config,
             local_files_only=True,
             use_safetensors=True,
@@ -215,24 +219,12 @@ def _architecture(spec: ModelSpec) -> tuple[Any, Any]:
     return found, config
 
 
-def safetensors_of(spec: ModelSpec) -> list[Path]:
-    """Files of weights that a directory's model is loaded from."""
-    directory = Path(directory_of(spec))
+def _checkpoint(directory: Path) -> list[Path]:
+    """Return the files that the library reads, where there are others beside them."""
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (directory / name).is_file():
             return safetensors_files(directory / name)
     return sorted(directory.glob("*.safetensors"))
-
-
-def directory_of(spec: ModelSpec) -> str:
-    """Return the directory of a model, or raise where its weights are gone."""
-    directory = Path(str(spec.path))
-    if not any(directory.rglob("*.safetensors")):
-        raise ModelLoadError(
-            f"{directory} holds no safetensors weights; write them with "
-            "model.save_pretrained(directory)"
-        )
-    return str(directory)
 
 
 def _refuse_gaps(spec: ModelSpec, report: dict[str, Any]) -> None:

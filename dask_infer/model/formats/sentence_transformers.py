@@ -20,7 +20,6 @@ from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.format import FileCall, Recognised
 from dask_infer.model.formats.huggingface import (
     ModelDirectory,
-    directory_of,
     mapped,
     without_progress,
 )
@@ -114,12 +113,11 @@ class SentenceTransformersFormat(ModelDirectory):
 
 
 def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
-    directory = directory_of(spec)
     library = import_library("sentence_transformers", what=spec.name)
     transformers = import_library("transformers", what=spec.name)
     with without_progress(transformers):
         module = library.SentenceTransformer(
-            directory,
+            spec.path,
             device="cpu",
             local_files_only=True,
             trust_remote_code=False,

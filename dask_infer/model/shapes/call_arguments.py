@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -92,10 +92,15 @@ def check_arity(
         raise ArityMismatch(
             f"{shown} gets {_listed(twice)} from columns and call_kwargs"
         )
-    known = _keywords(signature)
-    unknown = [key for key in extra if known is not None and key not in known]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known or (), n=1)
+    parameters = signature.parameters.values()
+    named = [
+        p.name
+        for p in parameters
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if unknown := [key for key in extra if not takes_any and key not in named]:
+        near = difflib.get_close_matches(unknown[0], named, n=1)
         hint = f"; did you mean {_listed(near)}?" if near else ""
         raise ArityMismatch(f"{shown} takes no {_listed(unknown)} of call_kwargs{hint}")
     try:
@@ -105,18 +110,6 @@ def check_arity(
         columns = f"columns give {len(given)} argument{'s' * (len(given) != 1)}"
         columns += f" ({_listed(keywords)} by name)" if keywords else ""
         raise ArityMismatch(f"{shown}: {error}, {columns}; {TWO}") from None
-
-
-def _keywords(signature: inspect.Signature) -> Sequence[str] | None:
-    """Return the keywords that may be passed; None where any may."""
-    parameters = signature.parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return [
-        p.name
-        for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
 
 
 def _bare(signature: inspect.Signature) -> inspect.Signature:

@@ -61,6 +61,8 @@ def token_rules(
     # What it does not take itself, generate passes on to forward.
     reads = module.forward if generates else function
     pad = pad_token(module)
+    config = getattr(module, "generation_config", None)
+    settings = tuple((name, getattr(config, name, None)) for name in SETTINGS)
     return TokenRules(
         accepts,
         masked=names_mask(reads),
@@ -68,7 +70,7 @@ def token_rules(
         left=generates and not getattr(module.config, "is_encoder_decoder", False),
         alone=pad is None and looks_for_padding(reads),
         equal_lengths=reads_padding(module, generates=generates),
-        generation=_settings(module.generation_config) if generates else None,
+        generation=settings if generates else None,
     )
 
 
@@ -129,8 +131,3 @@ def generates(module: Any, call_kwargs: Mapping[str, Any]) -> bool:
 def _can_generate(module: Any) -> bool:
     can = getattr(module, "can_generate", None)
     return callable(can) and bool(can()) and hasattr(module, "generation_config")
-
-
-def _settings(config: Any) -> tuple[tuple[str, Any], ...]:
-    """Return what of a generation config bears on the length of sequences."""
-    return tuple((name, getattr(config, name, None)) for name in SETTINGS)
