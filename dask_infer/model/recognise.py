@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.format import NotAModelError, Recognised, with_article
 from dask_infer.model.identity.file_key import existing_path
@@ -42,6 +44,13 @@ def recognise(model: Any, method: str | None = None) -> Recognised:
         return _at_path(model.target, model.trust)
     if isinstance(model, (str, os.PathLike)):
         return _at_path(os.fspath(model), trust=False)
+    if isinstance(model, ModelSource) and model.kind == "module":
+        model = model.target
+        if not isinstance(model, torch.nn.Module | torch.export.ExportedProgram):
+            raise NotAModelError(
+                "ModelSource.from_module takes a torch.nn.Module, not "
+                f"{with_article(type(model).__name__)}"
+            )
     for format in FORMATS:
         if (found := format.recognise(model, method)) is not None:
             return found

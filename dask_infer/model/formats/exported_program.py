@@ -20,7 +20,6 @@ from dask_infer.model.formats.checkpoints.safetensors_checkpoint import (
     Tensors,
 )
 from dask_infer.model.formats.format import Format, Recognised, load_errors
-from dask_infer.model.formats.torch_module import module_given
 from dask_infer.model.formats.torchscript import (
     check_zip,
     file_of,
@@ -46,14 +45,13 @@ class ExportedProgramFormat(Format):
 
     def recognise(self, given: Any, method: str | None) -> Recognised | None:
         """Return a program of this process, written to the content store at once."""
-        program = module_given(given)
-        if not isinstance(program, torch.export.ExportedProgram):
+        if not isinstance(given, torch.export.ExportedProgram):
             return None
         buffer = io.BytesIO()
-        torch.export.save(program, buffer)
+        torch.export.save(given, buffer)
         data = buffer.getvalue()
         key = content_key((self.kind, data))
-        return stored_program(self.kind, program, ".pt2", data, key)
+        return stored_program(self.kind, given, ".pt2", data, key)
 
     def check(self, path: Path, trust: bool) -> None:
         """Refuse what is no archive."""

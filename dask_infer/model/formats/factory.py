@@ -62,32 +62,30 @@ class FactoryFormat(Format):
             given = ModelSource.from_factory(given)
         if not isinstance(given, ModelSource) or given.kind != self.kind:
             return None
-        found = self._build_once(given)
-        target = given.target
-        is_module = isinstance(target, type) and issubclass(target, torch.nn.Module)
-        builds_module = given.weights is not None or is_module
-        return replace(found, interface="tensor" if builds_module else "numpy")
-
-    def _build_once(self, source: ModelSource) -> Recognised:
-        build = source.target
+        build = given.target
         if not callable(build):
             raise NotAModelError(
                 f"ModelSource.from_factory takes a class or function that builds the "
                 f"model, not {with_article(type(build).__name__)}"
             )
-        if source.args or source.kwargs:
-            build = functools.partial(build, *source.args, **source.kwargs)
+        is_module = isinstance(build, type) and issubclass(build, torch.nn.Module)
+        if given.args or given.kwargs:
+            build = functools.partial(build, *given.args, **given.kwargs)
         found = self.pickled(build)
-        if source.weights is None:
+        if given.weights is None:
             # The size of what it builds is unknown; that of the pickle says nothing.
             found.spec = replace(found.spec, nbytes=0)
-            return found
-        path, files = _weights(source.weights)
-        found.spec = replace(
-            found.spec,
-            key=content_key((found.spec.key, file_key("weights", path, files))),
-            weights=str(path),
-            nbytes=sum(file.stat().st_size for file in safetensors_files(path)),
+        else:
+            path, files = _weights(given.weights)
+            weights = file_key("weights", path, [path, *files])
+            found.spec = replace(
+                found.spec,
+                key=content_key((found.spec.key, weights)),
+                weights=str(path),
+                nbytes=sum(file.stat().st_size for file in files),
+            )
+        found.interface = (
+            "tensor" if is_module or given.weights is not None else "numpy"
         )
         return found
 
@@ -162,7 +160,7 @@ def _weights(given: str) -> tuple[Path, list[Path]]:
     files = safetensors_files(path)
     for file in files:
         safetensors_header(file)
-    return path, [path, *files]
+    return path, files
 
 
 def _build(spec: ModelSpec) -> Any:

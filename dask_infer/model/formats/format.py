@@ -122,12 +122,7 @@ class Format:
     def recognise(self, given: Any, method: str | None) -> Recognised | None:
         """Return an object of this format as a model; None where it is of another.
 
-        Parameters
-        ----------
-        given
-            What the user gave, a `ModelSource` included.
-        method
-            What will be called.
+        `given` is what the user gave, or a `ModelSource`; `method` will be called.
         """
         return None
 
@@ -205,10 +200,7 @@ class Format:
     ) -> list[Described]:
         """Return what a fitted object's attributes say that it returns, by array.
 
-        Parameters
-        ----------
-        given
-            Dtypes of the columns that it gets; None where not known.
+        `given` has the dtypes of the columns that it gets; None where not known.
 
         Raises
         ------
@@ -234,10 +226,7 @@ class Format:
     def traceable_module(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Return the torch module, its weights not read where that can be avoided.
 
-        Parameters
-        ----------
-        live
-            What the user gave; None to read the spec's own.
+        `live` is what the user gave; None to read the spec's own.
 
         Raises
         ------
@@ -267,10 +256,7 @@ class Format:
     ) -> torch.nn.Module | ExportedProgram:
         """Return what is split, its weights not read where that can be avoided.
 
-        Parameters
-        ----------
-        live
-            The caller's module, or what builds it; None to read the spec's own.
+        `live` is the caller's module, or what builds it; None to read the spec's own.
 
         Raises
         ------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.format import Format, Recognised, read_object
 from dask_infer.model.runtime.loaded_model import FunctionModel
 from dask_infer.model.runtime.methods import check_method, signature_of
@@ -36,8 +35,4 @@ class FunctionFormat(Format):
 
     def load(self, spec: ModelSpec, placement: Placement) -> FunctionModel:
         """Unpickle the function."""
-        function = read_object(spec)
-        if not callable(function):
-            name = type(function).__name__
-            raise ModelLoadError(f"{spec.name}: {name} is not callable")
-        return FunctionModel(spec, function)
+        return FunctionModel(spec, read_object(spec))

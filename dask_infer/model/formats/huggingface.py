@@ -178,8 +178,7 @@ def mapped(
 
 
 def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
-    transformers = import_library("transformers", what=spec.name)
-    with without_progress(transformers):
+    with without_progress(spec):
         architecture, config = _architecture(spec)
         module, report = architecture.from_pretrained(
             spec.path,
@@ -242,9 +241,9 @@ def _refuse_gaps(spec: ModelSpec, report: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def without_progress(transformers: Any) -> Iterator[None]:
+def without_progress(spec: ModelSpec) -> Iterator[None]:
     """One thread builds, without progress bars and warnings on the worker's stderr."""
-    log = transformers.utils.logging
+    log = import_library("transformers.utils.logging", what=spec.name)
     with one_at_a_time:
         verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
         log.set_verbosity_error()

@@ -23,11 +23,7 @@ from dask_infer.model.formats.huggingface import (
     mapped,
     without_progress,
 )
-from dask_infer.model.formats.torch_module import (
-    TorchModuleFormat,
-    module_given,
-    unwrap,
-)
+from dask_infer.model.formats.torch_module import TorchModuleFormat, unwrap
 from dask_infer.model.runtime.footprint import parse_dtype
 from dask_infer.model.runtime.import_library import import_library
 from dask_infer.model.runtime.loaded_model import ModuleModel
@@ -52,11 +48,10 @@ class SentenceTransformersFormat(ModelDirectory):
 
     def recognise(self, given: Any, method: str | None) -> Recognised | None:
         """Return the layers of an object as a torch module, with its tokenizer."""
-        model, compile = module_given(given), None
-        if isinstance(model, nn.Module):
-            model, compile = unwrap(model)
-        layers = _layers_of(model)
-        found = TorchModuleFormat().recognise(layers, method)
+        if not isinstance(given, nn.Module):
+            return None
+        model, compile = unwrap(given)
+        found = TorchModuleFormat().recognise(_layers_of(model), method)
         if found is not None:
             found.spec = replace(found.spec, name=type(model).__name__, compile=compile)
             found.tokenizer = _tokenizer(model)
@@ -114,8 +109,7 @@ class SentenceTransformersFormat(ModelDirectory):
 
 def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
     library = import_library("sentence_transformers", what=spec.name)
-    transformers = import_library("transformers", what=spec.name)
-    with without_progress(transformers):
+    with without_progress(spec):
         module = library.SentenceTransformer(
             spec.path,
             device="cpu",

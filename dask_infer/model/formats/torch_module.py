@@ -8,19 +8,12 @@ from typing import Any
 import torch
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.format import (
-    Format,
-    NotAModelError,
-    Recognised,
-    read_object,
-    with_article,
-)
+from dask_infer.model.formats.format import Format, Recognised, read_object
 from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.runtime.compiled import compile_arguments
 from dask_infer.model.runtime.footprint import tensor_bytes
 from dask_infer.model.runtime.loaded_model import ModuleModel
 from dask_infer.model.runtime.place_module import Placement, in_dtype, place
-from dask_infer.model.source import ModelSource
 from dask_infer.spec.model_spec import ModelSpec
 
 #: Wrappers of training, which no prediction needs.
@@ -37,15 +30,9 @@ class TorchModuleFormat(Format):
 
     def recognise(self, given: Any, method: str | None) -> Recognised | None:
         """Return the module below compilation and training wrappers."""
-        model = module_given(given)
-        if not isinstance(model, torch.nn.Module):
-            if model is given:
-                return None
-            raise NotAModelError(
-                "ModelSource.from_module takes a torch.nn.Module, not "
-                f"{with_article(type(model).__name__)}"
-            )
-        module, compile = unwrap(model)
+        if not isinstance(given, torch.nn.Module):
+            return None
+        module, compile = unwrap(given)
         _check_weights(module)
         found = self.pickled(module)
         nbytes = tensor_bytes(module)
@@ -54,27 +41,13 @@ class TorchModuleFormat(Format):
 
     def load(self, spec: ModelSpec, placement: Placement) -> ModuleModel:
         """Load the module from the content store."""
-        module = in_dtype(spec, placement, lambda: read_module(spec))
+        module = in_dtype(spec, placement, lambda: read_object(spec))
         return place(spec, module, placement.device)
 
     def open_to_split(self, spec: ModelSpec, live: Any) -> torch.nn.Module:
         """Return the caller's module, else the pickled one, its tensors mapped."""
         is_module = isinstance(live, torch.nn.Module)
-        return unwrap(live if is_module else read_module(spec))[0]
-
-
-def module_given(given: Any) -> Any:
-    """Return what `ModelSource.from_module` holds, all else as it is."""
-    is_source = isinstance(given, ModelSource) and given.kind == "module"
-    return given.target if is_source else given
-
-
-def read_module(spec: ModelSpec) -> torch.nn.Module:
-    """Unpickle the module of `spec`, its tensors mapped from the store's file."""
-    module = read_object(spec)
-    if not isinstance(module, torch.nn.Module):
-        raise ModelLoadError(f"{spec.name}: {type(module).__name__} is no torch module")
-    return module
+        return unwrap(live if is_module else read_object(spec))[0]
 
 
 def unwrap(

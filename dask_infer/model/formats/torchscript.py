@@ -14,7 +14,6 @@ import torch
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.format import Format, Recognised, load_errors
-from dask_infer.model.formats.torch_module import module_given
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.runtime.footprint import floating_dtype
 from dask_infer.model.runtime.loaded_model import ModuleModel
@@ -43,11 +42,10 @@ class TorchScriptFormat(Format):
 
     def recognise(self, given: Any, method: str | None) -> Recognised | None:
         """Return a script of this process, written to the content store at once."""
-        script = module_given(given)
-        if not isinstance(script, torch.jit.ScriptModule):
+        if not isinstance(given, torch.jit.ScriptModule):
             return None
-        key = content_key((self.kind, script))
-        return stored_program(self.kind, script, ".pt", script.save_to_buffer(), key)
+        key = content_key((self.kind, given))
+        return stored_program(self.kind, given, ".pt", given.save_to_buffer(), key)
 
     def check(self, path: Path, trust: bool) -> None:
         """Refuse what torch did not write, and all that is not trusted."""

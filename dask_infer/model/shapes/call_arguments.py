@@ -85,14 +85,16 @@ def check_arity(
     extra
         Keywords of `call_kwargs`.
     """
-    shown = f'model "{name}": {function}{_bare(signature)}'
+    parameters = signature.parameters.values()
+    empty = inspect.Signature.empty  # annotations are too long for a message
+    bare = inspect.Signature([p.replace(annotation=empty) for p in parameters])
+    shown = f'model "{name}": {function}{bare}'
     given = tuple(examples)
     keywords = [key for key in given if isinstance(key, str)]
     if twice := sorted(set(keywords) & set(extra)):
         raise ArityMismatch(
             f"{shown} gets {_listed(twice)} from columns and call_kwargs"
         )
-    parameters = signature.parameters.values()
     named = [
         p.name
         for p in parameters
@@ -110,13 +112,6 @@ def check_arity(
         columns = f"columns give {len(given)} argument{'s' * (len(given) != 1)}"
         columns += f" ({_listed(keywords)} by name)" if keywords else ""
         raise ArityMismatch(f"{shown}: {error}, {columns}; {TWO}") from None
-
-
-def _bare(signature: inspect.Signature) -> inspect.Signature:
-    """Return the signature without annotations, short enough for a message."""
-    empty = inspect.Signature.empty
-    parameters = [p.replace(annotation=empty) for p in signature.parameters.values()]
-    return inspect.Signature(parameters)
 
 
 def _listed(names: Iterable[str]) -> str:

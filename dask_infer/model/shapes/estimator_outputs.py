@@ -121,10 +121,7 @@ def _is_several(classes: Any) -> bool:
 
 
 def _is_chain(estimator: Any) -> bool:
-    """Whether each output's estimator reads those before: the outputs are one matrix.
-
-    scikit-learn's chains keep the order of their outputs.
-    """
+    """Whether each output's estimator reads those before: they are one matrix."""
     return hasattr(estimator, "order_") and isinstance(
         getattr(estimator, "estimators_", None), list
     )

@@ -30,18 +30,15 @@ def keeping(
         return described
     kept = kept_dtypes(estimator, dtypes) if dtypes else None
     framed = described[0][0] is not None
-    if not kept or len(kept) != (len(described) if framed else _count(described)):
+    # Numbers that a row of the one array has.
+    count = math.prod(size or 0 for size in described[0][2])
+    if not kept or len(kept) != (len(described) if framed else count):
         return described
     kept = kept if framed else [common_dtype(kept)]
     return [
         (name, "float64" if dtype.startswith("float") else dtype, shape)
         for (name, _, shape), dtype in zip(described, kept, strict=True)
     ]
-
-
-def _count(described: list[Described]) -> int:
-    """Return how many numbers a row of the one array has."""
-    return math.prod(size or 0 for size in described[0][2])
 
 
 def kept_dtypes(estimator: Any, given: Sequence[str]) -> list[str] | None:
