@@ -107,3 +107,23 @@ def test_lists_of_integers_on_a_cluster(client):
     for model in (Embedded(), Weighted()):
         pred = collection("objects").infer.predict(model, columns="x", shapes={"x": 3})
         assert pred.prediction.compute().tolist() == [6, 15, 24, 3]
+
+
+def test_what_a_model_reads_is_asked_for_each_call():
+    """A replica is shared: other arguments of a call may make it read other dtypes."""
+
+    class Either(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding.from_pretrained(torch.eye(4))
+            self.line = torch.nn.Linear(2, 1)
+
+        def forward(self, x, embed=False):
+            return self.table(x)[:, 0, 1] if embed else self.line(x)[:, 0]
+
+    frame = pd.DataFrame({"a": [0, 1, 2], "b": [3, 3, 3]})
+    ddf, model = dd.from_pandas(frame, npartitions=1), Either()
+    for embed in (False, True, False):
+        pred = ddf.infer.predict(model, call_kwargs={"embed": embed}, meta="float32")
+        found = pred.prediction.compute(scheduler="sync").tolist()
+        assert not embed or found == [0, 1, 0]

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from dask_infer.batch.inputs.decided_dtypes import with_lists
 from dask_infer.model.formats.format import FileCall
+from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.footprint import floating_dtype, parse_dtype
 from dask_infer.model.runtime.loaded_model import LoadedModel
@@ -88,8 +89,10 @@ def propagate(
     """
     examples = by_key(args, kwargs)
     with sandbox():
-        if format_of(spec).declares_outputs:
-            return _declared(spec, examples, method, dtype)
+        format = format_of(spec)
+        if format.declares_outputs:
+            calls = (FileCall(examples, two, method, dtype) for two in counts_beside())
+            return compared(*(format.declared_outputs(spec, call) for call in calls))
         module = _traceable_module(spec, live)
         call = _Call(
             spec.name, module, method, examples, dict(call_kwargs or {}), dtype
@@ -127,9 +130,9 @@ def decided(
     """Return `inputs` with those as int64 that the model refuses as floats.
 
     With ``meta=`` the client does not run a module's code. The worker does, on shapes
-    alone and once for each replica, before the first batch.
+    alone and once for each kind of call of a replica, before the first batch.
     """
-    key = (method, *sorted(call_kwargs), repr(undecided))
+    key = content_key((method, dict(call_kwargs), undecided))
     if key not in model.decided:
         args, kwargs = undecided.args, undecided.kwargs
         options: dict[str, Any] = {"method": method, "call_kwargs": call_kwargs}
@@ -139,17 +142,6 @@ def decided(
             dtypes = traced.dtypes_at(undecided.places)
         model.decided[key] = dtypes  # complete: other threads look
     return with_lists(inputs, model.decided[key])
-
-
-def _declared(
-    spec: ModelSpec,
-    examples: dict[ArgumentKey, Example],
-    method: str | None,
-    dtype: str | None,
-) -> Traced:
-    """Return what the model's files declare, for two counts of rows and of tokens."""
-    calls = [FileCall(examples, counts, method, dtype) for counts in counts_beside()]
-    return compared(*(format_of(spec).declared_outputs(spec, call) for call in calls))
 
 
 def _traceable_module(spec: ModelSpec, live: object | None) -> torch.nn.Module:
