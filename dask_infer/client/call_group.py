@@ -129,7 +129,7 @@ def _in_shards(call: ModelCall, inputs: Inputs) -> Blob | None:
 
 def _axes_of_uncut(call: ModelCall, refusal: CannotSplit) -> Mapping[str, int]:
     """Return what shards divide of a module that cannot be cut into stages."""
-    from dask_infer.model.split.uncut import open_uncut
+    from dask_infer.model.split.stage_loader import open_uncut
 
     try:
         return open_uncut(call.spec, call.recognised.live, call.request.dtype).axes

@@ -52,7 +52,7 @@ def _code() -> str:
 
 def part_bytes(spec: ModelSpec, part: StageLayers, dtype: str | None) -> int:
     """Projected bytes of what a stage or a shard holds."""
-    from dask_infer.model.split.uncut import open_uncut
+    from dask_infer.model.split.stage_loader import open_uncut
 
     shard = _shard(part)
     if part.chain is None:
@@ -71,14 +71,14 @@ def load_part(
         If it cannot be read; names the model and the cause.
     """
     from dask_infer.model.split import load_stage
-    from dask_infer.model.split.uncut import load_uncut
+    from dask_infer.model.split.stage_loader import load_uncut
 
     shard = _shard(part)
     if part.chain is None:
         assert shard is not None
         return load_uncut(spec, shard, device=device, dtype=dtype)
     chain, blocks = read_chain(part.chain), (part.start, part.stop)
-    return load_stage(spec, chain, *blocks, device=device, dtype=dtype, shard=shard)
+    return load_stage(spec, chain, *blocks, device=device, shard=shard)
 
 
 def _shard(part: StageLayers) -> Any:

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx.node import map_aggregate
 
 from dask_infer.device.device import use_cpu_threads
-from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.chain import TOKENS, Chain
-from dask_infer.model.split.export.fingerprint import fingerprint
-from dask_infer.model.split.program import ValueRef, WeightRef, nbytes_of
-from dask_infer.model.split.stage_loader import names_in, put
+from dask_infer.model.split.export.layer_operator import fingerprint
+from dask_infer.model.split.steps import ValueRef, WeightRef, nbytes_of
 
 try:
     import resource
@@ -99,7 +96,7 @@ class _Bench:
         mark = block_mark(self._chain, block, self._marks)
         handed = self._chain.example(block + 1, self._rows, self._tokens)
         if mark not in self._known or handed is None:
-            handed, seconds = self._run(block, self._carry(block), is_timed=True)
+            handed, seconds = self._run(block, is_timed=True)
             self._known.setdefault(mark, seconds)
         seconds = self._known[mark]
         return BlockCost(made.name, seconds, made.nbytes, nbytes_of(handed))
@@ -108,7 +105,7 @@ class _Bench:
         """Return what enters a block; by running those before where it is not known."""
         known = self._chain.example(block, self._rows, self._tokens)
         if known is None:
-            return self._run(block - 1, self._carry(block - 1))[0]
+            return self._run(block - 1)[0]
         return {
             name: synthetic(value).to(self._device)
             if isinstance(value, torch.Tensor)
@@ -117,12 +114,15 @@ class _Bench:
         }
 
     def _run(
-        self, block: int, carry: dict[str, Any], *, is_timed: bool = False
+        self, block: int, *, is_timed: bool = False
     ) -> tuple[dict[str, Any], float]:
         """Return what a block hands on, and the seconds of a forward, if asked for."""
-        stage = self._chain.stage(block, block + 1, self._device, layers=self._layers)
-        held = dict(named_tensors(stage))
-        self._fill(stage)
+        chain, carry = self._chain, self._carry(block)
+        stage = chain.stage(block, block + 1, self._device, layers=self._layers)
+        for first, names in chain.names_in(stage).items():
+            made = chain.constants.get(first)
+            made = synthetic(chain.tensors[first]) if made is None else made
+            chain.put(stage, names, made, self._device)
 
         def forward() -> dict[str, Any]:
             handed: dict[str, Any] = stage(carry)
@@ -135,16 +135,8 @@ class _Bench:
             alone = self._is_cpu and torch.get_num_threads() == 1
             clear = self._cache.zero_
             seconds = fastest(forward, clear, alone=alone) if is_timed else 0.0
-        for name, tensor in held.items():  # other blocks share the modules
-            parent, _, leaf = name.rpartition(".")
-            setattr(stage.get_submodule(parent), leaf, tensor)
+        stage.to("meta")  # other blocks share the modules
         return handed, seconds
-
-    def _fill(self, stage: nn.Module) -> None:
-        for first, names in names_in(self._chain, stage).items():
-            made = self._chain.constants.get(first)
-            made = synthetic(self._chain.tensors[first]) if made is None else made
-            put(self._chain, stage, names, made, self._device)
 
 
 def fastest(work: Callable[[], Any], clear: Callable[[], Any], *, alone: bool) -> float:
@@ -161,8 +153,8 @@ def fastest(work: Callable[[], Any], clear: Callable[[], Any], *, alone: bool) -
     """
     whole: list[float] = []
     interrupted: list[float] = []
-    spent = 0.0
-    for _ in range(RUNS):
+    end = time.perf_counter() + TIME_LIMIT
+    while len(whole) + len(interrupted) < RUNS and time.perf_counter() <= end:
         clear()
         cpu, stops, start = time.thread_time(), _interruptions(), time.perf_counter()
         work()
@@ -171,9 +163,6 @@ def fastest(work: Callable[[], Any], clear: Callable[[], Any], *, alone: bool) -
             interrupted.append(time.thread_time() - cpu)
         else:
             whole.append(wall)
-        spent += wall
-        if spent > TIME_LIMIT:  # another run adds little
-            break
     return min(whole or interrupted)
 
 
@@ -190,7 +179,7 @@ def block_mark(chain: Chain, block: int, layers: Mapping[str, bytes | None]) -> 
     What cannot be compared has a mark of its own. `layers` has fingerprints by path.
     """
     first, last = chain.bounds[block : block + 2]
-    values, entering = chain.program.values, chain.cut_names(block)
+    entering = chain.cut_names(block)
     # Values have numbers in place of names, in the order in which they are read; what
     # only passes through does not count.
     numbers: dict[str, int] = {}
@@ -199,21 +188,19 @@ def block_mark(chain: Chain, block: int, layers: Mapping[str, bytes | None]) -> 
     def leaf(value: Any) -> Any:
         if isinstance(value, ValueRef):
             if value.name not in numbers and value.name in entering:
-                read.append(values.get(value.name))
+                read.append(chain.values.get(value.name))
             return numbers.setdefault(value.name, len(numbers))
         if isinstance(value, WeightRef):
             return chain.tensors[chain.first_name(value.name)]
         return value
 
     calls: list[Any] = []
-    for step in chain.program.steps[first:last]:
+    for step in chain.steps[first:last]:
         target = layers[step.target] if step.kind == "layer" else step.target
-        if target is None:
-            return str(block).encode()
         arguments = map_aggregate((step.args, dict(step.kwargs)), leaf)
-        calls.append(("" if step.kind == "leaves" else target, arguments))
+        calls.append((target, step.call, arguments))
         numbers.setdefault(step.name, len(numbers))
-    if None in read:
+    if None in read or any(target is None for target, *_ in calls):
         return str(block).encode()
     return hashlib.sha256(repr((calls, read)).encode()).digest()
 

@@ -7,7 +7,7 @@ tuples, dictionaries, dataclasses and what derives from them, as models return.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -29,12 +29,6 @@ class Node:
     kind: type
     keys: tuple[Any, ...]
     items: tuple[Structure, ...]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is made of tuples, lists and dictionaries alone."""
-        items = [item.is_plain for item in self.items if item is not None]
-        return self.kind in (tuple, list, dict) and all(items)
 
 
 #: None for a leaf; leaves are numbered in the order in which they stand.
@@ -68,13 +62,10 @@ def take_apart(value: Any, leaves: list[Any]) -> Structure:
 
 def put_together(structure: Structure, leaves: Iterable[Any]) -> Any:
     """Return the value that has this structure and these leaves."""
-    return _built(structure, iter(leaves))
-
-
-def _built(structure: Structure, leaves: Iterator[Any]) -> Any:
+    leaves = iter(leaves)
     if structure is None:
         return next(leaves)
-    items = [_built(item, leaves) for item in structure.items]
+    items = [put_together(item, leaves) for item in structure.items]
     kind: Any = structure.kind
     if issubclass(kind, (tuple, list)):
         return kind(*items) if hasattr(kind, "_fields") else kind(items)

@@ -22,7 +22,7 @@ from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.split import Chain, profile
 from dask_infer.model.split.shards.trial import find_cuts
-from dask_infer.model.split.uncut import open_uncut
+from dask_infer.model.split.stage_loader import open_uncut
 from dask_infer.plan.facts import BlockFacts, ChainFacts
 from dask_infer.plan.microbatch_size import FEW_ROWS, ROWS
 from dask_infer.plan.units import in_bytes

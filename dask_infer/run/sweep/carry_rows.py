@@ -17,7 +17,7 @@ def row_axes(chain: Chain, place: int) -> Axes | None:
     """Return the axis of rows of each value before block `place`; None if unknown."""
     axes: dict[str, int | None] = {}
     for name in chain.cut_names(place):
-        value = chain.program.values.get(name)
+        value = chain.values.get(name)
         if value is None:
             return None
         counted = [size for size in value.shape if "rows" in str(size)]

@@ -213,7 +213,8 @@ def test_guards_of_other_things_are_left_out():
         "L['unknown'].size()[0] < 3",
         "not L['more'][0].size()[1] // 2 > L['mask'].size()[0] + 1",
     ]
-    (guard,) = guards_of(lines, forward, [0, 1, "mask"])
+    given = {0: torch.ones(2), 1: torch.ones(1, 2), "mask": torch.ones(3)}
+    (guard,) = guards_of(lines, forward, given)
     assert guard.text == "not more[0].shape[1] // 2 > mask.shape[0] + 1"
     assert guard.holds({1: torch.ones(1, 8), "mask": torch.ones(3)})
     assert not guard.holds({1: torch.ones(1, 10), "mask": torch.ones(3)})

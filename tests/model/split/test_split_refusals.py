@@ -101,12 +101,6 @@ def test_arguments_are_held_to_those_of_the_split():
         chain.bind((torch.ones(1, 8), torch.ones(1, 8)), {})
 
 
-def test_blocks_out_of_range_are_refused():
-    _, chain = split_module(Skips(), FLOATS)
-    with pytest.raises(ValueError, match="0 <= start < stop"):
-        chain.stage(2, 2)
-
-
 def test_data_dependent_sequences_report_no_sizes():
     class Drops(nn.Linear):
         def forward(self, x):

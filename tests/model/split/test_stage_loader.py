@@ -171,13 +171,6 @@ def test_stage_is_frozen_and_can_be_closed():
         stage.call((carry,), {})
 
 
-def test_another_dtype_than_the_chains_is_refused():
-    spec, chain = split_module(Skips(), FLOATS)
-    assert load_stage(spec, chain, 0, 1, dtype="float32").floating is torch.float32
-    with pytest.raises(ValueError, match=r"split for torch\.float32"):
-        load_stage(spec, chain, 0, 1, dtype="bfloat16")
-
-
 def test_shared_tensor_is_one_object_in_a_stage():
     spec, chain = split_module(Tied(), TOKENS)
     stage = load_stage(spec, chain, 0, len(chain.blocks))

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from dask_infer.model.split.program import Value
+from dask_infer.model.split.steps import Value
 from dask_infer.run.sweep.carry_rows import row_axes, take_rows
 
 
 def chain(**values: Value | None) -> Any:
-    program = SimpleNamespace(values={k: v for k, v in values.items() if v})
-    return SimpleNamespace(program=program, cut_names=lambda place: tuple(values))
+    known = {name: value for name, value in values.items() if value}
+    return SimpleNamespace(values=known, cut_names=lambda place: tuple(values))
 
 
 def test_the_axis_of_rows_is_found_by_its_size() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -37,21 +37,19 @@ def opaque_layers(module: nn.Module, cuts: tuple[str, ...]) -> list[str]:
 
     def closed(path: str) -> Iterator[str]:
         layer = module.get_submodule(path)
-        containers = (nn.ModuleList, nn.ModuleDict)
-        if not any(cut.startswith(f"{path}.") for cut in cuts):
-            if not isinstance(layer, containers):
-                yield first[id(layer)]
-            return
-        for name, child in layer._modules.items():
-            if child is not None:
-                yield from closed(f"{path}.{name}")
+        if any(cut.startswith(f"{path}.") for cut in cuts):
+            for name, child in layer._modules.items():
+                if child is not None:
+                    yield from closed(f"{path}.{name}")
+        elif not isinstance(layer, _CONTAINERS):
+            yield first[id(layer)]
 
     first = {id(layer): path for path, layer in module.named_modules()}
     found = (layer for path in pieces(module) for layer in closed(path))
     return list(dict.fromkeys(found))
 
 
-def outermost(module: nn.Module, paths: list[str]) -> list[str]:
+def outermost(module: nn.Module, paths: Sequence[str]) -> list[str]:
     """Return the outermost items of lists around some modules, or else themselves."""
     return list(dict.fromkeys([*items_around(module, p), p][0] for p in paths))
 
@@ -60,15 +58,12 @@ def items_around(module: nn.Module, path: str) -> list[str]:
     """Return the items of lists that a piece is inside of, outermost first."""
     names = path.split(".")
     around = (".".join(names[:count]) for count in range(1, len(names)))
-    return [outer for outer in around if _is_item(module, outer)]
-
-
-def _is_item(module: nn.Module, path: str) -> bool:
-    """Whether a module is an item of a list, and no list itself."""
-    item = module.get_submodule(path)
-    around = module.get_submodule(path.rpartition(".")[0])
-    is_list = isinstance(item, (nn.ModuleList, nn.ModuleDict))
-    return not is_list and _is_list(around)
+    return [
+        item
+        for item in around
+        if _is_list(module.get_submodule(item.rpartition(".")[0]))
+        and not isinstance(module.get_submodule(item), _CONTAINERS)
+    ]
 
 
 def check_cuts(name: str, module: nn.Module, cuts: tuple[str, ...] | None) -> None:
@@ -95,12 +90,15 @@ def check_cuts(name: str, module: nn.Module, cuts: tuple[str, ...] | None) -> No
             raise CannotSplit(name, reason, "name each module once")
 
 
+#: Lists and dictionaries are never called themselves.
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
+
 def _pieces(module: nn.Module, path: str, *, inside: bool) -> Iterator[str]:
     """Yield pieces; `inside` a repeated layer only lists of blocks are opened."""
-    opens = _has_blocks(module) if inside else _has_list(module) or not path
-    # Lists and dictionaries are never called themselves.
-    opens = opens or isinstance(module, (nn.ModuleList, nn.ModuleDict))
-    if not opens or not module._modules:
+    lists = [part for part in module.modules() if _is_list(part)]
+    opens = any(map(_holds_blocks, lists)) if inside else bool(lists or not path)
+    if not module._modules or not (opens or isinstance(module, _CONTAINERS)):
         if path:
             yield path
         return
@@ -112,19 +110,14 @@ def _pieces(module: nn.Module, path: str, *, inside: bool) -> Iterator[str]:
 
 
 def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > 1
-
-
-def _has_list(module: nn.Module) -> bool:
-    return any(_is_list(part) for part in module.modules())
-
-
-def _has_blocks(module: nn.Module) -> bool:
-    """Whether a list inside holds several modules of one class with parts of theirs."""
-    return any(_holds_blocks(part) for part in module.modules() if _is_list(part))
+    """Whether it is a list, or modules that a program remembers of one."""
+    numbered = type(module) is nn.Module and all(map(str.isdigit, module._modules))
+    is_list = numbered or isinstance(module, (nn.Sequential, nn.ModuleList))
+    return is_list and len(module._modules) > 1
 
 
 def _holds_blocks(parts: nn.Module) -> bool:
+    """Whether it holds several modules of one class with parts of theirs."""
     composed = [
         type(part)
         for part in parts.children()
@@ -135,17 +128,3 @@ def _holds_blocks(parts: nn.Module) -> bool:
 
 def _owns_tensors(part: nn.Module) -> bool:
     return next(part.parameters(), None) is not None
-
-
-def is_sequential(module: nn.Module, layers: Collection[str], path: str = "") -> bool:
-    """Whether all code around layers at these paths is that of ``nn.Sequential``."""
-    own = type(module).forward is nn.Sequential.forward
-    return (
-        own
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and all(
-            (inner := f"{path}{name}") in layers
-            or is_sequential(child, layers, f"{inner}.")
-            for name, child in module.named_children()
-        )
-    )

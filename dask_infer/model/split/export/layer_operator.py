@@ -8,30 +8,28 @@ code inside layers may do anything that is repeatable, and puts no guard on the 
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dask_infer.model.identity import pickling
 from dask_infer.model.shapes.fake_model import private_copy
-from dask_infer.model.split.export.learn_layer import (
-    LayerCall,
-    NotOpaqueError,
-    learn,
-    operands,
-)
-from dask_infer.model.split.layer_returns import (
+from dask_infer.model.split.export.learn_layer import NotOpaqueError, Operands, learn
+from dask_infer.model.split.layer_call import (
+    Arguments,
     Input,
     NewTensor,
     Signature,
     known_sizes,
     size_by,
 )
-from dask_infer.model.split.nesting import UnknownValue, put_together, take_apart
+from dask_infer.model.split.nesting import UnknownValue, put_together
 from dask_infer.model.split_refusals import NotExactError
 
 _library = torch.library.Library("dask_infer", "DEF")
@@ -39,12 +37,11 @@ _library.define("layer(int site, Tensor[] tensors, SymInt[] sizes) -> Tensor[]")
 OPERATOR = torch.ops.dask_infer.layer.default
 
 
-@dataclass(frozen=True)
-class CallSite:
+class CallSite(NamedTuple):
     """One call of a layer in an export."""
 
     path: str
-    call: LayerCall
+    arguments: Arguments
     signature: Signature
 
 
@@ -75,33 +72,40 @@ class OpaqueLayers:
     ----------
     module
         The copy to export.
-    marks
-        Its layers by path, and their fingerprints: layers that are alike are learned
-        once. None for a layer that is like no other.
+    on_meta
+        A copy on meta, by which layers are alike: these are learned once.
+    paths
+        The layers.
     mode
         Of the copy's fake parameters.
     """
 
     def __init__(
-        self, module: nn.Module, marks: Mapping[str, bytes | None], mode: FakeTensorMode
+        self,
+        module: nn.Module,
+        on_meta: nn.Module,
+        paths: Iterable[str],
+        mode: FakeTensorMode,
     ) -> None:
         self._mode = mode
-        self._layers = {path: module.get_submodule(path) for path in marks}
-        self._marks = {path: mark or path for path, mark in marks.items()}
         #: Copies to learn from: an export swaps the tensors of the originals.
         self._copies: dict[Any, nn.Module] = {}
         self._known: dict[Any, Signature] = {}
         #: Calls in this export, by number.
         self.sites: dict[int, CallSite] = {}
-
-    def __enter__(self) -> OpaqueLayers:
-        for path, layer in self._layers.items():
-            if self._marks[path] not in self._copies:
-                self._copies[self._marks[path]] = private_copy(layer)
-        for path, layer in self._layers.items():
+        layers = {path: module.get_submodule(path) for path in paths}
+        self._marks = {
+            path: fingerprint(on_meta.get_submodule(path)) or path for path in layers
+        }
+        for path, mark in self._marks.items():
+            if mark not in self._copies:
+                self._copies[mark] = private_copy(layers[path])
+        for path, layer in layers.items():
             # Torch's private name (2.13) for what replaces a call, hooks included.
             call = functools.partial(self._call, path, layer, _hooks(layer))
             layer._compiled_call_impl = call
+
+    def __enter__(self) -> OpaqueLayers:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -115,42 +119,61 @@ class OpaqueLayers:
         if torch.is_autocast_enabled("cpu"):
             raise NotExactError(f'it runs "{path}" in mixed precision')
         try:
-            if _hooks(layer) != hooks:
-                raise NotOpaqueError(f'"{path}" gets hooks as the model runs')
-            return self._opaque(path, args, kwargs)
+            # Some models add hooks as they run, to return what layers return.
+            if _hooks(layer) == hooks:
+                return self._opaque(path, args, kwargs)
         except (NotOpaqueError, UnknownValue):
-            return layer._call_impl(*args, **kwargs)
+            pass
+        return layer._call_impl(*args, **kwargs)
 
     def _opaque(self, path: str, args: Any, kwargs: Any) -> Any:
-        given: list[Any] = []
-        structure = take_apart((args, kwargs), given)
-        if structure is None or not structure.is_plain:  # fx makes no other objects
-            raise NotOpaqueError(f'"{path}" is given a container of its own class')
-        if any(isinstance(leaf, torch.SymFloat) for leaf in given):
-            raise NotOpaqueError(f'"{path}" is given a fraction of a size')
-        tensors, sizes = operands(given)
-        call = LayerCall.of(structure, given, tensors, sizes)
-        signature = self._signature(path, call)
-        number = next(_numbers)
-        self.sites[number] = _sites[number] = CallSite(path, call, signature)
+        arguments, tensors, sizes = Arguments.of(args, kwargs)
+        operands, mark = Operands.of(tensors, sizes), self._marks[path]
+        key = mark, repr((arguments, operands))
+        if key not in self._known:
+            like = path, self._copies[mark]
+            self._known[key] = learn(*like, arguments, operands, self._mode)
+        signature, number = self._known[key], next(_numbers)
+        self.sites[number] = _sites[number] = CallSite(path, arguments, signature)
         made = dict(zip(signature.made, OPERATOR(number, tensors, sizes), strict=True))
         known = known_sizes(tensors, sizes)
 
         def returned(leaf: Any) -> Any:
             if isinstance(leaf, NewTensor):
                 return made[leaf]
-            if isinstance(leaf, Input):
-                return tensors[leaf.place]
-            return size_by(leaf, known)
+            return (
+                tensors[leaf.place] if isinstance(leaf, Input) else size_by(leaf, known)
+            )
 
         return put_together(signature.structure, map(returned, signature.leaves))
-
-    def _signature(self, path: str, call: LayerCall) -> Signature:
-        key = (mark := self._marks[path], repr(call))
-        if key not in self._known:
-            self._known[key] = learn(path, self._copies[mark], call, self._mode)
-        return self._known[key]
 
 
 def _hooks(layer: nn.Module) -> list[int]:
     return [*layer._forward_pre_hooks, *layer._forward_hooks]
+
+
+class _Unnumbered(pickling.Pickler):
+    """Leaves out what layers of transformers 5 call their own number in the model."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how to pickle `obj`; NotImplemented for pickle's default."""
+        if isinstance(obj, nn.Module) and _NUMBERS & vars(obj).keys():
+            state = {k: v for k, v in vars(obj).items() if k not in _NUMBERS}
+            return nn.Module, (), {"class": type(obj), **state}
+        return super().reducer_override(obj)
+
+
+_NUMBERS = frozenset({"layer_idx", "layer_id"})
+
+
+def fingerprint(layer: nn.Module) -> bytes | None:
+    """Return what is equal for layers on meta that compute the same but for numbers.
+
+    None for one that is like no other.
+    """
+    written = io.BytesIO()
+    try:
+        _Unnumbered(written).dump(layer)
+    except Exception:
+        return None
+    return hashlib.sha256(written.getvalue()).digest()

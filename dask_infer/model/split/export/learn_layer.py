@@ -7,28 +7,30 @@ argument's size is that size, and any other is one that torch knows nothing of.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from dask_infer.model.shapes.fake_model import structure_copy
+from dask_infer.model.shapes.fake_model import named_tensors, structure_copy
 from dask_infer.model.split.export.model_state import changed, described
-from dask_infer.model.split.layer_returns import (
+from dask_infer.model.split.layer_call import (
+    Arguments,
     Input,
     NewTensor,
     Rule,
     Signature,
 )
-from dask_infer.model.split.nesting import Structure, put_together, take_apart
-from dask_infer.model.split_refusals import NotExactError, cause_of
+from dask_infer.model.split.nesting import take_apart
+from dask_infer.model.split_refusals import NotExactError
 
 #: Rows and tokens of the exported call. They differ, and none is 1, which torch takes
 #: as a fixed size.
@@ -43,67 +45,25 @@ class NotOpaqueError(Exception):
 
 
 @dataclass(frozen=True)
-class LayerCall:
-    """The arguments of a call of a layer, as an export sees them."""
+class Operands:
+    """The tensors and sizes of a call, in each run."""
 
-    structure: Structure
-    #: An `Input`, or the value itself.
-    leaves: tuple[Any, ...]
     dtypes: tuple[torch.dtype, ...]
-    #: Sizes of the tensors' axes in each run, and other numbers; flags are the last.
+    #: Sizes of the tensors' axes, and other numbers, in each run.
     shapes: tuple[tuple[tuple[int, ...], ...], ...]
     numbers: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(
-        cls,
-        structure: Structure,
-        given: Sequence[Any],
-        tensors: Sequence[torch.Tensor],
-        sizes: Sequence[Any],
-    ) -> LayerCall:
-        """Note arguments that were taken apart, of which `operands` are the last."""
-        flags = sum(isinstance(leaf, torch.SymBool) for leaf in given)
-        places = {torch.Tensor: 0, torch.SymInt: 0, torch.SymBool: len(sizes) - flags}
-        leaves = []
-        for leaf in given:
-            kind = next((kind for kind in places if isinstance(leaf, kind)), None)
-            if kind is not None:
-                leaf, places[kind] = Input(kind, places[kind]), places[kind] + 1
-            leaves.append(leaf)
-        return cls(
-            structure,
-            tuple(leaves),
-            tuple(tensor.dtype for tensor in tensors),
-            tuple(tuple(map(_in_all_runs, tensor.shape)) for tensor in tensors),
-            tuple(map(_in_all_runs, sizes)),
-        )
+    def of(cls, tensors: Sequence[torch.Tensor], sizes: Sequence[Any]) -> Operands:
+        """Return those of an export, of which sizes are symbols."""
+        dtypes = tuple(tensor.dtype for tensor in tensors)
+        shapes = tuple(tuple(map(_in_all_runs, tensor.shape)) for tensor in tensors)
+        return cls(dtypes, shapes, tuple(map(_in_all_runs, sizes)))
 
     @property
     def known(self) -> list[tuple[int, ...]]:
         """All sizes, as `known_sizes` returns them, in each run."""
         return [*itertools.chain.from_iterable(self.shapes), *self.numbers]
-
-    def arguments(self, tensors: Sequence[torch.Tensor], run: int) -> list[Any]:
-        """Return the leaves of the arguments in a run."""
-
-        def given(leaf: Any) -> Any:
-            if not isinstance(leaf, Input):
-                return leaf
-            if leaf.kind is torch.Tensor:
-                return tensors[leaf.place]
-            number = self.numbers[leaf.place][run]
-            return bool(number % 2) if leaf.kind is torch.SymBool else number
-
-        return [given(leaf) for leaf in self.leaves]
-
-
-def operands(given: Sequence[Any]) -> tuple[list[torch.Tensor], list[Any]]:
-    """Return the tensors of arguments, and their sizes: numbers, then flags as such."""
-    numbers = [leaf for leaf in given if isinstance(leaf, torch.SymInt)]
-    flags = [leaf for leaf in given if isinstance(leaf, torch.SymBool)]
-    numbers += [torch.sym_ite(flag, 1, 0) for flag in flags]
-    return [leaf for leaf in given if isinstance(leaf, torch.Tensor)], numbers
 
 
 def _in_all_runs(size: Any) -> tuple[int, ...]:
@@ -113,31 +73,29 @@ def _in_all_runs(size: Any) -> tuple[int, ...]:
     found = []
     for rows, tokens, unknown in _RUNS:
         sizes = {ROWS: rows, TOKENS: tokens}
-        symbols = expression.free_symbols
         given = {
-            s: sizes.get(int(values.get(s, 0)), unknown + _apart(s)) for s in symbols
+            # Its number keeps sizes apart that are not known.
+            s: sizes.get(
+                int(values.get(s, 0)), unknown + 13 * (int(f"0{_digits(s)}") % 8)
+            )
+            for s in expression.free_symbols
         }
         found.append(int(expression.subs(given)))
     return tuple(found)
 
 
-def _apart(symbol: Any) -> int:
-    """Return what keeps sizes that are not known apart in the runs."""
-    digits = re.sub(r"\D", "", str(symbol))
-    return 13 * (int(digits or 0) % 8)
+def _digits(symbol: Any) -> str:
+    return re.sub(r"\D", "", str(symbol))
 
 
 def learn(
-    path: str, layer: nn.Module, call: LayerCall, mode: FakeTensorMode
+    path: str,
+    layer: nn.Module,
+    arguments: Arguments,
+    operands: Operands,
+    mode: FakeTensorMode,
 ) -> Signature:
-    """Run a copy of a layer.
-
-    Parameters
-    ----------
-    path
-        What to call the layer in errors.
-    mode
-        Of its fake parameters.
+    """Run a copy of a layer, with fake parameters of a mode.
 
     Raises
     ------
@@ -146,74 +104,72 @@ def learn(
     NotExactError
         If it keeps something between calls.
     """
-    runs = range(len(_RUNS))
     with _disable_current_modes():
-        try:
-            with mode:
-                found = [_run(path, layer, call, run, has_values=False) for run in runs]
-            return _signature(path, call, found, has_values=False)
-        except (NotExactError, NotOpaqueError):
-            raise
-        except Exception as error:  # its code asks for values
-            refusal = error
-        try:
-            real = _with_numbers(layer)
-            found = [_run(path, real, call, run, has_values=True) for run in runs]
-        except (NotExactError, NotOpaqueError):
-            raise
-        except Exception as error:
-            reason = f'"{path}" fails on synthetic numbers: {cause_of(error)}'
-            raise NotOpaqueError(reason) from refusal
-        return _signature(path, call, found, has_values=True)
-
-
-class _Run(NamedTuple):
-    structure: Structure
-    #: What was returned: a tensor as its dtype and shape, or as the argument it is.
-    leaves: list[Any]
-    shares: bool
+        for has_values in (False, True):
+            try:
+                tried = _with_numbers(layer) if has_values else layer
+                with contextlib.nullcontext() if has_values else mode:
+                    runs = [
+                        _run(path, tried, arguments, operands, run, has_values)
+                        for run in range(len(_RUNS))
+                    ]
+                return _signature(runs, operands.known, has_values)
+            except (NotExactError, NotOpaqueError):
+                raise
+            except Exception:  # its code asks for values, or refuses synthetic ones
+                continue
+    raise NotOpaqueError("it fails on synthetic numbers")
 
 
 def _run(
-    path: str, layer: nn.Module, call: LayerCall, run: int, *, has_values: bool
-) -> _Run:
-    held = dict((*layer.named_parameters(), *layer.named_buffers()))
-    before = described(layer)
-    with torch._C.DisableTorchFunction(), torch.no_grad(), _Writes() as writes:
-        shapes = [[size[run] for size in shape] for shape in call.shapes]
-        make: Any = synthetic if has_values else torch.zeros
+    path: str,
+    layer: nn.Module,
+    arguments: Arguments,
+    operands: Operands,
+    run: int,
+    has_values: bool,
+) -> Signature:
+    """Return what a run returned: of a new tensor its dtype and shape."""
+    held, before = dict(named_tensors(layer)), described(layer)
+    make: Any = synthetic if has_values else torch.zeros
+    with torch._C.DisableTorchFunction(), torch.no_grad():
         tensors = [
-            make(shape, dtype=dtype)
-            for shape, dtype in zip(shapes, call.dtypes, strict=True)
+            make([size[run] for size in shape], dtype=dtype)
+            for shape, dtype in zip(operands.shapes, operands.dtypes, strict=True)
         ]
-        writes.changed.clear()
-        given = call.arguments(tensors, run)
-        args, kwargs = arguments = put_together(call.structure, given)
-        output = layer(*args, **kwargs)
+        given = arguments.put(tensors, [number[run] for number in operands.numbers])
+        leaves: list[Any] = []
+        take_apart(given, leaves)
+        args, kwargs = given
+        with _Writes() as writes:
+            output = layer(*args, **kwargs)
     written = [name for name, one in held.items() if memory_of(one) in writes.changed]
     kept = changed(before, described(layer)) if run > 0 else None  # the first sets up
     if kept := next(iter(written), kept):
         raise NotExactError(f'"{path}" changes its "{kept}" as it runs')
     if writes.changed & set(map(memory_of, tensors)):
-        raise NotOpaqueError(f'"{path}" changes an argument in place')
+        raise NotOpaqueError("it changes an argument in place")
     after: list[Any] = []
-    same = take_apart(arguments, after) == call.structure
-    if not same or any(a is not b for a, b in zip(given, after, strict=True)):
-        raise NotOpaqueError(f'"{path}" changes a container that it is given')
-    leaves: list[Any] = []
-    structure = take_apart(output, leaves)
-    memory = {memory_of(one) for one in (*held.values(), *tensors)}
-    shares = False
-    for n, leaf in enumerate(leaves):
+    same = take_apart(given, after) == arguments.structure
+    if not same or any(a is not b for a, b in zip(leaves, after, strict=True)):
+        raise NotOpaqueError("it changes a container that it is given")
+    returned: list[Any] = []
+    structure = take_apart(output, returned)
+    given_memory = set(map(memory_of, (*held.values(), *tensors)))
+    memory, shares = set(given_memory), False
+    for n, leaf in enumerate(returned):
         place = next((place for place, one in enumerate(tensors) if leaf is one), None)
         # With values it may return something else for others.
         if place is not None and not has_values:
-            leaves[n] = Input(torch.Tensor, place)
+            returned[n] = Input(torch.Tensor, place)
         elif isinstance(leaf, torch.Tensor):
+            # Exported, torch sees who may change its memory.
+            if memory_of(leaf) in given_memory and not has_values:
+                raise NotOpaqueError("it returns views of what it is given or holds")
             shares = shares or memory_of(leaf) in memory
             memory.add(memory_of(leaf))
-            leaves[n] = (leaf.dtype, tuple(leaf.shape))
-    return _Run(structure, leaves, shares)
+            returned[n] = (leaf.dtype, tuple(leaf.shape))
+    return Signature(structure, tuple(returned), shares)
 
 
 class _Writes(TorchDispatchMode):
@@ -255,26 +211,20 @@ def memory_of(tensor: torch.Tensor) -> int:
 
 
 def _signature(
-    path: str, call: LayerCall, runs: list[_Run], *, has_values: bool
+    runs: list[Signature], known: list[tuple[int, ...]], has_values: bool
 ) -> Signature:
-    first = runs[0]
-    if any(run.structure != first.structure for run in runs):
-        raise NotOpaqueError(f'"{path}" returns another structure for other sizes')
+    if any(run.structure != runs[0].structure for run in runs):
+        raise NotOpaqueError("it returns another structure for other sizes")
     leaves = [
-        _leaf(path, place, found, call.known, has_values)
+        _leaf(place, found, known, has_values)
         for place, found in enumerate(zip(*(run.leaves for run in runs), strict=True))
     ]
-    made = tuple(leaf for leaf in leaves if isinstance(leaf, NewTensor))
     shares = any(run.shares for run in runs)
-    return Signature(first.structure, tuple(leaves), made, shares)
+    return Signature(runs[0].structure, tuple(leaves), shares)
 
 
 def _leaf(
-    path: str,
-    place: int,
-    found: tuple[Any, ...],
-    known: list[tuple[int, ...]],
-    has_values: bool,
+    place: int, found: tuple[Any, ...], known: list[tuple[int, ...]], has_values: bool
 ) -> Any:
     """Return what one leaf is, from what it was in each run."""
     first = found[0]
@@ -289,9 +239,7 @@ def _leaf(
         number = isinstance(first, (bool, int, float))
         if not (number and has_values):  # else it may be another for other values
             return first
-    raise NotOpaqueError(
-        f'"{path}" returns a number that is known only once it has run'
-    )
+    raise NotOpaqueError("it returns a number that is known only once it has run")
 
 
 def _rule(found: tuple[Any, ...], known: list[tuple[int, ...]]) -> Rule:

@@ -27,10 +27,8 @@ def described(module: nn.Module) -> dict[str, Any]:
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """Return the path of an attribute that is not as it was."""
-    for name in (*before, *after):
-        if name not in before or name not in after or before[name] != after[name]:
-            return name
-    return None
+    names = (*before, *after)
+    return next((name for name in names if before.get(name) != after.get(name)), None)
 
 
 def _described(value: Any, depth: int) -> Any:

@@ -17,8 +17,6 @@ from torch.utils import _pytree as pytree
 
 from dask_infer.spec import ArgumentKey
 
-#: A size of an argument, as torch writes it, and where it writes the argument.
-_SIZE = re.compile(r"((L(?:\[[^]]+\])+)\.size\(\)\[\d+\])")
 #: All names that guards of sizes have; strides and values are no business of a chain.
 _NAMES = {"L", "size", "min", "max"}
 
@@ -39,27 +37,20 @@ class Guard:
 
     def holds(self, given: Mapping[ArgumentKey, Any]) -> bool:
         """Return whether a call's arguments meet it."""
+        arguments = pytree.tree_map(given.get, dict(self.bound))
+        names = {"__builtins__": {}, "min": min, "max": max, "L": arguments}
         try:
-            return bool(self._value(self.line, given))
+            return bool(eval(self.line, names))
         except ZeroDivisionError:  # a batch without rows: nothing can be wrong
             return True
 
-    def sizes(self, given: Mapping[ArgumentKey, Any]) -> str:
-        """Return the sizes that it speaks of, as `ids.shape[1] is 20`."""
-        sizes = dict.fromkeys(size for size, _ in _SIZE.findall(self.line))
-        found = [(Guard(s, self.bound).text, self._value(s, given)) for s in sizes]
-        return ", ".join(f"{text} is {size}" for text, size in found)
-
-    def _value(self, line: str, given: Mapping[ArgumentKey, Any]) -> Any:
-        arguments = pytree.tree_map(given.get, dict(self.bound))
-        names = {"__builtins__": {}, "min": min, "max": max, "L": arguments}
-        return eval(line, names)
-
 
 def guards_of(
-    lines: Iterable[str], forward: Callable[..., Any], keys: Iterable[ArgumentKey]
+    lines: Iterable[str],
+    forward: Callable[..., Any],
+    given: Mapping[ArgumentKey, Any],
 ) -> tuple[Guard, ...]:
-    """Return the guards that speak of sizes of a call's arguments.
+    """Return the guards that speak of sizes of a call's arguments, and of nothing else.
 
     Parameters
     ----------
@@ -67,23 +58,20 @@ def guards_of(
         What torch noted.
     forward
         Function whose parameters they name.
-    keys
-        Places and keywords of the call's tensors.
+    given
+        The call's tensors.
     """
-    keys = list(keys)
-    places = [key for key in keys if isinstance(key, int)]
-    keywords = {key: key for key in keys if isinstance(key, str)}
+    places = [key for key in given if isinstance(key, int)]
+    keywords = {key: key for key in given if isinstance(key, str)}
     bound = inspect.signature(forward).bind_partial(*places, **keywords).arguments
     guards = {}
     for line in lines:
-        arguments = [argument for _, argument in _SIZE.findall(line)]
+        guard = Guard(line, bound)
         try:
             names = set(compile(line, "<guard>", "eval").co_names)
-            for argument in arguments:
-                eval(argument, {"__builtins__": {}, "L": bound})
-        except (SyntaxError, LookupError, TypeError):  # of none of them
+            if {"L", "size"} <= names <= _NAMES:
+                guard.holds(given)
+                guards[guard.text] = guard
+        except (SyntaxError, LookupError, TypeError):  # of other arguments
             continue
-        if arguments and names <= _NAMES:
-            guard = Guard(line, bound)
-            guards[guard.text] = guard
     return tuple(guards.values())

@@ -25,11 +25,6 @@ from dask_infer.model.split_refusals import AS_MODULE, CannotSplit
 from dask_infer.spec import ArgumentKey, ModelSpec
 
 
-def is_padded(example: Example) -> bool:
-    """Whether axis 1 of an argument may have any size."""
-    return None in example.shape
-
-
 @dataclass(frozen=True)
 class SplitSource:
     """The model as the client has it, never changed, and one row of its arguments."""
@@ -86,30 +81,19 @@ class SplitSource:
         own = floating_dtype(self.module)
         return self.dtype or own or torch.get_default_dtype()
 
-    # Its arguments
-
-    def arguments(self) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    def arguments(self) -> dict[ArgumentKey, torch.Tensor]:
         """Return arguments of zeros."""
-        made = {key: self._zeros(key) for key in self.examples}
-        args = tuple(t for key, t in made.items() if isinstance(key, int))
-        return args, {key: t for key, t in made.items() if isinstance(key, str)}
-
-    def _zeros(self, key: ArgumentKey) -> torch.Tensor:
-        example = self.examples[key]
-        dtype = {"floating": self.floating, **vars(torch)}.get(example.dtype)
-        if not isinstance(dtype, torch.dtype):
-            reason = f"{label(key)} holds {example.dtype}, of which no tensor is made"
-            raise CannotSplit(self.spec.name, reason)
-        shape = [TOKENS if size is None else size for size in example.shape]
-        return torch.zeros(ROWS, *shape, dtype=dtype)
-
-    @property
-    def dynamic(self) -> dict[ArgumentKey, tuple[int, ...]]:
-        """Axes of each argument that may have any size."""
-        return {
-            key: (0, *(n + 1 for n, size in enumerate(ex.shape) if size is None))
-            for key, ex in self.examples.items()
-        }
+        made = {}
+        for key, example in self.examples.items():
+            dtype = {"floating": self.floating, **vars(torch)}.get(example.dtype)
+            if not isinstance(dtype, torch.dtype):
+                reason = (
+                    f"{label(key)} holds {example.dtype}, of which no tensor is made"
+                )
+                raise CannotSplit(self.spec.name, reason)
+            shape = [TOKENS if size is None else size for size in example.shape]
+            made[key] = torch.zeros(ROWS, *shape, dtype=dtype)
+        return made
 
     # Its tensors
 
@@ -129,13 +113,12 @@ class SplitSource:
 
     def unsaved(self) -> dict[str, torch.Tensor]:
         """Return the buffers that no checkpoint holds, by all of their names."""
-        found = {}
-        for path, layer in self.module.named_modules(remove_duplicate=False):
-            for name in layer._non_persistent_buffers_set:
-                buffer = layer._buffers.get(name)
-                if buffer is not None:
-                    found[f"{path}.{name}" if path else name] = self._value(buffer)
-        return found
+        return {
+            f"{path}.{name}" if path else name: self._value(buffer)
+            for path, layer in self.module.named_modules(remove_duplicate=False)
+            for name, buffer in layer._buffers.items()
+            if buffer is not None and name in layer._non_persistent_buffers_set
+        }
 
     def _copy(
         self,

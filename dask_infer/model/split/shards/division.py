@@ -8,7 +8,7 @@ message and save next to nothing. All else is whole on every shard.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dask_infer.model.split.program import Program, WeightRef
 from dask_infer.model.split.shards.axis_parts import AxisParts
+from dask_infer.model.split.steps import Step, WeightRef
 
 #: Share of all that could be divided below which the tensors of one shape stay whole.
 SMALL = 0.01
@@ -67,17 +67,17 @@ class Shard:
 
 def axes_of(
     layers: Mapping[str, nn.Module],
-    program: Program | None,
+    steps: Iterable[Step],
     shapes: Mapping[str, tuple[int, ...]],
     aliases: Mapping[str, str],
 ) -> dict[str, int]:
     """Return the axis of each tensor that is divided, by its first name.
 
-    `layers` are modules by their paths, `program` is the code around them; `aliases`
+    `layers` are modules by their paths, `steps` the code around them; `aliases`
     has the first names of tensors that have several.
     """
     axes: dict[str, int] = {}
-    for weight, axis in _weights(layers, program):
+    for weight, axis in _weights(layers, steps):
         name = aliases.get(weight, weight)
         if name in shapes:
             axes.setdefault(name, axis)
@@ -90,7 +90,7 @@ def axes_of(
 
 
 def _weights(
-    layers: Mapping[str, nn.Module], program: Program | None
+    layers: Mapping[str, nn.Module], steps: Iterable[Step]
 ) -> Iterator[tuple[str, int]]:
     """Yield the name of each weight and its axis."""
     for path, layer in layers.items():
@@ -98,7 +98,7 @@ def _weights(
             prefix = f"{place}." if place else ""
             for name, axis in _own_weights(module).items():
                 yield f"{prefix}{name}", axis
-    for step in () if program is None else program.steps:
+    for step in steps:
         if step.kind == "operator" and step.target[1] in _OPERATORS:
             weight, axis = _OPERATORS[step.target[1]]
             if _is_weight(step.args, weight) and not _has_groups(step.args):

@@ -24,7 +24,7 @@ from torch import nn
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.block_costs import block_mark
 from dask_infer.model.split.chain import Chain
-from dask_infer.model.split.export.fingerprint import fingerprint
+from dask_infer.model.split.export.layer_operator import fingerprint
 from dask_infer.model.split.shards.axis_parts import AxisParts
 from dask_infer.model.split.shards.collective import (
     Meeting,
@@ -32,12 +32,7 @@ from dask_infer.model.split.shards.collective import (
     exchanging,
 )
 from dask_infer.model.split.shards.division import Cut, Shard
-from dask_infer.model.split.stage_loader import (
-    join_outputs,
-    layer_paths,
-    names_in,
-    put,
-)
+from dask_infer.model.split.steps import layers_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +84,11 @@ def _in_float32(chain: Chain) -> Chain:
 
 def _places(chain: Chain, block: int, alone: set[str]) -> dict[str, tuple[int, str]]:
     """Return the layer and the name in it of each of these weights of a block."""
+    start, stop = chain.bounds[block : block + 2]
     return {
         name: (number, name.removeprefix(f"{path}."))
         for name in chain.blocks[block].tensors
-        for number, path in enumerate(layer_paths(chain, block, block + 1))
+        for number, path in enumerate(layers_of(chain.steps[start:stop]))
         if name in alone and name.startswith(f"{path}.")
     }
 
@@ -130,7 +126,7 @@ class _Trial:
             else self._numbers(chain.tensors[name].shape, chain.tensors[name].dtype)
             for name in chain.blocks[block].tensors
         }
-        self._stages = [self._stage() for _ in range(shards)]
+        self._stages = [chain.stage(block, block + 1) for _ in range(shards)]
 
     def cuts(self) -> Cuts:
         """Return what was found and proven; empty where there is nothing."""
@@ -195,15 +191,10 @@ class _Trial:
 
     # --- running it --------------------------------------------------------------
 
-    def _stage(self) -> nn.Module:
-        stage = self._chain.stage(self._block, self._block + 1)
-        join_outputs(stage, layer_paths(self._chain, self._block, self._block + 1))
-        return stage
-
     def _fill(self, stage: nn.Module, shard: Shard | None) -> None:
-        for first, names in names_in(self._chain, stage).items():
+        for first, names in self._chain.names_in(stage).items():
             weight = self._weights[first]
-            put(self._chain, stage, names, weight, torch.device("cpu"), shard)
+            self._chain.put(stage, names, weight, torch.device("cpu"), shard)
 
     def _run(
         self, cuts: Cuts

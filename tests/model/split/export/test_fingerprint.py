@@ -9,7 +9,7 @@ from torch import nn
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.model.split import profile
 from dask_infer.model.split.block_costs import block_mark
-from dask_infer.model.split.export.fingerprint import fingerprint
+from dask_infer.model.split.export.layer_operator import fingerprint
 from tests.model.split.models import FLOATS, TOKENS, Layer, Masked, split_module
 
 
