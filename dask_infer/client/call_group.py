@@ -17,6 +17,7 @@ from dask_infer.spec import (
     ArgumentKey,
     AutoSpec,
     Blob,
+    ChosenLayout,
     GroupSpec,
     GroupTimeouts,
     Inputs,
@@ -29,10 +30,11 @@ from dask_infer.spec import (
 SMALL = 64 * 2**20
 
 
-def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
-    """Return what a group of workers holds; None where every process holds the model.
+def call_layout(call: ModelCall, inputs: Inputs) -> ChosenLayout:
+    """Return what a group of workers holds, or each process sweeps.
 
-    A layout with stages splits the model here, without its weights.
+    None where every process holds the model, or a layout is yet to be chosen. A layout
+    in parts splits the model here, without its weights.
 
     Raises
     ------
@@ -42,9 +44,10 @@ def call_group(call: ModelCall, inputs: Inputs) -> GroupSpec | None:
         If the layout does not go with other arguments.
     """
     request, layout = call.request, call.request.layout
-    whole = layout.is_local and not request.resources
-    if request.auto or layout.sweep or whole:
+    if request.auto or (layout.is_local and not request.resources):
         return None
+    if layout.sweep:
+        return LayerGroups(_chain(call, inputs), layout.stages)
     chain = None
     if layout.shards != 1:
         chain = _in_shards(call, inputs)
@@ -94,17 +97,6 @@ def _group(call: ModelCall, layout: Layout, chain: Blob | None) -> GroupSpec:
             stall=config.get_seconds("stage.stall-timeout") or 0.0,
         ),
     )
-
-
-def call_sweep(call: ModelCall, inputs: Inputs) -> LayerGroups | None:
-    """Return what each process runs layer group by layer group; None without a sweep.
-
-    Raises as `call_group`.
-    """
-    layout = call.request.layout
-    if not layout.sweep:
-        return None
-    return LayerGroups(_chain(call, inputs), layout.stages)
 
 
 def _in_shards(call: ModelCall, inputs: Inputs) -> Blob | None:

@@ -15,7 +15,7 @@ from dask.tokenize import tokenize
 
 from dask_infer import config
 from dask_infer.batch.outputs.resolve_outputs import check_names
-from dask_infer.client.call_group import auto_spec, call_group, call_sweep
+from dask_infer.client.call_group import auto_spec, call_layout
 from dask_infer.client.call_inputs import call_inputs
 from dask_infer.client.call_outputs import call_outputs
 from dask_infer.client.model_call import InputRows, ModelCall, recognise_call
@@ -60,10 +60,8 @@ def build_model_job(
         max_errors=_configured_fraction("errors.max-fraction"),
         row_wise=request.row_wise,
         undecided=undecided,
-        group=call_group(call, inputs),
-        sweep=call_sweep(call, inputs),
         auto=auto_spec(call, inputs),
-    )
+    ).in_layout(call_layout(call, inputs))
     call.recognised.snapshot()
     return replace(job, token=tokenize(job)[:8]) if counted else job
 

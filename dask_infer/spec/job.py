@@ -139,11 +139,13 @@ class Job(BaseJob):
     def spread(self, chosen: Iterator[ChosenLayout]) -> Job:
         """Return this job in the next of the chosen layouts, if it was to be chosen."""
         found = next(chosen) if self.is_spread else None
-        if self.auto is None or found is None:
-            return self
-        if isinstance(found, LayerGroups):
-            return replace(self, sweep=found)
-        return replace(self, group=found)
+        return self if self.auto is None else self.in_layout(found)
+
+    def in_layout(self, layout: ChosenLayout) -> Job:
+        """Return this job in a layout; None has each process hold the model."""
+        if isinstance(layout, LayerGroups):
+            return replace(self, sweep=layout)
+        return self if layout is None else replace(self, group=layout)
 
     def reading(self, names: Collection[Any]) -> Job:
         """Return what has to run for these outputs: one model gives all or none."""
