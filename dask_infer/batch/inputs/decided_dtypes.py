@@ -24,17 +24,14 @@ def with_integers(
     `integers` says for all of them, or names the arguments that go in as "int64" by
     place or keyword.
     """
-
-    def changed(place: int, argument: Argument) -> Argument:
-        stacked = argument.stacked and argument.dtype in ("int64", "floating")
-        if not stacked or not all_integers(meta, argument):
-            return argument
-        key = place if argument.keyword is None else argument.keyword
-        whole = integers if isinstance(integers, bool) else key in integers
-        return replace(argument, dtype="int64" if whole else "floating")
-
-    arguments = (changed(*item) for item in enumerate(inputs.arguments))
-    return replace(inputs, arguments=tuple(arguments))
+    dtypes = {}
+    for place, argument in enumerate(inputs.arguments):
+        decided = argument.stacked and argument.dtype in ("int64", "floating")
+        if decided and all_integers(meta, argument):
+            key = place if argument.keyword is None else argument.keyword
+            whole = integers if isinstance(integers, bool) else key in integers
+            dtypes[place] = "int64" if whole else "floating"
+    return with_lists(inputs, dtypes)
 
 
 def with_lists(inputs: Inputs, dtypes: Mapping[int, str]) -> Inputs:

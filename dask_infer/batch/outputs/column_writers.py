@@ -31,7 +31,6 @@ from dask_infer.batch.outputs.convert import (
     owned,
     to_array,
 )
-from dask_infer.batch.outputs.fields import is_tensor
 from dask_infer.batch.tensor.rows import Array, Positions, Rows, offsets_of
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding
@@ -157,7 +156,9 @@ class NumberWriter(ColumnWriter):
         if isinstance(self.target, TensorDtype):
             return TensorArray.from_numpy(block, missing)
         if isinstance(self.target, np.dtype):
-            return self._plain(block, missing)
+            if missing is not None and missing.any():
+                block[missing] = np.nan if self.dtype.kind in "fc" else "NaT"
+            return block
         mask = np.zeros(self.n, bool) if missing is None else missing.copy()
         block[mask] = 0
         return self.target.construct_array_type()(block, mask)
@@ -173,11 +174,6 @@ class NumberWriter(ColumnWriter):
         if self.absent is None:
             self.absent = np.zeros(self.n, bool)
         self.absent[rows] = False if missing is None else missing
-
-    def _plain(self, block: Array, missing: Array | None) -> Array:
-        if missing is not None and missing.any():
-            block[missing] = np.nan if self.dtype.kind in "fc" else "NaT"
-        return block
 
 
 class PartsWriter(ColumnWriter):
@@ -288,7 +284,7 @@ class TextWriter(ObjectWriter):
 
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the strings, or None where one is missing."""
-        if is_tensor(value):
+        if torch.is_tensor(value):
             raise broken_promise(self.column, f"values of {value.dtype}", value)
         texts = np.asarray(value, dtype=object)
         if texts.shape == (count, 1) or (count == 1 and texts.shape == ()):

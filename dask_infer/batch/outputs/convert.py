@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from dask_infer.batch.outputs.column_dtypes import dtype_name
-from dask_infer.batch.outputs.fields import is_tensor
 from dask_infer.batch.tensor.rows import Array
 from dask_infer.batch.tensor.tensor_array import TensorDtype
 from dask_infer.errors import OutputError
@@ -20,7 +19,7 @@ from dask_infer.spec import OutputColumn
 def is_array(value: Any) -> bool:
     """Whether `value` is an array of NumPy or torch, or a sparse one."""
     is_sparse = hasattr(value, "toarray")  # of SciPy
-    return is_sparse or isinstance(value, np.ndarray) or is_tensor(value)
+    return is_sparse or isinstance(value, np.ndarray) or torch.is_tensor(value)
 
 
 def to_array(value: Any) -> Array:
@@ -30,13 +29,13 @@ def to_array(value: Any) -> Array:
     """
     if isinstance(value, np.ndarray):
         return value
-    if is_tensor(value):
+    if torch.is_tensor(value):
         return _tensor_to_array(value)
     if hasattr(value, "toarray"):
         return np.asarray(value.toarray())
     if is_tensor_series(value):
         return np.asarray(getattr(value, "array", value).to_dense())
-    if isinstance(value, list) and value and is_tensor(value[0]):
+    if isinstance(value, list) and value and torch.is_tensor(value[0]):
         value = [_tensor_to_array(row) for row in value]
     try:
         return np.asarray(value)
@@ -66,7 +65,7 @@ def owned(value: Any) -> Any:
 
     Containers are built anew: a model may fill the same ones again.
     """
-    if is_tensor(value):
+    if torch.is_tensor(value):
         return np.array(_tensor_to_array(value))
     if isinstance(value, np.ndarray):
         return value.copy()
@@ -88,7 +87,7 @@ def numbers(
     """Return numbers, and which rows are missing where any is."""
     if type(value) is np.ndarray and value.dtype != object:
         return value, None
-    if is_tensor(value):
+    if torch.is_tensor(value):
         return _tensor_to_array(value), None
     missing = _missing_rows(value)
     if missing is None or not missing.any():

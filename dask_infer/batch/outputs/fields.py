@@ -8,7 +8,6 @@ is itself the value. Nothing is computed or copied but lists of rows.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import types
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import chain
@@ -16,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import torch
 
 #: Values by name, by position, or by None for the output itself.
 Fields: TypeAlias = list[tuple[Hashable, Any]]
@@ -29,7 +29,7 @@ def traced_fields(output: Any, rows: int) -> Fields:
     """
     is_list = isinstance(output, list)
     listed = is_list and any(
-        is_tensor(value) and value.shape[:1] == (rows,) for value in output
+        torch.is_tensor(value) and value.shape[:1] == (rows,) for value in output
     )
     found = all_fields(output, listed=listed)
     if is_list and not listed:
@@ -66,12 +66,6 @@ def all_fields(output: Any, *, listed: bool) -> Fields:
     return list(vars(output).items())
 
 
-def is_tensor(value: Any) -> bool:
-    """Whether `value` is a torch tensor; never imports torch to find out."""
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
-    return tensor is not None and isinstance(value, tensor)
-
-
 def is_column(value: Any) -> bool:
     """Whether `value` may hold an entry a row: an array of any library, or a list.
 
@@ -79,7 +73,7 @@ def is_column(value: Any) -> bool:
     """
     if isinstance(value, list):
         first = _first(value)
-        return bool(value) and not is_tensor(first) and not _is_nested(first)
+        return bool(value) and not torch.is_tensor(first) and not _is_nested(first)
     if isinstance(value, tuple):
         return isinstance(_first(value), str)
     if isinstance(value, type):
@@ -91,11 +85,8 @@ def is_column(value: Any) -> bool:
 
 def named_values(output: Any) -> Iterable[tuple[Hashable, Any]] | None:
     """Return every named value of `output`; None where it has no names."""
-    if isinstance(output, Mapping):
+    if isinstance(output, Mapping | pd.DataFrame):
         return output.items()
-    if isinstance(output, pd.DataFrame):
-        columns = enumerate(output.columns)
-        return [(name, output.iloc[:, place]) for place, name in columns]
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
         names = [field.name for field in dataclasses.fields(output)]
         return [(name, getattr(output, name)) for name in names]
@@ -131,13 +122,9 @@ def _rows_fields(rows: list[Any]) -> Fields:
 
 def stacked(values: Any) -> Any:
     """Return a list of tensors of one shape as one tensor, all else as it is."""
-    if not isinstance(values, list) or not values or not all(map(is_tensor, values)):
-        return values
-    if len({row.shape for row in values}) != 1:
-        return values
-    import torch
-
-    return torch.stack(values)
+    tensors = isinstance(values, list) and all(map(torch.is_tensor, values))
+    alike = tensors and len({row.shape for row in values}) == 1
+    return torch.stack(values) if alike else values
 
 
 def _first(values: Iterable[Any]) -> Any:
@@ -148,5 +135,5 @@ def _first(values: Iterable[Any]) -> Any:
 def _is_nested(value: Any) -> bool:
     """Whether a list of such values is a structure of tensors rather than rows."""
     if isinstance(value, tuple):
-        return any(is_tensor(part) or isinstance(part, np.ndarray) for part in value)
-    return isinstance(value, list) and any(is_tensor(part) for part in value)
+        return any(isinstance(part, torch.Tensor | np.ndarray) for part in value)
+    return isinstance(value, list) and any(torch.is_tensor(part) for part in value)

@@ -88,8 +88,8 @@ def meta_pairs(meta: Any) -> Iterator[tuple[Any, Any]]:
     """Yield (name, dtype) for each column; the name is None for a bare dtype."""
     meta = getattr(meta, "_meta", meta)  # a Dask collection
     if isinstance(meta, pd.DataFrame):
-        for place, name in enumerate(meta.columns):
-            yield name, _dtype_of(meta.iloc[:, place])
+        for name, series in meta.items():
+            yield name, _dtype_of(series)
     elif isinstance(meta, pd.Series) and len(meta) and all(map(_is_dtype, meta)):
         yield from meta.items()  # what `frame.dtypes` gives
     elif isinstance(meta, pd.Series):

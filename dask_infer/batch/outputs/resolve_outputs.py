@@ -10,9 +10,10 @@ from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from dask_infer.batch.outputs.column_dtypes import dtype_name
-from dask_infer.batch.outputs.fields import is_tensor, traced_fields
+from dask_infer.batch.outputs.fields import traced_fields
 from dask_infer.batch.outputs.naming import Naming, name_meta_columns, name_values
 from dask_infer.batch.outputs.parse_meta import OutputValue, parse_dtype, parse_meta
 from dask_infer.batch.tensor.rows import Shape
@@ -59,7 +60,7 @@ def resolve_outputs(
     found = [
         _traced_value(key, value, padded, id(value) in uneven)
         for key, value in traced_fields(traced_output, rows)
-        if is_tensor(value) or isinstance(value, np.ndarray)
+        if torch.is_tensor(value) or isinstance(value, np.ndarray)
     ]
     if not found:
         raise OutputError(

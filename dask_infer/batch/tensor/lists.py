@@ -75,9 +75,7 @@ def to_ragged(series: pd.Series[Any]) -> Rows:
 def is_list(dtype: Any) -> bool:
     """Whether a pandas dtype says that rows are lists; object says nothing."""
     arrow = _arrow(dtype)
-    return isinstance(dtype, TensorDtype) or (
-        arrow is not None and is_arrow_list(arrow)
-    )
+    return arrow is not None and is_arrow_list(arrow)
 
 
 def row_shape(dtype: Any) -> Shape | None:
@@ -90,13 +88,12 @@ def row_shape(dtype: Any) -> Shape | None:
 
 def value_dtype(dtype: Any) -> np.dtype[Any] | None:
     """NumPy dtype of the numbers in a list column; None where its dtype hides it."""
-    if isinstance(dtype, TensorDtype):
-        return dtype.value
-    arrow = _arrow(dtype)
-    return arrow_value_dtype(arrow) if is_list(dtype) and arrow is not None else None
+    return arrow_value_dtype(_arrow(dtype)) if is_list(dtype) else None
 
 
 def _arrow(dtype: Any) -> pa.DataType | None:
+    if isinstance(dtype, TensorDtype):
+        return dtype.arrow
     return dtype.pyarrow_dtype if isinstance(dtype, pd.ArrowDtype) else None
 
 
