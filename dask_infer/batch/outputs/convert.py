@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ def to_array(value: Any) -> Array:
         return _tensor_to_array(value)
     if hasattr(value, "toarray"):
         return np.asarray(value.toarray())
-    if is_tensor_series(value):
+    if isinstance(getattr(value, "dtype", None), TensorDtype):
         return np.asarray(getattr(value, "array", value).to_dense())
     if isinstance(value, list) and value and torch.is_tensor(value[0]):
         value = [_tensor_to_array(row) for row in value]
@@ -46,18 +45,10 @@ def to_array(value: Any) -> Array:
         ) from error
 
 
-def _tensor_to_array(tensor: Any) -> Array:
+def _tensor_to_array(tensor: torch.Tensor) -> Array:
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
-    array: Array = tensor.to(_column_dtype(tensor.dtype)).numpy(force=True)
-    return array
-
-
-@lru_cache(64)
-def _column_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype, or the one that NumPy has in its place."""
-    known: torch.dtype = getattr(torch, dtype_name(dtype))
-    return known
+    return tensor.to(getattr(torch, dtype_name(tensor.dtype))).numpy(force=True)
 
 
 def owned(value: Any) -> Any:
@@ -76,11 +67,6 @@ def owned(value: Any) -> Any:
     return value
 
 
-def is_tensor_series(value: Any) -> bool:
-    """Whether `value` is a pandas object of the package's own tensor dtype."""
-    return isinstance(getattr(value, "dtype", None), TensorDtype)
-
-
 def numbers(
     value: Any, column: OutputColumn, dtype: np.dtype[Any]
 ) -> tuple[Array, Array | None]:
@@ -92,10 +78,14 @@ def numbers(
     missing = _missing_rows(value)
     if missing is None or not missing.any():
         return unboxed(to_array(value)), None
+    if isinstance(value, list):
+        present: Any = [row for row, no in zip(value, missing, strict=True) if not no]
+    else:
+        present = value[~missing]
     shape = tuple(size or 0 for size in column.shape)
     found = np.zeros((0, *shape), dtype)
-    if not missing.all():
-        found = unboxed(to_array(_without(value, missing)))
+    if len(present):
+        found = unboxed(to_array(present))
     array = np.zeros((len(missing), *found.shape[1:]), found.dtype)
     array[~missing] = found
     return array, missing
@@ -105,18 +95,11 @@ def _missing_rows(value: Any) -> Array | None:
     """Return which rows of a list or a pandas object are missing; NaN is a number."""
     if isinstance(value, list):
         return np.array([row is None or row is pd.NA for row in value], bool)
-    if isinstance(value, np.ndarray):
-        boxed = value.dtype == object and value.ndim == 1
-        return np.asarray(pd.isna(value)) if boxed else None
-    if isinstance(getattr(value, "dtype", None), pd.api.extensions.ExtensionDtype):
+    dtype = getattr(value, "dtype", None)
+    objects = getattr(dtype, "kind", None) == "O" and np.ndim(value) == 1
+    if objects or isinstance(dtype, pd.api.extensions.ExtensionDtype):
         return np.asarray(pd.isna(value))
     return None
-
-
-def _without(value: Any, missing: Array) -> Any:
-    if isinstance(value, list):
-        return [row for row, gone in zip(value, missing, strict=True) if not gone]
-    return value[~missing]
 
 
 def unboxed(array: Array) -> Array:

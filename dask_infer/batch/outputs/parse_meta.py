@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pandas.api.extensions import ExtensionDtype
 
+from dask_infer.batch.outputs.column_dtypes import dtype_name
 from dask_infer.batch.tensor.arrow import (
     arrow_row_shape,
     arrow_value_dtype,
@@ -61,10 +63,8 @@ def parse_dtype(dtype: Any, meta: Any) -> tuple[Any, Shape]:
     name = "" if isinstance(dtype, TensorDtype) else str(dtype)
     if dtype in (list, dict) or name == "list":
         return "object", ()
-    if name.startswith("torch."):
-        dtype = name = name.removeprefix("torch.")
-    if name == "bfloat16":
-        return "float32", ()
+    if name.startswith(("torch.", "bfloat16")):
+        dtype = dtype_name(name)
     known = _pandas_dtype(dtype)
     if isinstance(known, TensorDtype):
         return known.value.name, known.shape
@@ -90,10 +90,11 @@ def meta_pairs(meta: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(meta, pd.DataFrame):
         for name, series in meta.items():
             yield name, _dtype_of(series)
-    elif isinstance(meta, pd.Series) and len(meta) and all(map(_is_dtype, meta)):
-        yield from meta.items()  # what `frame.dtypes` gives
     elif isinstance(meta, pd.Series):
-        yield meta.name, _dtype_of(meta)
+        dtypes = [isinstance(value, np.dtype | ExtensionDtype) for value in meta]
+        # What `frame.dtypes` gives, or a column.
+        named = len(meta) and all(dtypes)
+        yield from meta.items() if named else [(meta.name, _dtype_of(meta))]
     elif isinstance(meta, Mapping):
         yield from meta.items()
     elif _is_pair(meta):
@@ -112,10 +113,6 @@ def _is_pair(value: Any) -> bool:
         and len(value) == 2
         and (value[0] is None or isinstance(value[0], str | int))
     )
-
-
-def _is_dtype(value: Any) -> bool:
-    return isinstance(value, np.dtype | pd.api.extensions.ExtensionDtype)
 
 
 def _dtype_of(series: pd.Series[Any]) -> Any:

@@ -89,7 +89,9 @@ def from_arrow(array: pa.Array | pa.ChunkedArray) -> Rows:
         Where lists within lists differ in length, an integer is missing inside a
         row, or the lists hold no numbers.
     """
-    array = _one_chunk(array)
+    if isinstance(array, pa.ChunkedArray):
+        whole = array.num_chunks == 1  # else it would be copied
+        array = array.chunk(0) if whole else array.combine_chunks()
     if isinstance(array.type, pa.FixedShapeTensorType):
         rows = from_arrow(array.storage)
         return Rows(rows.values.reshape(-1, *array.type.shape), None, rows.missing)
@@ -141,13 +143,3 @@ def _nulls(array: pa.Array) -> Array | None:
 
 def _validity(rows: Rows) -> pa.Buffer | None:
     return None if rows.missing is None else pa.array(~rows.missing).buffers()[1]
-
-
-def _one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if not isinstance(array, pa.ChunkedArray):
-        return array
-    if array.num_chunks == 1:
-        return array.chunk(0)
-    return (
-        pa.concat_arrays(array.chunks) if array.num_chunks else array.combine_chunks()
-    )
