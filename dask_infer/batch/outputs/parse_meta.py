@@ -12,12 +12,7 @@ import pyarrow as pa
 from pandas.api.extensions import ExtensionDtype
 
 from dask_infer.batch.outputs.column_dtypes import dtype_name
-from dask_infer.batch.tensor.arrow import (
-    arrow_row_shape,
-    arrow_value_dtype,
-    is_fixed,
-    is_list,
-)
+from dask_infer.batch.tensor.arrow import arrow_row_shape, arrow_value_dtype, is_list
 from dask_infer.batch.tensor.rows import Shape
 from dask_infer.batch.tensor.tensor_dtype import TensorDtype
 
@@ -160,7 +155,8 @@ def _arrow(known: pd.ArrowDtype) -> tuple[Any, Shape]:
     if not is_list(dtype):
         return _named(known), ()
     value, shape = arrow_value_dtype(dtype), arrow_row_shape(dtype)
-    if shape is None and not is_fixed(dtype):  # only the first axis may be ragged
+    fixed = pa.types.is_fixed_size_list(dtype)
+    if shape is None and not fixed:  # only the first axis may be ragged
         inner = arrow_row_shape(dtype.value_type) if is_list(dtype.value_type) else ()
         shape = None if inner is None else (None, *inner)
     return (known, ()) if value is None or shape is None else (value.name, shape)

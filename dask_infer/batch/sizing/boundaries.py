@@ -46,10 +46,11 @@ def plan_tokens(
         return []
     order = np.argsort(-sizes, kind="stable")
     falling = np.maximum(sizes[order], 1)
-    runs = np.concatenate([[0], np.flatnonzero(np.diff(falling)) + 1])
-    caps = _most_rows(falling[runs], budget, rows, len(falling))
-    starts = _starts(falling[runs], runs, caps, len(falling), forward_cost)
-    return np.split(order, starts[1:])
+    cuts = np.flatnonzero(np.diff(falling)) + 1
+    bounds = np.concatenate([[0], cuts, [len(falling)]])
+    longest = falling[bounds[:-1]]
+    caps = _most_rows(longest, budget, rows, len(falling))
+    return np.split(order, _starts(longest, bounds, caps, forward_cost)[1:])
 
 
 def _most_rows(longest: Rows, budget: int | None, rows: int | None, n: int) -> Rows:
@@ -60,13 +61,11 @@ def _most_rows(longest: Rows, budget: int | None, rows: int | None, n: int) -> R
     return np.maximum(most, 1).astype(np.int64)
 
 
-def _starts(
-    lengths: Rows, runs: Rows, caps: Rows, n: int, forward_cost: float
-) -> list[int]:
+def _starts(lengths: Rows, bounds: Rows, caps: Rows, forward_cost: float) -> list[int]:
     """Where the batches of the cheapest plan start, by dynamic programming.
 
-    `runs` says where each run of equal `lengths` starts among the `n` sorted rows, and
-    `caps` how many rows a batch that starts there may hold.
+    `bounds` says where each run of equal `lengths` starts among the sorted rows, and
+    where the last one ends; `caps` how many rows a batch that starts there may hold.
 
     1. Batches of consecutive sorted rows are enough: order any plan's batches by their
        longest row and deal the sorted rows out to them anew, as many as each had. No
@@ -81,6 +80,7 @@ def _starts(
     The work grows with ends times distinct lengths within a batch: 100,000 texts of
     300 lengths take 0.1 s on one core, their tokens some seconds.
     """
+    runs, n = bounds[:-1], int(bounds[-1])
     cost = np.full(n + 1, np.inf)
     cost[n] = 0.0
     ends = np.zeros(n + 1, np.int64)
@@ -95,7 +95,7 @@ def _starts(
         # `reach` rises, so no other run's full batch can start within that run.
         full = int(np.searchsorted(reach, end, side="right")) - 1
         start = end - int(caps[full]) if full >= 0 else -1
-        if full >= 0 and start < (runs[full + 1] if full + 1 < len(runs) else n):
+        if full >= 0 and start < bounds[full + 1]:
             starts = np.append(starts, start)
             longest = np.append(longest, lengths[full])
         price = so_far + forward_cost + longest * (end - starts)
@@ -105,19 +105,18 @@ def _starts(
     plan = [0]
     while (end := int(ends[plan[-1]])) < n:
         plan.append(end)
-    return _filled(plan, runs, caps, n)
+    return _filled(plan, bounds, caps)
 
 
-def _filled(plan: list[int], runs: Rows, caps: Rows, n: int) -> list[int]:
+def _filled(plan: list[int], bounds: Rows, caps: Rows) -> list[int]:
     """Fill batches with rows of their own longest length, which costs nothing.
 
     Of plans that cost the same this is the one whose first batches are full.
     """
-    filled = [0]
+    filled, n = [0], int(bounds[-1])
     for end in [*plan[1:], n]:
-        run = int(np.searchsorted(runs, filled[-1], side="right")) - 1
-        same = int(runs[run + 1]) if run + 1 < len(runs) else n
-        end = max(end, min(same, filled[-1] + int(caps[run])))
+        run = int(np.searchsorted(bounds, filled[-1], side="right")) - 1
+        end = max(end, min(int(bounds[run + 1]), filled[-1] + int(caps[run])))
         if filled[-1] < end < n:
             filled.append(end)
     return filled

@@ -20,25 +20,20 @@ UNEVEN = (
 )
 
 
-def is_fixed(arrow: pa.DataType) -> bool:
-    """Whether every list of the type is as long."""
-    return bool(pa.types.is_fixed_size_list(arrow))
-
-
 def is_list(arrow: pa.DataType) -> bool:
     """Whether the type is a list of any kind, or Arrow's own tensor type."""
     if isinstance(arrow, pa.FixedShapeTensorType):
         return True
-    return bool(
-        is_fixed(arrow) or pa.types.is_list(arrow) or pa.types.is_large_list(arrow)
-    )
+    types = pa.types
+    kinds = (types.is_fixed_size_list, types.is_list, types.is_large_list)
+    return any(is_kind(arrow) for is_kind in kinds)
 
 
 def arrow_row_shape(arrow: pa.DataType) -> tuple[int, ...] | None:
     """Shape of one row that the type fixes; None where it fixes none."""
     if isinstance(arrow, pa.FixedShapeTensorType):
         return tuple(arrow.shape)
-    if not is_fixed(arrow):
+    if not pa.types.is_fixed_size_list(arrow):
         return None
     if not is_list(arrow.value_type):
         return (arrow.list_size,)
@@ -51,15 +46,6 @@ def arrow_value_dtype(arrow: pa.DataType) -> np.dtype[Any] | None:
     while is_list(arrow):
         arrow = arrow.value_type
     return np.dtype(arrow.to_pandas_dtype()) if _is_number(arrow) else None
-
-
-def arrow_type(value: np.dtype[Any], shape: tuple[int | None, ...]) -> pa.DataType:
-    """Nested lists, as any reader of Arrow expects them; fixed where `shape` is."""
-    arrow = pa.from_numpy_dtype(value)
-    for size in reversed(shape):
-        # 64-bit offsets are NumPy's own, so ragged rows need no copy either.
-        arrow = pa.large_list(arrow) if size is None else pa.list_(arrow, size)
-    return arrow
 
 
 def to_arrow(rows: Rows) -> pa.Array:
@@ -107,7 +93,7 @@ def from_arrow(array: pa.Array | pa.ChunkedArray) -> Rows:
             )
     except BadRow as bad:
         raise bad.moved(np.repeat(np.arange(len(array)), lengths)) from None
-    if not is_fixed(array.type):
+    if not pa.types.is_fixed_size_list(array.type):
         return Rows(inner.values, offsets_of(lengths), missing)
     shape = (len(array) - array.null_count, array.type.list_size)
     rows = Rows(inner.values.reshape(*shape, *inner.values.shape[1:]))

@@ -164,7 +164,7 @@ class Rows:
         """
         if self.offsets is None:
             return self
-        lengths = np.diff(self.offsets)
+        lengths = self.lengths
         present = np.flatnonzero(~self.absent)
         length = int(lengths[present[0]]) if len(present) else 0
         wrong = present[lengths[present] != length]
@@ -248,8 +248,8 @@ def join(parts: Sequence[Rows]) -> Rows:
     values = np.concatenate([part.values for part in parts])
     if parts[0].offsets is None:
         return Rows(values, None, _any(absent))
-    lengths = [np.diff(part.offsets) for part in parts if part.offsets is not None]
-    return Rows(values, offsets_of(np.concatenate(lengths)), _any(absent))
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Rows(values, offsets_of(lengths), _any(absent))
 
 
 def _blank(value: np.dtype[Any]) -> Any:

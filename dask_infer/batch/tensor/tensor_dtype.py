@@ -15,7 +15,7 @@ from pandas.api.extensions import (
     register_extension_dtype,
 )
 
-from dask_infer.batch.tensor.arrow import arrow_type, from_arrow
+from dask_infer.batch.tensor.arrow import from_arrow
 
 PATTERN = re.compile(r"tensor\[(?P<value>\w+), (?P<shape>\(.*\))\]")
 
@@ -87,7 +87,11 @@ class TensorDtype(ExtensionDtype):
     @property
     def arrow(self) -> pa.DataType:
         """Arrow type of the column: lists in lists, fixed in size where rows are."""
-        return arrow_type(self.value, self.shape)
+        arrow = pa.from_numpy_dtype(self.value)
+        for size in reversed(self.shape):
+            # 64-bit offsets are NumPy's own, so ragged rows need no copy either.
+            arrow = pa.large_list(arrow) if size is None else pa.list_(arrow, size)
+        return arrow
 
     @classmethod
     def construct_from_string(cls, string: str) -> TensorDtype:

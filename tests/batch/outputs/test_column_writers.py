@@ -222,7 +222,7 @@ def test_values_that_such_a_dtype_cannot_hold():
 
 @pytest.mark.parametrize(
     "values",
-    [[1, None, 3, 4], pd.Series([1, None, 3, 4], dtype="Int64")],
+    [[1, None, 3, 4], *(pd.Series([1, None, 3, 4], dtype=d) for d in ("Int64", "O"))],
 )
 def test_numbers_that_came_missing(values):  # SP-33
     assert column_of(writer_of("Int64"), values).isna().tolist() == [0, 1, 0, 0]
