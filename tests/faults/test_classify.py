@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from dask_infer import errors
-from dask_infer.batch.outputs.convert import error_of_a_row
 from dask_infer.faults.classify import LONGEST, describe, forget_frames, is_of_no_row
+
+OF_A_ROW = errors.OutputError("300 does not fit")
+OF_A_ROW.of_a_row = True
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def test_of_no_row(error):
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         FileNotFoundError("photo.png"),
         errors.InputError("row 7 is ragged"),
-        error_of_a_row(errors.OutputError("300 does not fit")),
+        OF_A_ROW,
         torch.OutOfMemoryError("CUDA out of memory"),
     ],
     ids=repr,

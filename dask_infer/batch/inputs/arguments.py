@@ -121,7 +121,9 @@ class ColumnArgument(ArgumentReader):
         dtype = self._dtype
         block = self._values.take(positions, self._block)
         if dtype is None and self._is_tensor:
-            dtype = self._options.dtype_of(block)
+            floating = self._options.floating
+            by_kind = {"f": floating, "i": torch.int64, "u": torch.int64}
+            dtype = by_kind.get(block.dtype.kind)
             if dtype is torch.int64 and block.dtype != np.int64:
                 block = self._values.take(positions, np.int64)
         value: Any = block

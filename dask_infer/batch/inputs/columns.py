@@ -22,8 +22,7 @@ from dask_infer.batch.inputs.column_types import (
 )
 from dask_infer.batch.inputs.frame_columns import STACKED, apart
 from dask_infer.batch.inputs.list_columns import (
-    check_lengths_known,
-    check_same_length,
+    check_lengths,
     holds_ids,
     open_ids,
     row_error,
@@ -190,8 +189,7 @@ def open_column(
 
     def opened(part: pd.Series[Any], shape: Shape | None) -> ColumnValues:
         if not fits:
-            check_lengths_known(part)
-            check_same_length(part, shape)
+            check_lengths(part, shape)
         return _open(part, shape, tensor, stacked)
 
     try:

@@ -10,7 +10,6 @@ import torch
 
 from dask_infer.batch.inputs.batch import Batch
 from dask_infer.batch.tensor.rows import Array, Positions
-from dask_infer.batch.text.tokenize import IDS
 from dask_infer.spec import Argument
 from dask_infer.spec.model_spec import Interface
 from dask_infer.spec.token_rules import TokenRules
@@ -35,30 +34,16 @@ class EncodeOptions:
     #: where they are not known.
     dtypes: Sequence[tuple[str, str]] = ()
 
-    def padding(self, argument: Argument, place: int) -> tuple[int, int | None]:
-        """Return what ids are padded with, and what counts as padding among them."""
-        first = argument.keyword is None and place == 0
-        if first or argument.keyword in IDS:
-            return self.rules.pad or 0, self.rules.unseen
-        return 0, None
-
     def dtype(self, argument: Argument) -> torch.dtype | None:
         """Return the dtype an argument is cast to; None leaves it to its values."""
-        # The client may not have known that the model reads tensors: a factory.
-        unknown = argument.dtype is None
-        if unknown and not (argument.stacked and self.interface == "tensor"):
-            return None
-        if unknown or argument.dtype == "floating":
-            return self.floating
-        assert argument.dtype is not None
-        dtype = getattr(torch, argument.dtype)
-        assert isinstance(dtype, torch.dtype)
+        name = argument.dtype
+        if name is None and argument.stacked and self.interface == "tensor":
+            # The client may not have known that the model reads tensors: a factory.
+            name = "floating"
+        if name is None or name == "floating":
+            return None if name is None else self.floating
+        dtype: torch.dtype = getattr(torch, name)
         return dtype
-
-    def dtype_of(self, values: Array) -> torch.dtype | None:
-        """Return the dtype of a tensor whose column nothing was known about."""
-        by_code = {"f": self.floating, "i": torch.int64, "u": torch.int64}
-        return by_code.get(values.dtype.kind)
 
     def wrap(self, block: Array, dtype: torch.dtype | None) -> Any:
         """Return a block in memory of its own as the model reads it."""

@@ -58,27 +58,22 @@ def usual_shape(series: pd.Series[Any]) -> Shape | None:
     return (int(rows.lengths[usual]), *rows.values.shape[1:])
 
 
-def check_lengths_known(series: pd.Series[Any]) -> None:
-    """Name a missing row where it is unknown whether a list is missing, or how long.
+def check_lengths(series: pd.Series[Any], usual: Shape | None) -> None:
+    """Name the first row whose length is unknown, or not that of most rows.
 
-    Other rows of the partition must not decide that: they may be in another partition.
+    Other rows of the partition must not decide how long a missing one is: they may be
+    in another partition.
     """
     if column_type_of(series.dtype) not in ("list", "object"):
         return
-    missing = series.isna().to_numpy()
-    if not missing.any():
-        return
     lists = content_of(series) == "list"
-    if lists or (series.dtype == object and missing.all()):
+    missing = series.isna().to_numpy()
+    if missing.any() and (lists or (series.dtype == object and missing.all())):
         what = "how long it is" if lists else "what the column holds"
         reason = f"is missing, and nothing tells {what}; drop the missing rows, "
         advice = "or pass shapes=" if lists else "or give the column a dtype"
         raise row_error(series, slice(None), missing, reason + advice)
-
-
-def check_same_length(series: pd.Series[Any], usual: Shape | None) -> None:
-    """Name the first row that is not as long as most of its partition's are."""
-    if usual is None or None in usual or content_of(series) != "list":
+    if not lists or usual is None or None in usual:
         return
     lengths = to_ragged(series).lengths
     wrong = lengths != usual[0]

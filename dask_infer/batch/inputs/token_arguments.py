@@ -13,7 +13,7 @@ from dask_infer.batch.inputs.encode_options import ArgumentReader, EncodeOptions
 from dask_infer.batch.inputs.list_columns import open_ids
 from dask_infer.batch.tensor.rows import Positions, Rows
 from dask_infer.batch.text.batch_padding import Padding, Side, pad
-from dask_infer.batch.text.tokenize import Tokens, longest_text, tokenize
+from dask_infer.batch.text.tokenize import IDS, Tokens, longest_text, tokenize
 from dask_infer.errors import InputError
 from dask_infer.spec import Argument
 
@@ -33,8 +33,11 @@ class IdsArgument(ArgumentReader):
         self._series = series
         self._keyword = argument.keyword
         self._options = options
-        self._fill, self._unseen = options.padding(argument, place)
-        self._side: Side = "left" if options.rules.left else "right"
+        rules = options.rules
+        self._fill, self._unseen = 0, None
+        if argument.keyword in IDS or (argument.keyword is None and place == 0):
+            self._fill, self._unseen = rules.pad or 0, rules.unseen
+        self._side: Side = "left" if rules.left else "right"
         self._rows: Rows | None
         try:
             self._rows = open_ids(series)

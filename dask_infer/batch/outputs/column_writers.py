@@ -24,7 +24,6 @@ from dask_infer.batch.outputs.convert import (
     broken_promise,
     cast_array,
     check_rows,
-    error_of_a_row,
     is_array,
     numbers,
     one_per_row,
@@ -34,7 +33,7 @@ from dask_infer.batch.outputs.convert import (
 from dask_infer.batch.tensor.rows import Array, Positions, Rows, offsets_of
 from dask_infer.batch.tensor.tensor_array import TensorArray, TensorDtype
 from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding
-from dask_infer.errors import InputError, OutputError
+from dask_infer.errors import OutputError
 from dask_infer.spec import OutputColumn
 
 Columns: TypeAlias = dict[str, Any]
@@ -196,6 +195,18 @@ class PartsWriter(ColumnWriter):
             return whole
         return whole.take(places, allow_fill=True)
 
+    def _converted(self, values: Any, what: str, *, of_a_row: bool = False) -> Any:
+        try:
+            return pd.array(values, dtype=self.target)
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            broken = OutputError(
+                f'output column "{self.column.name}" is promised as {self.target}, the '
+                f"model returned {what} that are none ({error}); pass meta= for what "
+                "it returns"
+            )
+            broken.of_a_row = of_a_row
+            raise broken from error
+
     def _append(self, rows: Positions, count: int, part: Any) -> None:
         self.parts.append(part)
         self.places[rows] = np.arange(self.taken, self.taken + count)
@@ -245,15 +256,8 @@ class RaggedWriter(PartsWriter):
         if count == 1 and _depth(value) == len(self.column.shape):
             value = [value]
         check_rows(value, count)
-        try:
-            array: Any = pd.array(owned(value), dtype=self.target)
-        except (InputError, TypeError, ValueError) as error:
-            raise OutputError(
-                f'output column "{self.column.name}" is promised as {self.target}, the '
-                f"model returned rows that are none ({error}); pass meta= for what it "
-                "returns"
-            ) from error
-        return array.copy()  # type: ignore[no-any-return]
+        array: TensorArray = self._converted(owned(value), "rows").copy()
+        return array
 
 
 class ObjectWriter(ColumnWriter):
@@ -314,16 +318,7 @@ class ExtensionWriter(PartsWriter):
             padding = padding if self.token_axis else NOT_PADDED
             value = _objects(value, count, padding).tolist()
         check_rows(value, count)
-        try:
-            part = pd.array(value, dtype=self.target)
-        except (TypeError, ValueError, pa.ArrowException) as error:
-            reason = (
-                f'output column "{self.column.name}" is promised as {self.target}, the '
-                f"model returned values that are none ({error}); pass meta= for what "
-                "it returns"
-            )
-            raise error_of_a_row(OutputError(reason)) from error
-        self._append(rows, count, part)
+        self._append(rows, count, self._converted(value, "values", of_a_row=True))
 
 
 def _objects(value: Any, count: int, padding: Padding) -> Array:

@@ -149,14 +149,10 @@ def cast_array(
         raise broken_promise(column, f"values of {dtype_name(array.dtype)}", array)
     result = array.astype(dtype)
     if dtype.kind in "iu" and array.dtype.kind in "iu" and (result != array).any():
-        raise error_of_a_row(broken_promise(column, "values that do not fit", array))
+        error = broken_promise(column, "values that do not fit", array)
+        error.of_a_row = True  # all else is as promised
+        raise error
     return result
-
-
-def error_of_a_row(error: OutputError) -> OutputError:
-    """Mark an error as that of a row's value, all else being as promised."""
-    error.of_a_row = True
-    return error
 
 
 def broken_promise(column: OutputColumn, found: str, array: Any) -> OutputError:

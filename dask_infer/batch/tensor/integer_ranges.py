@@ -19,7 +19,9 @@ def misfits(values: Array, dtype: np.dtype[Any]) -> Array | None:
     known = values.dtype.kind in "iufb" and dtype.kind in "iub"
     if not known or np.can_cast(values.dtype, dtype, "safe"):
         return None
-    low, high = (0, 1) if dtype.kind == "b" else _bounds(dtype)
+    low, high = 0, 1
+    if dtype.kind != "b":
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
     if values.dtype.kind == "f":
         # 2**63 is no int64, though it is what its largest value is rounded to.
         beyond = np.nextafter(float(high + 1), 0.0)
@@ -27,15 +29,5 @@ def misfits(values: Array, dtype: np.dtype[Any]) -> Array | None:
             whole = values == np.trunc(values)
         wrong = ~(whole & (values >= low) & (values <= beyond))
     else:
-        least, most = _bounds(values.dtype)
-        wrong = np.zeros(values.shape, bool)
-        if least < low:
-            wrong |= values < low
-        if most > high:
-            wrong |= values > high
+        wrong = (values < low) | (values > high)
     return wrong if wrong.any() else None
-
-
-def _bounds(dtype: np.dtype[Any]) -> tuple[int, int]:
-    info = np.iinfo(dtype)
-    return int(info.min), int(info.max)
