@@ -253,10 +253,8 @@ class RaggedWriter(PartsWriter):
         return array
 
     def _listed(self, value: Any, count: int) -> TensorArray:
-        if count == 1 and _depth(value) == len(self.column.shape):
-            value = [value]
-        check_rows(value, count)
-        array: TensorArray = self._converted(owned(value), "rows").copy()
+        rows = _by_row(value, count, len(self.column.shape))
+        array: TensorArray = self._converted(owned(rows), "rows").copy()
         return array
 
 
@@ -323,16 +321,29 @@ class ExtensionWriter(PartsWriter):
 
 def _objects(value: Any, count: int, padding: Padding) -> Array:
     """Return an object a row in an array of one axis, however alike the rows are."""
-    items = to_array(value) if is_array(value) else value
-    if count == 1 and _depth(items) == 0:
-        items = [items[()] if isinstance(items, np.ndarray) else items]
-    check_rows(items, count)
+    items = _by_row(to_array(value) if is_array(value) else value, count, 0)
     if isinstance(items, np.ndarray) and items.ndim > 1:
         flat, lengths = padding.trim(items)
         items = np.split(flat, np.cumsum(lengths)[:-1])
     elif isinstance(items, np.ndarray):
         items = items.tolist()
     return np.fromiter(map(owned, items), object, len(items))
+
+
+def _by_row(value: Any, count: int, rank: int) -> Any:
+    """Return a value with an entry a row, each of `rank` axes.
+
+    One row may come without its axis, where the model squeezes. What pandas and Arrow
+    have is by row, and so is a row that is missing.
+    """
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        value = pd.arrays.ArrowExtensionArray(value)
+    by_row = isinstance(value, pd.Series | pd.api.extensions.ExtensionArray)
+    missing = isinstance(value, list) and len(value) == 1 and value[0] is None
+    if count == 1 and not by_row and not missing and _depth(value) == rank:
+        value = [value[()] if isinstance(value, np.ndarray) else value]
+    check_rows(value, count)
+    return value
 
 
 def _depth(value: Any) -> int:

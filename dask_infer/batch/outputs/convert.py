@@ -32,11 +32,11 @@ def to_array(value: Any) -> Array:
         return _tensor_to_array(value)
     if hasattr(value, "toarray"):
         return np.asarray(value.toarray())
-    if isinstance(getattr(value, "dtype", None), TensorDtype):
-        return np.asarray(getattr(value, "array", value).to_dense())
     if isinstance(value, list) and value and torch.is_tensor(value[0]):
         value = [_tensor_to_array(row) for row in value]
     try:
+        if isinstance(getattr(value, "dtype", None), TensorDtype):
+            value = getattr(value, "array", value).to_dense()
         return np.asarray(value)
     except ValueError as error:
         raise OutputError(

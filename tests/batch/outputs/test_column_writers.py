@@ -299,6 +299,41 @@ def test_a_string_is_the_row_of_a_batch_of_one(value):  # ZO-1
         assert str(np.ravel(writer.result(None)[0])[0]) == "a"
 
 
+LISTS = pd.ArrowDtype(pa.list_(pa.float32()))
+
+
+# A batch of one row was taken for a row that the model squeezed (ZO-1).
+@pytest.mark.parametrize(
+    "made",
+    [
+        list,
+        lambda rows: pd.Series(rows, dtype=object),
+        lambda rows: pd.Series(rows, dtype=LISTS),
+        lambda rows: pd.array(rows, dtype=TensorDtype("float32", (None,))),
+        lambda rows: pa.array(rows, pa.list_(pa.float32())),
+    ],
+    ids=["list", "objects", "lists", "tensor", "arrow"],
+)
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("float32", (None,)), ("object", ()), (LISTS, ())], ids=str
+)
+def test_a_row_alone_is_what_it_is_among_others(made, dtype, shape):
+    rows = [[1.0, 2.0], None, [3.0], [4.0]]
+    together, apart = writer_of(dtype, shape), writer_of(dtype, shape)
+    whole = column_of(together, made(rows))
+    for i, row in enumerate(rows):
+        apart.write(slice(i, i + 1), 1, made([row]), Padding())
+    for one, other in zip(apart.result(None), whole, strict=True):
+        assert pd.isna(one) is pd.isna(other) is True or list(one) == list(other)
+    assert list(whole[0]) == [1.0, 2.0]
+
+
+def test_lists_of_other_lengths_are_the_models_fault():
+    ragged = pd.array([[1.0], [2.0, 3.0]], dtype=TensorDtype("float32", (None,)))
+    with pytest.raises(OutputError, match="rows of different lengths"):
+        writer_of("float32", (2,), n=2).write(slice(0, 2), 2, ragged, Padding())
+
+
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 1]])
 def test_one_token_that_the_model_squeezed(lengths):  # ZO-1
     n = len(lengths)
