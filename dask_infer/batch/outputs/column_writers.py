@@ -339,9 +339,10 @@ def _by_row(value: Any, count: int, rank: int) -> Any:
     if isinstance(value, pa.Array | pa.ChunkedArray):
         value = pd.arrays.ArrowExtensionArray(value)
     by_row = isinstance(value, pd.Series | pd.api.extensions.ExtensionArray)
-    missing = isinstance(value, list) and len(value) == 1 and value[0] is None
-    if count == 1 and not by_row and not missing and _depth(value) == rank:
-        value = [value[()] if isinstance(value, np.ndarray) else value]
+    if count == 1 and not by_row and _depth(value) == rank:
+        rows = value if isinstance(value, list) or np.ndim(value) else ()
+        if [row is None for row in rows] != [True]:
+            value = [value[()] if isinstance(value, np.ndarray) else value]
     check_rows(value, count)
     return value
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from dask_infer.batch.outputs.column_dtypes import dtype_name
@@ -80,6 +81,8 @@ def numbers(
         return unboxed(to_array(value)), None
     if isinstance(value, list):
         present: Any = [row for row, no in zip(value, missing, strict=True) if not no]
+    elif isinstance(value, pa.Array | pa.ChunkedArray):
+        present = value.drop_null()
     else:
         present = value[~missing]
     shape = tuple(size or 0 for size in column.shape)
@@ -92,9 +95,11 @@ def numbers(
 
 
 def _missing_rows(value: Any) -> Array | None:
-    """Return which rows of a list or a pandas object are missing; NaN is a number."""
+    """Return which rows of what is no tensor are missing; NaN is a number."""
     if isinstance(value, list):
         return np.array([row is None or row is pd.NA for row in value], bool)
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        return np.asarray(value.is_null())
     dtype = getattr(value, "dtype", None)
     objects = getattr(dtype, "kind", None) == "O" and np.ndim(value) == 1
     if objects or isinstance(dtype, pd.api.extensions.ExtensionDtype):

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pandas.api.extensions import ExtensionArray
 from pandas.api.indexers import check_array_indexer
 
-from dask_infer.batch.tensor.arrow import from_arrow, to_arrow
+from dask_infer.batch.tensor.arrow import from_arrow, is_list, to_arrow
 from dask_infer.batch.tensor.objects import from_objects
 from dask_infer.batch.tensor.rows import Array, Rows, join, masked
 from dask_infer.batch.tensor.tensor_dtype import TensorDtype
@@ -294,7 +294,10 @@ def _rows_of(scalars: Any) -> Rows:
     scalars = getattr(scalars, "array", scalars)
     if isinstance(scalars, TensorArray):
         return scalars.rows
-    if isinstance(scalars, (pa.Array, pa.ChunkedArray, pd.arrays.ArrowExtensionArray)):
+    if isinstance(scalars, (pa.Array, pa.ChunkedArray)):
+        scalars = pd.arrays.ArrowExtensionArray(scalars)
+    arrow = getattr(getattr(scalars, "dtype", None), "pyarrow_dtype", None)
+    if arrow is not None and is_list(arrow):
         return from_arrow(pa.array(scalars))
     if isinstance(scalars, np.ndarray) and scalars.ndim > 1 and scalars.dtype != object:
         return Rows(scalars)

@@ -222,7 +222,11 @@ def test_values_that_such_a_dtype_cannot_hold():
 
 @pytest.mark.parametrize(
     "values",
-    [[1, None, 3, 4], *(pd.Series([1, None, 3, 4], dtype=d) for d in ("Int64", "O"))],
+    [
+        [1, None, 3, 4],
+        *(pd.Series([1, None, 3, 4], dtype=dtype) for dtype in ("Int64", "O")),
+        pa.array([1, None, 3, 4]),
+    ],
 )
 def test_numbers_that_came_missing(values):  # SP-33
     assert column_of(writer_of("Int64"), values).isna().tolist() == [0, 1, 0, 0]
@@ -310,9 +314,11 @@ LISTS = pd.ArrowDtype(pa.list_(pa.float32()))
         lambda rows: pd.Series(rows, dtype=object),
         lambda rows: pd.Series(rows, dtype=LISTS),
         lambda rows: pd.array(rows, dtype=TensorDtype("float32", (None,))),
+        lambda rows: np.fromiter(rows, object, len(rows)),
         lambda rows: pa.array(rows, pa.list_(pa.float32())),
+        pa.array,  # of no type, where the row is missing
     ],
-    ids=["list", "objects", "lists", "tensor", "arrow"],
+    ids=["list", "objects", "lists", "tensor", "array", "arrow", "untyped"],
 )
 @pytest.mark.parametrize(
     ("dtype", "shape"), [("float32", (None,)), ("object", ()), (LISTS, ())], ids=str
