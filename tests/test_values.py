@@ -103,6 +103,31 @@ def test_columns_of_a_model_that_squeezes(model, cut):  # ZO-1
     assert (result["p"].tolist(), result["q"].tolist()) == (X.tolist(), (-X).tolist())
 
 
+LISTS = {"p": pd.ArrowDtype(pa.list_(pa.float64()))}
+
+
+def lists_in_a_frame(x):
+    rows = [None if v == 1 else [v, -v] for v in x]
+    return pd.DataFrame({"p": pd.Series(rows, dtype=object)})
+
+
+def check_lists(found):
+    rows = [None if row is pd.NA else row.tolist() for row in found["p"]]
+    assert rows == [None if v == 1 else [v, -v] for v in X.tolist()]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_lists_in_a_frame(cut):  # ZO-1
+    check_lists(predictions(lists_in_a_frame, cut, meta=LISTS))
+
+
+def test_lists_in_a_frame_on_a_cluster(client):  # ZO-1
+    pred = frame(2).infer.predict(
+        lists_in_a_frame, columns="x", keep=False, meta=LISTS, batch_size=4
+    )
+    check_lists(client.compute(pred).result())
+
+
 # --- rows or fields ------------------------------------------------------------------
 
 
