@@ -14,6 +14,7 @@ from dask_infer.batch.inputs.column_types import column_type_of
 from dask_infer.batch.inputs.decided_dtypes import with_integers, with_lists
 from dask_infer.batch.inputs.encode_options import EncodeOptions
 from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
+from dask_infer.batch.outputs.fields import stacked
 from dask_infer.batch.text.batch_padding import NOT_PADDED, Padding, padding_of
 from dask_infer.errors import InputError
 from dask_infer.spec import Inputs
@@ -119,11 +120,9 @@ def add_tensors(batch: Batch, given: Any, options: EncodeOptions) -> None:
 
 def _padding_in(kwargs: dict[str, Any]) -> Padding:
     mask = kwargs.get("attention_mask")
-    if mask is None or getattr(mask, "ndim", 0) != 2:
+    if getattr(mask, "ndim", 0) != 2:
         return NOT_PADDED
-    return padding_of(
-        np.asarray(mask.cpu() if isinstance(mask, torch.Tensor) else mask) != 0
-    )
+    return padding_of(np.asarray(mask.cpu() if torch.is_tensor(mask) else mask) != 0)
 
 
 def _tensor_of(value: Any, rows: int, options: EncodeOptions) -> Any:
@@ -132,11 +131,10 @@ def _tensor_of(value: Any, rows: int, options: EncodeOptions) -> Any:
             "preprocess returned None; return a DataFrame, a tensor, or a tuple or "
             "dict of tensors"
         )
-    if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-        value = torch.stack(value)
+    value = stacked(value)
     if isinstance(value, pd.Series | list) and options.interface == "tensor":
         value = np.asarray(value)
-    if np.ndim(value) or isinstance(value, list):
+    if isinstance(value, list) or np.ndim(value):
         check_count(len(value), rows)
     if isinstance(value, np.ndarray) and options.interface == "tensor":
         return _from_numpy(value, options)

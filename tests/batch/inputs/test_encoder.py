@@ -456,6 +456,18 @@ def test_tensors_of_preprocess_go_in_as_they_are():
     assert [value.dtype for value in pair.args] == [torch.float32, torch.bool]
 
 
+# NumPy was asked for the axes of such a list, and refuses to count them.
+@pytest.mark.parametrize("rows", [slice(0, 5), slice(1, 2)], ids=["five", "one"])
+@pytest.mark.parametrize("kind", [np.ones, torch.ones, lambda n: [1.0] * n])
+def test_rows_of_any_length_go_from_preprocess_to_a_function(kind, rows):
+    def given(frame):
+        return [kind(1 + int(x)) for x in frame.x]
+
+    batch = encoder(FRAME, "x", "numpy", preprocess=given).batch(rows)
+    lengths = (1 + FRAME.x.iloc[rows]).tolist()
+    assert [len(row) for row in only(batch)] == lengths
+
+
 def test_lengths_of_a_mask_that_preprocess_returned():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     given = {"input_ids": mask, "attention_mask": mask}
