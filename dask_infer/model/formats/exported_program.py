@@ -119,6 +119,7 @@ def _as_module(name: str, program: Any) -> torch.nn.Module:
         return args, kwargs
 
     module.register_forward_pre_hook(bind, prepend=True, with_kwargs=True)
+    module.traced_as_it_is = True  # copies have none of the hooks, which check inputs
     return module  # type: ignore[no-any-return]
 
 

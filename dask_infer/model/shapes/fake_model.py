@@ -18,8 +18,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from dask_infer.model.runtime.place_module import needs_conversion
-
 
 def weightless(
     module: torch.nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None
@@ -27,8 +25,8 @@ def weightless(
     """Return a copy in eval mode with fake tensors, floating ones as `dtype`."""
     if isinstance(module, torch.jit.ScriptModule):
         return _scripted(module, dtype)
-    if hasattr(module, "_in_spec") and not needs_conversion(module, dtype):
-        return module  # a program of torch.export: copies of it check no inputs
+    if getattr(module, "traced_as_it_is", False):
+        return module  # loaded for this trace alone
     memo: dict[int, Any] = {}
     for tensor in chain(module.parameters(), module.buffers()):
         memo[id(tensor)] = _fake(tensor, mode, dtype)

@@ -187,6 +187,25 @@ def test_program_of_a_fixed_batch_asks_for_a_dynamic_one(exported):
     assert type(caught.value) is CannotTrace
 
 
+def test_a_program_of_the_caller_is_untouched():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(2))
+
+        def forward(self, x):
+            return x + self.calls.add_(1.0)
+
+    shapes = {"x": {0: torch.export.Dim.DYNAMIC}}
+    exported = torch.export.export(
+        Counter(), (torch.zeros(3, 2),), dynamic_shapes=shapes
+    )
+    module = exported.module()
+    traced = propagate(spec("module"), module, (Example("floating", (2,)),), {})
+    assert traced.output.shape == (traced.rows, 2)
+    assert module.calls.tolist() == [0, 0]
+
+
 @pytest.fixture
 def scripted(tmp_path):
     torch.jit.script(nn.Linear(4, 2)).save(tmp_path / "m.pt")
