@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -29,21 +30,29 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _with_parameters_of(
     other: Callable[..., Any], **defaults: Any
 ) -> Callable[[_F], _F]:
-    """Show the parameters of another method, and what its docstring says of them."""
+    """Give a method the parameters of another, and what its docstring says of them."""
 
     def decorate(method: _F) -> _F:
+        @functools.wraps(method)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{method.__name__}() {error}") from None
+            return method(*args, **kwargs)
+
         parameters = [
             each.replace(default=defaults.get(each.name, each.default))
             for each in inspect.signature(other).parameters.values()
         ]
         signature = inspect.signature(method).replace(parameters=parameters)
-        method.__signature__ = signature  # type: ignore[attr-defined]
+        checked.__signature__ = signature  # type: ignore[attr-defined]
         if other.__doc__ and method.__doc__:  # neither under ``python -OO``
             source = inspect.cleandoc(other.__doc__)
             start, end = source.index("Parameters\n"), source.index("Returns\n")
             head, returns = inspect.cleandoc(method.__doc__).split("Returns\n")
-            method.__doc__ = f"{head}{source[start:end]}Returns\n{returns}"
-        return method
+            checked.__doc__ = f"{head}{source[start:end]}Returns\n{returns}"
+        return cast(_F, checked)
 
     return decorate
 

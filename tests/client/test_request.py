@@ -319,6 +319,18 @@ def test_a_series_takes_the_arguments_of_a_dataframe() -> None:
         assert frame[name].default == parameter.default
 
 
+@pytest.mark.parametrize("method", ["predict", "explain"])
+def test_a_misspelt_argument_is_refused_in_the_name_of_the_method(ddf, method):
+    for infer in (ddf.infer, ddf[ddf.columns[0]].infer):
+        call = getattr(infer, method)
+        with pytest.raises(TypeError, match=rf"{method}\(\) .*argument 'colums'"):
+            call(abs, colums="x")
+        with pytest.raises(TypeError, match=rf"{method}\(\) .*argument: 'model'"):
+            call(columns="x")
+        with pytest.raises(TypeError, match=rf"{method}\(\) .*positional"):
+            call(abs, "x")
+
+
 def test_the_help_of_a_series_explains_every_argument() -> None:
     text = inspect.getdoc(dask_infer.SeriesInfer.predict)
     assert text.index("other defaults") < text.index("Parameters\n----------\nmodel")
