@@ -794,16 +794,16 @@ def test_a_third_parameter_with_a_default_is_the_users(ddf, pdf):
     ids=["preprocess", "postprocess", "call_kwargs"],
 )
 def test_batch_sizes_are_learned_for_one_request(ddf, request_of):
-    class Sums(torch.nn.Module):
+    class SumsTimes(torch.nn.Module):
         def forward(self, x, times=1):
             return x.sum(1) * times
 
     for n in (2, 3):
         pred = ddf.infer.predict(
-            Sums(), columns=["a", "b"], meta="float32", **request_of(n)
+            SumsTimes(), columns=["a", "b"], meta="float32", **request_of(n)
         )
         pred.compute(scheduler="sync")
-    (replica,) = (r for r in cache.replicas() if r.spec.name == "Sums")
+    (replica,) = (r for r in cache.replicas() if r.spec.name == "SumsTimes")
     assert len(replica.sizes.policies()) == 2
     cache.unload(replica.key.content)
 
