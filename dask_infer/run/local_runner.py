@@ -108,7 +108,8 @@ class LocalRunner(ProcessRunner):
 
     def count(self, rows: int) -> None:
         """Add served rows to the replica's."""
-        self.replica.count(rows)
+        with self.replica.counting:  # no call into another file (benchmarks/noop)
+            self.replica.rows += rows
 
     def discard(self) -> None:
         """Have the next batch, and the next lease, load a fresh replica."""
