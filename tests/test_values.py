@@ -479,3 +479,22 @@ def test_sparse_results(meta, cut):
         meta = pd.ArrowDtype(pa.list_(pa.float64()))
     rows = predictions(model, cut, meta=meta)["prediction"]
     assert [list(row) for row in rows] == [[v, -v] for v in X]
+
+
+class Noted(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.weight.factor = factor
+
+    def forward(self, x):
+        return x * self.weight * self.weight.factor
+
+
+@pytest.mark.parametrize("dtype", [None, "float64"])
+def test_what_is_noted_on_weights_is_part_of_the_model(dtype):
+    model = Noted(2.0)
+    for factor in (2.0, 3.0):
+        model.weight.factor = factor
+        found = predictions(model, (1, 8), dtype=dtype)
+        np.testing.assert_allclose(found["prediction"], X * factor, rtol=1e-6)

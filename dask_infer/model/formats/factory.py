@@ -32,6 +32,7 @@ from dask_infer.model.formats.format import (
 from dask_infer.model.formats.torch_module import unwrap
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.identity.file_key import existing_path, file_key
+from dask_infer.model.runtime.footprint import with_attributes
 from dask_infer.model.runtime.loaded_model import FunctionModel, LoadedModel
 from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
 from dask_infer.model.runtime.place_module import (
@@ -208,12 +209,15 @@ def _fill(spec: ModelSpec, module: torch.nn.Module) -> None:
         if known is not None and len(names) > 1:
             one = torch.nn.Parameter(known, requires_grad=False)
             weights.update(dict.fromkeys(names, one))
+    built = dict(module.named_parameters(remove_duplicate=False))
     try:
         misfits = module.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:  # lists every tensor of another shape
         raise ModelLoadError(
             f"{spec.weights} does not fit {spec.name}: {error}"
         ) from error
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        with_attributes(parameter, built[name])
     for names, cause in (
         (misfits.missing_keys, f"lacks weights of {spec.name}"),
         (misfits.unexpected_keys, f"holds weights that {spec.name} does not have"),

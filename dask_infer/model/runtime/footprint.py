@@ -49,6 +49,12 @@ def tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
             yield getattr(tensor, "part", tensor)
 
 
+def with_attributes(made: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return `made` with the attributes that code has set on the tensor it replaces."""
+    vars(made).update(vars(tensor))
+    return made
+
+
 def as_bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """Return the bytes of a tensor on the CPU; a view where it is contiguous."""
     own = tensor.detach().contiguous().resolve_conj().resolve_neg()

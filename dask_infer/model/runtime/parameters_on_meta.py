@@ -14,6 +14,8 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dask_infer.model.runtime.footprint import with_attributes
+
 
 class _Building(threading.local):
     """Whether this thread builds a model whose weights come from a file."""
@@ -46,7 +48,8 @@ def _to_meta(
         return None
     if parameter not in twins:
         empty = torch.empty_like(parameter, device="meta")
-        twins[parameter] = torch.nn.Parameter(empty, parameter.requires_grad)
+        twin = torch.nn.Parameter(empty, parameter.requires_grad)
+        twins[parameter] = with_attributes(twin, parameter)
     return twins[parameter]  # type: ignore[no-any-return]
 
 

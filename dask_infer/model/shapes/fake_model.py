@@ -18,6 +18,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from dask_infer.model.runtime.footprint import with_attributes
+
 
 def weightless(
     module: torch.nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None
@@ -59,6 +61,9 @@ def structure_copy(
     other
         What stands for any other tensor that it holds.
     """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if id(tensor) in memo:
+            with_attributes(memo[id(tensor)], tensor)
     with _TensorCopy(other):
         copied: torch.nn.Module = copy.deepcopy(module, memo)
         for part in copied.modules():

@@ -13,6 +13,7 @@ from torch import nn
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.formats.format import some
 from dask_infer.model.registry import format_of
+from dask_infer.model.runtime.footprint import with_attributes
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.shards import DividedTensor, Shard
 from dask_infer.model.split.shards.division import Axes, axes_of
@@ -138,6 +139,7 @@ class TensorTable:
             ready = DividedTensor(ready, cut.axis, cut.parts, is_parameter, cut.stays)
         elif is_parameter:
             ready = nn.Parameter(ready, requires_grad=False)
+        with_attributes(ready, expected)
         for name in names:
             parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, ready)

@@ -192,3 +192,18 @@ def test_weights_in_several_files(net: Net, weights: Path) -> None:
     held_by = {name: file for file, held in parts.items() for name in held}
     index.write_text(json.dumps({"weight_map": held_by}))
     assert torch.equal(filled(index).call((IDS,), {}), net(IDS))
+
+
+class Noted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        weight: Any = nn.Parameter(torch.ones(3))
+        weight.before = 2
+        self.weight: Any = weight
+        self.weight.after = 3
+
+
+def test_what_the_factory_notes_on_weights_stays(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, str(tmp_path / "noted.safetensors"))
+    weight = filled(tmp_path / "noted.safetensors", Noted).target.weight
+    assert (weight.before, weight.after, weight.sum()) == (2, 3, 0)

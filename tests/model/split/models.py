@@ -170,6 +170,30 @@ class Tied(nn.Module):
         return self.head(x)
 
 
+class Noted(nn.Module):
+    """Reads what was noted on weights, in layers and around them."""
+
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(NotedLayer(factor + i) for i in range(3))
+        self.head = NotedLayer(0.5)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x) * getattr(self.head.dense.weight, "factor", 1.0)
+
+
+class NotedLayer(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.dense: Any = nn.Linear(8, 8)
+        self.dense.weight.factor = factor
+
+    def forward(self, x: Any) -> Any:
+        return self.dense(x) * getattr(self.dense.weight, "factor", 1.0)
+
+
 class Shared(nn.Module):
     """A module under two names, run three times."""
 

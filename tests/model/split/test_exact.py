@@ -23,6 +23,7 @@ from tests.model.split.models import (
     InPlace,
     Layer,
     Masked,
+    Noted,
     Raw,
     Returns,
     Shared,
@@ -37,7 +38,7 @@ from tests.model.split.models import (
 )
 
 
-@pytest.mark.parametrize("kind", [Raw, Skips, InPlace, Shared])
+@pytest.mark.parametrize("kind", [Raw, Skips, InPlace, Shared, Noted])
 def test_every_cut_is_exact(kind):  # PP-1, PP-2, PP-3, PP-4
     spec, chain = split_module(kind(), FLOATS)
     assert len(chain.blocks) >= 2

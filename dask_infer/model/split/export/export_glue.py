@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
+from dask_infer.model.runtime.footprint import with_attributes
+from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.export.exported_graph import ExportedGraph, functional
 from dask_infer.model.split.export.layer_operator import OpaqueLayers
 from dask_infer.model.split.export.model_state import changed, described
@@ -33,7 +35,7 @@ def export_glue(source: SplitSource, paths: Iterable[str]) -> ExportedGraph:
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     module = source.traceable(mode)
     with OpaqueLayers(module, source.on_meta, paths, mode) as layers:
-        root = _Root(module, layers.sites)
+        root = _Root(module, layers.sites, dict(named_tensors(source.module)))
         exported = _export(module, source, root)
         # Decompositions lose some guards (torch 2.13: of a minimum of sizes).
         lines = exported._guards_code
@@ -79,6 +81,8 @@ class _Root(TorchFunctionMode):
     ----------
     sites
         Calls of layers so far.
+    tensors
+        What the export's parameters and buffers stand for, by name.
     """
 
     #: Structure of the output.
@@ -86,9 +90,14 @@ class _Root(TorchFunctionMode):
     #: What the call raised.
     failed: Exception | None = None
 
-    def __init__(self, module: nn.Module, sites: Collection[int]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        sites: Collection[int],
+        tensors: Mapping[str, torch.Tensor],
+    ) -> None:
         super().__init__()
-        self._module, self._sites = module, sites
+        self._module, self._sites, self._tensors = module, sites, tensors
         self._caught: list[Exception] = []
         self._kept: str | None = None
         self._shapes: Any = None
@@ -107,6 +116,8 @@ class _Root(TorchFunctionMode):
 
     def _call(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         self._watch((args, kwargs))
+        for name, tensor in named_tensors(self._module):
+            with_attributes(tensor, self._tensors[name])
         leaves: list[Any] = []
         before = described(self._module)
         try:
