@@ -143,14 +143,14 @@ class CalledLayer(nn.Module):
         args, kwargs = self._arguments.put(tensors, sizes)
         leaves: list[Any] = []
         structure = take_apart(self._layer[0](*args, **kwargs), leaves)
-        # Code around layers gets what shards have of them together.
-        leaves = [x.whole() if isinstance(x, DividedTensor) else x for x in leaves]
         learned, known = self._signature, known_sizes(tensors, sizes)
         if structure == learned.structure and all(
             _is_as_learned(leaf, expected, tensors, known)
             for leaf, expected in zip(leaves, learned.leaves, strict=True)
         ):
-            return [leaves[one.place] for one in learned.made]
+            made = (leaves[one.place] for one in learned.made)
+            # Code around layers gets what shards have of them together.
+            return [x.whole() if isinstance(x, DividedTensor) else x for x in made]
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise OutputError(
             f'the layer "{self._path}", called with {shapes}, returns something else '

@@ -26,15 +26,7 @@ from dask_infer.spec.token_rules import TokenRules
 
 
 class LoadedStage(LoadedModel):
-    """Blocks [start, stop) of a chain: values by name in, values by name out.
-
-    Parameters
-    ----------
-    chain
-        The whole model, weightless.
-    module
-        The stage, its tensors in place.
-    """
+    """Blocks [start, stop) of a chain: values by name in, values by name out."""
 
     def __init__(
         self,

@@ -109,15 +109,7 @@ class TensorTable:
         device: torch.device,
         shard: Shard | None = None,
     ) -> None:
-        """Put one tensor, or what a shard holds of it, into a stage.
-
-        Parameters
-        ----------
-        names
-            All of its names there.
-        tensor
-            The whole, or the shard's part of it.
-        """
+        """Put a tensor, or what a shard holds of it, into a stage under its names."""
         first = self.first_name(names[0])
         expected, cut = self.tensors[first], None
         shape = tuple(expected.shape)

@@ -58,18 +58,9 @@ def functional(
 
 
 class ExportedGraph:
-    """The steps of an export.
+    """The steps of an export, the structure of its output, and guards.
 
-    Parameters
-    ----------
-    examples
-        The arguments of the call: of padded ones axis 1 counts the tokens.
-    sites
-        What calls of the layers' operator stand for.
-    structure
-        Of the model's output.
-    guards
-        Sizes that it is right for.
+    Of arguments whose `examples` are padded axis 1 counts the tokens.
 
     Raises
     ------

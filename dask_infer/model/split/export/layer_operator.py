@@ -70,14 +70,12 @@ class OpaqueLayers:
 
     Parameters
     ----------
-    module
-        The copy to export.
+    module, mode
+        The copy to export, and the mode of its fake parameters.
     on_meta
-        A copy on meta, by which layers are alike: these are learned once.
+        Another copy: layers that are alike there are learned once.
     paths
         The layers.
-    mode
-        Of the copy's fake parameters.
     """
 
     def __init__(
@@ -141,9 +139,9 @@ class OpaqueLayers:
         def returned(leaf: Any) -> Any:
             if isinstance(leaf, NewTensor):
                 return made[leaf]
-            return (
-                tensors[leaf.place] if isinstance(leaf, Input) else size_by(leaf, known)
-            )
+            if isinstance(leaf, Input):
+                return tensors[leaf.place]
+            return size_by(leaf, known)
 
         return put_together(signature.structure, map(returned, signature.leaves))
 

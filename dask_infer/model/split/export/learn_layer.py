@@ -73,19 +73,14 @@ def _in_all_runs(size: Any) -> tuple[int, ...]:
     found = []
     for rows, tokens, unknown in _RUNS:
         sizes = {ROWS: rows, TOKENS: tokens}
-        given = {
+        given: dict[Any, int] = {}
+        for symbol in expression.free_symbols:
+            number = int("0" + re.sub(r"\D", "", str(symbol)))
             # Its number keeps sizes apart that are not known.
-            s: sizes.get(
-                int(values.get(s, 0)), unknown + 13 * (int(f"0{_digits(s)}") % 8)
-            )
-            for s in expression.free_symbols
-        }
+            apart = unknown + 13 * (number % 8)
+            given[symbol] = sizes.get(int(values.get(symbol, 0)), apart)
         found.append(int(expression.subs(given)))
     return tuple(found)
-
-
-def _digits(symbol: Any) -> str:
-    return re.sub(r"\D", "", str(symbol))
 
 
 def learn(

@@ -50,16 +50,9 @@ def guards_of(
     forward: Callable[..., Any],
     given: Mapping[ArgumentKey, Any],
 ) -> tuple[Guard, ...]:
-    """Return the guards that speak of sizes of a call's arguments, and of nothing else.
+    """Return the guards that speak of sizes of a call's tensors, and of nothing else.
 
-    Parameters
-    ----------
-    lines
-        What torch noted.
-    forward
-        Function whose parameters they name.
-    given
-        The call's tensors.
+    `lines` are what torch noted, by the names of the parameters of `forward`.
     """
     places = [key for key in given if isinstance(key, int)]
     keywords = {key: key for key in given if isinstance(key, str)}
