@@ -39,11 +39,8 @@ TIME_LIMIT = 0.1
 class BlockCost:
     """One block at some number of rows, on one device."""
 
-    name: str
     #: Seconds of a forward.
     seconds: float
-    #: Bytes of its parameters and buffers.
-    nbytes: int
     #: Bytes of what it hands on.
     carry_bytes: int
 
@@ -92,14 +89,12 @@ class _Bench:
 
     def cost(self, block: int) -> BlockCost:
         """Measure a block, or return the cost of one that is like it."""
-        made = self._chain.blocks[block]
         mark = block_mark(self._chain, block, self._marks)
         handed = self._chain.example(block + 1, self._rows, self._tokens)
         if mark not in self._known or handed is None:
             handed, seconds = self._run(block, is_timed=True)
             self._known.setdefault(mark, seconds)
-        seconds = self._known[mark]
-        return BlockCost(made.name, seconds, made.nbytes, nbytes_of(handed))
+        return BlockCost(self._known[mark], nbytes_of(handed))
 
     def _carry(self, block: int) -> dict[str, Any]:
         """Return what enters a block; by running those before where it is not known."""

@@ -17,9 +17,8 @@ def test_profile_needs_no_weights():
     spec, chain = split_module(nn.Sequential(Layer(), Layer(), Layer()), FLOATS)
     del spec
     costs = profile(chain, 1, 3, 16)
-    assert [cost.name for cost in costs] == ["1", "2"]
+    assert len(costs) == 2
     assert all(cost.seconds > 0 for cost in costs)
-    assert [cost.nbytes for cost in costs] == [b.nbytes for b in chain.blocks[1:]]
     assert [cost.carry_bytes for cost in costs] == [16 * 8 * 4, 16 * 8 * 4]
 
 
@@ -42,7 +41,7 @@ def test_profile_runs_where_sizes_are_unknown():
             return super().forward(x)[x.sum(1) > -torch.inf]
 
     _, chain = split_module(nn.Sequential(Drops(8, 8), Drops(8, 8)), FLOATS)
-    assert [cost.name for cost in profile(chain, 1, 2, 4)] == ["1"]
+    assert [cost.carry_bytes for cost in profile(chain, 1, 2, 4)] == [4 * 8 * 4]
 
 
 def test_blocks_and_repr_show_sizes():

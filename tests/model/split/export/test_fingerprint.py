@@ -110,7 +110,7 @@ def test_only_the_first_of_its_kind_is_run(monkeypatch):
     )
     costs = profile(chain, 0, 4, 2)
     assert built == [0]
-    assert [cost.name for cost in costs] == ["0", "1", "2", "3"]
+    assert len(costs) == 4
     assert len({cost.seconds for cost in costs}) == 1
 
 
