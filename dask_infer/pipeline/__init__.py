@@ -6,9 +6,10 @@ The folder says where a file runs::
 
     group_request  asks   ------> coordinator  owns groups
                                   placer       finds workers
-                                  stage_tasks  submits -----> serve      loads, serves
-    remote_runner  batches                                    stage      runs forwards
-    group_client   sends  <------ group        its state      admission  the window
+                                  stage_tasks  submits ---> serve_stage   loads, serves
+    remote_runner  batches                                  stage_server  runs forwards
+    group_client   sends  <------ group        its state    admission     the window
+          |                                                 shard_turns   exchanges
           |                                                       |
           +------- microbatch_comms <-- messages/ --> microbatch_comms
 
