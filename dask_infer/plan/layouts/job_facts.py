@@ -15,8 +15,9 @@ Source = Literal["measured", "projected", "assumed"]
 
 #: Share of the memory for models that a layout leaves free.
 MARGIN = 0.1
-#: Seconds of the scheduler for each partition (benchmarks/noop), and of a job.
-TASK, START = 2.9e-3, 0.1
+#: Seconds of a partition around what it computes: of the scheduler, where the read may
+#: be a task of its own, and of a worker (benchmarks/noop); and of a job.
+TASK, PARTITION, START = 1e-3, 2e-3, 0.1
 
 
 @dataclass(frozen=True)

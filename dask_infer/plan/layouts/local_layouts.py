@@ -8,7 +8,7 @@ from math import ceil, floor
 
 from dask_infer.plan.facts import WorkerFacts, need
 from dask_infer.plan.layouts.alternative import Alternative
-from dask_infer.plan.layouts.job_facts import START, TASK, JobFacts, room
+from dask_infer.plan.layouts.job_facts import PARTITION, START, TASK, JobFacts, room
 from dask_infer.plan.layouts.sweep_groups import RESIDENT, plan_groups
 from dask_infer.plan.units import in_bytes
 from dask_infer.spec import Layout
@@ -62,7 +62,7 @@ def makespan(facts: JobFacts, *, forward: bool = True) -> float:
 
 
 def _partition_seconds(facts: JobFacts, worker: WorkerFacts, forward: bool) -> float:
-    prepare = facts.part * facts.prepare_seconds
+    prepare = PARTITION + facts.part * facts.prepare_seconds
     if not forward:
         return prepare
     run = (facts.call_seconds + facts.part * facts.row_seconds) / worker.speed

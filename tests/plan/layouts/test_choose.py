@@ -18,7 +18,7 @@ from dask_infer.plan.layouts.choose import (
     nothing_fits,
     reason,
 )
-from dask_infer.plan.layouts.job_facts import START, room
+from dask_infer.plan.layouts.job_facts import PARTITION, START, room
 from dask_infer.plan.layouts.local_layouts import data
 from dask_infer.plan.layouts.shards import in_shards
 from dask_infer.spec import Layout
@@ -87,7 +87,7 @@ def test_a_block_larger_than_a_worker_is_not_cut_by_dividing_bytes():
 def test_data_uses_no_more_workers_than_partitions():
     facts = small(crew(16, 4), partitions=3, rows=300, store_rate=1e9)
     assert data(facts).workers == 3
-    assert data(facts).run == pytest.approx(START + 0.1)
+    assert data(facts).run == pytest.approx(START + PARTITION + 0.1)
     facts = replace(facts, workers=crew(16, 4, a_host=1))
     assert data(facts).load == 3.0
 

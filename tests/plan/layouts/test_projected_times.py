@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_infer.plan.layouts.job_facts import START, TASK
+from dask_infer.plan.layouts.job_facts import PARTITION, START, TASK
 from dask_infer.plan.layouts.local_layouts import data, last_end, makespan, sweep
 from dask_infer.plan.layouts.remote_layouts import replicas, stages
 from dask_infer.plan.microbatch_size import OVERHEAD
@@ -44,10 +44,12 @@ def test_the_last_partition_ends_when_a_simulation_says(durations, tasks):
 
 
 def test_threads_beyond_the_cores_of_a_host_slow_each_other_down():
-    assert makespan(small(crew(4, 4), cores=4)) == pytest.approx(2.5)
-    assert makespan(small(crew(4, 4), cores=2)) == pytest.approx(5.0)
+    seconds = makespan(small(crew(4, 4), cores=4))
+    assert seconds == pytest.approx(25 * (PARTITION + 0.1))
+    seconds = makespan(small(crew(4, 4), cores=2))
+    assert seconds == pytest.approx(50 * (PARTITION + 0.1))
     # Two partitions leave two of the threads idle.
-    assert makespan(small(crew(4, 4), cores=2, partitions=2)) == pytest.approx(5.0)
+    assert makespan(small(crew(4, 4), cores=2, partitions=2)) == pytest.approx(5 + PARTITION)
 
 
 def test_a_sweep_costs_no_more_than_its_weights_or_its_rows():
@@ -63,7 +65,7 @@ def test_the_last_pass_of_a_sweep_is_not_rounded_up():
     workers = crew(1, 4, threads=4)
     # Five partitions of a second on one core: four in the first pass, one in the last.
     facts = small(workers, rows=5000, partitions=5, load_rate=1e12, cores=1)
-    assert sweep(facts).run == pytest.approx(START + 5.0)
+    assert sweep(facts).run == pytest.approx(START + 5 * (PARTITION + 1))
 
 
 def recurrence(microbatches, times, hop):
@@ -106,7 +108,8 @@ def test_a_remote_replica_is_as_fast_as_who_feeds_it():
 
 
 def test_threads_that_wait_for_no_core_do_not_slow_each_other_down():
-    assert makespan(small(crew(4, 4), cores=2, core_share=0.1)) == pytest.approx(2.5)
+    seconds = makespan(small(crew(4, 4), cores=2, core_share=0.1))
+    assert seconds == pytest.approx(25 * (PARTITION + 0.1))
 
 
 def test_each_partition_costs_the_scheduler_its_time():
