@@ -17,7 +17,10 @@ import dask_infer  # noqa: F401  (registers the accessor)
 from benchmarks import measure
 from benchmarks.noop.functions import assign, count, identity, make_frame, noop
 
-HEADER = "partitions | contender | ms a partition | range | ratio | scheduler KiB"
+HEADER = (
+    "workers | partitions | contender | ms a partition | range | ratio | "
+    "scheduler CPU ms | workers CPU ms | scheduler KiB"
+)
 SIZES = "expression bytes | task bytes"
 
 
@@ -41,12 +44,29 @@ def compute(collection: Any, client: Any) -> dict[str, float]:
     while client.run_on_scheduler(_tasks):
         time.sleep(0.05)
     before = client.run_on_scheduler(measure.settled_rss)
+    cpu = _cpu(client)
     start = time.perf_counter()
     result = collection.persist()
     wait(result)
     elapsed = time.perf_counter() - start
+    scheduler, workers = (
+        now - then for now, then in zip(_cpu(client), cpu, strict=True)
+    )
     growth = client.run_on_scheduler(measure.settled_rss) - before
-    return {"seconds": elapsed, "growth": growth}
+    return {
+        "seconds": elapsed,
+        "scheduler": scheduler,
+        "workers": workers,
+        "growth": growth,
+    }
+
+
+def _cpu(client: Any) -> tuple[float, float]:
+    """CPU seconds of the scheduler, and of all workers together."""
+    return (
+        client.run_on_scheduler(time.process_time),
+        sum(client.run(time.process_time).values()),
+    )
 
 
 def _tasks(dask_scheduler: Any) -> int:
@@ -54,7 +74,7 @@ def _tasks(dask_scheduler: Any) -> int:
 
 
 def compare(client: Any, partitions: int, rows: int, rounds: int) -> list[list[Any]]:
-    """Rows of the table for one number of partitions."""
+    """Lines of the table for one number of partitions."""
     lazy = collections(partitions, rows)
     calls: dict[str, Callable[[], dict[str, float]]] = {
         name: partial(compute, collection, client) for name, collection in lazy.items()
@@ -64,15 +84,21 @@ def compare(client: Any, partitions: int, rows: int, rounds: int) -> list[list[A
     lines = []
     for name, runs in answers.items():
         times = [1e3 * run["seconds"] / partitions for run in runs]
-        growth = measure.median([run["growth"] for run in runs]) / partitions
+        scheduler, workers, growth = (
+            measure.median([run[key] for run in runs]) / partitions
+            for key in ("scheduler", "workers", "growth")
+        )
         ratio = measure.median(times) * partitions / base / 1e3
         lines.append(
             [
+                len(client.scheduler_info(n_workers=-1)["workers"]),
                 partitions,
                 f"`{name}`",
                 f"{measure.median(times):.3f}",
                 measure.spread(times, 3),
                 f"{ratio:.3f}",
+                f"{1e3 * scheduler:.2f}",
+                f"{1e3 * workers:.2f}",
                 f"{growth / 1024:.1f}",
                 measure.expression_bytes(lazy[name]),
                 measure.graph_bytes(lazy[name]) // partitions,
@@ -87,14 +113,16 @@ def main() -> None:
     parser.add_argument("--partitions", nargs="+", type=int, default=[10, 1000, 10_000])
     parser.add_argument("--rows", type=int, default=1000, help="rows of a partition")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", nargs="+", type=int, default=[2])
     arguments = parser.parse_args()
     dask.config.set({"distributed.comm.timeouts.connect": "60s"})
     lines = []
-    with measure.cluster(2) as client:
-        compare(client, 100, arguments.rows, 1)
-        for partitions in arguments.partitions:
-            rounds = arguments.rounds * (4 if partitions < 100 else 1)
-            lines += compare(client, partitions, arguments.rows, rounds)
+    for workers in arguments.workers:
+        with measure.cluster(workers) as client:
+            compare(client, 100, arguments.rows, 1)
+            for partitions in arguments.partitions:
+                rounds = arguments.rounds * (4 if partitions < 100 else 1)
+                lines += compare(client, partitions, arguments.rows, rounds)
     header = f"{HEADER} | {SIZES}".split(" | ")
     print(measure.machine(), measure.table(header, lines), sep="\n\n")
 

@@ -18,12 +18,12 @@ class Figure:
 
 
 SCHEDULER = Figure(
-    2.9e-3, "s a task", "the scheduler's time for a partition's task",
-    "noop: 2.86 to 2.93 ms a partition at 10,000 partitions",
+    0.55e-3, "s a task", "the scheduler's CPU for a partition's task",
+    "noop: predict with 2, 4 and 8 workers, 0.52 to 0.58 ms",
 )  # fmt: skip
 WORKER = Figure(
-    1.8e-3, "s a task", "a worker's CPU around the model, for a partition's task",
-    "seeing: no-op partition, 1.77 and 1.81 ms of CPU of the workers",
+    2.36e-3, "s a task", "a worker's CPU around the model, for a partition's task",
+    "noop: predict with 4 workers",
 )  # fmt: skip
 STAGE_CPU = Figure(
     3e-3, "s", "from stage to stage: receive, queue, run, send",

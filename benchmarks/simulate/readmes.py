@@ -119,10 +119,12 @@ def predictions() -> Iterator[Prediction]:
         seconds = recurrence.run(pipeline, [1] * 24).seconds
         case = f"{workers} stages, 2 cores, seconds"
         yield Prediction("pipeline", case, seconds, measured)
-    for partitions, contender, measured in (
-        (10, "predict", 3.986), (1000, "predict", 2.785), (1000, "identity", 2.823),
-    ):  # fmt: skip
-        cluster = tasks.Cluster(2, SCHEDULER.value, WORKER.value, cores=2)
+    for workers, partitions, measured in (
+        (2, 10, 3.986),
+        (2, 1000, 1.885),
+        (4, 1000, 1.624),
+    ):
+        cluster = tasks.Cluster(workers, SCHEDULER.value, WORKER.value, cores=2)
         found = 1e3 * tasks.run(cluster, partitions, lambda _: [0.0]) / partitions
-        case = f"{contender}, {partitions} partitions, ms each"
+        case = f"{partitions} partitions, {workers} workers, ms each"
         yield Prediction("noop", case, found, measured)

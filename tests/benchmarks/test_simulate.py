@@ -189,16 +189,37 @@ def test_faster_workers_get_more_tasks():
     assert found == 20
 
 
-def test_cores_that_are_shared_slow_down_by_what_is_wanted():
-    scheduler_bound = Cluster(2, 3e-3, 1e-3, cores=8)
-    assert tasks.slowdown(scheduler_bound, [0.0, 0.0]) == pytest.approx(1)
-    one_core = Cluster(1, 1e-3, 1e-3, cores=1)
-    assert tasks.run(one_core, 1000, lambda _: [0.0]) == pytest.approx(2.0, rel=0.01)
-    # Three others want the core as well: each of the five gets a fifth of it.
-    crowded = Cluster(1, 1e-3, 1e-3, cores=1, others=3)
-    assert tasks.run(crowded, 1000, lambda _: [0.0]) == pytest.approx(5.0, rel=0.01)
+def test_processes_share_cores_equally():
+    cores = tasks.Cores(2)
+    for process, cpu in enumerate((1.0, 2.0, 2.0)):
+        cores.start(0.0, process, cpu)
+    # Three on two cores: each has had a second after 1.5. Then each has its own.
+    assert cores.end() == (1.5, 0)
+    cores.start(2.0, 3, 5.0)
+    # Half a second is done; three share again.
+    assert cores.end() == (pytest.approx(2.75), 1)
+
+
+def test_cores_that_are_shared_are_the_limit():
+    # Of 8 workers with 4 ms each and a scheduler with 1 ms, on two cores and on many.
+    few, many = (Cluster(8, 1e-3, 4e-3, cores=n) for n in (2, 100))
+    assert tasks.run(few, 1000, lambda _: [0.0]) == pytest.approx(2.5, rel=0.02)
+    assert tasks.run(many, 1000, lambda _: [0.0]) == pytest.approx(1.0, rel=0.02)
     # What sleeps wants no core.
-    assert tasks.slowdown(one_core, [1.0]) == pytest.approx(1, abs=0.01)
+    taken = [tasks.run(each, 80, lambda _: [1.0]) for each in (few, many)]
+    assert taken == pytest.approx([10.0, 10.0], rel=0.02)
+
+
+def test_messages_wait_for_the_interval_of_their_stream():
+    stream = tasks.Stream(0.005)
+    assert stream.leaves(1.0) == 1.0
+    later = [stream.leaves(at) for at in (1.001, 1.004)]
+    assert later == pytest.approx([1.005, 1.005])
+    assert stream.leaves(1.006) == pytest.approx(1.010)
+    assert stream.leaves(2.0) == 2.0
+    # A worker with two tasks in store gets two at most in each interval.
+    one = Cluster(1, scheduler=1e-6, worker=1e-6)
+    assert tasks.run(one, 1000, lambda _: [0.0]) == pytest.approx(2.5, rel=0.05)
 
 
 def test_hops_are_read_between_the_figures_of_transport():
@@ -213,7 +234,7 @@ def test_all_jobs_of_the_other_benchmarks_that_take_a_second_are_within_a_fifth(
     assert {each.benchmark for each in found} >= {"window", "recovery", "depth"}
     off = [each for each in found if abs(each.error) > 0.2]
     assert [(each.benchmark, each.case) for each in off] == [
-        ("noop", "predict, 10 partitions, ms each")
+        ("noop", "10 partitions, 2 workers, ms each")
     ]
 
 
