@@ -49,7 +49,9 @@ def test_threads_beyond_the_cores_of_a_host_slow_each_other_down():
     seconds = makespan(small(crew(4, 4), cores=2))
     assert seconds == pytest.approx(50 * (PARTITION + 0.1))
     # Two partitions leave two of the threads idle.
-    assert makespan(small(crew(4, 4), cores=2, partitions=2)) == pytest.approx(5 + PARTITION)
+    assert makespan(small(crew(4, 4), cores=2, partitions=2)) == pytest.approx(
+        5 + PARTITION
+    )
 
 
 def test_a_sweep_costs_no_more_than_its_weights_or_its_rows():
