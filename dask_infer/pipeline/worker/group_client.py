@@ -164,6 +164,8 @@ class GroupClient:
             self._most_calls, self._calls = most, asyncio.Semaphore(most)
         for offer, in_flight in self._offers.items():
             if in_flight.has_moved(serving):
+                # At once: a stage may ask for it before the call has ended.
+                in_flight.withdraw()
                 offer.cancel()
         self._changed.set()
         self._changed = asyncio.Event()
@@ -269,8 +271,7 @@ class GroupClient:
             # The answer that follows the outputs comes in a moment.
             if not in_flight.outputs.done():
                 offer.cancel()
-                # From here on the older attempt gets and brings nothing.
-                in_flight.attempt, in_flight.taken = in_flight.attempt + 1, None
+                in_flight.withdraw()
 
     def _forget(self, offer: asyncio.Task[Answer]) -> None:
         del self._offers[offer]

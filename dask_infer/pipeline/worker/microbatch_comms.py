@@ -78,6 +78,10 @@ class InFlight:
         """
         return self.taken not in serving if self.taken else self.offered != serving
 
+    def withdraw(self) -> None:
+        """End the attempt: from here on it gets and brings nothing."""
+        self.attempt, self.taken = self.attempt + 1, None
+
 
 class MicrobatchComms:
     """The stages and feeders of one worker, and the handlers that reach them."""

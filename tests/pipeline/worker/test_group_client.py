@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,28 @@ async def test_what_was_taken_is_not_sent_again_where_the_group_changes():
         release.set()
         await sending
         assert len(calls) == 1
+
+
+@on_loop
+async def test_an_offer_that_an_update_withdraws_is_not_fetched_any_more():
+    # Cancelling the call takes a moment: what was fetched then ran on two instances.
+    async with feeding("a", "b", replicas=2) as (_, client):
+        await client.open("user")
+        while len(client.state.serving) < 2:
+            await asyncio.sleep(0.001)
+        both, fetch, fetched = client.state, client.comms.handlers["fetch"], []
+        client.state = replace(both, instances=both.instances[:1])
+
+        async def grows(header, payload):
+            client._update(replace(both, version=client.state.version + 1))
+            answer = await fetch(header, payload)
+            fetched.append(answer["status"])
+            return answer
+
+        client.comms.handlers["fetch"] = grows
+        result = await client.send(ONE, 1)
+        assert result.open()[0].item() == 2.0
+        assert fetched == ["lost", "done"]
 
 
 @on_loop
