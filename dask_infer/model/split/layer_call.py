@@ -129,13 +129,22 @@ class CalledLayer(nn.Module):
     ----------
     path, layer
         The layer, which the stage holds under that path.
+    has_glue
+        Whether code of the model's own was exported for the sizes that it returns.
+        Without it only the structure must be as learned.
     """
 
     def __init__(
-        self, path: str, layer: nn.Module, arguments: Arguments, signature: Signature
+        self,
+        path: str,
+        layer: nn.Module,
+        arguments: Arguments,
+        signature: Signature,
+        has_glue: bool,
     ) -> None:
         super().__init__()
         self._path, self._arguments, self._signature = path, arguments, signature
+        self._has_glue = has_glue
         self._layer = (layer,)  # not under a second name
 
     def forward(self, tensors: list[Any], sizes: list[int]) -> list[Any]:
@@ -145,7 +154,7 @@ class CalledLayer(nn.Module):
         structure = take_apart(self._layer[0](*args, **kwargs), leaves)
         learned, known = self._signature, known_sizes(tensors, sizes)
         if structure == learned.structure and all(
-            _is_as_learned(leaf, expected, tensors, known)
+            self._is_as_learned(leaf, expected, tensors, known)
             for leaf, expected in zip(leaves, learned.leaves, strict=True)
         ):
             made = (leaves[one.place] for one in learned.made)
@@ -158,21 +167,22 @@ class CalledLayer(nn.Module):
             'number or structure): use parallel="data", or batches of other sizes'
         )
 
-
-def _is_as_learned(
-    leaf: Any, learned: Any, tensors: list[Any], known: list[int]
-) -> bool:
-    if isinstance(learned, Input):
-        return leaf is tensors[learned.place]
-    if not isinstance(learned, NewTensor):
-        learned = size_by(learned, known)
-        return type(leaf) is type(learned) and bool(leaf == learned)
-    return (
-        isinstance(leaf, torch.Tensor)
-        and leaf.dtype == learned.dtype
-        and leaf.dim() == len(learned.shape)
-        and all(
-            size_by(rule, known) in (size, None)
-            for size, rule in zip(leaf.shape, learned.shape, strict=True)
+    def _is_as_learned(
+        self, leaf: Any, learned: Any, tensors: list[Any], known: list[int]
+    ) -> bool:
+        if isinstance(learned, Input):
+            return leaf is tensors[learned.place]
+        if not isinstance(learned, NewTensor):
+            learned = size_by(learned, known)
+            return type(leaf) is type(learned) and bool(leaf == learned)
+        return isinstance(leaf, torch.Tensor) and (
+            not self._has_glue
+            or (leaf.dtype == learned.dtype and _fits(leaf, learned.shape, known))
         )
+
+
+def _fits(tensor: torch.Tensor, rules: tuple[Rule, ...], known: list[int]) -> bool:
+    return tensor.dim() == len(rules) and all(
+        size_by(rule, known) in (size, None)
+        for size, rule in zip(tensor.shape, rules, strict=True)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
@@ -128,3 +128,17 @@ def _holds_blocks(parts: nn.Module) -> bool:
 
 def _owns_tensors(part: nn.Module) -> bool:
     return next(part.parameters(), None) is not None
+
+
+def is_sequential(module: nn.Module, layers: Collection[str], path: str = "") -> bool:
+    """Whether all code around layers at these paths is that of ``nn.Sequential``."""
+    own = type(module).forward is nn.Sequential.forward
+    return (
+        own
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and all(
+            (inner := f"{path}{name}") in layers
+            or is_sequential(child, layers, f"{inner}.")
+            for name, child in module.named_children()
+        )
+    )

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from dask_infer.model.runtime.footprint import with_attributes
 from dask_infer.model.shapes.fake_model import named_tensors
+from dask_infer.model.split.export.candidates import is_sequential
 from dask_infer.model.split.export.exported_graph import ExportedGraph, functional
 from dask_infer.model.split.export.layer_operator import OpaqueLayers
 from dask_infer.model.split.export.model_state import changed, described
@@ -41,9 +42,10 @@ def export_glue(source: SplitSource, paths: Iterable[str]) -> ExportedGraph:
         lines = exported._guards_code
         exported = functional(exported, layers.sites.values())
     guards = guards_of(lines, source.module.forward, source.arguments())
-    return ExportedGraph(
-        exported, source.examples, layers.sites, root.structure, guards
-    )
+    opaque = {site.path for site in layers.sites.values()}
+    has_glue = not is_sequential(source.module, opaque)
+    sites = {n: s._replace(has_glue=has_glue) for n, s in layers.sites.items()}
+    return ExportedGraph(exported, source.examples, sites, root.structure, guards)
 
 
 def _export(module: nn.Module, source: SplitSource, root: _Root) -> ExportedProgram:

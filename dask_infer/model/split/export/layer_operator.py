@@ -43,6 +43,8 @@ class CallSite(NamedTuple):
     path: str
     arguments: Arguments
     signature: Signature
+    #: Whether code of the model's own was exported for the sizes that it returns.
+    has_glue: bool = True
 
 
 #: Calls of the exports that are running, by number.
