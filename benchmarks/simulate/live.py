@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
-from distributed import get_worker
+from distributed import get_worker, wait
 
 from benchmarks import measure
 from benchmarks.pipeline.model import frame
@@ -110,7 +111,11 @@ def partitions_seconds(client: Any, count: int, seconds: tuple[float, ...]) -> f
     pred = ddf.infer.predict(
         partial(sleeps, seconds=seconds), columns="x", meta="float32", keep=False
     )
-    taken, result = measure.timed(pred.compute)
+    # As in `noop`, no result travels: gathering them would be another job's work.
+    start = time.perf_counter()
+    result = pred.persist()
+    wait(result)
+    taken = time.perf_counter() - start
     assert len(result) == 4 * count
     return taken
 
@@ -123,8 +128,9 @@ def rows(partition: int) -> pd.DataFrame:
 def partitions_predicted(
     slow: float, count: int, seconds: tuple[float, ...], workers: int
 ) -> float:
-    """The same; what the job itself takes of the cores is in the slowness."""
-    cluster = tasks.Cluster(workers, slow * SCHEDULER.value, slow * WORKER.value)
+    """The same; its own processes share the cores, and others slow all of them."""
+    cores = len(os.sched_getaffinity(0))
+    cluster = tasks.Cluster(workers, slow * SCHEDULER.value, slow * WORKER.value, cores)
     return tasks.run(cluster, count, lambda worker: [seconds[worker % len(seconds)]])
 
 
