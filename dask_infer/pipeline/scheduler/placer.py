@@ -305,7 +305,15 @@ async def place_first(placers: Sequence[Placer]) -> None:
     """Place the first instance of each group, all or none, as `fill` does."""
     # Those that can be on few workers choose first.
     ordered = sorted(placers, key=lambda placer: -len(placer.resources))
-    await fill([(placer, await placer.first_instance()) for placer in ordered])
+    wanted = []
+    for placer in ordered:
+        try:
+            wanted.append((placer, await placer.first_instance()))
+        except PlacementError:
+            # One that was released meanwhile does not refuse the others.
+            if not placer.group.ended:
+                raise
+    await fill(wanted)
 
 
 def grow_slowest(table: GroupTable, groups: Sequence[Group]) -> None:

@@ -269,6 +269,23 @@ async def test_of_groups_that_are_planned_together_one_may_be_released():
 
 
 @on_loop
+async def test_a_group_released_while_it_is_planned_does_not_refuse_those_beside_it():
+    async with StubScheduler("a", memory=GIB // 2) as cluster:
+        options = {"blocks": 2, "stages": 2, "grace": 60, "idle": 0, **ONE}
+        pair = [spec_of("x", **options), spec_of("y", **options)]
+        await cluster.reserve(pair, "request", blocks=2)
+        await cluster.open(pair[1], user="other", is_request=True)
+        cluster.end_task("request", "forgotten")
+        (group,) = cluster.table
+        assert group.spec.key == pair[1].key
+        await asyncio.sleep(0.02)  # the next look at the workers
+        for address in "bc":
+            cluster.add_worker(address)
+        await until(lambda: group.ended or cluster.running_stages())
+        assert sorted(cluster.running_stages().values()) == ["b", "c"]
+
+
+@on_loop
 async def test_a_group_that_serves_already_is_shared():
     async with StubScheduler("a", "b") as cluster:
         await cluster.open(spec_of("x", **ONE))
