@@ -119,7 +119,7 @@ class GroupCoordinator(SchedulerPlugin):
         if placers:
             placed = asyncio.ensure_future(place_first(placers))
             # Groups beside each other share what is free: see `_may_grow`.
-            grows = len(placers) == 1
+            grows = len(found) == 1
             for placer in placers:
                 self.table.start(placer.group, placer.form(placed, grows))
         return found
