@@ -75,6 +75,9 @@ class Arguments:
         """
         leaves: list[Any] = []
         structure = take_apart((args, kwargs), leaves)
+        if structure is None or not structure.is_plain:
+            # Other classes may have attributes, which layers read or write.
+            raise UnknownValue("a container of a class of its own")
         tensors, sizes = list[torch.Tensor](), list[Any]()
         for place, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):

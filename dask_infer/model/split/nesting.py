@@ -30,6 +30,12 @@ class Node:
     keys: tuple[Any, ...]
     items: tuple[Structure, ...]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is made of tuples, lists and dictionaries alone."""
+        items = [item.is_plain for item in self.items if item is not None]
+        return self.kind in (tuple, list, dict) and all(items)
+
 
 #: None for a leaf; leaves are numbered in the order in which they stand.
 Structure: TypeAlias = Node | None

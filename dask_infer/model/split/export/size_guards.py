@@ -8,17 +8,23 @@ is wrong where the answer is another one, so chains ask again for each batch.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
 from dask_infer.spec import ArgumentKey
 
-#: All names that guards of sizes have; strides and values are no business of a chain.
-_NAMES = {"L", "size", "min", "max"}
+#: What lines call to compute with sizes: `x.shape[0] ** 0.5` is of a float.
+_FUNCTIONS: dict[str, Any] = {"min": min, "max": max, "abs": abs, "round": round}
+_FUNCTIONS |= {"math": math, "torch": torch}
+
+#: Names of what may be another for each batch, and is no business of a chain.
+_OTHERS = {"stride", "storage_offset"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Guard:
     def holds(self, given: Mapping[ArgumentKey, Any]) -> bool:
         """Return whether a call's arguments meet it."""
         arguments = pytree.tree_map(given.get, dict(self.bound))
-        names = {"__builtins__": {}, "min": min, "max": max, "L": arguments}
+        names = {"__builtins__": {}, **_FUNCTIONS, "L": arguments}
         try:
             return bool(eval(self.line, names))
         except ZeroDivisionError:  # a batch without rows: nothing can be wrong
@@ -52,7 +58,8 @@ def guards_of(
 ) -> tuple[Guard, ...]:
     """Return the guards that speak of sizes of a call's tensors, and of nothing else.
 
-    `lines` are what torch noted, by the names of the parameters of `forward`.
+    `lines` are what torch noted, by the names of the parameters of `forward`. One that
+    cannot be asked again is an error: the export may be wrong for other sizes.
     """
     places = [key for key in given if isinstance(key, int)]
     keywords = {key: key for key in given if isinstance(key, str)}
@@ -62,7 +69,7 @@ def guards_of(
         guard = Guard(line, bound)
         try:
             names = set(compile(line, "<guard>", "eval").co_names)
-            if {"L", "size"} <= names <= _NAMES:
+            if {"L", "size"} <= names and not names & _OTHERS:
                 guard.holds(given)
                 guards[guard.text] = guard
         except (SyntaxError, LookupError, TypeError):  # of other arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dask_infer.errors import OutputError
+from dask_infer.errors import InputError, OutputError
 from dask_infer.model.split import CannotSplit, load_stage
 from dask_infer.model.split.export import layer_operator as module
 from tests.model.split.models import (
@@ -563,3 +564,62 @@ def test_a_branch_that_leaves_no_step_is_code_of_the_models_own():
 class NoneUpTo32Rows(Dense):
     def forward(self, x: Any) -> Any:
         return self.dense(x), (x if len(x) > 32 else None)
+
+
+@dataclasses.dataclass
+class Context:
+    x: Any
+
+
+class ContextDict(dict[str, Any]):
+    """A dictionary that may have attributes."""
+
+
+@pytest.mark.parametrize("kind", [Context, ContextDict])
+def test_attributes_of_containers_that_layers_are_given_are_read_and_written(kind):
+    class Notes(Dense):
+        def forward(self, given: Any) -> Any:
+            x = given.x if kind is Context else given["x"]
+            made = self.dense(x) * getattr(given, "factor", 1.0)
+            given.factor += 1.0
+            return made
+
+    class Gives(Stack):
+        def forward(self, x: Any) -> Any:
+            given = kind(x=x)
+            given.factor = 3.0
+            return sum(layer(given) for layer in self.layers)
+
+    assert_exact(*split_module(Gives(Notes), FLOATS), torch.randn(3, 8))
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        lambda rows: rows**0.5 > 5,
+        lambda rows: round(rows / 2) > 10,
+        lambda rows: math.ceil(rows / 3) > 10,
+        lambda rows: abs(rows - 7) > 20,
+        lambda rows: int(rows * 0.1) > 3,
+    ],
+)
+@pytest.mark.parametrize("is_layer", [False, True])
+def test_what_code_computes_of_sizes_is_asked_for_each_batch(asks, is_layer):
+    class Views(Dense):
+        def forward(self, x: Any) -> Any:
+            return x[:, :4], self.dense(x) * (2.0 if asks(x.shape[0]) else 1.0)
+
+    class Adds(Stack):
+        def forward(self, x: Any) -> Any:
+            for layer in self.layers:
+                if is_layer:
+                    view, x = layer(x)
+                    x = x + view.sum(1, keepdim=True)
+                else:
+                    x = layer.dense(x) * (2.0 if asks(x.shape[0]) else 1.0)
+            return x
+
+    spec, chain = split_module(Adds(Views), FLOATS)
+    assert_exact(spec, chain, torch.randn(4, 8))
+    with pytest.raises(InputError, match="was split along what its code does"):
+        chain.bind((torch.randn(40, 8),), {})
