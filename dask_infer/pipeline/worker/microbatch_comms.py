@@ -25,7 +25,6 @@ import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
 from typing import Any, TypeAlias
 
 from distributed import Worker
@@ -96,7 +95,7 @@ class MicrobatchComms:
         #: Microbatches of the feeders here, until their outputs came.
         self.in_flight: dict[int, InFlight] = {}
         self.dispatcher = Dispatcher()
-        #: Keys of stage tasks, and when a feeder left its thread to them.
+        #: Keys of stage tasks, and when a feeder just left its thread to them.
         self._left_for: dict[str, float] = {}
         self.handlers: dict[str, Handler] = {
             "offer": self._offer,
@@ -136,12 +135,14 @@ class MicrobatchComms:
         tasks = {} if worker is None else dict(worker.state.tasks)
         now = time.monotonic()
         with _making:
+            left = self._left_for
+            for old in [key for key in left if now - left[key] >= LEFT_SECONDS]:
+                del left[old]
             for key, task in tasks.items():
                 if not isinstance(key, str) or not key.startswith(KEY_PREFIX):
                     continue
-                waits = task.state in ("ready", "constrained")
-                if waits and now - self._left_for.get(key, -inf) >= LEFT_SECONDS:
-                    self._left_for[key] = now
+                if task.state in ("ready", "constrained") and key not in left:
+                    left[key] = now
                     return True
         return False
 
