@@ -329,3 +329,28 @@ def test_a_layer_that_does_otherwise_than_it_was_split_for(on_error, client):
     called = r'model "Branches": .*"layers\.1", called with \(40, 4\)'
     with pytest.raises(errors.OutputError, match=called):
         pred(40).compute()
+
+
+class AsksSizes(Branches):
+    def forward(self, x):
+        x, _ = self.layers[1](self.layers[0](x[:, :1]))
+        return self.layers[2](x if len(x) ** 0.5 < 5 else -x)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "null"])
+def test_code_that_takes_another_branch_than_it_was_split_along(on_error, client):
+    torch.manual_seed(0)
+    model = AsksSizes().eval()
+    frame = pd.DataFrame({"x": np.arange(80, dtype="float32")})
+    ddf = dd.from_pandas(frame, npartitions=2)
+
+    def pred(rows):
+        layout = dask_infer.Layout(stages=2, microbatch=rows)
+        options = {"batch_size": rows, "parallel": layout, "on_error": on_error}
+        return ddf.infer.predict(model, columns=["x"], **options)["prediction"]
+
+    with torch.inference_mode():
+        expected = model(torch.tensor(frame["x"].to_numpy()[:16, None]))[:, 0]
+    np.testing.assert_allclose(pred(16).compute()[:16], expected, rtol=1e-5)
+    with pytest.raises(errors.InputError, match="was split along what its code does"):
+        pred(40).compute()

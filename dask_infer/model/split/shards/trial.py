@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dask_infer.model.runtime.footprint import with_attributes
 from dask_infer.model.shapes.fake_model import named_tensors
 from dask_infer.model.split.block_costs import block_mark
 from dask_infer.model.split.chain import Chain
@@ -77,8 +78,9 @@ def _in_float32(chain: Chain) -> Chain:
     tensors = {}
     for name, tensor in chain.tensors.items():
         single = tensor.float() if tensor.dtype.is_floating_point else tensor
-        is_parameter = isinstance(tensor, nn.Parameter)
-        tensors[name] = nn.Parameter(single, False) if is_parameter else single
+        if isinstance(tensor, nn.Parameter):
+            single = with_attributes(nn.Parameter(single, False), tensor)
+        tensors[name] = single
     return replace(chain, tensors=tensors)
 
 

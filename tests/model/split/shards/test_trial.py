@@ -57,6 +57,20 @@ def test_a_wide_middle_stays_divided_and_equal_layers_are_tried_once():
     assert_equal(spec, chain, 3, found, torch.randn(5, 8))
 
 
+def test_code_may_read_attributes_of_weights():
+    class Scales(Mixes):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * self.up.weight.factor
+
+    model = nn.Sequential(*(Scales(nn.GELU()) for _ in range(3)))
+    for layer in model:
+        layer.up.weight.factor = 0.5
+    spec, chain = split_module(model, FLOATS)
+    found = find_cuts(chain, 2)
+    assert stays(found, "0.down.weight") == (1, 1)
+    assert_equal(spec, chain, 2, found, torch.randn(5, 8))
+
+
 def test_of_equal_layers_one_may_share_a_weight_with_another():
     """The first one's cuts had no place in it, and no group could be formed."""
     model = layers(nn.GELU())
