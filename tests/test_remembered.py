@@ -86,3 +86,37 @@ def test_other_cuts_and_arguments_are_other_chains(ddf, counted):
         model(104), parallel=dask_infer.Layout(stages=2), dtype="bfloat16"
     )
     assert counted["split"] == 3
+
+
+def test_a_function_sees_the_mode_of_its_module(ddf):
+    """A function runs as it is: no module in it is put into ``eval()``."""
+    for training in (True, False):
+        norm = torch.nn.BatchNorm1d(3).train(training)
+
+        def normalized(x, norm=norm):
+            with torch.no_grad():
+                return norm(torch.as_tensor(x))[:, 0].numpy()
+
+        pred = ddf.infer.predict(normalized, columns=list("abc"), meta="float32")
+        got = pred.partitions[0].compute(scheduler="sync")["prediction"]
+        rows = ddf.partitions[0].compute().to_numpy(copy=True)
+        np.testing.assert_allclose(got, normalized(rows), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "distributed"])
+def test_a_class_that_changed_leaves_earlier_models_as_they_are(ddf, client, scheduler):
+    """cloudpickle gives a class that a process has the code of the last pickle read."""
+
+    class Scaled(torch.nn.Module):
+        factor = 2.0
+
+        def forward(self, x):
+            return torch.ones(len(x)) * self.factor
+
+    first = ddf.infer.predict(Scaled())["prediction"]
+    assert set(first.compute(scheduler=scheduler)) == {2}
+    forward, Scaled.factor = Scaled.forward, 3.0
+    second = ddf.infer.predict(Scaled())["prediction"]
+    assert set(second.compute(scheduler=scheduler)) == {3}
+    assert set(first.compute(scheduler=scheduler)) == {2}
+    assert Scaled.factor == 3 and Scaled.forward is forward  # the user's class

@@ -157,9 +157,12 @@ class Format:
         )
         return Recognised(spec, self.interface)
 
-    def pickled(self, model: Any) -> Recognised:
-        """Return a model that travels as a pickle of the content store."""
-        key = content_key((self.kind, model))
+    def pickled(self, model: Any, in_eval: Iterable[object] = ()) -> Recognised:
+        """Return a model that travels as a pickle of the content store.
+
+        `in_eval` are the modules in it that `load` puts into ``eval()``.
+        """
+        key = content_key((self.kind, model), in_eval)
         pending = PendingBlob(model, key)
         spec = ModelSpec(
             key=key,

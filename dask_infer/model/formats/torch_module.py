@@ -34,7 +34,7 @@ class TorchModuleFormat(Format):
             return None
         module, compile = unwrap(given)
         _check_weights(module)
-        found = self.pickled(module)
+        found = self.pickled(module, module.modules())
         nbytes = tensor_bytes(module)
         found.spec = replace(found.spec, compile=compile, nbytes=nbytes)
         return found

@@ -16,6 +16,7 @@ import types
 import uuid
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 from dask_infer.model.identity import content_code, content_tensors
@@ -24,7 +25,7 @@ from dask_infer.model.identity.content_walk import Rule, Walk
 logger = logging.getLogger(__name__)
 
 
-def content_key(obj: object) -> str:
+def content_key(obj: object, in_eval: Iterable[object] = ()) -> str:
     """Hex digest of the content of any object, code and weights included.
 
     Parameters
@@ -32,6 +33,9 @@ def content_key(obj: object) -> str:
     obj
         A model, an estimator, a function, or anything made of them. Weights are read
         in place, without a copy, if they are contiguous and on the CPU.
+    in_eval
+        Torch modules in `obj` that will be put into ``eval()`` before they run: their
+        `training` does not count.
 
     Returns
     -------
@@ -40,6 +44,7 @@ def content_key(obj: object) -> str:
         round trips, or unique to this call where that cannot be promised.
     """
     walk = Walk(_ATOMS, _rule_of)
+    walk.in_eval = frozenset(map(id, in_eval))
     # Pickles in the store name modules of this package, which move between versions.
     walk.emit("dask_infer", sys.modules["dask_infer"].__version__)
     try:

@@ -1,7 +1,7 @@
 """Content of arrays, frames, tensors and torch modules, for the content key.
 
-Raw bytes are hashed in place. Strides, devices, gradients and `training` do not change
-what a model computes here (always in ``eval()``), and are left out.
+Raw bytes are hashed in place. Strides, devices and gradients do not change what a model
+computes here, and are left out; so is `training` of what will be in ``eval()``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _multi_index(walk: Walk, index: Any) -> None:
 def _values(walk: Walk, values: Any) -> None:
     walk.emit("values", str(values.dtype))
     if hasattr(values, "categories"):
-        walk.visit(values.categories)
+        walk.visit_all("categories", (values.categories, values.ordered))
         walk.visit(values.codes)
     elif hasattr(values.dtype, "char"):  # a NumPy dtype
         walk.visit(values.to_numpy())
@@ -183,6 +183,8 @@ def _torch_module(walk: Walk, module: Any) -> None:
     if "_parameters" not in state:  # a __getstate__ of its own
         walk.visit(state)
         return
+    if id(module) not in walk.in_eval:
+        walk.emit("training", module.training)
     _tensors(walk, state)
     _hooks(walk, state)
     names = _bookkeeping()

@@ -44,6 +44,8 @@ class Walk:
         self._rules = atoms, rule_of
         self._parent = parent
         self._level: int = 0 if parent is None else parent._level + 1
+        #: Ids of the torch modules that will be in ``eval()``, whatever they are in.
+        self.in_eval: frozenset[int] = parent.in_eval if parent else frozenset()
         #: Number of each object met, by id.
         self._numbers: dict[int, int] = {}
         #: Objects met: an id must not be reused while the walk lasts.

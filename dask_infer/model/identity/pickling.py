@@ -26,6 +26,7 @@ import cloudpickle
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.identity.content_code import version
+from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.identity.pickle_diagnosis import explain
 
@@ -52,6 +53,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _cached_property, (obj.func, obj.attrname)
         if isinstance(obj, types.FunctionType) and _is_made_by_installed(obj):
             return _in_its_module(obj, super().reducer_override(obj))
+        if isinstance(obj, type):
+            return _class_by_content(obj, super().reducer_override(obj))
         torch = sys.modules.get("torch")
         if torch is not None:
             if isinstance(obj, torch.Tensor):
@@ -97,6 +100,25 @@ def _in_its_module(func: types.FunctionType, reduced: Any) -> Any:
     name = func.__globals__["__name__"]
     state = attributes, {**slots, "__globals__": {}}
     return _made_in, (name, func.__code__, closure), state, None, None, set_state
+
+
+def _class_by_content(cls: type, reduced: Any) -> Any:
+    """Return how to pickle a class: what is rebuilt is named by its content.
+
+    cloudpickle names a class that it takes by value by its identity. Reading a pickle
+    then gives the class of that name, in this process the user's own, the code and
+    globals that it had when it was written, and so changes models that use it now.
+    Classes of errors keep their identity: ``except`` looks for it.
+    """
+    is_rebuilt = isinstance(reduced, tuple) and reduced[0].__name__ == _REBUILDS_CLASS
+    if not is_rebuilt or issubclass(cls, BaseException):
+        return reduced
+    build, (*args, _, extra), *rest = reduced
+    return build, (*args, content_key(cls), extra), *rest
+
+
+#: What cloudpickle rebuilds a class with; its last but one argument names the class.
+_REBUILDS_CLASS = "_make_skeleton_class"
 
 
 def _made_in(module: str, code: types.CodeType, closure: Any) -> Any:

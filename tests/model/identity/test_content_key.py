@@ -93,6 +93,8 @@ DIFFERENT = [
     pd.Series([1], name="a"),
     pd.Index([1]),
     pd.Series(["x", None]),
+    pd.Series(["x"], dtype="category"),
+    pd.Series(pd.Categorical(["x"], ordered=True)),
     pd.Categorical(["x"]),
     torch.zeros(2),
     torch.nn.Parameter(torch.zeros(2)),
@@ -165,11 +167,16 @@ def test_module_and_its_copy_are_equal():  # FACTS 11
 
 def test_training_gradients_and_compilation_do_not_matter():
     model = Scaled()
-    key = content_key(model)
-    assert content_key(model.eval()) == key
+    modules = list(model.modules())
+    key = content_key(model, modules)
+    assert content_key(model.eval(), modules) == key
     model(torch.zeros(1, 3)).sum().backward()
-    assert content_key(model) == key
-    assert content_key(torch.compile(model, backend="eager")) == key
+    assert content_key(model, modules) == key
+    assert content_key(torch.compile(model, backend="eager"), modules) == key
+
+
+def test_training_of_what_stays_as_it_is_matters():
+    assert content_key(Scaled().train()) != content_key(Scaled().eval())
 
 
 def change_attribute(model):
