@@ -109,13 +109,14 @@ def _tensor(walk: Walk, tensor: Any) -> None:
     if hasattr(tensor, "__tensor_flatten__"):
         _flattened(walk, tensor)
         return
-    if own := {k: v for k, v in vars(tensor).items() if not k.startswith(_NOTES)}:
+    own = {k: v for k, v in vars(tensor).items() if not _NOTES.fullmatch(k)}
+    if own:
         walk.visit_state(own)
     _tensor_data(walk, tensor.detach())
 
 
-#: Attributes of tensors begin like this that torch and transformers set.
-_NOTES = ("_dynamo_", "_is_buffer", "_is_hf_initialized", "persistent")
+#: Attributes of tensors that torch and transformers set.
+_NOTES = re.compile("_dynamo_.*|_is_buffer|_is_hf_initialized|persistent")
 
 
 def _flattened(walk: Walk, tensor: Any) -> None:
@@ -154,7 +155,8 @@ def _seen_storage(walk: Walk, tensor: Any) -> bool:
     if tensor.numel() == 0:
         return False
     address = (tensor.device, tensor.data_ptr())
-    place = (*address, tensor.dtype, tensor.shape, tensor.stride())
+    signs = (tensor.is_conj(), tensor.is_neg())  # views whose numbers are others
+    place = (*address, *signs, tensor.dtype, tensor.shape, tensor.stride())
     number = walk.storages.get(place)
     if number is None:
         walk.storages[place] = len(walk.storages)

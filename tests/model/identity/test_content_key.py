@@ -191,6 +191,10 @@ def change_attribute_of_weight(model):
     model.layer.weight.scale = 2.0
 
 
+def add_attribute_named_as_torchs(model):
+    model.layer.weight.persistent_scale = 2.0
+
+
 def change_dtype(model):
     model.half()
 
@@ -224,6 +228,7 @@ CHANGES = [
     change_attribute,
     change_weight,
     change_attribute_of_weight,
+    add_attribute_named_as_torchs,
     change_dtype,
     add_hook,
     add_pre_hook,
@@ -275,6 +280,18 @@ def test_tied_and_equal_weights_differ(bias):
     assert content_key(tied) == content_key(sent(tied))
     same_memory[1].weight.data = same_memory[0].weight.data
     assert content_key(same_memory) != content_key(equal)
+
+
+def test_views_of_one_memory_with_other_numbers_differ():
+    numbers = torch.arange(4).to(torch.complex64) * (1 + 2j)
+    keys = set()
+    for view in (numbers[:], numbers.conj()):
+        model = linear()
+        model.register_buffer("first", numbers)
+        model.register_buffer("second", view)
+        keys.add(content_key(model))
+        assert content_key(sent(model)) in keys
+    assert len(keys) == 2
 
 
 def test_traced_scripted_and_parametrized_modules_have_keys():

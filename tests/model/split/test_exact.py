@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -49,6 +50,35 @@ def test_every_cut_is_exact(kind):  # PP-1, PP-2, PP-3, PP-4
 @pytest.mark.parametrize("kind", ["tuple", "dict", "nested", "named", "input"])
 def test_outputs_keep_their_structure(kind):  # PP-6
     spec, chain = split_module(Returns(kind), FLOATS)
+    assert_exact(spec, chain, torch.randn(3, 8))
+
+
+def layer_with_a_class_of_its_own():
+    class Halves(NamedTuple):
+        left: torch.Tensor
+        right: torch.Tensor
+
+    class Own(Layer):
+        def forward(self, x):
+            return Halves(super().forward(x), x / 2)
+
+    return Own()
+
+
+def test_layers_may_return_classes_of_one_name():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(layer_with_a_class_of_its_own() for _ in "ab")
+
+        def forward(self, x):
+            for layer in self.layers:
+                found = layer(x)
+                x = found.left - found.right
+            return x
+
+    spec, chain = split_module(Model(), FLOATS)
+    assert len(chain.blocks) == 2
     assert_exact(spec, chain, torch.randn(3, 8))
 
 

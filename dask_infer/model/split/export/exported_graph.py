@@ -90,7 +90,7 @@ class ExportedGraph:
         #: What stands for each node.
         self._refs: dict[str, Any] = {}
         #: Pickles of calls: alike ones have the same, and are timed once.
-        self._pickled: dict[str, bytes] = {}
+        self._pickled: dict[Any, bytes] = {}
         self._read_inputs()
         for node in exported.graph.nodes:
             higher = isinstance(node.target, torch._ops.HigherOrderOperator)
@@ -165,8 +165,9 @@ class ExportedGraph:
         """Add the call of the model's own layer; no list of what it returns is cut."""
         number, *operands = args
         path, *call = self._sites[number]
-        if (known := repr(call)) not in self._pickled:
-            # The structures in it may be of the user's own classes.
+        # Structures may be of the user's own classes, and several of one name.
+        known = repr(call), self._sites[number].signature.structure
+        if known not in self._pickled:
             self._pickled[known] = pickling.to_bytes(call, pickling.DryRun())
         pickled = self._pickled[known]
         step = Step(node.name, "layer", path, tuple(operands), call=pickled)
