@@ -78,7 +78,7 @@ class Assembler:
             If rows, fields, dtypes or shapes are not those promised. Then nothing of
             the batch counts as written.
         """
-        count = len(range(self.n)[rows]) if isinstance(rows, slice) else len(rows)
+        count = self._count(rows)
         values = self._values(picked, count)
         for writer, value in zip(self._writers, values, strict=True):
             writer.write(rows, count, value, padding)
@@ -91,7 +91,10 @@ class Assembler:
         if self._missing is None:
             self._missing = np.zeros(self.n, bool)
         self._missing[rows] = True
-        self._filled += len(np.arange(self.n)[rows])
+        self._filled += self._count(rows)
+
+    def _count(self, rows: Positions) -> int:
+        return len(range(self.n)[rows]) if isinstance(rows, slice) else len(rows)
 
     def columns(self) -> Columns:
         """Return the finished columns by name: arrays of `n` values for a frame."""
