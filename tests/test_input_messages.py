@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import dask_infer  # noqa: F401
-from dask_infer.errors import InputError
+from dask_infer.errors import InputError, OutputError
 
 PDF = pd.DataFrame(
     {
@@ -95,3 +96,11 @@ def test_a_list_column_among_a_list_of_columns_is_refused(columns, tmp_path):
     for model, meta in ((LINEAR, None), (LINEAR, "float32"), (rows, "float64")):
         with pytest.raises(InputError, match=r'"x" holds lists.*; pass columns="x"'):
             ddf.infer.predict(model, columns=columns, meta=meta).compute()
+
+
+def test_lists_that_preprocess_changes_are_named_once():
+    with dask.config.set({"dataframe.convert-string": False}):
+        ddf = dd.from_pandas(pd.DataFrame({"x": [[1.0, 2.0]]}), npartitions=1)
+    with pytest.raises(OutputError) as caught:
+        ddf.infer.predict(LINEAR, columns="x", preprocess=lambda frame: frame)
+    assert str(caught.value).count("row shape of column") == 1

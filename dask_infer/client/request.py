@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -64,10 +65,8 @@ class Request:
         self._check_layout()
         check_count("batch_size", self.batch_size, "auto")
         check_count("batch_tokens", self.batch_tokens, "auto", None)
-        for name in ("preprocess", "postprocess"):
-            function = getattr(self, name)
-            if not (function is None or callable(function)):
-                raise ValueError(f"{name}={function!r}: pass a function")
+        _check_function("preprocess", self.preprocess, ("frame",))
+        _check_function("postprocess", self.postprocess, ("output", "frame"), "inputs")
         if not isinstance(self.method, str | None):
             raise ValueError(f"method={self.method!r}: pass the name of a method")
         for name in ("call_kwargs", "shapes"):
@@ -86,7 +85,7 @@ class Request:
         if not (isinstance(self.parallel, Layout) or self.parallel in [*LAYOUTS]):
             raise ValueError(
                 f'parallel={self.parallel!r}: pass "data", "pipeline", "tensor", '
-                '"sweep", "auto" or a dask_infer.Layout'
+                '"sweep", "auto" or a dask_infer.Layout (that of a plan is plan.layout)'
             )
         if self.resources is None:
             return
@@ -131,6 +130,36 @@ def _named(value: Any) -> Any:
     if type(value).__module__ == "torch":  # which need not be imported here
         return str(value).removeprefix("torch.")
     return value
+
+
+def _check_function(
+    name: str, function: Any, arguments: tuple[str, ...], *further: str
+) -> None:
+    """Refuse what cannot be called with `arguments`, nor with `further` ones."""
+    if function is None:
+        return
+    if not callable(function):
+        raise ValueError(f"{name}={function!r}: pass a function")
+    try:
+        # A module is called with anything, its forward is not.
+        signature = inspect.signature(getattr(function, "forward", function))
+    except (TypeError, ValueError):
+        return
+    calls = [arguments, (*arguments, *further)]
+    if not any(_takes(signature, call) for call in calls):
+        shown = " or ".join(f"({', '.join(call)})" for call in dict.fromkeys(calls))
+        raise ValueError(
+            f"{name}={function!r} is called with {shown}, and takes {signature}; wrap "
+            f"it: lambda {', '.join(arguments)}: ..."
+        )
+
+
+def _takes(signature: inspect.Signature, arguments: tuple[str, ...]) -> bool:
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def check_count(name: str, value: Any, *words: Any) -> None:

@@ -47,5 +47,5 @@ def log_job(record: JobRecord) -> None:
         "%s (job %s): %s rows%s; %s",
         *(job.model, job.job, f"{job.rows:,}"),
         f" in {format_time(job.seconds)}" if job.seconds else "",
-        ". ".join((job.cause, job.remedy, *job.notes)),
+        " ".join((f"{job.cause}.", job.remedy, *job.notes)),
     )

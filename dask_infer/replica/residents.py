@@ -43,7 +43,7 @@ def replicas(client: Any = None) -> pd.DataFrame | Awaitable[pd.DataFrame]:
         batches that the replica has found, or is trying. An awaitable of it where the
         client is asynchronous.
     """
-    client = client or current_client()
+    client = current_client(client)
     if client is None:
         return _frame({"local": rows_here()})
 
@@ -88,7 +88,7 @@ def unload(model: Any = None, client: Any = None) -> Awaitable[None] | None:
             recognise(each.model, each.options["method"]).spec.key
             for each in single_models(model)
         ]
-    client = client or current_client()
+    client = current_client(client)
     if client is None:
         unload_here(contents)
         return None
@@ -179,13 +179,32 @@ def _frame(answers: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     return frame
 
 
-def current_client() -> Any | None:
-    """Return the client that a computation would use now; None without a cluster."""
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import default_client
+def current_client(given: Any = None) -> Any | None:
+    """Return the client that a user gave, or that a computation would use now.
 
-    try:
-        return default_client()
-    except ValueError:
+    None without a cluster.
+
+    Raises
+    ------
+    TypeError
+        If `given` is no client.
+    OSError
+        If it is closed.
+    """
+    if "distributed" not in sys.modules and given is None:
         return None
+    from distributed import Client, default_client
+
+    if given is None:
+        try:
+            return default_client()
+        except ValueError:
+            return None
+    if not isinstance(given, Client):
+        raise TypeError(
+            f"client= is {type(given).__name__}; pass a distributed.Client, or nothing "
+            "for the current one"
+        )
+    if given.status == "closed":
+        raise OSError("client= is closed; pass a distributed.Client that is connected")
+    return given

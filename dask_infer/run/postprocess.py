@@ -55,7 +55,8 @@ def takes_inputs(postprocess: Callable[..., Any] | None) -> bool:
     if postprocess is None:
         return False
     try:
-        signature = inspect.signature(postprocess)
+        # A module is called with anything, its forward is not.
+        signature = inspect.signature(getattr(postprocess, "forward", postprocess))
         signature.bind(None, None, None)
     except (TypeError, ValueError):
         return False

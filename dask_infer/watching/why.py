@@ -61,7 +61,7 @@ def why(client: Any = None) -> Why | Awaitable[Why]:
         cause in words and a remedy that names the argument to change. An awaitable of
         it where the client is asynchronous.
     """
-    client = client or current_client()
+    client = current_client(client)
     if client is None:
         return Why([find_bottleneck(record) for record in _local_records()])
     if client.asynchronous:

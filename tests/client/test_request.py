@@ -356,3 +356,35 @@ def test_a_model_that_is_refused_is_not_written(ddf, tmp_path):
         ddf.infer.predict(model, columns=["a", "b"])
         taken = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
     assert refused < 400_000 < taken
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "cause"),
+    [
+        ("preprocess", lambda: 0, r"called with \(frame\), and takes \(\)"),
+        ("postprocess", lambda output: output, r"inputs\), and takes \(output\)"),
+        ("postprocess", torch.nn.Softmax(dim=1), r"takes \(input"),
+    ],
+)
+def test_functions_of_other_arguments_are_refused(name, function, cause):
+    with pytest.raises(ValueError, match=cause):
+        Request(None, **{name: function})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda output, frame: output,
+        lambda output, frame, inputs: output,
+        lambda *arguments: arguments[0],
+        lambda output, frame, places=2: output,
+        torch.sigmoid,  # its arguments cannot be read
+    ],
+)
+def test_functions_that_can_be_called_are_taken(function):
+    assert Request(None, postprocess=function).postprocess is function
+
+
+def test_a_plan_as_layout_is_answered_with_its_layout():
+    with pytest.raises(ValueError, match=r"plan\.layout"):
+        Request(None, parallel=object())

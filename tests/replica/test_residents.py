@@ -8,7 +8,9 @@ import types
 
 import dask.dataframe as dd
 import pandas as pd
+import pytest
 import torch
+from distributed import Client
 
 import dask_infer
 from dask_infer.replica.residents import rows_here, unload_here
@@ -20,6 +22,19 @@ def test_a_process_that_is_importing_has_no_replicas_yet(monkeypatch):
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     assert rows_here() == []
     unload_here(None)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [dask_infer.replicas, dask_infer.why, lambda given: dask_infer.unload(None, given)],
+)
+def test_what_is_no_client_or_closed_is_refused(ask):
+    with pytest.raises(TypeError, match="client= is DataFrame; pass a"):
+        ask(dd.from_pandas(pd.DataFrame({"a": [1.0]}), npartitions=1))
+    with Client(n_workers=0, processes=False, dashboard_address=None) as client:
+        pass
+    with pytest.raises(OSError, match="client= is closed"):
+        ask(client)
 
 
 def test_a_load_is_logged_with_what_it_took(caplog):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,8 @@ class OutputValue:
         return "the output" if self.key is None else f"field {self.key!r}"
 
 
-def parse_meta(meta: Any) -> list[OutputValue]:
-    """Return the columns that `meta` names, in its order.
+def parse_meta(meta: Any, passed_over: Collection[Hashable] = ()) -> list[OutputValue]:
+    """Return the columns that `meta` names, in its order, but for some.
 
     Raises
     ------
@@ -47,7 +47,11 @@ def parse_meta(meta: Any) -> list[OutputValue]:
     names = [name for name, _ in pairs]
     if not pairs or (len(pairs) > 1 and None in names):
         raise _refusal(meta)
-    return [OutputValue(name, *parse_dtype(dtype, meta)) for name, dtype in pairs]
+    return [
+        OutputValue(name, *parse_dtype(dtype, meta))
+        for name, dtype in pairs
+        if name not in passed_over
+    ]
 
 
 def parse_dtype(dtype: Any, meta: Any) -> tuple[Any, Shape]:

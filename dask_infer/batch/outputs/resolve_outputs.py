@@ -118,8 +118,7 @@ def outputs_from_meta(
     ValueError
         If `meta` is none of these, or names other columns than `output`.
     """
-    passed_over = {*kept, ERROR_COLUMN}
-    declared = [item for item in parse_meta(meta) if item.key not in passed_over]
+    declared = parse_meta(meta, {*kept, ERROR_COLUMN})
     if not declared:
         raise ValueError(
             f"meta={meta!r} names no output column, only input columns that are kept; "

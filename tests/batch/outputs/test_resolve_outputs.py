@@ -139,6 +139,11 @@ def test_meta_passes_over_kept_columns_and_the_error_column():
     assert (outputs.names, outputs.declared) == (("score",), True)
 
 
+def test_meta_passes_over_kept_columns_of_any_dtype():
+    frame = pd.DataFrame({"x": pd.Categorical(["u"]), "score": [0.5]})
+    assert outputs_from_meta(frame.head(0), None, kept=["x"]).names == ("score",)
+
+
 def test_meta_of_kept_columns_alone_is_refused():
     with pytest.raises(ValueError, match="names no output column"):
         outputs_from_meta({"x": "int64"}, None, kept=["x"])
