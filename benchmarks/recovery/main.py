@@ -51,6 +51,9 @@ def workers() -> Iterator[Client]:
 
 def _warm() -> None:
     """Import what a worker that has run anything has imported."""
+    import dask_infer.graph.tasks
+    import dask_infer.pipeline.worker.serve_stage
+    import dask_infer.run.partition  # noqa: F401
 
 
 class Counts(nn.Module):
