@@ -52,8 +52,10 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, NotExactError):
         return str(error)
     if fixed := _FIXED.search(str(error)):
-        what = "rows" if fixed[1] == "0" else "tokens (or of another axis)"
-        return f"its code takes one number of {what} alone, as loops over them do"
+        only = "its code takes one number of"
+        if fixed[1] == "0":
+            return f"{only} rows alone, as loops and len(x) do (x.shape[0] does not)"
+        return f"{only} tokens (or of another axis) alone, as loops over them do"
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     said = lines[0].strip().rstrip(".")[:200] if lines else "no message"
     place = _place(error)

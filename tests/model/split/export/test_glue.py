@@ -285,6 +285,12 @@ class Loops(Model):
         return self.head(torch.stack([self.layers[1](x[n]) for n in range(len(x))]))
 
 
+class Counts(Model):
+    def forward(self, x: Any) -> Any:
+        x = self.layers[0](x)
+        return self.head(x.view(len(x), -1))
+
+
 class Turns(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -350,6 +356,7 @@ def test_code_around_layers_is_exported(kind):
         (Tells, "sum"),
         (Top, r'test_glue.py:\d+: "return super.*x.mean'),
         (Loops, r"range\(len\(x\)\)"),
+        (Counts, r"len\(x\) do \(x.shape\[0\] does not\) \(at .*view\(len\(x\)"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(kind, why):
