@@ -36,6 +36,7 @@ _MODEL_FIELDS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _GRAPH, _NODE = 7, 1
 _OUTPUT, _OPERATOR, _ATTRIBUTE = 2, 4, 5
 _INTS, _STRINGS = 8, 9
+_INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 5, 13, 1, 2
 
 
 class OnnxFormat(Format):
@@ -68,8 +69,9 @@ class OnnxFormat(Format):
             damaged(path, "is not a valid ONNX file (truncated?)")
 
     def files(self, path: Path) -> list[Path]:
-        """Return the file and the weights beside it."""
-        return [path, *sorted(path.parent.glob(f"{path.stem}*data*"))]
+        """Return the file and those beside it that its weights are in."""
+        beside = (path.parent / place for place in _external_places(path))
+        return [path, *filter(Path.exists, beside)]
 
     def declared_outputs(self, spec: ModelSpec, call: FileCall) -> Traced:
         """Return the outputs of the graph, its sizes worked out by the runtime."""
@@ -206,6 +208,17 @@ def _labels(attributes: Sequence[memoryview]) -> int:
         for one in attribute[_INTS]:
             count += 1 if isinstance(one, int) else sum(byte < 128 for byte in one)
     return count
+
+
+def _external_places(path: Path) -> list[str]:
+    """Return the files that a graph reads weights from, relative to its own."""
+    places = set()
+    for graph in map(_fields, _fields(_mapped(path))[_GRAPH]):
+        for tensor in map(_fields, graph[_INITIALIZER]):
+            for entry in map(_fields, tensor[_EXTERNAL_DATA]):
+                if entry[_KEY] == [b"location"]:
+                    places.add(bytes(entry[_VALUE][0]).decode())
+    return sorted(places)
 
 
 def _mapped(path: str | Path) -> memoryview:

@@ -340,3 +340,22 @@ def loaded_with_threads(path: Path, threads: int) -> Any:
             return replica.loaded.target
     finally:
         torch.set_num_threads(before)
+
+
+def test_weights_beside_the_graph_count_whatever_their_file_is_called(
+    graph, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = Path(str(linear(graph).path))
+    model, ones = onnx.load(path), np.ones((10, 3), "float32")
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(ones, "w"))
+    onnx.external_data_helper.convert_model_to_external_data(
+        model, location="weights.bin", size_threshold=0
+    )
+    onnx.save(model, path)
+    first = recognise(path).spec
+    weights = np.full((10, 3), 2, "float32")
+    weights.tofile(tmp_path / "weights.bin")
+    second = recognise(path).spec
+    assert second.key != first.key
+    assert second.nbytes == path.stat().st_size + weights.nbytes
