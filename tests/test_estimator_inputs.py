@@ -176,3 +176,21 @@ def test_an_estimator_fitted_on_objects_gets_an_array_of_them():
     assert (
         pred.prediction.compute().tolist() == fitted.predict(table.to_numpy()).tolist()
     )
+
+
+@pytest.mark.parametrize("columns", ["vector", ["vector"]])
+def test_vectors_reach_an_estimator_as_the_array_that_it_was_fitted_on(columns):
+    array = np.random.default_rng(0).normal(size=(120, 4))
+    fitted = LogisticRegression().fit(array, BLUE)
+    ddf = dd.from_pandas(pd.DataFrame(array, columns=list("abcd")), npartitions=2)
+    ddf = ddf.infer.predict(
+        lambda x: x, output="vector", keep=False, meta="tensor[float64, (4,)]"
+    )
+    with pytest.raises(InputError, match="holds lists, and the estimator"):
+        ddf.infer.predict(fitted, columns=columns)
+    pred = ddf.infer.predict(
+        fitted,
+        columns=columns,
+        preprocess=lambda frame: frame["vector"].infer.to_numpy(),
+    )
+    assert pred.prediction.compute().tolist() == fitted.predict(array).tolist()

@@ -153,6 +153,14 @@ class _Resolver:
                 "the estimator reads one text a row, and of a frame it would read the "
                 f"names of the columns; pass columns={name}"
             )
+        if fitted.table and names_in is None and not self.frame.deferred:
+            for name in names:
+                if self.frame.content(name)[0] == "list":
+                    raise InputError(
+                        f"column {quote(name)} holds lists, and the estimator was "
+                        "fitted on an array; pass preprocess=lambda frame: "
+                        f"frame[{name!r}].infer.to_numpy()"
+                    )
         content: Content = "text" if fitted.texts else "object"
         return Argument(_names(names), None, not series, content, None, None)
 

@@ -34,6 +34,7 @@ from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.identity.file_key import existing_path, file_key
 from dask_infer.model.runtime.footprint import with_attributes
 from dask_infer.model.runtime.loaded_model import FunctionModel, LoadedModel
+from dask_infer.model.runtime.methods import signature_of
 from dask_infer.model.runtime.parameters_on_meta import parameters_on_meta
 from dask_infer.model.runtime.place_module import (
     Placement,
@@ -69,6 +70,7 @@ class FactoryFormat(Format):
                 f"ModelSource.from_factory takes a class or function that builds the "
                 f"model, not {with_article(type(build).__name__)}"
             )
+        _check_arguments(given)
         is_module = isinstance(build, type) and issubclass(build, torch.nn.Module)
         if given.args or given.kwargs:
             build = functools.partial(build, *given.args, **given.kwargs)
@@ -148,6 +150,20 @@ class FactoryFormat(Format):
     ) -> Tensors:
         """Return tensors of the weights file, mapped."""
         return Checkpoint(self.weight_files(spec)).read(names, parts)
+
+
+def _check_arguments(source: ModelSource) -> None:
+    """Refuse a class or function that needs other arguments than it is built with."""
+    if (signature := signature_of(source.target)) is None:
+        return
+    try:
+        signature.bind(*source.args, **source.kwargs)
+    except TypeError as error:
+        name = getattr(source.target, "__name__", repr(source.target))
+        raise ModelLoadError(
+            f"{name} cannot be built: {error}; pass an instance, or its arguments: "
+            f"ModelSource.from_factory({name}, ...)"
+        ) from error
 
 
 def _weights(given: str) -> tuple[Path, list[Path]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,10 +325,14 @@ def load_errors(spec: ModelSpec) -> Iterator[None]:
     """
     try:
         yield
-    except InferError:
-        raise
     except Exception as error:
-        if is_out_of_memory(error):
+        gone = [p for p in (spec.path, spec.weights) if p and not os.path.exists(p)]
+        if gone:
+            raise ModelLoadError(
+                f"{spec.name}: there is no {gone[0]} on this machine; each worker reads "
+                "that path: copy the files to all machines, or share a file system"
+            ) from error
+        if isinstance(error, InferError) or is_out_of_memory(error):
             raise
         raise ModelLoadError(_explain(spec, error)) from error
 

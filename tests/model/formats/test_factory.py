@@ -207,3 +207,39 @@ def test_what_the_factory_notes_on_weights_stays(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, str(tmp_path / "noted.safetensors"))
     weight = filled(tmp_path / "noted.safetensors", Noted).target.weight
     assert (weight.before, weight.after, weight.sum()) == (2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [nn.Linear, ModelSource.from_factory(nn.Linear, 2, 1, width=3)],
+)
+def test_a_class_that_needs_other_arguments_is_refused_at_the_call(source: Any) -> None:
+    with pytest.raises(ModelLoadError, match=r"Linear cannot be built: .*from_factory"):
+        recognise(source)
+
+
+def test_weights_that_are_not_on_a_worker_are_said_to_be_missing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "gone.safetensors"
+    save_file(nn.Linear(2, 1).state_dict(), str(path))
+    spec = recognise(ModelSource.from_factory(nn.Linear, 2, 1, weights=path)).spec
+    path.unlink()
+    with pytest.raises(
+        ModelLoadError, match=r"there is no .*gone\.safetensors on this"
+    ):
+        load(spec)
+
+
+def test_a_program_that_is_not_on_a_worker_is_said_to_be_missing(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "gone.pt2"
+    example = (torch.zeros(2, 2),)
+    torch.export.save(torch.export.export(nn.Linear(2, 1), example), path)
+    spec = recognise(path).spec
+    path.unlink()
+    with pytest.raises(
+        ModelLoadError, match=r"there is no .*gone\.pt2 on this machine"
+    ):
+        load(spec)
