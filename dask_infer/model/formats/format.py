@@ -329,8 +329,8 @@ def load_errors(spec: ModelSpec) -> Iterator[None]:
         gone = [p for p in (spec.path, spec.weights) if p and not os.path.exists(p)]
         if gone:
             raise ModelLoadError(
-                f"{spec.name}: there is no {gone[0]} on this machine; workers read that "
-                "path: copy the files to all machines, or share a file system"
+                f"{spec.name}: there is no {gone[0]} on this machine; workers read "
+                "that path: copy the files to all machines, or share a file system"
             ) from error
         if isinstance(error, InferError) or is_out_of_memory(error):
             raise
