@@ -270,3 +270,23 @@ def test_layer_groups_take_what_the_tokenizer_of_the_directory_returns(tmp_path,
     np.testing.assert_allclose(
         swept.vector.infer.to_numpy(), whole.vector.infer.to_numpy(), atol=1e-6
     )
+
+
+def test_a_function_as_tokenizer_says_for_which_arguments_to_split(ddf, tokenizer):
+    def tokenize(texts):
+        made = tokenizer(texts, padding=True, return_tensors="np")
+        return {key: made[key] for key in ("input_ids", "attention_mask")}
+
+    config = transformers.BertConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.BertForSequenceClassification(config)
+    options = {"columns": "text", "tokenizer": tokenize, "keep": False}
+    whole = ddf.infer.predict(model, **options).compute()
+    options["parallel"] = Layout(sweep=True, stages=2)
+    with pytest.raises(InputError, match="model_input_names"):
+        ddf.infer.predict(model, **options).compute()
+    tokenize.model_input_names = ["input_ids", "attention_mask"]
+    swept = ddf.infer.predict(model, **options).compute()
+    got, expected = (each["logits"].infer.to_numpy() for each in (swept, whole))
+    np.testing.assert_allclose(got, expected, atol=1e-5)

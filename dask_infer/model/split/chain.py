@@ -174,7 +174,8 @@ class Chain(TensorTable):
             raise InputError(
                 f'model "{self.name}" was split for the arguments '
                 f"{_listed(self.inputs)}, it gets {_listed(given)}; call predict() "
-                "again with these columns"
+                "again with these columns, or give a tokenizer= function the names "
+                "that it returns as its attribute model_input_names"
             )
         for guard in self.guards:
             if not guard.holds(given):
