@@ -170,19 +170,23 @@ class StackedArgument(ArgumentReader):
         """Add the block of the rows."""
         if self._block is None:
             block = self._own_dtype(positions)
-        elif self._whole is not None:
-            block = np.array(self._whole[positions], order="C")
         else:
-            block = np.empty((batch.rows, len(self._columns)), self._block)
             # What is beyond a dtype's range is infinite, as in torch.
             with np.errstate(over="ignore", invalid="ignore"):
-                for j, plain in enumerate(self._plain):
-                    block[:, j] = (
-                        self._columns[j].take(positions, block.dtype)
-                        if plain is None
-                        else plain[positions]
-                    )
+                block = self._cast(positions, batch.rows, self._block)
         batch.add(self._keyword, self._options.wrap(block, self._dtype))
+
+    def _cast(self, positions: Positions, rows: int, dtype: np.dtype[Any]) -> Array:
+        if self._whole is not None:
+            return np.array(self._whole[positions], dtype, order="C")
+        block = np.empty((rows, len(self._columns)), dtype)
+        for j, plain in enumerate(self._plain):
+            block[:, j] = (
+                self._columns[j].take(positions, dtype)
+                if plain is None
+                else plain[positions]
+            )
+        return block
 
     def _own_dtype(self, positions: Positions) -> Array:
         taken = [column.take(positions, None) for column in self._columns]

@@ -158,7 +158,8 @@ def _from_numpy(values: np.ndarray[Any, Any], options: EncodeOptions) -> torch.T
             f"preprocess returned an array of {values.dtype}, which cannot become a "
             "tensor; return numbers"
         )
-    tensor = torch.from_numpy(np.array(values, order="C"))
+    native = values.dtype.newbyteorder("=")  # torch takes no other
+    tensor = torch.from_numpy(np.array(values, native, order="C"))
     return tensor.to(options.floating) if tensor.is_floating_point() else tensor
 
 

@@ -68,6 +68,22 @@ def test_columns_are_stacked_in_the_models_dtype(rows, floating):
     )
 
 
+# torch takes neither: one block (["a"], as read from FITS or HDF5) was not cast first
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", np.longdouble])
+@pytest.mark.parametrize("columns", ["a", ["a"], ["a", "b"]])
+def test_columns_of_dtypes_torch_has_not_are_cast(dtype, columns):
+    frame = FRAME[["a"]].round().assign(b=1.0).astype(dtype)
+    tensor = only(encoder(frame, columns).batch(slice(1, 4)))
+    expected = frame[columns].iloc[1:4].to_numpy("float32")
+    assert tensor.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i8"])
+def test_arrays_of_preprocess_may_have_another_byte_order(dtype):
+    made = encoder(FRAME, "x", preprocess=lambda f: f.to_numpy(dtype))
+    assert only(made.batch(slice(0, 5)))[:, 0].tolist() == FRAME["x"].tolist()
+
+
 @pytest.mark.parametrize(
     ("column", "dtype"), [("a", torch.float32), ("x", torch.int64), ("m", torch.bool)]
 )
