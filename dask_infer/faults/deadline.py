@@ -134,6 +134,6 @@ def within(seconds: float | None, work: Callable[[], T], *, what: str) -> T:
 
 def abandoned_threads() -> list[threading.Thread]:
     """Threads that outlived their deadline and are still running."""
-    left = [thread for thread in [*_abandoned] if thread.is_alive()]
-    _abandoned.intersection_update(left)
-    return left
+    # Other threads may add theirs meanwhile.
+    _abandoned.difference_update([t for t in [*_abandoned] if not t.is_alive()])
+    return [*_abandoned]

@@ -149,7 +149,8 @@ class Recovery:
         self.timeouts += outcome.hung
         too_many_timeouts = outcome.hung and self.timeouts > MOST_TIMEOUTS
         if too_many_timeouts and not self.budget.succeeded and self.job.max_errors < 1:
-            self.stop(f"{self.timeouts} forwards hung and none ended")
+            hung = f"{self.timeouts} forwards hung and none ended"
+            self.stop(hung, outcome.message)
         if self.job.row_wise and row_count(rows) > 1 and not too_many_timeouts:
             parts = MANY if outcome.hung else HALVES
             pieces = self.search.failed(rows, parts, outcome.cuts)
@@ -165,16 +166,19 @@ class Recovery:
         if reason := self.budget.stops():
             self.stop(reason)
 
-    def stop(self, reason: str) -> NoReturn:
-        """Raise, because what fails is not the rows' fault."""
+    def stop(self, reason: str, last: str = "") -> NoReturn:
+        """Raise, because what fails is not the rows' fault.
+
+        `last` is what failed, for where no single row did.
+        """
         if isinstance(self.cause, InferError) and self.budget.alike:
             raise self.cause
-        worker, stage = None, None
+        worker, stage, why = None, None, self.budget.messages() or last
         if self.cause is not None:
             worker, stage = self.runner.origin(self.cause)
         raise PartitionError(
             f'model "{self.job.model.name}" on {self.runner.where}: {reason}, which is '
-            f"not the fault of single rows: {self.budget.messages()}; see to the "
+            f"not the fault of single rows: {why}; see to the "
             "model, or raise infer.errors.max-fraction if so many rows are bad",
             worker=worker,
             stage=stage,

@@ -12,6 +12,7 @@ import dask
 import pytest
 
 from dask_infer import PartitionError
+from dask_infer.faults import deadline
 from dask_infer.faults.deadline import DeadlineExceeded, abandoned_threads, within
 
 
@@ -36,6 +37,17 @@ def test_a_hang_is_abandoned_and_counted():  # BM-22
     release.set()
     stuck.join(30)
     assert abandoned_threads() == []
+
+
+def test_a_thread_that_hangs_as_others_are_counted_counts(monkeypatch):
+    class Ended(threading.Thread):
+        def is_alive(self):
+            deadline._abandoned.add(threading.current_thread())
+            return False
+
+    monkeypatch.setattr(deadline, "_abandoned", {Ended()})
+    abandoned_threads()
+    assert abandoned_threads() == [threading.current_thread()]
 
 
 def test_no_more_threads_than_allowed_are_left_behind():  # BM-22
