@@ -277,16 +277,17 @@ def test_padding_is_cut_where_the_mask_of_preprocess_has_it(side):  # row 9
     assert [list(row) for row in pred["out"].compute()] == expected
 
 
+class Three(torch.nn.Module):
+    widths: ClassVar[list[int]] = []
+
+    def forward(self, input_ids, attention_mask):
+        self.widths.append(input_ids.shape[1])
+        if input_ids.shape[1] != 3:
+            raise ValueError("three tokens")
+        return input_ids * 10
+
+
 def test_a_model_of_one_length_is_asked_once_a_partition_for_another():
-    class Three(torch.nn.Module):
-        widths: ClassVar[list[int]] = []
-
-        def forward(self, input_ids, attention_mask):
-            self.widths.append(input_ids.shape[1])
-            if input_ids.shape[1] != 3:
-                raise ValueError("three tokens")
-            return input_ids * 10
-
     def padded(texts):
         ids = np.zeros((len(texts), 3), np.int64)
         for row, text in zip(ids, texts, strict=True):

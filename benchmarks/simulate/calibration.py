@@ -38,8 +38,8 @@ NOTICED = Figure(
     "recovery: noticed, all stages",
 )  # fmt: skip
 READY = Figure(
-    0.5, "s", "from a kill until all stages serve again, with a spare worker",
-    "recovery: ready again, 0.47 to 0.52",
+    0.06, "s", "from a kill until all stages serve again, with a spare worker",
+    "recovery: ready again, 0.06 to 0.07",
 )  # fmt: skip
 WATCHER = Figure(
     0.19e-3, "s", "the coordinator's answer to one watcher",
