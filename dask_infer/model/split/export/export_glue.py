@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -56,7 +57,10 @@ def _export(module: nn.Module, source: SplitSource, root: _Root) -> ExportedProg
         shapes[given[key]] = dict.fromkeys(free, torch.export.Dim.DYNAMIC)
     args = tuple(tensor for key, tensor in given.items() if isinstance(key, int))
     kwargs = {key: tensor for key, tensor in given.items() if isinstance(key, str)}
-    kwargs |= source.extra
+    # Torch 2.13 lists what `**kwargs` take twice, and fails.
+    named = inspect.signature(module.forward).parameters
+    kwargs |= {key: value for key, value in source.extra.items() if key in named}
+    root.extra = {k: value for k, value in source.extra.items() if k not in named}
     dynamic = shapes.dynamic_shapes(module, args, kwargs)
     try:
         with torch.no_grad():
@@ -91,6 +95,8 @@ class _Root(TorchFunctionMode):
     structure: Structure = None
     #: What the call raised.
     failed: Exception | None = None
+    #: Arguments of the call that are no inputs of the export.
+    extra: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -124,7 +130,7 @@ class _Root(TorchFunctionMode):
         before = described(self._module)
         try:
             with self:
-                output = self._module._call_impl(*args, **kwargs)
+                output = self._module._call_impl(*args, **kwargs, **self.extra)
             self.structure = take_apart(output, leaves)
         except Exception as error:  # torch would print the graph so far
             self.failed = error

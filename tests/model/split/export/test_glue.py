@@ -109,6 +109,17 @@ def test_inputs_by_keyword_and_call_kwargs():  # PP-1
     same(run(spec, chain, (1, 2), (x,), {"bias": bias}), expected)
 
 
+def test_call_kwargs_that_the_signature_does_not_name():
+    class Passes(Around):
+        def forward(self, x: Any, **kwargs: Any) -> Any:
+            return super().forward(x, **kwargs)
+
+    module = Passes()
+    spec, chain = split_module(module, FLOATS, call_kwargs={"factor": 3.0})
+    x = torch.randn(3, 8)
+    same(run(spec, chain, (1, 2), (x,), {}), module.eval()(x, factor=3.0))
+
+
 def test_cuts_are_where_they_are_named():  # PP-4
     spec, chain = split_module(Around(), FLOATS, cuts=("layers.2", "layers.1"))
     assert [block.name for block in chain.blocks] == ["inputs", "layers.1", "layers.2"]
