@@ -94,18 +94,19 @@ def test_a_part_of_a_model_counts(here):
     same(pred, alone(model.inner, ids))
 
 
+class Counted(torch.nn.Module):
+    shapes = []  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.inner = build("ConvBertForSequenceClassification")
+
+    def forward(self, input_ids, attention_mask):
+        self.shapes.append(tuple(input_ids.shape))
+        return self.inner(input_ids, attention_mask).logits
+
+
 def test_rows_of_equal_length_share_a_forward(here):
-    class Counted(torch.nn.Module):
-        shapes = []  # noqa: RUF012
-
-        def __init__(self):
-            super().__init__()
-            self.inner = build("ConvBertForSequenceClassification")
-
-        def forward(self, input_ids, attention_mask):
-            self.shapes.append(tuple(input_ids.shape))
-            return self.inner(input_ids, attention_mask).logits
-
     ids = rows_of_ids()
     meta = {"logits": "tensor[float32, (2,)]"}
     pred = frame_of(ids).infer.predict(Counted(), columns="ids", meta=meta)
