@@ -120,3 +120,23 @@ def test_a_class_that_changed_leaves_earlier_models_as_they_are(ddf, client, sch
     assert set(second.compute(scheduler=scheduler)) == {3}
     assert set(first.compute(scheduler=scheduler)) == {2}
     assert Scaled.factor == 3 and Scaled.forward is forward  # the user's class
+
+
+class Score:
+    def __init__(self, value):
+        self.value = value
+
+
+def scores(rows):
+    return [Score(float(value)) for value in rows[:, 0]]
+
+
+@pytest.mark.parametrize("scheduler", ["sync", None])
+def test_objects_of_the_users_classes_come_back_as_such(
+    ddf, client, scheduler, monkeypatch
+):
+    for value in (Score, scores):  # as in a notebook: by value
+        monkeypatch.setattr(value, "__module__", "__main__")
+    pred = ddf.infer.predict(scores, meta=object, keep=False)
+    result = pred.compute(scheduler=scheduler)["prediction"]
+    assert [type(value) for value in result] == [Score] * 12

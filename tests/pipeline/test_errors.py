@@ -310,11 +310,10 @@ class Branches(torch.nn.Module):
         return self.layers[2](x if more is None else x + more)
 
 
-@pytest.mark.parametrize("on_error", ["raise", "null", "quarantine"])
-def test_a_layer_that_does_otherwise_than_it_was_split_for(on_error, client):
-    """Not the fault of a row: it raises whatever becomes of rows."""
+def in_two_stages(kind, on_error):
+    """A model, its rows, and their prediction in batches of some size."""
     torch.manual_seed(0)
-    model = Branches().eval()
+    model = kind().eval()
     frame = pd.DataFrame({"x": np.arange(80, dtype="float32")})
     ddf = dd.from_pandas(frame, npartitions=2)
 
@@ -323,8 +322,16 @@ def test_a_layer_that_does_otherwise_than_it_was_split_for(on_error, client):
         options = {"batch_size": rows, "parallel": layout, "on_error": on_error}
         return ddf.infer.predict(model, columns=["x"], **options)["prediction"]
 
+    return model, torch.tensor(frame["x"].to_numpy()[:, None]), pred
+
+
+@pytest.mark.parametrize("on_error", ["raise", "null", "quarantine"])
+def test_a_layer_that_does_otherwise_than_it_was_split_for(on_error, client):
+    """Not the fault of a row: it raises whatever becomes of rows."""
+    model, rows, pred = in_two_stages(Branches, on_error)
+
     with torch.inference_mode():
-        expected = model(torch.tensor(frame["x"].to_numpy()[:16, None]))[:, 0]
+        expected = model(rows[:16])[:, 0]
     np.testing.assert_allclose(pred(16).compute()[:16], expected, rtol=1e-5)
     called = r'model "Branches": .*"layers\.1", called with \(40, 4\)'
     with pytest.raises(errors.OutputError, match=called):
@@ -339,19 +346,10 @@ class AsksSizes(Branches):
 
 @pytest.mark.parametrize("on_error", ["raise", "null"])
 def test_code_that_takes_another_branch_than_it_was_split_along(on_error, client):
-    torch.manual_seed(0)
-    model = AsksSizes().eval()
-    frame = pd.DataFrame({"x": np.arange(80, dtype="float32")})
-    ddf = dd.from_pandas(frame, npartitions=2)
-
-    def pred(rows):
-        layout = dask_infer.Layout(stages=2, microbatch=rows)
-        options = {"batch_size": rows, "parallel": layout, "on_error": on_error}
-        return ddf.infer.predict(model, columns=["x"], **options)["prediction"]
+    model, rows, pred = in_two_stages(AsksSizes, on_error)
 
     with torch.inference_mode():
-        parts = torch.tensor(frame["x"].to_numpy()[:, None]).split(16)
-        expected = torch.cat([model(part)[:, 0] for part in parts])
+        expected = torch.cat([model(part)[:, 0] for part in rows.split(16)])
     np.testing.assert_allclose(pred(16).compute(), expected, rtol=1e-5)
     if on_error == "null":  # smaller batches take the branch
         np.testing.assert_allclose(pred(40).compute(), expected, rtol=1e-5)

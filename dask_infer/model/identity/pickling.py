@@ -108,15 +108,17 @@ def _class_by_content(cls: type, reduced: Any) -> Any:
     cloudpickle names a class that it takes by value by its identity. Reading a pickle
     then gives the class of that name, in this process the user's own, the code and
     globals that it had when it was written, and so changes models that use it now.
-    Classes of errors keep their identity: ``except`` looks for it.
+    Classes of values and errors keep their identity: results are compared by it.
     """
     is_rebuilt = isinstance(reduced, tuple) and reduced[0].__name__ == _REBUILDS_CLASS
-    if not is_rebuilt or issubclass(cls, BaseException):
+    if not is_rebuilt or not any(_MODELS & vars(base).keys() for base in cls.__mro__):
         return reduced
     build, (*args, _, extra), *rest = reduced
     return build, (*args, content_key(cls), extra), *rest
 
 
+#: Classes of models have one of these methods.
+_MODELS = {"__call__", "predict", "transform"}
 #: What cloudpickle rebuilds a class with; its last but one argument names the class.
 _REBUILDS_CLASS = "_make_skeleton_class"
 
