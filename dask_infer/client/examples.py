@@ -35,7 +35,7 @@ def examples(call: ModelCall, inputs: Inputs) -> dict[ArgumentKey, Example]:
         _check_traceable(inputs)
     unknown = next((a for a in inputs.arguments if a.shape is None), None)
     if call.request.preprocess is not None and unknown is not None:
-        raise CannotTrace("what preprocess= makes of them is not known")
+        raise unknown_shape(unknown, "what preprocess= makes of them is not known")
     for key, place in places(inputs).items():
         made[key] = _example(inputs.arguments[place], call.rows.meta)
     return made

@@ -44,6 +44,8 @@ def trace(call: ModelCall, inputs: Inputs) -> Traced:
         unknown = next((a for a in inputs.arguments if a.shape is None), None)
         if unknown is None or type(error) is not CannotTrace:
             raise
+        if call.request.preprocess is not None:  # its error names the column
+            raise
         raise unknown_shape(unknown, error.reason or str(error)) from error
 
 
