@@ -140,3 +140,26 @@ def test_objects_of_the_users_classes_come_back_as_such(
     pred = ddf.infer.predict(scores, meta=object, keep=False)
     result = pred.compute(scheduler=scheduler)["prediction"]
     assert [type(value) for value in result] == [Score] * 12
+
+
+def a_class_of_equal_code():
+    class Marker(torch.nn.Module):
+        pass
+
+    return Marker
+
+
+@pytest.mark.parametrize("scheduler", ["sync", None])
+def test_classes_of_equal_code_stay_different_ones(ddf, client, scheduler):
+    first, second = a_class_of_equal_code(), a_class_of_equal_code()
+
+    class OnlyFirst(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList([first(), second(), first()])
+
+        def forward(self, x):
+            return x[:, 0] * 0 + sum(isinstance(one, first) for one in self.layers)
+
+    pred = ddf.infer.predict(OnlyFirst())["prediction"]
+    assert set(pred.compute(scheduler=scheduler)) == {2}

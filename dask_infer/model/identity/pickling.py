@@ -103,7 +103,7 @@ def _in_its_module(func: types.FunctionType, reduced: Any) -> Any:
 
 
 def _class_by_content(cls: type, reduced: Any) -> Any:
-    """Return how to pickle a class: what is rebuilt is named by its content.
+    """Return how to pickle a class: what is rebuilt is named by its content, too.
 
     cloudpickle names a class that it takes by value by its identity. Reading a pickle
     then gives the class of that name, in this process the user's own, the code and
@@ -113,8 +113,10 @@ def _class_by_content(cls: type, reduced: Any) -> Any:
     is_rebuilt = isinstance(reduced, tuple) and reduced[0].__name__ == _REBUILDS_CLASS
     if not is_rebuilt or not any(_MODELS & vars(base).keys() for base in cls.__mro__):
         return reduced
-    build, (*args, _, extra), *rest = reduced
-    return build, (*args, content_key(cls), extra), *rest
+    build, (*args, name, extra), *rest = reduced
+    if "-" not in name:  # else it was rebuilt in this process, and has this name
+        name = f"{name}-{content_key(cls)}"
+    return build, (*args, name, extra), *rest
 
 
 #: Classes of models have one of these methods.
