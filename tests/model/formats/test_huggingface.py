@@ -253,6 +253,19 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "gone")
 
 
+def test_a_directory_without_a_vocabulary_is_no_tokenizer(tmp_path: Path) -> None:
+    transformers.BertConfig().save_pretrained(tmp_path)  # transformers invents one
+    with pytest.raises(ModelLoadError, match=r"no vocabulary .*vocab\.txt.*save_pretr"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "cat"]))
+    assert load_tokenizer(tmp_path)(["cat"])["input_ids"][0].count(2) == 1
+
+
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path: Path) -> None:
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)(["a"])["input_ids"] == [[100, 1]]
+
+
 def test_corrupt_weights_are_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"w": torch.ones(1000)}, path)
