@@ -223,6 +223,10 @@ def _forgive(dask_scheduler):
     dask_scheduler.allowed_failures = 100
 
 
+def _import():
+    import dask_infer.model.split  # noqa: F401
+
+
 def test_a_stage_whose_worker_is_frozen_is_placed_anew(store, pdf):
     class Slow(torch.nn.Module):
         def forward(self, x):
@@ -237,6 +241,7 @@ def test_a_stage_whose_worker_is_frozen_is_placed_anew(store, pdf):
         Client(cluster) as client,
         dask.config.set({"infer.stage.stall-timeout": "8 s"}),
     ):
+        client.run(_import)  # on a busy machine it alone may take the timeout
         # Feeders elsewhere: partitions of a frozen worker wait for worker-ttl.
         pred = ddf.infer.predict(model, parallel=layout, resources={"STAGE": 1})
         plain = [
