@@ -39,9 +39,6 @@ _started: list[int] = []
 
 RAYON = "RAYON_NUM_THREADS"
 
-#: Files of a vocabulary that a class may read beside those that it names.
-_VOCABULARIES = ("tokenizer.json", "*.model", "tekken.json", "*.tiktoken")
-
 
 def load_tokenizer(
     source: object, *, directory: str | None = None, cores: int = 1
@@ -97,25 +94,16 @@ def _from_directory(directory: str) -> Any:
             f"{directory} holds no tokenizer that transformers can load: {error}; pass "
             "tokenizer="
         ) from error
-    _check_vocabulary(tokenizer, first)
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if len(words) < 2:  # transformers 5 makes one of "." at most where files lack
+        raise ModelLoadError(
+            f"{directory} holds no vocabulary of a tokenizer, as every word would be "
+            "unknown; save it there with tokenizer.save_pretrained(directory), or pass "
+            "tokenizer="
+        )
     _limit(tokenizer, first / "sentence_bert_config.json")
     prompt = _prompt(Path(directory) / "config_sentence_transformers.json")
     return PromptTokenizer(tokenizer, prompt) if prompt else tokenizer
-
-
-def _check_vocabulary(tokenizer: Any, directory: Path) -> None:
-    """Refuse the vocabulary of no words that transformers 5 makes where files lack.
-
-    It takes the class from the model's config, and every word is then unknown.
-    """
-    names = getattr(type(tokenizer), "vocab_files_names", None) or {}
-    patterns = (*names.values(), *_VOCABULARIES)
-    if names and not any(any(directory.glob(pattern)) for pattern in patterns):
-        raise ModelLoadError(
-            f"{directory} holds no vocabulary of a tokenizer "
-            f"({', '.join(dict.fromkeys(names.values()))}); save it there with "
-            "tokenizer.save_pretrained(directory), or pass tokenizer="
-        )
 
 
 def _prompt(settings: Path) -> str:

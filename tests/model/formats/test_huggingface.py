@@ -255,9 +255,9 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_without_a_vocabulary_is_no_tokenizer(tmp_path: Path) -> None:
     transformers.BertConfig().save_pretrained(tmp_path)  # transformers invents one
-    with pytest.raises(ModelLoadError, match=r"no vocabulary .*vocab\.txt.*save_pretr"):
+    with pytest.raises(ModelLoadError, match=r"no vocabulary .*save_pretr"):
         load_tokenizer(tmp_path)
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "cat"]))
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "cat", "dog"]))
     assert load_tokenizer(tmp_path)(["cat"])["input_ids"][0].count(2) == 1
 
 
