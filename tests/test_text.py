@@ -1,5 +1,7 @@
 """Text through real tokenizers and the real MiniLM: sections 2 to 4 for text."""
 
+import json
+
 import dask
 import dask.dataframe as dd
 import numpy as np
@@ -7,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dask_infer import InputError, Layout
+from dask_infer import InputError, Layout, ModelLoadError
 from tests.oracle.texts import hugging_face
 
 transformers = pytest.importorskip("transformers")
@@ -189,6 +191,40 @@ def test_two_tokenizers_in_one_graph(ddf, tokenizer):  # DI-22
     result = pred.compute()
     assert result.c.tolist() == [max(1, len(t)) for t in TEXTS]
     assert result.w.tolist() == [len(ids) for ids in tokenizer(TEXTS)["input_ids"]]
+
+
+class Ids(torch.nn.Module):
+    def forward(self, input_ids, attention_mask):
+        return (input_ids * attention_mask).sum(dim=1)
+
+
+def test_another_tokenizer_in_the_same_directory_is_seen(ddf, tokenizer, tmp_path):
+    def predict():
+        pred = ddf.infer.predict(Ids(), columns="text", tokenizer=str(tmp_path))
+        return pred.compute().prediction.tolist()
+
+    tokenizer.save_pretrained(tmp_path)
+    first = predict()
+    assert predict() == first
+    file = tmp_path / "tokenizer.json"
+    words = json.loads(file.read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["the"], vocabulary["cat"] = vocabulary["cat"], vocabulary["the"]
+    file.write_text(json.dumps(words))
+    assert predict() != first
+
+
+def test_what_is_no_tokenizer_is_refused_at_the_call(ddf, tmp_path):
+    def call(tokenizer):
+        ddf.infer.predict(Ids(), columns="text", tokenizer=tokenizer)
+
+    with pytest.raises(InputError, match="tokenizer=3: pass a Hugging Face"):
+        call(3)
+    with pytest.raises(ModelLoadError, match=r"tokenizer: there is no .*snapshot_down"):
+        call("bert-base-uncased")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="is a file; pass its directory"):
+        call(tmp_path / "tokenizer.json")
 
 
 def test_a_list_column_of_ids_needs_no_tokenizer():

@@ -12,7 +12,7 @@ from torch import nn
 from dask_infer.batch.inputs.decided_dtypes import all_integers
 from dask_infer.client.model_call import ModelCall
 from dask_infer.model.runtime.loaded_model import keywords_of
-from dask_infer.model.runtime.tokenizers import load_tokenizer
+from dask_infer.model.runtime.tokenizers import TokenizerDirectory, load_tokenizer
 from dask_infer.model.shapes.trace_errors import CannotTrace, Example
 from dask_infer.spec import Argument, ArgumentKey, Inputs
 
@@ -88,7 +88,8 @@ def _token_examples(call: ModelCall) -> dict[ArgumentKey, Example]:
     tokenizer = call.tokenizer
     if call.is_divided and not callable(tokenizer):
         # The parts of a model take the arguments that they were divided for.
-        tokenizer = load_tokenizer(tokenizer, directory=call.spec.path)
+        own = TokenizerDirectory(str(call.spec.path), call.spec.key)
+        tokenizer = load_tokenizer(own if tokenizer is None else tokenizer)
     names = getattr(tokenizer, "model_input_names", None)
     if names is None and callable(tokenizer) and not _takes_ids(call):
         reason = "which arguments the tokenizer returns is known only once it runs"

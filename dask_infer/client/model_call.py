@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from dask_infer.client.request import Request
 from dask_infer.model.formats.format import Format, Recognised
 from dask_infer.model.recognise import recognise
 from dask_infer.model.registry import format_of
+from dask_infer.model.runtime.tokenizers import check_tokenizer
 from dask_infer.model.shapes.trace_errors import Example
 from dask_infer.spec import ArgumentKey, ModelSpec
 
@@ -64,11 +66,11 @@ class ModelCall:
         parts = layout.stages != 1 or layout.shards != 1 or layout.sweep
         return parts or self.request.auto
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of the request, or of the model that the user holds."""
-        own = self.recognised.tokenizer
-        return own if self.request.tokenizer is None else self.request.tokenizer
+        own, given = self.recognised.tokenizer, self.request.tokenizer
+        return own if given is None else check_tokenizer(given)
 
 
 def recognise_call(request: Request, rows: InputRows) -> ModelCall:

@@ -29,7 +29,7 @@ from dask_infer.device.stream import Pending
 from dask_infer.faults.bisect import Rows
 from dask_infer.faults.classify import Step
 from dask_infer.metrics.recorder import add, meter, recorded
-from dask_infer.model.runtime.tokenizers import load_tokenizer
+from dask_infer.model.runtime.tokenizers import TokenizerDirectory, load_tokenizer
 from dask_infer.model.store.blob_store import read_blob
 from dask_infer.replica.measured import ThreadTimes, is_observed, observe_partition
 from dask_infer.replica.setup_worker import setup_worker
@@ -365,6 +365,7 @@ def _wider(batch: Batch) -> Batch:
 def _tokenizer(job: Job, code: UserCode) -> Any:
     if not job.inputs.tokenized:
         return None
-    directory, cores = job.model.path, cores_of_process()
+    own = TokenizerDirectory(str(job.model.path), job.model.key)
+    source = own if code.tokenizer is None else code.tokenizer
     with meter("load"):
-        return load_tokenizer(code.tokenizer, directory=directory, cores=cores)
+        return load_tokenizer(source, cores=cores_of_process())

@@ -37,7 +37,7 @@ def existing_path(given: str, missing: str) -> Path:
         hint = "download it to a path that client and workers can read"
     elif given.count("/") <= 1 and not Path(given).suffix:
         hint = (
-            "a model of the Hugging Face hub must be downloaded first: "
+            "what is on the Hugging Face hub must be downloaded first: "
             "huggingface_hub.snapshot_download(name) returns its directory"
         )
     raise ModelLoadError(f"{missing} at {given!r}; {hint}")

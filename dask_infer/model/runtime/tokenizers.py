@@ -7,11 +7,13 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dask_infer.errors import InputError, ModelLoadError
+from dask_infer.model.identity.file_key import existing_path, file_key
 from dask_infer.model.runtime.import_library import import_library
 
 
@@ -32,6 +34,14 @@ class PromptTokenizer:
         return self.tokenizer([self.prompt + text for text in texts], *pairs, **options)
 
 
+@dataclass(frozen=True)
+class TokenizerDirectory:
+    """The directory of a tokenizer, by its content: another one is loaded anew."""
+
+    path: str
+    key: str
+
+
 _loading = threading.Lock()
 
 #: Threads of the tokenizers library, once they are started.
@@ -40,18 +50,44 @@ _started: list[int] = []
 RAYON = "RAYON_NUM_THREADS"
 
 
-def load_tokenizer(
-    source: object, *, directory: str | None = None, cores: int = 1
-) -> Any:
+#: Files that say what a tokenizer returns.
+_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+
+
+def check_tokenizer(given: object) -> Any:
+    """Return a tokenizer that the user gave, a directory by its content.
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    ModelLoadError
+        If there is no such directory.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        path = existing_path(os.fspath(given), "tokenizer: there is no directory")
+        if not path.is_dir():
+            raise ModelLoadError(f"tokenizer: {path} is a file; pass its directory")
+        folders = {path, _first_module(path)}
+        files = (f for folder in folders for f in folder.glob("*") if f.is_file())
+        read = sorted(file for file in files if file.suffix in _SUFFIXES)
+        return TokenizerDirectory(str(path), file_key("tokenizer", path, read))
+    if given is None or callable(given):
+        return given
+    raise InputError(
+        f"tokenizer={given!r}: pass a Hugging Face tokenizer, its directory, or a "
+        "callable that takes a list of texts"
+    )
+
+
+def load_tokenizer(source: object, *, cores: int = 1) -> Any:
     """Return a callable that turns a list of texts into arrays by name.
 
     Parameters
     ----------
     source
-        A tokenizer of Hugging Face or any callable (returned as it is), the directory
-        of one (loaded once per process), or None for the model's own `directory`.
-    directory
-        Directory of the model, whose tokenizer is loaded if `source` is None.
+        A tokenizer of Hugging Face or any callable (returned as it is), or the
+        directory of one (loaded once per process).
     cores
         How many cores one call may take; the first tokenizer of a process decides.
 
@@ -62,22 +98,18 @@ def load_tokenizer(
     ModelLoadError
         If the directory holds no tokenizer.
     """
-    if source is None:
-        source = directory
-    if isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, TokenizerDirectory):
+        source = check_tokenizer(source)
+    if isinstance(source, TokenizerDirectory):
         with _loading:
-            source = _from_directory(os.path.realpath(source))
-    if callable(source):
-        _start_threads(cores)
-        return source
-    raise InputError(
-        f"tokenizer={source!r}: pass a Hugging Face tokenizer, its directory, or a "
-        "callable that takes a list of texts"
-    )
+            source = _from_directory(source)
+    _start_threads(cores)
+    return source
 
 
 @lru_cache(maxsize=16)
-def _from_directory(directory: str) -> Any:
+def _from_directory(source: TokenizerDirectory) -> Any:
+    directory = source.path
     if not os.path.isdir(directory):
         raise ModelLoadError(
             f"tokenizer: {directory} is no directory on this machine; pass the "

@@ -175,7 +175,7 @@ def test_embeddings_equal_the_library(
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread of its own
     spec = recognise(minilm).spec
     assert spec.kind == "sentence-transformers"
-    model, tokenizer = load(spec), load_tokenizer(None, directory=spec.path)
+    model, tokenizer = load(spec), load_tokenizer(spec.path)
     tokens = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
     output = model.call((), dict(tokens))
     transformers.utils.logging.disable_progress_bar()
