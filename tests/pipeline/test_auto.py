@@ -168,6 +168,7 @@ def test_a_mixed_cluster_feeds_its_accelerators(client, pdf):
         expected = model(torch.tensor(pdf.to_numpy(copy=True)))[:, 0].numpy()
     pred = many_rows(pdf).infer.predict(model, parallel="auto")
     near(pred.compute(), expected, pdf)
+    assert "takes replicas: " in reasons(client)[-1]
     (group,) = groups(client)
     having = {
         address
@@ -176,7 +177,6 @@ def test_a_mixed_cluster_feeds_its_accelerators(client, pdf):
     }
     routes = {address for each in group["instances"] for address in each["route"]}
     assert routes <= having
-    assert "takes replicas: " in reasons(client)[-1]
 
 
 def test_a_plan_names_the_resource_that_goes_with_it(client, pdf):
