@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-import dask_infer  # noqa: F401
-from dask_infer.errors import InputError, OutputError
+import dask_infer
+from dask_infer.errors import InputError, ModelLoadError, OutputError
 
 PDF = pd.DataFrame(
     {
@@ -104,3 +104,73 @@ def test_lists_that_preprocess_changes_are_named_once():
     with pytest.raises(OutputError) as caught:
         ddf.infer.predict(LINEAR, columns="x", preprocess=lambda frame: frame)
     assert str(caught.value).count("row shape of column") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"call_kwargs": {1: 1}}, "call_kwargs={1: ...}: keys are names"),
+        ({"resources": {1: 1}}, "resources={1: ...}: keys are names"),
+        ({"timeout": [1]}, r"timeout=\[1\]: pass seconds"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        DDF.infer.predict(LINEAR, columns=["a", "b"], **options)
+
+
+def test_sources_of_a_wrong_kind_are_refused_with_the_remedy():
+    source = dask_infer.ModelSource
+    with pytest.raises(TypeError, match="a path, not Linear; pass the model itself"):
+        source.from_path(LINEAR)
+    with pytest.raises(ValueError, match="trust='no': pass True or False"):
+        source.from_path("model.pt", trust="no")
+    with pytest.raises(TypeError, match=r"weights= takes a path, .*save_file"):
+        source.from_factory(torch.nn.Linear, 2, 1, weights=LINEAR.state_dict())
+
+
+class Nothing:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (LINEAR.state_dict(), r"weights only; pass their module.*load_state_dict"),
+        (torch.nn.ModuleList([LINEAR]), r"a ModuleList has no forward.*nn.Sequential"),
+        (dask_infer.ModelSource.from_factory(LINEAR), r"not a Linear; pass .*as it is"),
+        (dask_infer.ModelSource.from_estimator(LINEAR), "name another by method="),
+    ],
+)
+def test_what_is_no_model_is_refused_at_the_call(model, message):
+    for meta in (None, "float32"):
+        with pytest.raises(ModelLoadError, match=message):
+            DDF.infer.predict(model, columns=["a", "b"], meta=meta)
+
+
+def test_a_class_of_what_cannot_be_called_says_what_it_lacks():
+    pred = DDF.infer.predict(Nothing, columns=["a", "b"], meta="float32")
+    with pytest.raises(ModelLoadError, match=r"builds a Nothing.*__call__\(batch\)"):
+        pred.compute(scheduler="sync")
+
+
+class Returns(torch.nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return x.sum() if self.value == "sum" else x.no_such_attribute
+
+
+def test_words_of_torchs_fake_tensors_are_not_shown():
+    for value, said in (("sum", r"a tensor of shape \(\)"), ("no", "'Tensor' object")):
+        with pytest.raises(OutputError, match=said) as caught:
+            DDF.infer.predict(Returns(value), columns=["a", "b"])
+        assert "FakeTensor" not in str(caught.value)
+
+
+def test_nothing_returned_says_what_to_return():
+    pred = DDF.infer.predict(lambda x: None, columns=["a", "b"], meta="float32")
+    with pytest.raises(OutputError, match=r"a NoneType\); return one value for each"):
+        pred.compute(scheduler="sync")

@@ -72,6 +72,12 @@ class Request:
         for name in ("call_kwargs", "shapes"):
             if not isinstance(value := getattr(self, name), Mapping | None):
                 raise ValueError(f"{name}={value!r}: pass a dict")
+        for key in self.call_kwargs or {}:
+            if not isinstance(key, str):
+                raise ValueError(
+                    f"call_kwargs={{{key!r}: ...}}: keys are names of the model's "
+                    "arguments"
+                )
         for name, choices in (("dtype", (None, *DTYPES)), ("on_error", ON_ERROR)):
             value = getattr(self, name)
             if value not in choices:
@@ -95,6 +101,11 @@ class Request:
                 'such as {"GPU": 1}'
             )
         for name, amount in self.resources.items():
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"resources={{{name!r}: ...}}: keys are names of resources, such "
+                    'as "GPU"'
+                )
             if (
                 not isinstance(amount, Real)
                 or isinstance(amount, bool)
@@ -175,7 +186,7 @@ def _seconds(timeout: Any) -> float:
     """Return a time span in seconds, or raise `ValueError`."""
     try:
         seconds = float(parse_timedelta(timeout))
-    except (ValueError, TypeError, KeyError):
+    except (AttributeError, ValueError, TypeError, KeyError):
         seconds = 0.0
     if seconds <= 0:
         raise ValueError(f'timeout={timeout!r}: pass seconds, or a text like "30s"')

@@ -8,6 +8,7 @@ has been checked.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def recognise(model: Any, method: str | None = None) -> Recognised:
     for format in FORMATS:
         if (found := format.recognise(model, method)) is not None:
             return found
+    if isinstance(model, Mapping) and all(map(torch.is_tensor, model.values())):
+        raise NotAModelError(
+            "these are weights only; pass their module, after "
+            "module.load_state_dict(weights), or save them with safetensors and pass "
+            "ModelSource.from_factory(build, weights=path)"
+        )
     raise NotAModelError(
         f"{with_article(type(model).__name__)} is no model; pass a torch module, a "
         "path (*.pt2, *.onnx, a Hugging Face directory, ...), an estimator with "
@@ -72,7 +79,8 @@ def _at_path(given: str, trust: bool) -> Recognised:
         found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5])
         raise ModelLoadError(
             f"{path} holds no model: it has neither {wanted}, but "
-            f"{found or 'nothing at all'}"
+            f"{found or 'nothing at all'}; pass the directory that save_pretrained() "
+            "or save() wrote"
         )
     files = ", ".join(format.pattern for format in named if format.suffixes)
     folders = " or ".join(format.pattern for format in named if not format.suffixes)

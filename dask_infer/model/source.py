@@ -60,8 +60,20 @@ class ModelSource:
             The file may run code when it is loaded, as TorchScript archives, pickled
             modules and some exported programs do. Only for files from people you
             trust as you trust the code you run.
+
+        Raises
+        ------
+        TypeError
+            If `path` is no path.
+        ValueError
+            If `trust` is neither True nor False.
         """
-        return cls("path", os.fspath(path), trust=trust)
+        found = _path(
+            path, "ModelSource.from_path takes", "pass the model itself to predict()"
+        )
+        if not isinstance(trust, bool):
+            raise ValueError(f"trust={trust!r}: pass True or False")
+        return cls("path", found, trust=trust)
 
     @classmethod
     def from_factory(
@@ -84,8 +96,19 @@ class ModelSource:
             A safetensors file (or the ``*.index.json`` of several) that every worker
             can read: the module is built without memory for its parameters, then they
             are mapped from the file.
+
+        Raises
+        ------
+        TypeError
+            If `weights` is no path.
         """
-        place = None if weights is None else os.fspath(weights)
+        place = None
+        if weights is not None:
+            place = _path(
+                weights,
+                "weights= takes",
+                "save the weights with safetensors.torch.save_file(weights, path)",
+            )
         return cls("factory", factory, args, kwargs, weights=place)
 
     @classmethod
@@ -111,3 +134,14 @@ class ModelSource:
         if self.trust:
             parts.append("trust=True")
         return f"ModelSource.from_{self.kind}({', '.join(parts)})"
+
+
+def _path(given: Any, takes: str, remedy: str) -> str:
+    """Return a path as text, or raise `TypeError`."""
+    try:
+        path = os.fspath(given)
+    except TypeError:
+        path = None
+    if isinstance(path, str):
+        return path
+    raise TypeError(f"{takes} a path, not {type(given).__name__}; {remedy}")

@@ -12,7 +12,7 @@ import torch
 
 from dask_infer.errors import PlacementError
 
-AS_MODULE = "pass the torch module itself, or its directory"
+AS_MODULE = "leave out parallel=, or pass the torch module itself or its directory"
 REMEDY = 'use parallel="data", or write the model as an nn.Sequential of its layers'
 
 _LIBRARIES = tuple(

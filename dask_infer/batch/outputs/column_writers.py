@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from dask_infer.batch.outputs.column_dtypes import STRING, pandas_dtype
+from dask_infer.batch.outputs.column_dtypes import STRING, dtype_name, pandas_dtype
 from dask_infer.batch.outputs.convert import (
     broken_promise,
     cast_array,
@@ -287,7 +287,9 @@ class TextWriter(ObjectWriter):
     def write(self, rows: Positions, count: int, value: Any, padding: Padding) -> None:
         """Keep the strings, or None where one is missing."""
         if torch.is_tensor(value):
-            raise broken_promise(self.column, f"values of {value.dtype}", value)
+            raise broken_promise(
+                self.column, f"values of {dtype_name(value.dtype)}", value
+            )
         texts = np.asarray(value, dtype=object)
         if texts.shape == (count, 1) or (count == 1 and texts.shape == ()):
             texts = texts.reshape(count)

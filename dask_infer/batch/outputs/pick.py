@@ -145,7 +145,11 @@ def _not_found(
     elif held:
         found = "arrays in " + ", ".join(map(repr, held))
     else:
-        found = "no array with an entry a row"
+        return OutputError(
+            f"{wanted} promised, the model returned no array with an entry a row (a "
+            f"{type(output).__name__}); return one value for each row, or a tuple of "
+            "columns, and name what comes by meta="
+        )
     return OutputError(
         f"{wanted} promised, the model returned {found} (a {type(output).__name__}); "
         'pick fields by output={"field": "name"}, or name what comes by meta='

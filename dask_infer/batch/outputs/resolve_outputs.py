@@ -63,10 +63,12 @@ def resolve_outputs(
         if torch.is_tensor(value) or isinstance(value, np.ndarray)
     ]
     if not found:
+        kind = f"of type {type(traced_output).__name__}"
+        if torch.is_tensor(traced_output):
+            kind = f"a tensor of shape {tuple(traced_output.shape)}"
         raise OutputError(
-            f"the model returns no tensor with an entry a row (its output is of type "
-            f"{type(traced_output).__name__}); return one, or pass postprocess= and "
-            "meta="
+            f"the model returns no tensor with an entry a row (its output is {kind}); "
+            "return one, or pass postprocess= and meta="
         )
     columns = name_values(found, output, rows)
     listed = any(isinstance(column.field, int) for column in columns)

@@ -45,7 +45,7 @@ class EstimatorFormat(Format):
 
     def check_method(self, live: Any, method: str | None) -> None:
         """Raise `MissingMethodError` where the estimator lacks `method`."""
-        check_method(live, method or "predict")
+        check_method(live, method or "predict", given=method is not None)
 
     def feature_names(self, live: Any, columns: Iterable[Any]) -> list[Any] | None:
         """Return the columns that the estimator was fitted on."""

@@ -65,10 +65,11 @@ class FactoryFormat(Format):
         if not isinstance(given, ModelSource) or given.kind != self.kind:
             return None
         build = given.target
-        if not callable(build):
+        if not callable(build) or isinstance(build, torch.nn.Module):
             raise NotAModelError(
                 f"ModelSource.from_factory takes a class or function that builds the "
-                f"model, not {with_article(type(build).__name__)}"
+                f"model, not {with_article(type(build).__name__)}; pass a model that "
+                "is built already as it is"
             )
         _check_arguments(given)
         is_module = isinstance(build, type) and issubclass(build, torch.nn.Module)
@@ -115,8 +116,9 @@ class FactoryFormat(Format):
         if hasattr(built, "predict"):
             return EstimatorModel(spec, built)
         raise ModelLoadError(
-            f"{spec.name} builds a {type(built).__name__}, which is neither callable "
-            "nor has predict"
+            f"{spec.name} builds {with_article(type(built).__name__)}, which is "
+            "neither callable nor has predict; give its class a __call__(batch), or "
+            "return the model"
         )
 
     def weight_files(self, spec: ModelSpec) -> list[Path]:
@@ -230,7 +232,8 @@ def _fill(spec: ModelSpec, module: torch.nn.Module) -> None:
         misfits = module.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:  # lists every tensor of another shape
         raise ModelLoadError(
-            f"{spec.weights} does not fit {spec.name}: {error}"
+            f"{spec.weights} does not fit {spec.name}: {error}; pass the weights of "
+            "this architecture, or build it with its sizes"
         ) from error
     for name, parameter in module.named_parameters(remove_duplicate=False):
         with_attributes(parameter, built[name])
@@ -239,4 +242,7 @@ def _fill(spec: ModelSpec, module: torch.nn.Module) -> None:
         (misfits.unexpected_keys, f"holds weights that {spec.name} does not have"),
     ):
         if names:
-            raise ModelLoadError(f"{spec.weights} {cause}: {some(names)}")
+            raise ModelLoadError(
+                f"{spec.weights} {cause}: {some(names)}; save the state_dict() of the "
+                "model that is built, under its own names"
+            )

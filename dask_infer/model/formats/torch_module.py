@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from dask_infer.errors import ModelLoadError
-from dask_infer.model.formats.format import Format, Recognised, read_object
+from dask_infer.model.formats.format import (
+    Format,
+    NotAModelError,
+    Recognised,
+    read_object,
+    with_article,
+)
 from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.runtime.compiled import compile_arguments
 from dask_infer.model.runtime.footprint import tensor_bytes
@@ -33,6 +39,8 @@ class TorchModuleFormat(Format):
         if not isinstance(given, torch.nn.Module):
             return None
         module, compile = unwrap(given)
+        if method is None:
+            _check_forward(module)
         _check_weights(module)
         found = self.pickled(module, module.modules())
         nbytes = tensor_bytes(module)
@@ -64,6 +72,18 @@ def unwrap(
             module = module.module
         else:
             return module, compile
+
+
+def _check_forward(module: torch.nn.Module) -> None:
+    """Refuse containers of layers, which torch does not call either."""
+    forward = getattr(module.forward, "__func__", None)
+    own = type(module).__call__ is not torch.nn.Module.__call__
+    if forward is torch.nn.Module.forward and not own:
+        name = type(module).__name__
+        raise NotAModelError(
+            f"{with_article(name)} has no forward: it holds layers and does not call "
+            "them; pass an nn.Sequential of them, or a module whose forward calls them"
+        )
 
 
 def _check_weights(module: torch.nn.Module) -> None:

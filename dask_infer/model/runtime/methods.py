@@ -29,17 +29,25 @@ class MissingMethodError(ModelLoadError, AttributeError):
     """The model has no such method."""
 
 
-def check_method(model: object, method: str, name: str | None = None) -> None:
-    """Raise `MissingMethodError` where `model`, called `name`, has no such method."""
+def check_method(
+    model: object, method: str, name: str | None = None, *, given: bool = True
+) -> None:
+    """Raise `MissingMethodError` where `model`, called `name`, has no such method.
+
+    `given` says whether the user asked for it.
+    """
     if callable(getattr(model, method, None)):
         return
     own = set(dir(model)) - (set(dir(torch.nn.Module)) - {"forward"})
     known = [n for n in METHODS if n in own and callable(getattr(model, n, None))]
-    near = difflib.get_close_matches(method, [n for n in own if n[0] != "_"], n=3)
-    instead = f"did you mean {' or '.join(near)}?" if near else "leave out method="
+    near = difflib.get_close_matches(method, [n for n in own - {method} if n[0] != "_"])
+    other = "leave out method=" if given else "name another by method="
+    instead = f"did you mean {' or '.join(near)}?" if near and given else other
     if known:
-        instead = f"it has {', '.join(known)}"
+        instead = f"it has {', '.join(known)}" + ("" if given else f"; {other}")
     kind = type(model).__name__
+    if inspect.isroutine(model):
+        name = getattr(model, "__name__", None)
     what = kind if name in (None, kind) else f"{name} ({kind})"
     raise MissingMethodError(f"{what} has no method {method}; {instead}")
 

@@ -174,7 +174,7 @@ def _first(message: str) -> str:
 
 def _reason(error: Exception) -> str:
     kind = type(error).__name__
-    message = _first(str(error))
+    message = _first(str(error)).replace("'FakeTensor'", "'Tensor'")
     if kind in ("DataDependentOutputException", "DynamicOutputShapeException"):
         return (
             "what it returns depends on the values it is given "
