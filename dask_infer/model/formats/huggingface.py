@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +187,7 @@ def _build(spec: ModelSpec, dtype: torch.dtype | None) -> torch.nn.Module:
             use_safetensors=True,
             dtype=dtype or "auto",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name below
         )
     _refuse_gaps(spec, report)
     return module  # type: ignore[no-any-return]
@@ -202,9 +203,18 @@ def build_architecture(spec: ModelSpec) -> torch.nn.Module:
 def _architecture(spec: ModelSpec) -> tuple[Any, Any]:
     """Return the class that ``config.json`` names, and the config."""
     transformers = import_library("transformers", what=spec.name)
-    config = transformers.AutoConfig.from_pretrained(
-        spec.path, local_files_only=True, trust_remote_code=False
-    )
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            spec.path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        cause = str(error).strip().splitlines()
+        raise ModelLoadError(
+            f"transformers {transformers.__version__} cannot read "
+            f"{spec.path}/config.json: {cause[0] if cause else type(error).__name__}; "
+            "save the model again with save_pretrained(), install a version that knows "
+            "it, or pass ModelSource.from_factory(build)"
+        ) from error
     names = list(getattr(config, "architectures", None) or ())
     if not names:
         return transformers.AutoModel, config
@@ -228,16 +238,20 @@ def _checkpoint(directory: Path) -> list[Path]:
 
 def _refuse_gaps(spec: ModelSpec, report: dict[str, Any]) -> None:
     """Weights that the checkpoint lacks would be random, and so would predictions."""
-    for key, cause in (
-        ("missing_keys", "lacks weights of its architecture"),
-        ("mismatched_keys", "holds weights of other shapes than its architecture"),
-    ):
-        names = [str(name) for name in report.get(key) or ()]
-        if names:
-            raise ModelLoadError(
-                f"{spec.path} {cause}: {some(names)}; name the architecture that was "
-                'saved under "architectures" in config.json'
-            )
+    if missing := [str(name) for name in report.get("missing_keys") or ()]:
+        raise ModelLoadError(
+            f"{spec.path} lacks weights of its architecture: {some(missing)}; name the "
+            'architecture that was saved under "architectures" in config.json'
+        )
+    if others := [_misfit(*each) for each in report.get("mismatched_keys") or ()]:
+        raise ModelLoadError(
+            f"{spec.path} holds weights of other shapes than its config.json says: "
+            f"{some(others)}; put the architecture and the sizes there that were saved"
+        )
+
+
+def _misfit(name: str, stored: Iterable[int], wanted: Iterable[int]) -> str:
+    return f"{name} is {tuple(stored)}, not {tuple(wanted)}"
 
 
 @contextlib.contextmanager

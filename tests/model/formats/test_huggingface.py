@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -135,6 +137,27 @@ def test_weights_that_the_checkpoint_lacks_are_named(
     (place / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match=r"lacks weights.*vocab_.*architectures"):
         load(spec_of(place))
+
+
+def test_weights_of_other_shapes_are_named(distilbert: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(distilbert, tmp_path / "other")
+    config = json.loads((place / "config.json").read_text())
+    config["id2label"] = {str(i): f"label {i}" for i in range(5)}
+    (place / "config.json").write_text(json.dumps(config))
+    found = r"classifier\.bias is \(2,\), not \(5,\).*sizes there that were saved"
+    with pytest.raises(ModelLoadError, match=found):
+        load(spec_of(place))
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", '{"model_type": "homemade"}'])
+def test_a_config_that_transformers_cannot_read_is_refused_at_the_call(
+    config: str, distilbert: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(distilbert, tmp_path / "other")
+    (place / "config.json").write_text(config)
+    rows = dd.from_pandas(pd.DataFrame({"ids": [1, 2]}), npartitions=1)
+    with pytest.raises(ModelLoadError, match=r"other/config\.json: .*save_pretrained"):
+        rows.infer.predict(place, columns={"input_ids": ["ids"]})
 
 
 def test_unknown_architecture_is_never_fetched(
