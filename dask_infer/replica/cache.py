@@ -32,6 +32,7 @@ from dask_infer.device.resolve_device import resolve_device
 from dask_infer.errors import ModelLoadError
 from dask_infer.faults.deadline import DeadlineExceeded, within
 from dask_infer.metrics.recorder import add
+from dask_infer.model.identity.user_classes import SharedClasses, sharing
 from dask_infer.model.registry import format_of
 from dask_infer.model.runtime.load_model import load, resident_bytes
 from dask_infer.model.runtime.loaded_model import LoadedModel
@@ -71,6 +72,8 @@ class Replica:
     state: Literal["loading", "ready", "retired"] = "loading"
     #: Set once `state` is "ready".
     model: LoadedModel | None = None
+    #: Classes in it that may change while it is idle: it is loaded again then.
+    shared: SharedClasses = field(default_factory=SharedClasses)
     leases: int = 0
     #: It is to be closed after its users, or those who load it.
     unloading: bool = False
@@ -148,6 +151,10 @@ class ReplicaCache:
         where = resolve_device(device)
         key = ReplicaKey(spec.key, dtype, str(where), spec.compile, part)
         replica = self._acquire(key, spec, place, where, timeout)
+        if replica.shared.changed():
+            self.discard(replica)
+            self._release(replica)
+            replica = self._acquire(key, spec, place, where, timeout)
         try:
             yield replica
         finally:
@@ -357,9 +364,11 @@ def _load(replica: Replica, threads: int, timeout: float | None) -> LoadedModel:
     def work() -> LoadedModel:
         # Sessions of ONNX Runtime keep the number of threads that they start with.
         use_cpu_threads(threads)
-        if key.part is None:
-            return load(replica.spec, device=key.device, dtype=key.dtype)
-        return load_part(replica.spec, key.part, device=key.device, dtype=key.dtype)
+        with sharing() as replica.shared:
+            if key.part is None:
+                return load(replica.spec, device=key.device, dtype=key.dtype)
+            part = key.part
+            return load_part(replica.spec, part, device=key.device, dtype=key.dtype)
 
     began = time.perf_counter()
     try:

@@ -29,6 +29,7 @@ from dask_infer.device.stream import Pending
 from dask_infer.faults.bisect import Rows
 from dask_infer.faults.classify import Step
 from dask_infer.metrics.recorder import add, meter, recorded
+from dask_infer.model.identity.user_classes import SharedClasses, sharing
 from dask_infer.model.runtime.tokenizers import TokenizerDirectory, load_tokenizer
 from dask_infer.model.store.blob_store import read_blob
 from dask_infer.replica.measured import ThreadTimes, is_observed, observe_partition
@@ -82,11 +83,17 @@ def _open_runner(job: Job, code: UserCode, opened: contextlib.ExitStack) -> Runn
     return LocalRunner(job, code, place, opened)
 
 
-@functools.lru_cache(maxsize=64)
 def read_code(blob: Blob) -> UserCode:
     """Return the user's functions of a job, unpickled once in a process."""
-    code: UserCode = read_blob(blob)
-    return code
+    code, shared = _read_code(blob)
+    return _read_code(blob, again=True)[0] if shared.changed() else code
+
+
+@functools.lru_cache(maxsize=64)
+def _read_code(blob: Blob, again: bool = False) -> tuple[UserCode, SharedClasses]:
+    """Return what was read, and `again` what is read once its classes changed."""
+    with sharing() as shared:
+        return read_blob(blob), shared
 
 
 class Sent(NamedTuple):

@@ -43,6 +43,11 @@ def content_key(obj: object, in_eval: Iterable[object] = ()) -> str:
         32 hexadecimal digits: equal for equal content across processes and pickle
         round trips, or unique to this call where that cannot be promised.
     """
+    return known_key(obj, in_eval) or uuid.uuid4().hex
+
+
+def known_key(obj: object, in_eval: Iterable[object] = ()) -> str | None:
+    """Return the content key; None where the content is not deterministic."""
     walk = Walk(_ATOMS, _rule_of)
     walk.in_eval = frozenset(map(id, in_eval))
     # Pickles in the store name modules of this package, which move between versions.
@@ -51,7 +56,7 @@ def content_key(obj: object, in_eval: Iterable[object] = ()) -> str:
         walk.visit(obj)
     except Exception as why:  # user code runs here: __reduce__, __getstate__, ...
         _warn(f"{type(why).__name__}: {why}")
-        return uuid.uuid4().hex
+        return None
     return walk.hexdigest()
 
 

@@ -26,9 +26,9 @@ import cloudpickle
 
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.identity.content_code import version
-from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.identity.content_walk import uncompiled
 from dask_infer.model.identity.pickle_diagnosis import explain
+from dask_infer.model.identity.user_classes import reduce_class, sharing
 
 #: Opens a pickle with buffers: magic, count of parts, their lengths, the parts.
 MAGIC = b"daskinf1"
@@ -43,6 +43,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     #: Addresses of storages much larger than the tensors that view them.
     loose: frozenset[int] = frozenset()
+    #: Takes the user's classes in the pickle, by name.
+    classes: dict[str, Any] | None = None
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how to pickle `obj`; NotImplemented for pickle's default."""
@@ -54,7 +56,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(obj, types.FunctionType) and _is_made_by_installed(obj):
             return _in_its_module(obj, super().reducer_override(obj))
         if isinstance(obj, type):
-            return _class_by_content(obj, super().reducer_override(obj))
+            return reduce_class(obj, super().reducer_override(obj), self.classes)
         torch = sys.modules.get("torch")
         if torch is not None:
             if isinstance(obj, torch.Tensor):
@@ -100,29 +102,6 @@ def _in_its_module(func: types.FunctionType, reduced: Any) -> Any:
     name = func.__globals__["__name__"]
     state = attributes, {**slots, "__globals__": {}}
     return _made_in, (name, func.__code__, closure), state, None, None, set_state
-
-
-def _class_by_content(cls: type, reduced: Any) -> Any:
-    """Return how to pickle a class: what is rebuilt is named by its content, too.
-
-    cloudpickle names a class that it takes by value by its identity. Reading a pickle
-    then gives the class of that name, in this process the user's own, the code and
-    globals that it had when it was written, and so changes models that use it now.
-    Classes of values and errors keep their identity: results are compared by it.
-    """
-    is_rebuilt = isinstance(reduced, tuple) and reduced[0].__name__ == _REBUILDS_CLASS
-    if not is_rebuilt or not any(_MODELS & vars(base).keys() for base in cls.__mro__):
-        return reduced
-    build, (*args, name, extra), *rest = reduced
-    if "-" not in name:  # else it was rebuilt in this process, and has this name
-        name = f"{name}-{content_key(cls)}"
-    return build, (*args, name, extra), *rest
-
-
-#: Classes of models have one of these methods.
-_MODELS = {"__call__", "predict", "transform"}
-#: What cloudpickle rebuilds a class with; its last but one argument names the class.
-_REBUILDS_CLASS = "_make_skeleton_class"
 
 
 def _made_in(module: str, code: types.CodeType, closure: Any) -> Any:
@@ -176,6 +155,8 @@ class DryRun:
     storages: dict[int, int] = field(default_factory=dict)
     #: Bytes that tensors view, by storage, each region once.
     viewed: dict[int, dict[object, int]] = field(default_factory=dict)
+    #: References to the user's classes, by name.
+    classes: dict[str, Any] = field(default_factory=dict)
 
     def write(self, data: bytes) -> int:
         """Count bytes of the pickle; they go nowhere."""
@@ -232,7 +213,7 @@ def _fails(obj: object) -> bool:
 class _DryPickler(Pickler):
     def __init__(self, found: DryRun) -> None:
         super().__init__(found, protocol=5, buffer_callback=found.add_buffer)
-        self._found = found
+        self._found, self.classes = found, found.classes
 
     def _reduce_tensor(self, tensor: Any, torch: Any) -> Any:
         self._found.has_tensors = True
@@ -304,9 +285,10 @@ def _write_parts(file: BinaryIO, parts: list[memoryview]) -> None:
 
 def from_bytes(data: bytes) -> Any:
     """Object that `to_bytes` wrote."""
-    if data.startswith(ZIP):
-        return _torch_load()(io.BytesIO(data))
-    return pickle.loads(data)
+    with sharing():
+        if data.startswith(ZIP):
+            return _torch_load()(io.BytesIO(data))
+        return pickle.loads(data)
 
 
 def from_file(path: Path) -> Any:
@@ -317,13 +299,13 @@ def from_file(path: Path) -> Any:
     ModelLoadError
         If the file is cut off or was never written by `to_file`.
     """
-    with path.open("rb") as file:
+    with path.open("rb") as file, sharing():
         magic = file.read(len(MAGIC))
         if magic == MAGIC:
             return _load_parts(file, path)
-    if not zipfile.is_zipfile(path):
-        raise _damaged(path)
-    return _torch_load()(path, mmap=True)
+        if not zipfile.is_zipfile(path):
+            raise _damaged(path)
+        return _torch_load()(path, mmap=True)
 
 
 def _torch_load() -> Callable[..., Any]:

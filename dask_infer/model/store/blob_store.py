@@ -36,6 +36,7 @@ from dask_infer import config
 from dask_infer.errors import ModelLoadError
 from dask_infer.model.identity import pickling
 from dask_infer.model.identity.content_key import content_key
+from dask_infer.model.identity.user_classes import are_current
 from dask_infer.model.store.pins import FETCH, LOCK, PIN, Pin, remove
 from dask_infer.model.store.store_directory import default_directory, open_private
 from dask_infer.plan.units import in_bytes
@@ -252,7 +253,7 @@ def default_store() -> Store:
 
 #: Objects of earlier calls, by content key: what dry runs of their pickles found.
 MOST_DRY_RUNS = 256
-_dry_runs: OrderedDict[str, tuple[int, bytes | None]] = OrderedDict()
+_dry_runs: OrderedDict[str, tuple[int, bytes | None, dict[str, Any]]] = OrderedDict()
 
 
 class PendingBlob:
@@ -286,7 +287,10 @@ class PendingBlob:
         self._obj = obj
         key = key or content_key(obj)
         # What has a known key would be found to be the same.
-        known = _dry_runs.pop(key, None) or (self._dry_run().nbytes, self._inline())
+        known = _dry_runs.pop(key, None)
+        if known is None or not are_current(known[2]):
+            found = self._dry_run()
+            known = found.nbytes, self._inline(), found.classes
         self.nbytes, self.blob = known[0], Blob(key, known[1])
         _dry_runs[key] = known
         if len(_dry_runs) > MOST_DRY_RUNS:
