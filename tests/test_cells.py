@@ -151,6 +151,49 @@ def test_rows_and_results_are_of_the_class_that_the_user_has_now(
         assert [box.value for box in found] == [1, 2, 3, 4]
 
 
+@SCHEDULERS
+def test_functions_with_a_cache_travel(cell, main, predict, client, scheduler):
+    made = """
+        import functools
+        factors = [2]
+        @functools.cache
+        def factor(depth=3):
+            return factor(depth - 1) if depth else factors[0]
+        class Model:
+            @functools.lru_cache(maxsize=4)
+            def offset(self): return factors[0]
+            def __call__(self, x): return x * factor() + self.offset()
+        model = Model()
+    """
+    cell(made)
+    first = predict(main["model"])
+    assert first.compute(scheduler=scheduler).iloc[0] == 4
+    cell("factors[0] = 3; factor.cache_clear()")
+    assert predict(model := main["Model"]()).compute(scheduler=scheduler).iloc[0] == 6
+    assert model.offset() == 3 and main["factor"]() == 3
+    assert first.compute(scheduler=scheduler).iloc[0] == 4
+    cell(made)
+    assert predict(main["model"]).compute(scheduler=scheduler).iloc[0] == 4
+
+
+@pytest.mark.parametrize("scheduler", ["sync", None])
+def test_classes_that_were_replaced_stay_together(
+    cell, main, predict, client, scheduler
+):
+    made = """
+        class Part: pass
+        class Whole:
+            factor, part = {}, Part
+        def model(x): return x * Whole.factor * isinstance(Whole.part(), Part)
+    """
+    cell(made.format(2))
+    first = predict(main["model"])
+    assert first.compute(scheduler=scheduler).iloc[0] == 2
+    cell(made.format(3))
+    assert predict(main["model"]).compute(scheduler=scheduler).iloc[0] == 3
+    assert first.compute(scheduler=scheduler).iloc[0] == 2
+
+
 def test_other_tasks_bring_a_class_that_changed_since(cell, main, ddf, predict, client):
     cell("""
         class Settings:

@@ -53,6 +53,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _same, (inner,)
         if type(obj) is functools.cached_property:  # holds a lock before Python 3.12
             return _cached_property, (obj.func, obj.attrname)
+        if isinstance(obj, _CACHED):
+            return self._reduce_cached(obj)
         if isinstance(obj, types.FunctionType) and _is_made_by_installed(obj):
             return _in_its_module(obj, super().reducer_override(obj))
         if isinstance(obj, type):
@@ -66,6 +68,21 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if isinstance(obj, torch.nn.Module) and _is_parametrized(obj):
                 return _bare, (type(obj),), dict(vars(obj))
         return super().reducer_override(obj)
+
+    def _reduce_cached(self, cached: Any) -> Any:
+        """Return how to pickle a function with a cache: without what it holds.
+
+        pickle takes it by its name, which no worker has where a notebook made it.
+        """
+        func = cached.__wrapped__
+        reduced: Any = NotImplemented
+        if isinstance(func, types.FunctionType) and not _is_made_by_installed(func):
+            reduced = super().reducer_override(func)
+        if not isinstance(reduced, tuple):
+            return NotImplemented
+        make, made, state, *_ = reduced
+        parameters = cached.cache_parameters()
+        return _cached, (make, made, parameters), state, None, None, _fill_cached
 
     def _reduce_tensor(self, tensor: Any, torch: Any) -> Any:
         is_loose = _address(tensor) in self.loose
@@ -114,6 +131,20 @@ def _cached_property(func: Callable[[Any], Any], name: str | None) -> Any:
     made = functools.cached_property(func)
     made.attrname = name
     return made
+
+
+#: What `functools.cache` and `lru_cache` return.
+_CACHED = functools._lru_cache_wrapper
+
+
+def _cached(make: Any, made: Any, parameters: dict[str, Any]) -> Any:
+    """Return a function that may call itself, so it gets its globals later."""
+    return functools.lru_cache(**parameters)(make(*made))
+
+
+def _fill_cached(cached: Any, state: Any) -> None:
+    cloudpickle.cloudpickle._function_setstate(cached.__wrapped__, state)
+    functools.update_wrapper(cached, cached.__wrapped__)
 
 
 def _bare(cls: Any) -> Any:

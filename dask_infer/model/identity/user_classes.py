@@ -83,9 +83,14 @@ def are_current(named: dict[str, Any]) -> bool:
     """
     for name, reference in named.items():
         cls = reference()
-        if cls is None or _in_main(name.rpartition("-")[0]) not in (None, cls):
+        if cls is None or not _is_current(cls, name):
             return False
     return True
+
+
+def _is_current(cls: type, name: str) -> bool:
+    """Whether the user has no other class where this one stood."""
+    return _in_main(name.rpartition("-")[0]) in (None, cls)
 
 
 def _is_model(cls: type) -> bool:
@@ -123,7 +128,9 @@ def _place(cls: type) -> str | None:
 def _in_main(place: str) -> object:
     """Return what a notebook or script has under a name; None where it has nothing."""
     module, _, path = place.partition(".")
-    found: Any = sys.modules.get("__main__") if module == "__main__" else None
+    found: Any = sys.modules.get(module) if module == "__main__" else None
+    if getattr(found, "__name__", None) != "__main__":  # a worker that runs a script
+        return None
     for part in path.split("."):
         found = getattr(found, part, None)
     return found
@@ -227,4 +234,7 @@ def _fill(cls: type, state: Any) -> None:
 
 
 def _is_unchanged(cls: type, name: str) -> bool:
-    return known_key(cls) == _built.get(cls, name.rpartition("-")[2])
+    if cls in _built:
+        return known_key(cls) == _built[cls]
+    # What another class replaced belongs to others that were replaced.
+    return _is_current(cls, name) and known_key(cls) == name.rpartition("-")[2]
