@@ -290,3 +290,10 @@ def test_the_task_function_is_a_plain_function(pdf, model):
     pred = dd.from_pandas(pdf, npartitions=1).infer.predict(model)
     result = run_partition(pdf, pred.expr._job_bytes, ("a", "prediction"))
     assert list(result.columns) == ["a", "prediction"]
+
+
+def test_a_device_that_is_missing_names_model_and_worker(client, ddf, model):
+    pred = ddf.infer.predict(model, device="cuda:99")
+    found = r'model "Sequential" on worker \S+127\.0\.0\.1\S+: device="cuda:99"'
+    with pytest.raises(dask_infer.PlacementError, match=found):
+        pred.compute()

@@ -174,3 +174,10 @@ def test_nothing_returned_says_what_to_return():
     pred = DDF.infer.predict(lambda x: None, columns=["a", "b"], meta="float32")
     with pytest.raises(OutputError, match=r"a NoneType\); return one value for each"):
         pred.compute(scheduler="sync")
+
+
+def test_errors_of_rows_say_of_which_model_they_are():
+    first = DDF.infer.predict(LINEAR, columns=["a", "b"], output="p")
+    pred = first.infer.predict(rows, columns="p", output="q", meta="int64")
+    with pytest.raises(OutputError, match=r'^model "rows": output column "q"'):
+        pred.compute(scheduler="sync")

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from dask_infer.batch.inputs.encoder import Encoder
 from dask_infer.batch.outputs.assembler import Assembler
 from dask_infer.batch.outputs.generated import Generation
 from dask_infer.device.stream import Pending
+from dask_infer.errors import InputError, OutputError, PlacementError
 from dask_infer.faults.bisect import Rows
 from dask_infer.faults.classify import Step
 from dask_infer.metrics.recorder import add, meter, recorded
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
     """Return the output columns of `frame`'s rows, in their order."""
-    with contextlib.ExitStack() as opened:
+    with _naming(job.model.name), contextlib.ExitStack() as opened:
         with meter("load"):
             worker = current_worker()
             if worker is not None:
@@ -67,6 +68,20 @@ def predict_rows(frame: pd.DataFrame, job: Job) -> dict[str, Any]:
             spent = ThreadTimes.now().since(began)
             observe_partition(job, sums, spent, kind, runner.elsewhere)
         return columns
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Make errors say of which of a dataframe's models they are, unless they do."""
+    try:
+        yield
+    except (InputError, OutputError, PlacementError) as error:
+        text, worker = str(error), current_worker()
+        if f'model "{name}"' not in text:
+            placed = worker if isinstance(error, PlacementError) else None
+            where = "" if placed is None else f" on worker {placed.address}"
+            error.args = (f'model "{name}"{where}: {text}', *error.args[1:])
+        raise
 
 
 def _open_runner(job: Job, code: UserCode, opened: contextlib.ExitStack) -> Runner:
