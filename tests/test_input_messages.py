@@ -79,7 +79,7 @@ def test_columns_of_several_levels_are_refused_with_the_remedy():
         (rows, {"y": "a"}, r"rows\(x\): missing a required argument: 'x'|unexpected"),
         (pair, ["a", "b"], r'missing a required argument: .y.*\["a", "b"\] is one'),
         (LINEAR, ("a", "b"), r'too many .*\["a", "b"\] is one .*\("a", "b"\) are two'),
-        (torch.nn.Linear(1, 1), "a", r'gives \(n,\).*pass columns=\["x"\] for'),
+        (torch.nn.Linear(1, 1), "a", r'gives \(n,\).*pass columns=\["a"\] for'),
     ],
 )
 def test_messages_name_what_helps(model, columns, message):
@@ -181,3 +181,42 @@ def test_errors_of_rows_say_of_which_model_they_are():
     pred = first.infer.predict(rows, columns="p", output="q", meta="int64")
     with pytest.raises(OutputError, match=r'^model "rows": output column "q"'):
         pred.compute(scheduler="sync")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("A", 'did you mean "a"'),
+        ([["a", "b"]], r"\['a', 'b'\] is neither a column nor a list of columns; pass"),
+        (DDF["a"], r"data \(Series\) is neither a column"),
+        (PDF[["a"]], r"data \(DataFrame\) is neither a column"),
+        (len, "len> is neither a column"),
+    ],
+)
+def test_what_names_no_column_is_told_from_a_misspelt_one(columns, message):
+    with pytest.raises(InputError, match=message):
+        DDF.infer.predict(LINEAR, columns=columns)
+
+
+def test_refused_dtypes_and_shapes_name_the_columns():
+    flags = DDF.assign(flag=DDF.a > 1)
+    with pytest.raises(InputError, match=r'1, of "flag", is .*astype\({"flag": "fl'):
+        flags.infer.predict(LINEAR, columns="flag")
+    with pytest.raises(InputError, match=r'argument 1, of "a", "b", is \(n, 2\)'):
+        DDF.infer.predict(torch.nn.Linear(3, 1), columns=["a", "b"])
+    with pytest.raises(InputError, match="pass a list of 2 columns"):
+        DDF.infer.predict(LINEAR, columns="a")
+
+
+def test_dates_beside_numbers_are_refused_at_the_call():
+    with pytest.raises(InputError, match=r'float64, datetime64.* columns=\("a", "when'):
+        DDF.infer.predict(rows, columns=["a", "when"], meta="float64")
+    twice = DDF.assign(then=DDF.when)
+    pred = twice.infer.predict(rows, columns=["when", "then"], meta="float64")
+    assert len(pred.compute(scheduler="sync")) == 2
+
+
+def test_numbers_for_a_model_of_texts_are_refused_at_the_call(minilm):
+    for meta in (None, "float32"):
+        with pytest.raises(InputError, match=r'texts or .*column "a" holds one number'):
+            DDF.infer.predict(minilm, columns="a", meta=meta)

@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import is_list_like, is_scalar
 
 from dask_infer.batch.inputs.column_types import column_type_of
-from dask_infer.batch.inputs.frame_columns import is_list
+from dask_infer.batch.inputs.frame_columns import is_list, quoted
 from dask_infer.batch.inputs.resolve_inputs import resolve_inputs
 from dask_infer.client.examples import TOKENIZED, places
 from dask_infer.client.model_call import ModelCall
@@ -65,6 +65,7 @@ def call_inputs(call: ModelCall) -> Inputs:
         preprocess=request.preprocess is not None,
     )
     _check_arity(call, inputs)
+    _check_tokens(call, inputs)
     return inputs
 
 
@@ -90,6 +91,23 @@ def _reads_text(call: ModelCall) -> bool:
             if column_type_of(meta[name].dtype) in kinds:
                 return True
     return False
+
+
+def _check_tokens(call: ModelCall, inputs: Inputs) -> None:
+    """Refuse one number a row where a directory's model reads texts."""
+    if inputs.tokenized or call.request.preprocess is not None:
+        return
+    found = places(inputs)
+    place = found.get(TOKENIZED[0], found.get(0))
+    if place is None or not call.format.brings_tokenizer(call.spec):
+        return
+    argument = inputs.arguments[place]
+    if argument.shape == () and argument.content == "number" and not argument.stacked:
+        raise InputError(
+            f'model "{call.spec.name}" reads texts or lists of token ids, and column '
+            f"{quoted(argument.columns)} holds one number a row; pass a column of "
+            "text, or of lists"
+        )
 
 
 def _check_arity(call: ModelCall, inputs: Inputs) -> None:

@@ -73,7 +73,7 @@ def _traced(
     try:
         traced = trace(call, inputs)
     except CannotTrace as error:
-        raise shape_error(call, error) from error
+        raise shape_error(call, error, inputs) from error
     ragged = any(a.shape is None or None in a.shape for a in inputs.arguments)
     outputs = resolve_outputs(
         traced.output,
@@ -105,7 +105,7 @@ def _checked(call: ModelCall, inputs: Inputs) -> tuple[Inputs, Undecided | None]
         return inputs, undecided
     except CannotTrace as error:
         if isinstance(error, InputError) and request.preprocess is None:
-            raise shape_error(call, error) from error
+            raise shape_error(call, error, inputs) from error
         return inputs, None
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from dask_infer.batch.inputs.decided_dtypes import with_integers, with_lists
+from dask_infer.batch.inputs.frame_columns import quoted
 from dask_infer.client.call_group import split_call
 from dask_infer.client.examples import examples, places, split_keys, unknown_shape
 from dask_infer.client.model_call import ModelCall
@@ -15,7 +16,7 @@ from dask_infer.errors import InputError, OutputError
 from dask_infer.model.identity.content_key import content_key
 from dask_infer.model.runtime.stage_model import read_chain
 from dask_infer.model.shapes.propagate import check_call, propagate
-from dask_infer.model.shapes.trace_errors import CannotTrace, Example
+from dask_infer.model.shapes.trace_errors import CannotTrace, Example, label
 from dask_infer.model.shapes.traced_outputs import Traced
 from dask_infer.model.split_refusals import CannotSplit
 from dask_infer.spec import ArgumentKey, Inputs, Undecided
@@ -130,7 +131,9 @@ def with_traced_dtypes(call: ModelCall, inputs: Inputs, traced: Traced) -> Input
     return with_lists(inputs, traced.dtypes_at(lists))
 
 
-def shape_error(call: ModelCall, error: CannotTrace) -> Exception:
+def shape_error(
+    call: ModelCall, error: CannotTrace, inputs: Inputs | None = None
+) -> Exception:
     """Return the public error for shapes that do not fit or cannot be found."""
     mismatch = isinstance(error, InputError)  # of shapes, or of arguments
     if mismatch and call.request.preprocess is not None:
@@ -140,8 +143,26 @@ def shape_error(call: ModelCall, error: CannotTrace) -> Exception:
             f"{METAS}"
         )
     if mismatch:
-        return InputError(str(error))
+        return InputError(_with_columns(str(error), inputs))
     return OutputError(
         f'the output columns of model "{call.spec.name}" cannot be known before it '
         f"runs: {getattr(error, 'reason', None) or error}; pass meta=, such as {METAS}"
     )
+
+
+def _with_columns(message: str, inputs: Inputs | None) -> str:
+    """Say of each argument in a message which columns it is made of.
+
+    Shapes are remembered for all columns alike, so the message does not know them.
+    """
+    if inputs is None:
+        return message
+    arguments = places(inputs)
+    for key, place in arguments.items():
+        names = quoted(inputs.arguments[place].columns)
+        known, told = f"{label(key)} is (", f"{label(key)}, of {names}, is ("
+        message = message.replace(known, told)
+        if len(arguments) == len(inputs.arguments[place].columns) == 1:
+            message = message.replace('astype({"x": "', f'astype({{{names}: "')
+            message = message.replace('columns=["x"]', f"columns=[{names}]")
+    return message

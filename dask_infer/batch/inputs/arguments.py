@@ -18,11 +18,11 @@ from dask_infer.batch.inputs.columns import ColumnValues, TextColumn, open_colum
 from dask_infer.batch.inputs.encode_options import ArgumentReader, EncodeOptions
 from dask_infer.batch.inputs.list_columns import holds_ids, is_ragged
 from dask_infer.batch.inputs.plain_columns import COPY_ON_WRITE, plain_frame
+from dask_infer.batch.inputs.resolve_inputs import cannot_be_stacked
 from dask_infer.batch.inputs.token_arguments import IdsArgument, TextArgument
 from dask_infer.batch.outputs.column_dtypes import dtype_name
 from dask_infer.batch.tensor.lists import to_ragged
 from dask_infer.batch.tensor.rows import Array, Positions
-from dask_infer.errors import InputError
 from dask_infer.spec import Argument
 
 
@@ -193,12 +193,8 @@ class StackedArgument(ArgumentReader):
         try:
             return np.column_stack(taken)
         except (TypeError, ValueError):
-            dtypes = ", ".join(str(column.dtype) for column in taken)
-            apart = ", ".join(f'"{name}"' for name in self._names)
-            raise InputError(
-                f"columns of {dtypes} cannot be stacked into one array; pass them as "
-                f"arguments of their own, columns=({apart}) say"
-            ) from None
+            dtypes = [column.dtype for column in taken]
+            raise cannot_be_stacked(self._names, dtypes) from None
 
 
 def _numpy_dtype(dtype: torch.dtype | None) -> np.dtype[Any] | None:

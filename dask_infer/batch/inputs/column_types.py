@@ -65,7 +65,10 @@ REMEDIES: dict[ColumnType, tuple[str, str]] = {
     "text": ("text", "tokenizer="),
     "bytes": ("bytes", "preprocess= to decode them"),
     "date": ("dates or times", "preprocess= to make numbers of them"),
-    "categorical": ("categories", "their codes: ddf[{0}].cat.codes"),
+    "categorical": (
+        "categories",
+        'their codes, ddf[{0}].cat.codes, or their texts, ddf[{0}].astype("string")',
+    ),
     "complex": ("complex numbers", "preprocess= to split them"),
     "other": (
         "values that cannot become a tensor",

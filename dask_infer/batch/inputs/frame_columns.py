@@ -83,24 +83,30 @@ class FrameColumns:
 
     def labels(self, element: object) -> list[Any]:
         """Return the column or the columns that one element of ``columns=`` names."""
-        if isinstance(element, set | frozenset | dict | tuple) or element is None:
-            raise InputError(
-                f"columns=: {element!r} is neither a column nor a list of columns; "
-                "pass columns= as a name, a list, or a tuple or dict of these"
-            )
         names = list(cast(Any, element)) if is_list(element) else [element]
+        for name in names:
+            grouped = name is element and isinstance(name, tuple | frozenset)
+            if grouped or (not self._is_known(name) and _is_no_name(name)):
+                raise InputError(
+                    f"columns=: {_shown(name)} is neither a column nor a list of "
+                    "columns; pass columns= as a name, a list, or a tuple or dict of "
+                    "these"
+                )
         return [self.check_known(name) for name in names]
+
+    def _is_known(self, name: Any) -> bool:
+        try:
+            return name in self.meta.columns
+        except TypeError:  # it has no hash
+            return False
 
     def check_known(self, name: Any, before: str = "columns= names") -> Any:
         """Return the name of a column that is there, else refuse it."""
-        try:
-            known = name in self.meta.columns
-        except TypeError:
-            known = False
-        if known:
+        if self._is_known(name):
             return name
-        labels = list(map(str, self.meta.columns))
-        near = difflib.get_close_matches(str(name), labels, n=3, cutoff=0.6)
+        labels = {str(label).lower(): str(label) for label in self.meta.columns}
+        found = difflib.get_close_matches(str(name).lower(), labels, n=3, cutoff=0.6)
+        near = [labels[label] for label in found]
         guess = f"did you mean {' or '.join(map(quote, near))}? " if near else ""
         raise InputError(
             f"{before} {quote(name)}, which is not there; {guess}"
@@ -177,6 +183,24 @@ def several_levels(count: int) -> InputError:
 def apart(name: object) -> str:
     """Return how to pass a column that cannot be stacked."""
     return f"pass columns={quote(name)}, or columns=({quote(name)}, [...])"
+
+
+def _is_no_name(element: object) -> bool:
+    """Whether an element of ``columns=`` is neither a column nor a list of some."""
+    odd = isinstance(element, set | frozenset | dict | slice) or element is None
+    return odd or is_list(element) or callable(element) or _is_collection(element)
+
+
+def _is_collection(element: object) -> bool:
+    frames = pd.DataFrame | pd.Series
+    return isinstance(element, frames) or hasattr(element, "__dask_graph__")
+
+
+def _shown(element: object) -> str:
+    """Return what stands in ``columns=`` for a message; data by its class."""
+    if _is_collection(element):
+        return f"data ({type(element).__name__})"
+    return repr(element)
 
 
 def is_list(element: object) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 
 from dask_infer.batch.inputs.column_types import NUMBERS, ColumnType, number_type_of
@@ -187,6 +188,8 @@ class _Resolver:
                     name, self.interface, tokenizer=self.tokenizer
                 )
             self._check_tensor(name)
+        if self.interface == "numpy" and not self.frame.deferred:
+            _check_one_dtype(names, [self.frame.meta[name].dtype for name in names])
         unknown = any(self.frame.kind(name) not in NUMBERS for name in names)
         dtype = "floating" if self.interface == "tensor" else None
         content: Content = "object" if unknown else "number"
@@ -209,6 +212,24 @@ class _Resolver:
     def _check_tensor(self, name: Any) -> None:
         if self.interface == "tensor" and not self.frame.deferred:
             self.frame.check_tensor(name, chosen=self.chosen)
+
+
+def _check_one_dtype(names: Sequence[Any], dtypes: Sequence[Any]) -> None:
+    """Refuse columns that NumPy cannot stack, dates beside numbers."""
+    if not all(isinstance(dtype, np.dtype) for dtype in dtypes):
+        return
+    try:
+        np.column_stack([np.empty(0, dtype) for dtype in dtypes])
+    except (TypeError, ValueError):
+        raise cannot_be_stacked(names, dtypes) from None
+
+
+def cannot_be_stacked(names: Sequence[Any], dtypes: Sequence[Any]) -> InputError:
+    """Return the refusal of columns that have no dtype in common."""
+    return InputError(
+        f"columns of {', '.join(map(str, dtypes))} cannot be stacked into one array; "
+        f"pass them as arguments of their own, columns=({quoted(names)}) say"
+    )
 
 
 def _paired(arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:

@@ -112,9 +112,12 @@ class Attempt:
             return f'model "{self.name}" refuses its input: {reason}; {self.describe()}'
         layer, expected, got, noun = found
         if got == self.rows and any(ex.shape == () for ex in self.examples.values()):
+            advice = f"pass a list of {expected} columns"
+            if expected == 1:
+                advice = 'pass columns=["x"] for (n, 1)'
             return (
                 f"the model expects {expected} {noun} a row, and a single column gives "
-                f'(n,), in {layer} of "{self.name}"; pass columns=["x"] for (n, 1)'
+                f'(n,), in {layer} of "{self.name}"; {advice}'
             )
         given = any(ex.shape and ex.shape[-1] == got for ex in self.examples.values())
         gives = "columns give" if given else "gets"
