@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import functools
 from collections.abc import Callable, Mapping
+from types import NoneType
 from typing import Any, TypeVar
 
 from dask._collections import new_collection
@@ -56,7 +57,14 @@ def is_lazy(collection: Any) -> bool:
 
 
 def projected_columns(expr: Expr, parent: Expr, dependents: Any) -> set[Any]:
-    """Columns that `parent` and every other user of `expr` read."""
+    """Columns that `parent` and every other reader of `expr` read.
+
+    Dask counts neither what is computed as it is beside others, nor the keys of a
+    groupby: what reads `expr` itself and not columns of it counts as reading all.
+    """
+    readers = [reference() for reference in dependents[expr._name]]
+    if not all(isinstance(each, (Projection, Index, NoneType)) for each in readers):
+        return set(expr.columns)
     columns = determine_column_projection(expr, parent, dependents)
     return set(columns) if isinstance(columns, list) else {columns}
 

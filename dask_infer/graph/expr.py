@@ -101,11 +101,20 @@ class _Prediction:
         return Task(name, run_partition, *arguments)
 
     def _simplify_down(self) -> Expr | None:
-        needed = {*self.emit, *self.job.reads}
+        narrow = self._emitting(self.emit, self.job)
+        return None if narrow._name == self._name else narrow
+
+    def _emitting(self, emit: tuple[Any, ...], job: AnyJob) -> Expr:
+        """Return the prediction of fewer columns, which reads what it needs.
+
+        In one step, as whoever reads the same prediction has to arrive at the same
+        node: of two that differ in what lies below, both would run the model.
+        """
+        needed = {*emit, *job.reads}
         required = [c for c in self.frame.columns if c in needed]
-        if required == list(self.frame.columns):
-            return None
-        return self._with(frame=self.frame[required])
+        narrow = required != list(self.frame.columns)
+        frame = self.frame[required] if narrow else self.frame
+        return self._with(frame=frame, emit=emit, job=job)
 
     def _simplify_up(self, parent: Expr, dependents: Any) -> Any:
         if isinstance(parent, Index):
@@ -126,7 +135,7 @@ class _Prediction:
             return type(parent)(self.frame, *parent.operands[1:])
         if emit == self.emit:
             return None
-        narrow = self._with(emit=emit, job=self.job.reading(emit))
+        narrow = self._emitting(emit, self.job.reading(emit))
         if list(emit) == parent.operand("columns"):
             return narrow
         return type(parent)(narrow, *parent.operands[1:])
@@ -211,7 +220,14 @@ class Predict(_Prediction, Elemwise):
         return all(self._reads_inputs_only(d) for d in predicate.dependencies())
 
     def _is(self, expr: Expr) -> bool:
-        return bool(expr._name == self._name)
+        """Whether an expression is this prediction, whichever columns it emits.
+
+        The optimizer narrows the rows and the predicate one after the other. In between
+        a filter that moved below would run the model once more, for its predicate.
+        """
+        if not isinstance(expr, Predict):
+            return False
+        return bool({label for label, _ in self.counted} & {e for e, _ in expr.counted})
 
 
 class PredictBatches(_Prediction, Blockwise):

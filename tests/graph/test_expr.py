@@ -1,5 +1,6 @@
 """The optimizer and the prediction: what moves below the model, what disappears."""
 
+import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
@@ -191,6 +192,33 @@ def test_filters_match_pandas(pred, expected, name, columns):
         wanted.reset_index(drop=True),
         check_dtype=False,
     )
+
+
+@pytest.mark.parametrize("columns", [["p"], ["id", "p"], ["b", "p"], None])
+@pytest.mark.parametrize("name", ["output", "mixed", "either", "isna", "between"])
+def test_a_filter_on_outputs_runs_the_model_once(ddf, rows_run, name, columns):
+    few = ddf[ddf.id < 700]
+    pred = few.infer.predict(Counting(rows_run.log), columns=["a", "b"], output="p")
+    result = pred[PREDICATES[name](pred)]
+    (result if columns is None else result[columns]).compute()
+    assert rows_run() == 700  # and none of those that the filter before left out
+
+
+READERS = {
+    "loc": lambda f: f.loc[f.p > 0, ["id", "p"]].compute(),
+    "assign": lambda f: f.assign(high=f.p > 0)[["id", "high", "p"]].compute(),
+    "reset": lambda f: f.reset_index().query("p > 0")[["id", "p"]].compute(),
+    "several": lambda f: dask.compute(f[["id", "p"]], f.p.mean()),
+    "groups": lambda f: dask.compute(f.p.mean(), f.groupby("text").p.sum()),
+    "persisted": lambda f: dask.persist(f, f.p.mean()),
+    "standard": lambda f: ((f.p - f.p.mean()) / f.p.std()).compute(),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers_of_different_columns_share_one_prediction(pred, rows_run, name):
+    READERS[name](pred)
+    assert rows_run() == ROWS
 
 
 def test_two_filters_of_one_prediction(pred, expected):
