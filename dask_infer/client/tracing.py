@@ -160,8 +160,8 @@ def _with_columns(message: str, inputs: Inputs | None) -> str:
     arguments = places(inputs)
     for key, place in arguments.items():
         names = quoted(inputs.arguments[place].columns)
-        known, told = f"{label(key)} is (", f"{label(key)}, of {names}, is ("
-        message = message.replace(known, told)
+        before, after = f"{label(key)} is (", f"{label(key)}, of {names}, is ("
+        message = message.replace(before, after)
         if len(arguments) == len(inputs.arguments[place].columns) == 1:
             message = message.replace('astype({"x": "', f'astype({{{names}: "')
             message = message.replace('columns=["x"]', f"columns=[{names}]")
