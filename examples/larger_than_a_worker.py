@@ -47,7 +47,7 @@ def build(depth: int) -> torch.nn.Module:
 
 
 def write_weights(depth: int, folder: Path) -> Path:
-    """Write made-up weights, a file for each layer, and the index of the files."""
+    """Write synthetic weights, a file for each layer, and the index of the files."""
     with torch.device("meta"):
         layers = build(depth)
     files = {}

@@ -30,7 +30,7 @@ def layers(last):
 
 
 def is_real(x):
-    """Whether these are rows of a test, not made-up ones to plan with."""
+    """Whether these are rows of a test, not synthetic ones to plan with."""
     return x.device.type != "meta" and bool((x > 1000).any())
 
 

@@ -87,13 +87,13 @@ def replicas(facts: JobFacts) -> Alternative | None:
 
 def stages(facts: JobFacts) -> list[Alternative]:
     """Project pipelines, by their number of stages."""
-    able, fewest = holders(facts), Layout(stages="auto")
+    able, asked_for = holders(facts), Layout(stages="auto")
     if facts.uncut or not able:
-        return [_refused(fewest, facts, facts.uncut or _none_left(facts))]
+        return [_refused(asked_for, facts, facts.uncut or _none_left(facts))]
     try:
         least = max(2, min_stages(facts.blocks, able))
     except PlacementError as error:
-        return [_refused(fewest, facts, _cause(error))]
+        return [_refused(asked_for, facts, _cause(error))]
     most = min(len(facts.blocks), len(able))
     if most < least:
         why = (
@@ -111,14 +111,14 @@ def stages(facts: JobFacts) -> list[Alternative]:
 
 def shards(facts: JobFacts) -> list[Alternative]:
     """Project layers whose weights several workers share, in stages where needed."""
-    able, fewest = holders(facts), Layout(shards="auto")
+    able, asked_for = holders(facts), Layout(shards="auto")
     why = "" if able else _none_left(facts)
     if not facts.blocks:
         why = facts.uncut
     elif not any(block.divisible for block in facts.blocks):
         why = "it has no weights that shards could divide"
     if why:
-        return [_refused(fewest, facts, why)]
+        return [_refused(asked_for, facts, why)]
     asked = [Layout(stages="auto", shards=number) for number in SHARDS]
     found = [_divided(facts, able, layout) for layout in asked]
     fitting = [each for each in found if not each.refused]
