@@ -266,7 +266,7 @@ class SeriesInfer(_Infer):
         if arguments.get("columns") is None:
             arguments["columns"] = name
         request = Request(model, **{"keep": False, **arguments})
-        return self._collection.to_frame(name), request
+        return self._collection.to_frame(name=name), request
 
     def to_numpy(self, dtype: Any = None) -> np.ndarray:
         """Compute this column as one ``(n, *shape)`` array."""

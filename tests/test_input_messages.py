@@ -220,3 +220,9 @@ def test_numbers_for_a_model_of_texts_are_refused_at_the_call(minilm):
     for meta in (None, "float32"):
         with pytest.raises(InputError, match=r'texts or .*column "a" holds one number'):
             DDF.infer.predict(minilm, columns="a", meta=meta)
+
+
+def test_an_index_is_a_column_too():
+    made = DDF.index.infer.predict(torch.nn.Embedding(2, 1), output="e")
+    result = made.compute(scheduler="sync")
+    assert result.name == "e" and result.index.equals(PDF.index)
