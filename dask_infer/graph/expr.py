@@ -214,7 +214,7 @@ class Predict(_Prediction, Elemwise):
         if not isinstance(predicate, Expr):
             return True
         if isinstance(predicate, (Projection, Index)) and self._is(predicate.frame):
-            return not set(predicate.columns) & set(self.job.names)
+            return not set(predicate.columns) & set(predicate.frame.job.names)
         if self._is(predicate):
             return False
         return all(self._reads_inputs_only(d) for d in predicate.dependencies())
