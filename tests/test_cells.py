@@ -176,6 +176,68 @@ def test_functions_with_a_cache_travel(cell, main, predict, client, scheduler):
     assert predict(main["model"]).compute(scheduler=scheduler).iloc[0] == 4
 
 
+LEADS = {
+    "class of a model": """
+        class Model:
+            def __call__(self, x): return x * Helper().factor(self)
+        class Helper:
+            def factor(self, model): return 2 if isinstance(model, Model) else 1
+        model = Model()
+    """,
+    "base that is a model": """
+        import dataclasses
+        class Base:
+            def __call__(self, x): return x * Helper().factor(self)
+        @dataclasses.dataclass
+        class Model(Base):
+            size: int = 1
+        class Helper:
+            def factor(self, model): return 2 if isinstance(model, Base) else 1
+        model = Model()
+    """,
+    "sentinel": """
+        MISSING = object()
+        class Helper:
+            def factor(self, given): return 2 if given is MISSING else 1
+        def model(x): return x * Helper().factor(MISSING)
+    """,
+    "object": """
+        class Missing: pass
+        MISSING = Missing()
+        class Helper:
+            def factor(self, given): return 2 if given is MISSING else 1
+        def model(x): return x * Helper().factor(MISSING)
+    """,
+    "metaclass": """
+        class Meta(type):
+            made = []
+            def __new__(*args):
+                made = type.__new__(*args)
+                Meta.made.append(made)
+                return made
+        class Part(metaclass=Meta):
+            factor = 2
+        class Half(Part): pass
+        def model(x): return x * Half.factor * isinstance(Half, Meta)
+    """,
+}
+
+
+@SCHEDULERS
+@pytest.mark.parametrize("lead", LEADS)
+def test_classes_lead_to_what_the_model_has(
+    cell, main, predict, client, scheduler, lead
+):
+    """In the user's process a class must not lead to the user's own objects."""
+    cell(LEADS[lead])
+    for _ in range(2):
+        for add in (0, 1):
+            cell(f"def postprocess(output, frame): return output + {add}")
+            pred = predict(main["model"], postprocess=main["postprocess"])
+            assert pred.compute(scheduler=scheduler).iloc[0] == 2 + add
+        cell(LEADS[lead])
+
+
 @pytest.mark.parametrize("scheduler", ["sync", None])
 def test_classes_that_were_replaced_stay_together(
     cell, main, predict, client, scheduler

@@ -292,6 +292,7 @@ def _class(walk: Walk, cls: type) -> None:
         return
     if _emit_installed(walk, "installed class", cls):
         return
+    walk.users.append(cls)
     walk.emit("class", cls.__module__, cls.__qualname__)
     walk.visit_all("bases", cls.__bases__)
     walk.visit(type(cls))

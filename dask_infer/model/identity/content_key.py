@@ -46,9 +46,16 @@ def content_key(obj: object, in_eval: Iterable[object] = ()) -> str:
     return known_key(obj, in_eval) or uuid.uuid4().hex
 
 
-def known_key(obj: object, in_eval: Iterable[object] = ()) -> str | None:
-    """Return the content key; None where the content is not deterministic."""
+def known_key(
+    obj: object, in_eval: Iterable[object] = (), users: list[object] | None = None
+) -> str | None:
+    """Return the content key; None where the content is not deterministic.
+
+    The user's classes that are met, and other objects with an identity, are added to
+    `users`.
+    """
     walk = Walk(_ATOMS, _rule_of)
+    walk.users = [] if users is None else users
     walk.in_eval = frozenset(map(id, in_eval))
     # Pickles in the store name modules of this package, which move between versions.
     walk.emit("dask_infer", sys.modules["dask_infer"].__version__)

@@ -46,6 +46,8 @@ class Walk:
         self._level: int = 0 if parent is None else parent._level + 1
         #: Ids of the torch modules that will be in ``eval()``, whatever they are in.
         self.in_eval: frozenset[int] = parent.in_eval if parent else frozenset()
+        #: The user's classes met, and objects that code may compare by identity.
+        self.users: list[object] = parent.users if parent else []
         #: Number of each object met, by id.
         self._numbers: dict[int, int] = {}
         #: Objects met: an id must not be reused while the walk lasts.
@@ -99,6 +101,8 @@ class Walk:
         reduce = copyreg.dispatch_table.get(type(obj))
         value: Any = reduce(obj) if reduce else obj.__reduce_ex__(4)
         self.visit(type(obj))
+        if type(obj) is object or any(type(obj) is user for user in self.users):
+            self.users.append(obj)
         if isinstance(value, str):
             self.emit("global", getattr(obj, "__module__", ""), value)
             return

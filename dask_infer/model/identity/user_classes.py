@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import sys
 import threading
 import uuid
@@ -52,7 +53,8 @@ def reduce_class(cls: type, reduced: Any, named: dict[str, Any] | None = None) -
     """Return how to pickle a class, from how cloudpickle would.
 
     Classes of models are always built anew: their objects are neither rows nor
-    results, and so the user's own class may change in any way.
+    results, and so the user's own class may change in any way. So is what leads to
+    them, or to objects of the user's: the original would lead to the originals.
 
     Parameters
     ----------
@@ -62,9 +64,10 @@ def reduce_class(cls: type, reduced: Any, named: dict[str, Any] | None = None) -
     if not isinstance(reduced, tuple) or reduced[0].__name__ not in _BUILDERS:
         return reduced
     build, (*args, name, extra), state, *_ = reduced
-    builder = _model_class if _is_model(cls) else _value_class
+    users: list[object] = [cls]
+    key = known_key(cls, users=users)
+    builder = _model_class if any(map(_is_copied, users)) else _value_class
     if cls not in _built:
-        key = known_key(cls)
         if builder is _model_class:
             name = _name(cls, name, key or uuid.uuid4().hex)
         elif key is None:
@@ -93,8 +96,15 @@ def _is_current(cls: type, name: str) -> bool:
     return _in_main(name.rpartition("-")[0]) in (None, cls)
 
 
+def _is_copied(user: object) -> bool:
+    """Whether the reader gets a copy; what leads to the original must be one, too."""
+    if not isinstance(user, type):
+        return not isinstance(user, enum.Enum)
+    return _is_model(user)
+
+
 def _is_model(cls: type) -> bool:
-    if dataclasses.is_dataclass(cls) or issubclass(cls, (tuple, BaseException)):
+    if dataclasses.is_dataclass(cls) or issubclass(cls, (tuple, BaseException, type)):
         return False
     return any(_MODELS & vars(base).keys() for base in cls.__mro__)
 
