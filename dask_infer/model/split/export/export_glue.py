@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def export_glue(source: SplitSource, paths: Iterable[str]) -> ExportedGraph:
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     module = source.traceable(mode)
     with OpaqueLayers(module, source.on_meta, paths, mode) as layers:
-        root = _Root(module, layers.sites, dict(named_tensors(source.module)))
+        root = _Root(module, layers, dict(named_tensors(source.module)))
         exported = _export(module, source, root)
         # Decompositions lose some guards (torch 2.13: of a minimum of sizes).
         lines = exported._guards_code
@@ -85,8 +85,8 @@ class _Root(TorchFunctionMode):
 
     Parameters
     ----------
-    sites
-        Calls of layers so far.
+    layers
+        Those that run as they are.
     tensors
         What the export's parameters and buffers stand for, by name.
     """
@@ -101,11 +101,11 @@ class _Root(TorchFunctionMode):
     def __init__(
         self,
         module: nn.Module,
-        sites: Collection[int],
+        layers: OpaqueLayers,
         tensors: Mapping[str, torch.Tensor],
     ) -> None:
         super().__init__()
-        self._module, self._sites, self._tensors = module, sites, tensors
+        self._module, self._layers, self._tensors = module, layers, tensors
         self._caught: list[Exception] = []
         self._kept: str | None = None
         self._shapes: Any = None
@@ -117,7 +117,7 @@ class _Root(TorchFunctionMode):
     ) -> Any:
         """Refuse code that asks how tensors of layers lie in memory: unknown."""
         name = getattr(func, "__name__", "")
-        if self._sites and name in ("stride", "is_contiguous"):
+        if self._layers.sites and name in ("stride", "is_contiguous"):
             reason = f"it asks {name}() of what layers return: strides are not known"
             raise NotExactError(reason)
         return func(*args, **(kwargs or {}))
@@ -128,6 +128,7 @@ class _Root(TorchFunctionMode):
             with_attributes(tensor, self._tensors[name])
         leaves: list[Any] = []
         before = described(self._module)
+        self._layers.begin()
         try:
             with self:
                 output = self._module._call_impl(*args, **kwargs, **self.extra)

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dask_infer.model.identity import pickling
 from dask_infer.model.shapes.fake_model import private_copy
 from dask_infer.model.split.export.learn_layer import NotOpaqueError, Operands, learn
+from dask_infer.model.split.export.model_state import described, reached
 from dask_infer.model.split.layer_call import (
     Arguments,
     Input,
@@ -93,7 +94,9 @@ class OpaqueLayers:
         self._known: dict[Any, Signature] = {}
         #: Calls in this export, by number.
         self.sites: dict[int, CallSite] = {}
-        layers = {path: module.get_submodule(path) for path in paths}
+        #: What layers held as the call of the model began, as they do on their stages.
+        self._held: dict[str, Any] = {}
+        self._layers = layers = {path: module.get_submodule(path) for path in paths}
         self._marks = {
             path: fingerprint(on_meta.get_submodule(path)) or path for path in layers
         }
@@ -112,6 +115,10 @@ class OpaqueLayers:
         for site in self.sites:
             del _sites[site]
 
+    def begin(self) -> None:
+        """Note what the layers hold, as a call of the model begins."""
+        self._held = {path: _state(one) for path, one in self._layers.items()}
+
     def _call(
         self, path: str, layer: nn.Module, hooks: Any, *args: Any, **kwargs: Any
     ) -> Any:
@@ -119,8 +126,9 @@ class OpaqueLayers:
         if torch.is_autocast_enabled("cpu"):
             raise NotExactError(f'it runs "{path}" in mixed precision')
         try:
-            # Some models add hooks as they run, to return what layers return.
-            if _hooks(layer) == hooks:
+            # Some models add hooks as they run, to return what layers return, and some
+            # set what a layer reads before they call it.
+            if _hooks(layer) == hooks and _state(layer) == self._held[path]:
                 return self._opaque(path, args, kwargs)
         except (NotOpaqueError, UnknownValue):
             pass
@@ -146,6 +154,10 @@ class OpaqueLayers:
             return size_by(leaf, known)
 
         return put_together(signature.structure, map(returned, signature.leaves))
+
+
+def _state(layer: nn.Module) -> Any:
+    return described(layer), reached(layer)
 
 
 def _hooks(layer: nn.Module) -> list[int]:

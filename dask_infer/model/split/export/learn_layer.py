@@ -8,10 +8,12 @@ argument's size is that size, and any other is one that torch knows nothing of.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import math
 import re
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from dask_infer.model.shapes.fake_model import named_tensors, structure_copy
 from dask_infer.model.split.export.model_state import changed, described
@@ -125,6 +128,24 @@ def _run(
     has_values: bool,
 ) -> Signature:
     """Return what a run returned: of a new tensor its dtype and shape."""
+    writes = _Writes()
+    found = _call(path, layer, arguments, operands, run, has_values, writes)
+    # Code around layers may read it: hooks that collect activations, in a list of the
+    # model, of its file or of a context. The first run may set up.
+    if run > 0 and writes.is_kept():
+        raise NotOpaqueError("it keeps what it computes where others may read it")
+    return found
+
+
+def _call(
+    path: str,
+    layer: nn.Module,
+    arguments: Arguments,
+    operands: Operands,
+    run: int,
+    has_values: bool,
+    writes: _Writes,
+) -> Signature:
     held, before = dict(named_tensors(layer)), described(layer)
     make: Any = synthetic if has_values else torch.zeros
     with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -136,7 +157,8 @@ def _run(
         leaves: list[Any] = []
         take_apart(given, leaves)
         args, kwargs = given
-        with _Writes() as writes:
+        writes.follow(tensors)
+        with writes:
             output = layer(*args, **kwargs)
     written = [name for name, one in held.items() if memory_of(one) in writes.changed]
     kept = changed(before, described(layer)) if run > 0 else None  # the first sets up
@@ -168,11 +190,30 @@ def _run(
 
 
 class _Writes(TorchDispatchMode):
-    """Notes the memory that operators change in place, as their schemas say."""
+    """Notes the memory that operators change in place, and what follows from inputs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        #: Memory that was changed, as the schemas of operators say.
         self.changed: set[int] = set()
+        #: Inputs, and what was computed from them, by their ids while they live.
+        self._followed: dict[int, weakref.ref[torch.Tensor]] = {}
+
+    def follow(self, tensors: Iterable[Any]) -> None:
+        """Note tensors as inputs, or as computed from them."""
+        for one in tensors:
+            if isinstance(one, torch.Tensor):
+                self._followed[id(one)] = weakref.ref(one)
+
+    def is_kept(self) -> bool:
+        """Whether any of those noted is still there."""
+        if any(one() is not None for one in self._followed.values()):
+            gc.collect()  # errors that the layer caught hold what there was
+        return any(one() is not None for one in self._followed.values())
+
+    def _is_followed(self, one: Any) -> bool:
+        known = self._followed.get(id(one))
+        return known is not None and known() is one
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -181,7 +222,11 @@ class _Writes(TorchDispatchMode):
             for one in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(one, torch.Tensor):
                     self.changed.add(memory_of(one))
-        return func(*args, **(kwargs or {}))
+        reads = any(map(self._is_followed, tree_leaves((args, kwargs))))
+        made = func(*args, **(kwargs or {}))
+        if reads:
+            self.follow(tree_leaves(made))
+        return made
 
 
 def written_by(operator: Any, args: Sequence[Any], kwargs: Any) -> list[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -23,6 +25,32 @@ def described(module: nn.Module) -> dict[str, Any]:
         for name, value in {**own, **part._parameters, **part._buffers}.items():
             found[f"{path}.{name}" if path else name] = _described(value, _DEPTH)
     return found
+
+
+def reached(module: nn.Module) -> list[Any]:
+    """Return what there is to see of what hooks and patched methods read and write."""
+    found: list[Any] = []
+    for part in module.modules():
+        tables = (part._forward_pre_hooks, part._forward_hooks, vars(part))
+        for function in [one for table in tables for one in table.values()]:
+            if isinstance(function, (FunctionType, MethodType)):
+                found += _reached(function)
+    return found
+
+
+def _reached(function: Any) -> Iterator[Any]:
+    owner = getattr(function, "__self__", None)
+    yield _attributes(owner)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # empty
+            yield _attributes(cell.cell_contents)
+
+
+def _attributes(value: Any) -> Any:
+    """Describe an object, of a module its own attributes as well."""
+    if isinstance(value, nn.Module):
+        value = {name: v for name, v in vars(value).items() if name not in _KNOWN}
+    return _described(value, _DEPTH)
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:

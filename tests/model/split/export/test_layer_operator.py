@@ -285,6 +285,108 @@ def test_hooks_that_the_model_adds_as_it_runs_are_exported():
     assert_exact(*split_module(Captures(Layer), FLOATS), torch.randn(3, 8))
 
 
+SEEN: dict[str, Any] = {}
+
+
+class Keeps(Dense):
+    """Leaves what it computes in its file."""
+
+    def forward(self, x: Any) -> Any:
+        SEEN["last"] = self.dense(x)
+        return SEEN["last"]
+
+
+class ReadsWhatALayerLeft(Stack):
+    def __init__(self) -> None:
+        super().__init__(Keeps)
+
+    def forward(self, x: Any) -> Any:
+        first = self.layers[0](x)
+        left = SEEN["last"].mean(1, keepdim=True)[: x.shape[0]]
+        return self.layers[2](self.layers[1](first)) + left
+
+
+class LeavesANote(Stack):
+    """A hook writes what a hook of another layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__(Layer)
+        note: dict[str, Any] = {}
+
+        def write(part: Any, given: Any) -> None:
+            note["mean"] = given[0].mean(1, keepdim=True)
+
+        def read(part: Any, given: Any, made: Any) -> Any:
+            return made + note["mean"][: made.shape[0]]
+
+        self.layers[0].register_forward_pre_hook(write)
+        self.layers[2].register_forward_hook(read)
+
+
+class SetsScales(Stack):
+    """Sets what layers read before it calls them."""
+
+    class Scaled(Dense):
+        def __init__(self, shared: dict[str, float]) -> None:
+            super().__init__()
+            self.shared = shared
+
+        def forward(self, x: Any) -> Any:
+            return self.dense(x) * self.shared["scale"]
+
+    def __init__(self) -> None:
+        self.shared = {"scale": 1.0}
+        shared = self.shared
+        super().__init__(lambda: self.Scaled(shared))
+        self.shared = shared
+
+    def forward(self, x: Any) -> Any:
+        for number, layer in enumerate(self.layers):
+            self.shared["scale"] = number + 1.0
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("make", [ReadsWhatALayerLeft, LeavesANote, SetsScales])
+def test_what_an_earlier_call_left_is_not_what_the_next_one_reads(make):
+    stack = make().eval()
+    with torch.no_grad():
+        stack(torch.randn(9, 8))
+    assert_exact(*split_module(stack, FLOATS), torch.randn(5, 8))
+
+
+def test_what_a_hook_leaves_on_the_model_is_refused():
+    class Features(Stack):
+        kept: Any = None
+
+        def keep(self, part, given, made):
+            self.kept = made
+
+        def forward(self, x):
+            made = super().forward(x)
+            return made + self.kept.mean(1, keepdim=True)[: x.shape[0]]
+
+    stack = Features(Layer).eval()
+    stack.layers[1].register_forward_hook(stack.keep)
+    with torch.no_grad():
+        stack(torch.randn(9, 8))
+    with pytest.raises(CannotSplit, match='it changes its "kept" as it runs'):
+        split_module(stack, FLOATS)
+
+
+def test_hooks_that_do_nothing_leave_a_layer_as_it_is():
+    seen: list[Any] = []
+
+    def collect(part, given, made):
+        if seen:  # switched on by what is there
+            seen.append(made)
+
+    stack = Stack(Layer)
+    stack.layers[1].register_forward_hook(collect)
+    _, chain = split_module(stack, FLOATS)
+    assert len(chain.layers()) == 3
+
+
 def test_what_a_layer_sets_up_in_its_first_call_is_no_state():
     class SetsUp(Dense):
         ready = False
