@@ -3,6 +3,7 @@
 import sys
 import textwrap
 
+import cloudpickle
 import dask
 import dask.dataframe as dd
 import numpy as np
@@ -339,3 +340,23 @@ def test_classes_of_errors_and_enumerations_keep_their_methods(cell, main, base)
     """)
     get = main["Kind"].get
     assert read(main["Kind"]) is main["Kind"] and main["Kind"].get is get
+
+
+def test_classes_that_nobody_wrote_to_are_not_hashed_again(cell, main, monkeypatch):
+    cell("class Value:\n    size = 1\n    def get(self): return self.size")
+    data = pickling.to_bytes(main["Value"], pickling.dry_run(main["Value"]))
+    state = cloudpickle.dumps(main["Value"])
+    main["Value"].size = 2  # so that it is built anew
+    with user_classes.sharing() as shared:
+        kind = pickling.from_bytes(data)
+    hashed = []
+    key_of = user_classes.known_key
+    monkeypatch.setattr(
+        user_classes, "known_key", lambda c: hashed.append(c) or key_of(c)
+    )
+    assert not shared.changed() and not hashed
+    assert cloudpickle.loads(state) is kind  # a row of another task's: it is equal
+    assert not shared.changed() and hashed == [kind]
+    assert not shared.changed() and hashed == [kind]
+    kind.size = 3
+    assert shared.changed()

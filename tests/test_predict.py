@@ -824,3 +824,13 @@ def test_a_given_batch_size_that_did_not_fit_is_remembered(ddf):  # DI-09
     calls = pred["prediction"].compute().max()
     # 8 rows once, then 13, 13, 12 and 12 rows by fours: every size is tried once.
     assert calls <= 1 + 4 * 4
+
+
+@pytest.mark.parametrize("keep", [True, False, ["a"]])
+def test_the_name_of_the_columns_stays(keep):
+    pdf = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    pdf.columns.name = "feature"
+    ddf = dd.from_pandas(pdf, npartitions=2)
+    pred = ddf.infer.predict(lambda x: x.sum(1), meta="float64", keep=keep)
+    for each in (pred, pred[["prediction"]]):
+        assert each.compute(scheduler="sync").columns.name == "feature"

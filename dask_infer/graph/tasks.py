@@ -103,7 +103,9 @@ def _result(
     outputs = {name: predicted[name] for name in emit if name in predicted}
     objects = {name for name, values in outputs.items() if _is_object(values)}
     if not kept and not objects:
-        return pd.DataFrame(outputs, index=frame.index, copy=False)
+        result = pd.DataFrame(outputs, index=frame.index, copy=False)
+        result.columns.name = frame.columns.name
+        return result
     # Selecting columns takes longer than all the rest: only where it must be.
     whole = kept == list(frame.columns)
     result = (frame if whole else frame[kept]).copy(deep=False)

@@ -24,7 +24,6 @@ from typing import Literal
 
 from dask.utils import format_bytes
 
-from dask_infer import config
 from dask_infer.device.allocator import give_back_freed_blocks
 from dask_infer.device.device import Device, use_cpu_threads
 from dask_infer.device.out_of_memory import is_out_of_memory
@@ -38,6 +37,7 @@ from dask_infer.model.runtime.load_model import load, resident_bytes
 from dask_infer.model.runtime.loaded_model import LoadedModel
 from dask_infer.model.runtime.stage_model import load_part, part_bytes
 from dask_infer.replica.measured import observe_load
+from dask_infer.replica.models_limit import models_limit, raise_limit
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place
 from dask_infer.spec import ModelSpec, StageLayers
@@ -287,7 +287,7 @@ class ReplicaCache:
             raise ModelLoadError(
                 f'model "{newcomer.spec.name}" needs {format_bytes(nbytes)}, '
                 f"more than the {format_bytes(int(limit))} that models may take on "
-                f"{_limited(newcomer.device, place)}, or pass "
+                f"{raise_limit(newcomer.device, place)}, or pass "
                 'dtype="bfloat16"'
             )
         while True:
@@ -324,25 +324,6 @@ class ReplicaCache:
         self._replicas.pop(replica.key, None)
         self._changed.notify_all()
         return replica.leases == 0
-
-
-def models_limit(device: Device, place: Place) -> int | None:
-    """Most bytes of resident models on a device, or None for no limit."""
-    own = device.memory_limit()
-    if own is None:
-        return place.replica_limit()
-    configured = config.get_bytes("replica.memory-limit")
-    return own if configured is None else min(own, configured)
-
-
-def _limited(device: Device, place: Place) -> str:
-    """Say whose limit it is, and how to have more."""
-    if device.memory_limit() is None:
-        return (
-            f"worker {place.worker}: raise infer.replica.memory-limit or the worker's "
-            "memory_limit"
-        )
-    return f"{device} of worker {place.worker}: use a device with more memory"
 
 
 def _projected_bytes(replica: Replica) -> int:

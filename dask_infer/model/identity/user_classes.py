@@ -42,6 +42,10 @@ _lock: Any = cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK
 _UNFILLED, _UNSTABLE = "unfilled", "unstable"
 #: Content of the classes that were built here, from pickles.
 _built: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+#: Their attributes when that was found, or was found again.
+_attributes: weakref.WeakKeyDictionary[type, dict[str, Any]] = (
+    weakref.WeakKeyDictionary()
+)
 #: Metaclass and bases of the classes of models among them.
 _parts: weakref.WeakKeyDictionary[type, list[Any]] = weakref.WeakKeyDictionary()
 
@@ -167,6 +171,7 @@ class SharedClasses:
         for cls in self._names:
             if _built.get(cls) == _UNFILLED:
                 _built[cls] = known_key(cls) or _UNSTABLE
+                _attributes[cls] = _references(cls)
 
     def update(self, others: SharedClasses) -> None:
         """Add the classes of another reading."""
@@ -175,7 +180,8 @@ class SharedClasses:
     def changed(self) -> bool:
         """Whether one is no longer as it was read, or the user has another like it."""
         return any(
-            _class_of.get(name) is not cls or not _is_unchanged(cls, name)
+            _class_of.get(name) is not cls
+            or not (_is_untouched(cls) or _is_unchanged(cls, name))
             for cls, name in self._names.items()
             if _built.get(cls) != _UNSTABLE
         )
@@ -244,7 +250,34 @@ def _fill(cls: type, state: Any) -> None:
 
 
 def _is_unchanged(cls: type, name: str) -> bool:
-    if cls in _built:
-        return known_key(cls) == _built[cls]
-    # What another class replaced belongs to others that were replaced.
-    return _is_current(cls, name) and known_key(cls) == name.rpartition("-")[2]
+    if cls not in _built:
+        # What another class replaced belongs to others that were replaced.
+        return _is_current(cls, name) and known_key(cls) == name.rpartition("-")[2]
+    is_same = known_key(cls) == _built[cls]
+    if is_same:
+        _attributes[cls] = _references(cls)
+    return is_same
+
+
+def _is_untouched(cls: type) -> bool:
+    """Whether no pickle was read into a class that was built here.
+
+    The content of one whose methods read large globals takes long to find, and this is
+    asked for each partition.
+    """
+    before, now = _attributes.get(cls, {}), vars(cls)
+    return before.keys() == now.keys() and all(
+        (held() if isinstance(held, weakref.ref) else held) is now[name]
+        for name, held in before.items()
+    )
+
+
+def _references(cls: type) -> dict[str, Any]:
+    return {name: _reference(value) for name, value in vars(cls).items()}
+
+
+def _reference(value: Any) -> Any:
+    try:
+        return weakref.ref(value)  # a method holds its class, which is to be let go
+    except TypeError:
+        return value

@@ -23,7 +23,6 @@ from dask_infer.plan.layouts.remote_layouts import SHARDS
 from dask_infer.plan.layouts.shards import EXCHANGE
 from dask_infer.plan.microbatch_size import fixed_and_per_row
 from dask_infer.plan.units import count, in_bytes, in_seconds
-from dask_infer.replica.cache import models_limit
 from dask_infer.replica.measured import (
     chain_key,
     load_key,
@@ -31,6 +30,7 @@ from dask_infer.replica.measured import (
     rows_key,
     sharded,
 )
+from dask_infer.replica.models_limit import models_limit
 from dask_infer.replica.worker_place import current_place, partitions_at_once
 from dask_infer.spec import AutoSpec
 

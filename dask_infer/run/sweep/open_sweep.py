@@ -23,7 +23,8 @@ from dask_infer.plan.layouts.sweep_groups import (
     plan_groups,
 )
 from dask_infer.plan.units import count, in_bytes
-from dask_infer.replica.cache import cache, models_limit
+from dask_infer.replica.cache import cache
+from dask_infer.replica.models_limit import models_limit
 from dask_infer.replica.sizes import Sizes
 from dask_infer.replica.worker_place import Place, current_worker
 from dask_infer.run.sweep.group_loader import GroupLoader
