@@ -360,3 +360,21 @@ def test_classes_that_nobody_wrote_to_are_not_hashed_again(cell, main, monkeypat
     assert not shared.changed() and hashed == [kind]
     kind.size = 3
     assert shared.changed()
+
+
+@SCHEDULERS
+def test_functions_beside_the_model_read_a_class_as_it_was(
+    cell, main, predict, client, scheduler
+):
+    cell("""
+        class Settings:
+            factor = 2
+        def model(x): return x
+        def postprocess(output, frame): return output * Settings.factor
+    """)
+    first = predict(main["model"], postprocess=main["postprocess"])
+    for factor in (3, 2, 5, 3):
+        main["Settings"].factor = factor
+        pred = predict(main["model"], postprocess=main["postprocess"])
+        assert pred.compute(scheduler=scheduler).iloc[0] == factor
+        assert first.compute(scheduler=scheduler).iloc[0] == 2

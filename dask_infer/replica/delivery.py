@@ -105,7 +105,7 @@ def _not_found(key: str) -> ModelLoadError:
 
 
 class _Delivery:
-    """One entry on its way to this host: rounds of attempts, while any part comes."""
+    """One entry that this host receives: rounds of attempts, while any part comes."""
 
     def __init__(self, worker: Worker, key: str, target: Path) -> None:
         self.worker, self.key, self.target = worker, key, target

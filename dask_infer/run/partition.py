@@ -101,12 +101,14 @@ def _open_runner(job: Job, code: UserCode, opened: contextlib.ExitStack) -> Runn
 def read_code(blob: Blob) -> UserCode:
     """Return the user's functions of a job, unpickled once in a process."""
     code, shared = _read_code(blob)
-    return _read_code(blob, again=True)[0] if shared.changed() else code
+    if shared.changed():
+        _read_code.cache_clear()
+        code, _ = _read_code(blob)
+    return code
 
 
 @functools.lru_cache(maxsize=64)
-def _read_code(blob: Blob, again: bool = False) -> tuple[UserCode, SharedClasses]:
-    """Return what was read, and `again` what is read once its classes changed."""
+def _read_code(blob: Blob) -> tuple[UserCode, SharedClasses]:
     with sharing() as shared:
         return read_blob(blob), shared
 

@@ -107,16 +107,28 @@ def learn(
             try:
                 tried = _with_numbers(layer) if has_values else layer
                 with contextlib.nullcontext() if has_values else mode:
-                    runs = [
-                        _run(path, tried, arguments, operands, run, has_values)
-                        for run in range(len(_RUNS))
-                    ]
+                    runs = _runs(path, tried, arguments, operands, has_values)
                 return _signature(runs, operands.known, has_values)
             except (NotExactError, NotOpaqueError):
                 raise
             except Exception:  # its code asks for values, or refuses synthetic ones
                 continue
     raise NotOpaqueError("it fails on synthetic numbers")
+
+
+def _runs(
+    path: str, layer: nn.Module, given: Arguments, operands: Operands, has_values: bool
+) -> list[Signature]:
+    """Return what each run returned."""
+    found = []
+    for run in range(len(_RUNS)):
+        writes = _Writes()
+        found.append(_run(path, layer, given, operands, run, has_values, writes))
+        # Code around layers may read it: hooks that collect activations, in a list of
+        # the model, of its file or of a context. The first run may set up.
+        if run > 0 and writes.is_kept():
+            raise NotOpaqueError("it keeps what it computes where others may read it")
+    return found
 
 
 def _run(
@@ -126,26 +138,9 @@ def _run(
     operands: Operands,
     run: int,
     has_values: bool,
-) -> Signature:
-    """Return what a run returned: of a new tensor its dtype and shape."""
-    writes = _Writes()
-    found = _call(path, layer, arguments, operands, run, has_values, writes)
-    # Code around layers may read it: hooks that collect activations, in a list of the
-    # model, of its file or of a context. The first run may set up.
-    if run > 0 and writes.is_kept():
-        raise NotOpaqueError("it keeps what it computes where others may read it")
-    return found
-
-
-def _call(
-    path: str,
-    layer: nn.Module,
-    arguments: Arguments,
-    operands: Operands,
-    run: int,
-    has_values: bool,
     writes: _Writes,
 ) -> Signature:
+    """Return what a run returned: of a new tensor its dtype and shape."""
     held, before = dict(named_tensors(layer)), described(layer)
     make: Any = synthetic if has_values else torch.zeros
     with torch._C.DisableTorchFunction(), torch.no_grad():
